@@ -1,0 +1,12 @@
+# Compiler flags that all of our targets share, as the interface library awex_options.
+add_library(awex_options INTERFACE)
+target_compile_options(awex_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-sign-conversion>)
+if(AWEX_WERROR)
+  target_compile_options(awex_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
+endif()
+if(AWEX_SANITIZE)
+  target_compile_options(awex_options INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${AWEX_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>)
+  target_link_options(awex_options INTERFACE -fsanitize=${AWEX_SANITIZE})
+endif()

@@ -1,0 +1,54 @@
+# awex_add_test(NAME <name> SOURCES <files> LIBRARIES <targets> [RANKS <n>...] [GPUS <n>]
+#               [TIMEOUT <seconds>] [MPI_MAIN])
+#
+# Declares one doctest program and its ctest entries. Without RANKS it runs alone; with RANKS it runs
+# once under mpirun for each number of ranks (entry <name>_<n>). GPUS > 0 labels it `gpu` and lets
+# one such test run at a time. Exit code 77 means skipped. MPI_MAIN links the main that initialises
+# MPI and reduces the verdict over the ranks; the plain main fails when no test case ran.
+function(awex_add_test)
+  cmake_parse_arguments(ARG "MPI_MAIN" "NAME;GPUS;TIMEOUT" "SOURCES;LIBRARIES;RANKS" ${ARGN})
+  add_executable(${ARG_NAME} ${ARG_SOURCES})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_LIBRARIES} doctest::doctest awex_options)
+  target_include_directories(${ARG_NAME} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  if(ARG_MPI_MAIN)
+    target_link_libraries(${ARG_NAME} PRIVATE awex_mpi_test_main)
+  else()
+    target_link_libraries(${ARG_NAME} PRIVATE awex_test_main)
+  endif()
+  if(ARG_RANKS)
+    foreach(ranks ${ARG_RANKS})
+      add_test(NAME ${ARG_NAME}_${ranks}
+        COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${ARG_NAME}>)
+      awex_set_test_properties(${ARG_NAME}_${ranks} "${ranks}" "${ARG_GPUS}" "${ARG_TIMEOUT}")
+    endforeach()
+  else()
+    add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
+    awex_set_test_properties(${ARG_NAME} 1 "${ARG_GPUS}" "${ARG_TIMEOUT}")
+  endif()
+endfunction()
+
+# awex_add_script_test(NAME <name> COMMAND <command...> [PROCESSORS <n>] [GPUS <n>] [TIMEOUT <seconds>])
+# Declares a test that is a script, with the same labels, skip code and environment.
+function(awex_add_script_test)
+  cmake_parse_arguments(ARG "" "NAME;PROCESSORS;GPUS;TIMEOUT" "COMMAND" ${ARGN})
+  add_test(NAME ${ARG_NAME} COMMAND ${ARG_COMMAND})
+  if(NOT ARG_PROCESSORS)
+    set(ARG_PROCESSORS 1)
+  endif()
+  awex_set_test_properties(${ARG_NAME} "${ARG_PROCESSORS}" "${ARG_GPUS}" "${ARG_TIMEOUT}")
+endfunction()
+
+function(awex_set_test_properties name processors gpus timeout)
+  if(NOT timeout)
+    set(timeout 120)
+  endif()
+  if(processors GREATER 2)
+    set(processors 2) # ranks are oversubscribed; more would only serialise the suite
+  endif()
+  set_tests_properties(${name} PROPERTIES
+    PROCESSORS ${processors} TIMEOUT ${timeout} SKIP_RETURN_CODE 77
+    ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1")
+  if(gpus)
+    set_tests_properties(${name} PROPERTIES LABELS gpu RESOURCE_LOCK gpu)
+  endif()
+endfunction()

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <sched.h>
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <thread>
+
+#include "base/error.hpp"
+#include "base/units.hpp"
+
+namespace awex {
+
+/// A moment on the monotonic clock after which waiting is an error.
+class Deadline {
+ public:
+  explicit Deadline(Seconds from_now)
+      : allowed_(from_now),
+        end_(Clock::now() + std::chrono::duration_cast<Clock::duration>(from_now)) {}
+
+  [[nodiscard]] bool expired() const { return Clock::now() >= end_; }
+  /// The time that was allowed when the deadline was made, for messages.
+  [[nodiscard]] Seconds allowed() const { return allowed_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Seconds allowed_;
+  Clock::time_point end_;
+};
+
+/// Measures elapsed wall time from its making.
+class Stopwatch {
+ public:
+  [[nodiscard]] double seconds() const { return Seconds(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start_ = Clock::now();
+};
+
+/// What every wait loop asks while it waits: `poll` may throw, when a peer died, another rank
+/// failed, or this process was told to end.
+class WaitMonitor {
+ public:
+  WaitMonitor() = default;
+  WaitMonitor(const WaitMonitor&) = delete;
+  WaitMonitor& operator=(const WaitMonitor&) = delete;
+  WaitMonitor(WaitMonitor&&) = delete;
+  WaitMonitor& operator=(WaitMonitor&&) = delete;
+  virtual ~WaitMonitor() = default;
+  virtual void poll() = 0;
+};
+
+/// A monitor for single processes, which have nobody to watch.
+class NoMonitor final : public WaitMonitor {
+ public:
+  void poll() override {}
+};
+
+/// Gives the processor to others, the longer the wait the longer: ranks may share cores.
+inline void pause_in_wait(uint64_t spins) {
+  if (spins < 2000) {
+    ::sched_yield();
+  } else {
+    std::this_thread::sleep_for(std::chrono::microseconds(spins < 20000 ? 20 : 200));
+  }
+}
+
+/// Returns when `done()` is true. Throws what `done` or the monitor throw, and Error(kDeadline)
+/// "<what> is not done after <time>" when the deadline passes.
+template <class Predicate>
+void wait_until(Predicate done, const std::string& what, const Deadline& deadline,
+                WaitMonitor& monitor) {
+  for (uint64_t spins = 0; !done(); ++spins) {
+    monitor.poll();
+    if (deadline.expired()) {
+      throw Error(ExitCode::kDeadline, fmt::format("{} is not done after {}", what,
+                                                   format_seconds(deadline.allowed().count())));
+    }
+    pause_in_wait(spins);
+  }
+}
+
+}  // namespace awex

@@ -1,0 +1,119 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <cstring>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "base/error.hpp"
+#include "base/wait.hpp"
+#include "memory/device.hpp"
+
+namespace awex {
+
+enum class Role : uint8_t { kTrainer, kInference };
+
+/// "trainer" or "inference".
+[[nodiscard]] const char* role_name(Role role);
+
+/// A rank as all others know it.
+struct Peer {
+  int rank = 0;
+  Role role = Role::kTrainer;
+  uint32_t role_rank = 0;  ///< Position among the ranks of its role, by rank.
+  int pid = 0;
+  std::string host;
+  DeviceIdentity device;
+
+  /// "rank 3 (inference, host a, gpu 1)".
+  [[nodiscard]] std::string describe() const;
+};
+
+/// The MPI world of a job, made for never hanging: every wait has a deadline, watches the processes
+/// of this host and listens for other ranks' failures. Only the thread that made it may call it.
+///
+/// A failure that every rank finds at the same point (a wrong request, a digest mismatch) is agreed
+/// on with `agree` and unwinds everywhere alike. A failure on one rank in the midst of its work is
+/// told to all with `announce_failure`; their waits then throw that failure as well.
+class Job final : public WaitMonitor {
+ public:
+  /// Initialises MPI (thread level funneled, errors returned) and learns the ranks of this node.
+  /// `timeout` bounds each wait. Collective.
+  Job(int* argc, char*** argv, Seconds timeout);
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+  Job(Job&&) = delete;
+  Job& operator=(Job&&) = delete;
+  /// Does not communicate: call `finish` before.
+  ~Job() override;
+
+  [[nodiscard]] int rank() const;
+  [[nodiscard]] int size() const;
+  /// Rank and size among this node's ranks.
+  [[nodiscard]] int node_rank() const;
+  [[nodiscard]] int node_size() const;
+  [[nodiscard]] int nodes() const;
+  [[nodiscard]] const std::string& host() const;
+  /// A fresh deadline of the job's timeout.
+  [[nodiscard]] Deadline deadline() const;
+  /// Seconds since the common start (the last `synchronise_clocks`).
+  [[nodiscard]] double now() const;
+  /// Sets the common start on all ranks. Collective.
+  void synchronise_clocks();
+
+  /// Tells who is who; waits then name ranks with role, host and gpu, and watch this host's pids.
+  void set_peers(std::vector<Peer> peers);
+  [[nodiscard]] const std::vector<Peer>& peers() const;
+  /// This rank's context for an error.
+  [[nodiscard]] ErrorContext context() const;
+
+  /// Names what the job does now, for errors of waits ("transfer").
+  void set_phase(std::string phase);
+  [[nodiscard]] const std::string& phase() const;
+
+  /// Everyone reports success (null) or failure; all get the first cause. Throws that failure on
+  /// every rank, with the context of the rank where it happened. Collective. Rank 0 names the
+  /// ranks that did not come before the deadline.
+  void agree(const Error* mine);
+
+  /// Tells every rank of this rank's failure; does not wait. Never throws.
+  void announce_failure(const Error& error) noexcept;
+
+  /// Throws the failure that another rank announced, Error(kPeerLost) when a process of this host
+  /// is gone, and Error(kRuntime) when this process was told to end (SIGTERM, SIGINT). Cheap.
+  void poll() override;
+
+  /// Collectives with the job's deadline. `send` has the same size on every rank; results are in
+  /// rank order.
+  [[nodiscard]] std::vector<std::byte> all_gather(std::span<const std::byte> send,
+                                                  const std::string& what);
+  void all_reduce_sum(std::span<uint64_t> values, const std::string& what);
+
+  /// One value of a trivially copyable type from every rank.
+  template <class T>
+  [[nodiscard]] std::vector<T> all_gather_value(const T& value, const std::string& what) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    const auto bytes = all_gather(std::as_bytes(std::span(&value, 1)), what);
+    std::vector<T> values(static_cast<size_t>(size()));
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+    return values;
+  }
+
+  /// Whether the failure was agreed on (every rank threw it), so that the job can end in order.
+  [[nodiscard]] bool failure_is_agreed() const;
+
+  /// Ends the job in order: finalises MPI. All ranks must come. Collective.
+  void finish();
+  /// Ends the whole job at once with an exit code (MPI_Abort). Does not return.
+  [[noreturn]] void abort(ExitCode code);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace awex

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "layout/box.hpp"
+#include "model/catalogue.hpp"
+
+namespace awex {
+
+/// One block of rows of an engine's parameter: a box of a canonical tensor, and where it lies in the
+/// rank's weights region. Columns of a row are contiguous; rows are `row_stride` elements apart.
+struct Shard {
+  uint32_t tensor = 0;     ///< Index in the catalogue.
+  uint32_t parameter = 0;  ///< Index in RankLayout::parameters.
+  uint32_t replica = 0;    ///< Shards of a tensor with the same replica cover it exactly once.
+  Box box;
+  uint64_t offset_bytes = 0;  ///< Of the box's first element, from the region's start.
+  uint64_t row_stride = 0;    ///< Elements.
+};
+
+/// A tensor as the engine itself names and shapes it, in the rank's weights region.
+struct Parameter {
+  std::string name;
+  DType dtype = DType::kBf16;
+  uint64_t rows = 0;
+  uint64_t cols = 0;
+  uint64_t offset_bytes = 0;
+
+  [[nodiscard]] uint64_t elements() const { return rows * cols; }
+  [[nodiscard]] uint64_t bytes() const { return elements() * element_bytes(dtype); }
+};
+
+/// Bytes of the weights region that no canonical element fills (vocabulary padding, alignment).
+struct Gap {
+  uint64_t offset_bytes = 0;
+  uint64_t bytes = 0;
+};
+
+/// All that one rank of an engine holds.
+struct RankLayout {
+  std::vector<Parameter> parameters;
+  std::vector<Shard> shards;
+  uint64_t bytes = 0;  ///< Of the whole region; a multiple of kParameterAlignment.
+
+  /// What the shards leave uncovered, in order. Engines keep zeros there.
+  [[nodiscard]] std::vector<Gap> gaps(const Catalogue& catalogue) const;
+};
+
+/// Where each parameter of a region begins: a multiple of this many bytes.
+inline constexpr uint64_t kParameterAlignment = 256;
+
+/// How an engine spreads a model over its ranks. Pure: no MPI, no device; the same on every rank.
+class Layout {
+ public:
+  Layout() = default;
+  Layout(const Layout&) = delete;
+  Layout& operator=(const Layout&) = delete;
+  Layout(Layout&&) = delete;
+  Layout& operator=(Layout&&) = delete;
+  virtual ~Layout() = default;
+
+  /// "megatron:tp=2": the spec that made this layout, with its defaults written out.
+  [[nodiscard]] virtual std::string describe() const = 0;
+  /// Ranks of the whole role (the engine's own world times its replicas).
+  [[nodiscard]] virtual uint32_t ranks() const = 0;
+  /// What rank `rank` of the role holds.
+  [[nodiscard]] virtual RankLayout rank_layout(uint32_t rank) const = 0;
+};
+
+}  // namespace awex

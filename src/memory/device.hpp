@@ -1,0 +1,173 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.hpp"
+#include "base/wait.hpp"
+
+namespace awex {
+
+enum class BackendKind : uint8_t { kHost, kCuda };
+
+/// "host" or "cuda".
+[[nodiscard]] const char* backend_name(BackendKind kind);
+
+/// What identifies a device over processes: its UUID, never its index.
+struct DeviceIdentity {
+  std::array<uint8_t, 16> uuid{};
+  int index = 0;     ///< In this process, for messages.
+  std::string name;  ///< "NVIDIA H100 80GB HBM3", "host memory".
+};
+
+struct DeviceMemory {
+  uint64_t free_bytes = 0;
+  uint64_t total_bytes = 0;
+};
+
+/// A range of device addresses that never changes, backed chunk by chunk with physical memory that
+/// comes and goes. The last chunk may be used in part; physical memory is taken in whole chunks.
+/// Owns addresses and memory. Not thread safe.
+class DeviceRange {
+ public:
+  DeviceRange() = default;
+  DeviceRange(const DeviceRange&) = delete;
+  DeviceRange& operator=(const DeviceRange&) = delete;
+  DeviceRange(DeviceRange&&) = delete;
+  DeviceRange& operator=(DeviceRange&&) = delete;
+  virtual ~DeviceRange() = default;
+
+  [[nodiscard]] virtual std::byte* data() const = 0;       ///< Device address; fixed for life.
+  [[nodiscard]] virtual uint64_t bytes() const = 0;        ///< As asked for.
+  [[nodiscard]] virtual uint64_t chunk_bytes() const = 0;  ///< Granularity of take and release.
+  [[nodiscard]] uint64_t chunks() const { return (bytes() + chunk_bytes() - 1) / chunk_bytes(); }
+  /// Bytes of chunk `chunk` that are in use (all but the last chunk are full).
+  [[nodiscard]] uint64_t chunk_used_bytes(uint64_t chunk) const {
+    const uint64_t begin = chunk * chunk_bytes();
+    return bytes() - begin < chunk_bytes() ? bytes() - begin : chunk_bytes();
+  }
+
+  /// Backs a chunk with physical memory, of undefined content on cuda, and makes it accessible.
+  virtual void take_chunk(uint64_t chunk) = 0;
+  /// Gives a chunk's physical memory back. No device work on it may be in flight.
+  virtual void release_chunk(uint64_t chunk) = 0;
+  /// Physical bytes held now.
+  [[nodiscard]] virtual uint64_t held_bytes() const = 0;
+
+  /// One descriptor a chunk that another process can map; every chunk must be backed. They stay
+  /// valid until the chunk is released; the range owns them.
+  [[nodiscard]] virtual std::vector<int> export_fds() = 0;
+};
+
+/// Another process's range, mapped here, read-only by agreement. The address is reserved once and is
+/// the same each time it is mapped. While it is mapped the exporter's released memory stays taken.
+class ImportedRange {
+ public:
+  ImportedRange() = default;
+  ImportedRange(const ImportedRange&) = delete;
+  ImportedRange& operator=(const ImportedRange&) = delete;
+  ImportedRange(ImportedRange&&) = delete;
+  ImportedRange& operator=(ImportedRange&&) = delete;
+  virtual ~ImportedRange() = default;
+
+  [[nodiscard]] virtual const std::byte* data() const = 0;
+  /// Maps the exporter's chunks, one descriptor each; the descriptors are closed on return.
+  virtual void map(std::vector<UniqueFd> fds) = 0;
+  /// Unmaps all chunks. No device work on them may be in flight. Does nothing when not mapped.
+  virtual void unmap() = 0;
+};
+
+/// Host memory that the device copies from and to at the link's full speed (pinned on cuda). A copy
+/// must not span two of them. Freed on destruction.
+class HostBlock {
+ public:
+  HostBlock() = default;
+  HostBlock(const HostBlock&) = delete;
+  HostBlock& operator=(const HostBlock&) = delete;
+  HostBlock(HostBlock&&) = delete;
+  HostBlock& operator=(HostBlock&&) = delete;
+  virtual ~HostBlock() = default;
+
+  [[nodiscard]] virtual std::span<std::byte> bytes() const = 0;
+};
+
+/// A point in a queue's work, to wait for. Numbers grow by one with every mark of that queue.
+using Mark = uint64_t;
+
+/// Copies in order on one device (a CUDA stream). The host backend has done the work when a call
+/// returns. Callers keep memory alive and backed until they have waited for it.
+class CopyQueue {
+ public:
+  CopyQueue() = default;
+  CopyQueue(const CopyQueue&) = delete;
+  CopyQueue& operator=(const CopyQueue&) = delete;
+  CopyQueue(CopyQueue&&) = delete;
+  CopyQueue& operator=(CopyQueue&&) = delete;
+  virtual ~CopyQueue() = default;
+
+  /// Copies between any two addresses, host (in a HostBlock) or device, asynchronously on cuda.
+  virtual void copy(std::byte* to, const std::byte* from, uint64_t bytes) = 0;
+  virtual void fill_zero(std::byte* device, uint64_t bytes) = 0;
+  /// Marks the work queued so far.
+  virtual Mark mark() = 0;
+  /// Returns when the work before `mark` is done. Polls; throws Error(kDeadline) that says
+  /// "<what>" when the deadline passes, and whatever `monitor` throws.
+  virtual void wait(Mark mark, const std::string& what, const Deadline& deadline,
+                    WaitMonitor& monitor) = 0;
+  /// Waits for all work queued so far.
+  void finish(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) {
+    wait(mark(), what, deadline, monitor);
+  }
+};
+
+/// One GPU (or its stand-in in host memory) as one rank uses it. Every object it makes must be
+/// destroyed before it. Calls throw Error(kRuntime) with the call, the symbol and the number.
+class Device {
+ public:
+  Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  Device(Device&&) = delete;
+  Device& operator=(Device&&) = delete;
+  virtual ~Device() = default;
+
+  [[nodiscard]] virtual BackendKind kind() const = 0;
+  [[nodiscard]] virtual const DeviceIdentity& identity() const = 0;
+
+  /// Reserves addresses for `bytes` (> 0) and takes no physical memory yet. `name` is for messages.
+  [[nodiscard]] virtual std::unique_ptr<DeviceRange> reserve(const std::string& name,
+                                                             uint64_t bytes) = 0;
+  /// Reserves addresses to map an exporter's range of `bytes` in chunks of `chunk_bytes`.
+  [[nodiscard]] virtual std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
+                                                                      uint64_t bytes,
+                                                                      uint64_t chunk_bytes) = 0;
+  [[nodiscard]] virtual std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) = 0;
+  [[nodiscard]] virtual std::unique_ptr<CopyQueue> make_queue() = 0;
+
+  /// Free and total memory of the device as the driver tells it (for `host`: as the kernel counts
+  /// the pages that this process's ranges really hold, against no total). Nullopt: cannot be known.
+  [[nodiscard]] virtual DeviceMemory memory() const = 0;
+};
+
+/// Ranges never have more chunks than this, so that their handles fit a fixed-size record.
+inline constexpr uint64_t kMaxChunks = 256;
+
+/// The chunk size for a range: 64 MiB, or more, in steps of 2 MiB, so that kMaxChunks suffice.
+[[nodiscard]] uint64_t chunk_bytes_for(uint64_t bytes);
+
+/// Host memory standing in for device number `index` of this node; `pool_threads` copy threads.
+[[nodiscard]] std::unique_ptr<Device> make_host_device(int index, size_t pool_threads);
+
+/// CUDA devices that this process can use; 0 without a driver, a GPU or CUDA in the build.
+[[nodiscard]] int cuda_device_count();
+/// Whether this binary was built with CUDA.
+[[nodiscard]] bool built_with_cuda();
+/// Opens CUDA device `index` (VMM and POSIX file descriptor handles are checked for).
+[[nodiscard]] std::unique_ptr<Device> make_cuda_device(int index, size_t pool_threads);
+
+}  // namespace awex

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "model/config.hpp"
+#include "model/dtype.hpp"
+
+namespace awex {
+
+/// A canonical tensor: Hugging Face name and shape. Every tensor is a matrix of rows x cols; a
+/// vector of n elements is n rows of one column, so that dimension 0 is always `rows`.
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::kBf16;
+  uint64_t rows = 0;
+  uint64_t cols = 0;
+  bool is_vector = false;  ///< Its shape in files is [rows], not [rows, cols].
+
+  [[nodiscard]] uint64_t elements() const { return rows * cols; }
+  [[nodiscard]] uint64_t bytes() const { return elements() * element_bytes(dtype); }
+};
+
+/// All canonical tensors of a model, in the order embedding, layers, final norm, lm_head. A tensor's
+/// index in `tensors()` is its identity throughout the product.
+class Catalogue {
+ public:
+  Catalogue(std::string model_name, ModelConfig config, std::vector<TensorInfo> tensors);
+
+  [[nodiscard]] const std::string& model_name() const { return model_name_; }
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  [[nodiscard]] uint64_t elements() const { return elements_; }
+  [[nodiscard]] uint64_t bytes() const { return bytes_; }
+  [[nodiscard]] std::optional<uint32_t> find(std::string_view name) const;
+  /// The index of a tensor that must exist; throws a request error that names it otherwise.
+  [[nodiscard]] uint32_t index_of(std::string_view name) const;
+  /// 64-bit hash of model name-independent content: every tensor's name, dtype and shape.
+  [[nodiscard]] uint64_t fingerprint() const;
+
+ private:
+  std::string model_name_;
+  ModelConfig config_;
+  std::vector<TensorInfo> tensors_;
+  std::unordered_map<std::string, uint32_t> index_;
+  uint64_t elements_ = 0;
+  uint64_t bytes_ = 0;
+};
+
+/// The canonical tensors of a config (layouts.md section 1). All tensors have config.dtype.
+[[nodiscard]] Catalogue make_catalogue(std::string model_name, const ModelConfig& config);
+
+}  // namespace awex

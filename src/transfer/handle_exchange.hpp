@@ -1,0 +1,57 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "base/unique_fd.hpp"
+#include "comm/job.hpp"
+#include "memory/device.hpp"
+
+namespace awex {
+
+/// What a trainer rank tells all others of its weights memory. Plain data of a fixed size, the same
+/// on every rank, so that one MPI_Allgather swaps all handles.
+struct HandleRecord {
+  uint32_t protocol = 0;  ///< kHandleProtocol.
+  int32_t rank = 0;
+  int32_t pid = 0;
+  Role role = Role::kTrainer;
+  BackendKind backend = BackendKind::kHost;
+  std::array<char, 64> host{};           ///< Zero-terminated.
+  std::array<uint8_t, 16> device_uuid{};
+  uint64_t fingerprint = 0;  ///< Of model, both layouts and program version.
+  uint64_t bytes = 0;        ///< Of the offered range; 0 where nothing is offered.
+  uint64_t chunk_bytes = 0;
+  uint32_t chunk_count = 0;
+  std::array<int32_t, kMaxChunks> fds{};  ///< Descriptor numbers in the offering process.
+  std::array<char, 64> socket{};          ///< Abstract socket for SCM_RIGHTS; zero-terminated.
+};
+static_assert(std::is_trivially_copyable_v<HandleRecord>);
+
+inline constexpr uint32_t kHandleProtocol = 1;
+
+/// How descriptors travel. kAuto tries pidfd_getfd and falls back to SCM_RIGHTS where the system
+/// forbids it; the others force one way (tests).
+enum class FdTransport : uint8_t { kAuto, kPidfd, kSocket };
+
+/// Descriptors of a trainer's range, opened in this process.
+struct ReceivedRange {
+  uint64_t bytes = 0;
+  uint64_t chunk_bytes = 0;
+  std::vector<UniqueFd> fds;
+};
+
+/// Swaps the handles of all trainers' weights: one all-gather of HandleRecords, then every inference
+/// rank fetches the descriptors of the trainer on its own device. Collective over all ranks.
+///
+/// `offered` is the range a trainer offers (every chunk backed), null on inference ranks.
+/// `partner_rank` is the world rank of the trainer whose range an inference rank wants, and of the
+/// inference rank that will fetch on a trainer. Returns an empty ReceivedRange on trainers.
+/// Throws a request error that names both sides when fingerprints or protocols differ.
+[[nodiscard]] ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank,
+                                         uint64_t fingerprint,
+                                         FdTransport transport = FdTransport::kAuto);
+
+}  // namespace awex

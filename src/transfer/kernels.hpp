@@ -1,0 +1,109 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "base/wait.hpp"
+#include "memory/device.hpp"
+
+namespace awex {
+
+/// Copies `rows` rows of `row_bytes` bytes from `from` to `to`; rows are `from_stride` and `to_stride`
+/// bytes apart. Any alignment; strides are at least row_bytes. Addresses are of the device.
+struct StridedCopy {
+  const std::byte* from = nullptr;
+  std::byte* to = nullptr;
+  uint64_t rows = 0;
+  uint64_t row_bytes = 0;
+  uint64_t from_stride = 0;
+  uint64_t to_stride = 0;
+
+  [[nodiscard]] uint64_t bytes() const { return rows * row_bytes; }
+};
+
+/// The first byte in which two sides of a StridedCopy differ.
+struct Difference {
+  uint64_t copy = 0;  ///< Index in the batch.
+  uint64_t row = 0;
+  uint64_t byte_in_row = 0;
+};
+
+/// A box of a canonical tensor in device memory, to be summed by the formula of model/digest.hpp.
+struct DigestView {
+  const std::byte* data = nullptr;  ///< First element of the box.
+  uint64_t rows = 0;
+  uint64_t cols = 0;             ///< Elements.
+  uint64_t row_stride = 0;       ///< Elements between rows in memory.
+  uint64_t first_index = 0;      ///< Canonical index of the first element.
+  uint64_t canonical_cols = 0;   ///< Canonical index step from one row to the next.
+  uint64_t key = 0;              ///< tensor_key of the tensor.
+  uint32_t element_size = 0;     ///< 1, 2 or 4 bytes; data is aligned to it.
+  uint32_t slot = 0;             ///< Which sum this view adds to.
+};
+
+/// A batch of copies whose descriptors lie ready on the device. Addresses never change, so a batch is
+/// prepared once and run every version. `copy` and `compare` read the same descriptors.
+class CopyBatch {
+ public:
+  CopyBatch() = default;
+  CopyBatch(const CopyBatch&) = delete;
+  CopyBatch& operator=(const CopyBatch&) = delete;
+  CopyBatch(CopyBatch&&) = delete;
+  CopyBatch& operator=(CopyBatch&&) = delete;
+  virtual ~CopyBatch() = default;
+
+  /// Queues all copies on the kernels' stream. The sources and targets of a batch do not overlap.
+  virtual void copy() = 0;
+  /// Queues a comparison of both sides; `difference` tells what it found.
+  virtual void compare() = 0;
+  /// After `compare` and Kernels::wait: the first difference in batch, row, byte order.
+  [[nodiscard]] virtual std::optional<Difference> difference() const = 0;
+};
+
+/// A batch of digest views with one sum for each of its slots.
+class DigestBatch {
+ public:
+  DigestBatch() = default;
+  DigestBatch(const DigestBatch&) = delete;
+  DigestBatch& operator=(const DigestBatch&) = delete;
+  DigestBatch(DigestBatch&&) = delete;
+  DigestBatch& operator=(DigestBatch&&) = delete;
+  virtual ~DigestBatch() = default;
+
+  /// Queues the summing of all views, from zero.
+  virtual void run() = 0;
+  /// After `run` and Kernels::wait: one sum a slot.
+  [[nodiscard]] virtual std::span<const uint64_t> sums() const = 0;
+};
+
+/// The transfer's work on a device's own memory, in order on one stream. Made by make_kernels; must
+/// outlive its batches and be destroyed before its device.
+class Kernels {
+ public:
+  Kernels() = default;
+  Kernels(const Kernels&) = delete;
+  Kernels& operator=(const Kernels&) = delete;
+  Kernels(Kernels&&) = delete;
+  Kernels& operator=(Kernels&&) = delete;
+  virtual ~Kernels() = default;
+
+  [[nodiscard]] virtual std::unique_ptr<CopyBatch> prepare_copies(
+      std::span<const StridedCopy> copies) = 0;
+  [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_digests(
+      std::span<const DigestView> views, uint32_t slots) = 0;
+
+  /// The stream's native handle (cudaStream_t) for a remote exchange; null on host.
+  [[nodiscard]] virtual void* stream() const = 0;
+
+  /// Returns when all queued work is done. Polls; throws Error(kDeadline) naming `what`, what the
+  /// monitor throws, and device errors.
+  virtual void wait(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) = 0;
+};
+
+/// Kernels for a device, on its backend; `host_threads` work on the host backend.
+[[nodiscard]] std::unique_ptr<Kernels> make_kernels(Device& device, size_t host_threads);
+
+}  // namespace awex
