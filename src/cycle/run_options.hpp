@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "base/units.hpp"
+#include "comm/job.hpp"
+#include "memory/device.hpp"
+
+namespace awex {
+
+/// The commands that run under mpirun.
+enum class Command : uint8_t { kUpdate, kOffload, kTransfer, kResume };
+
+/// "update", "offload", "transfer" or "resume".
+[[nodiscard]] constexpr const char* command_name(Command command) {
+  switch (command) {
+    case Command::kUpdate:
+      return "update";
+    case Command::kOffload:
+      return "offload";
+    case Command::kTransfer:
+      return "transfer";
+    case Command::kResume:
+      return "resume";
+  }
+  return "";
+}
+
+/// How a transfer is proven.
+enum class Verify : uint8_t {
+  kDigest,  ///< Digests of what the trainer holds against what inference holds.
+  kFull,    ///< As kDigest, and every local byte is compared with its source.
+  kOff,
+};
+
+/// What a user asks of `update`, `offload`, `transfer` or `resume`; the same on every rank but for
+/// `role`. Plain data: checked for form by the command line, for sense by the cycle.
+struct RunOptions {
+  std::string model;                      ///< "DIR" or "preset:NAME".
+  std::optional<uint64_t> layers;         ///< Keep the first N layers; at least 1.
+  std::string trainer = "megatron:tp=1";  ///< Layout spec.
+  std::string inference = "sglang:tp=1";  ///< Layout spec.
+  std::optional<Role> role;            ///< This rank's role; by position in the node when absent.
+  std::optional<BackendKind> backend;  ///< Absent: cuda where there is a GPU, host otherwise.
+  bool optimizer = true;               ///< Whether the trainer holds AdamW state.
+  uint64_t kv_cache_bytes = 0;         ///< Of each inference rank; 0 for none.
+  uint64_t versions = 1;               ///< At least 1; 1 for all commands but update.
+  Seconds timeout{300};                ///< Of every single wait.
+  Verify verify = Verify::kDigest;
+  bool offload = true;                 ///< False: the cycle without giving memory back.
+  bool share_gpu = false;              ///< Several ranks of a role may be on one GPU.
+  std::optional<uint64_t> gpu_memory;  ///< Budget in bytes per GPU for both roles together.
+  bool measure_limits = true;          ///< Measure the links' limits to compare phases with.
+};
+
+}  // namespace awex
