@@ -88,12 +88,12 @@ struct CallResult;
 
 /// Checks the result of a CUDA, driver or NCCL call. The further arguments are a fmt format and its
 /// values that complete the sentence "cannot …"; they are evaluated only on failure.
-#define AWEX_CHECK(call, ...)                                                         \
-  do {                                                                                \
-    const auto awex_code = (call);                                                    \
-    using AwexResult = ::awex::CallResult<std::remove_cv_t<decltype(awex_code)>>;      \
-    if (!AwexResult::ok(awex_code)) {                                                 \
-      ::awex::throw_failed_call(::fmt::format(__VA_ARGS__), #call,                    \
-                                AwexResult::describe(awex_code));                     \
-    }                                                                                 \
+#define AWEX_CHECK(call, ...)                                                     \
+  do {                                                                            \
+    const auto awex_code = (call);                                                \
+    using AwexResult = ::awex::CallResult<std::remove_cv_t<decltype(awex_code)>>; \
+    if (!AwexResult::ok(awex_code)) {                                             \
+      ::awex::throw_failed_call(::fmt::format(__VA_ARGS__), #call,                \
+                                AwexResult::describe(awex_code));                 \
+    }                                                                             \
   } while (false)

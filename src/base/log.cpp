@@ -64,8 +64,7 @@ void warning(std::string_view text) {
 void error(const Error& error) {
   const auto& context = error.context();
   const auto phase = context.phase.empty() ? "" : fmt::format("in phase {}: ", context.phase);
-  write_line(
-      fmt::format("{} {}{}{}", paint("31", "error:"), origin(context), phase, error.what()));
+  write_line(fmt::format("{} {}{}{}", paint("31", "error:"), origin(context), phase, error.what()));
   if (!error.hint().empty()) write_line(fmt::format("  hint: {}", error.hint()));
 }
 

@@ -44,8 +44,7 @@ constexpr std::array<Unit, 13> kByteUnits{{{"", 1},
                                            {"TiB", 0x1p40},
                                            {"TB", 1e12}}};
 
-constexpr std::array<Unit, 5> kTimeUnits{
-    {{"", 1}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}}};
+constexpr std::array<Unit, 5> kTimeUnits{{{"", 1}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}}};
 
 template <size_t N>
 std::optional<double> parse(std::string_view text, const std::array<Unit, N>& units) {

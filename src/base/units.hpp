@@ -13,7 +13,8 @@ using Seconds = std::chrono::duration<double>;
 /// unit. Throws a request error that shows the accepted forms.
 [[nodiscard]] uint64_t parse_bytes(std::string_view text);
 
-/// A time from "30s", "500ms", "2m", "1h" or plain seconds. Must be positive; throws a request error.
+/// A time from "30s", "500ms", "2m", "1h" or plain seconds. Must be positive; throws a request
+/// error.
 [[nodiscard]] Seconds parse_duration(std::string_view text);
 
 /// Three significant digits in decimal units: "8.04 GB", "512 B".

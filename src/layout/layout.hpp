@@ -10,8 +10,9 @@
 
 namespace awex {
 
-/// One block of rows of an engine's parameter: a box of a canonical tensor, and where it lies in the
-/// rank's weights region. Columns of a row are contiguous; rows are `row_stride` elements apart.
+/// One block of rows of an engine's parameter: a box of a canonical tensor, and where it lies in
+/// the rank's weights region. Columns of a row are contiguous; rows are `row_stride` elements
+/// apart.
 struct Shard {
   uint32_t tensor = 0;     ///< Index in the catalogue.
   uint32_t parameter = 0;  ///< Index in RankLayout::parameters.

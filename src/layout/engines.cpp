@@ -1,0 +1,43 @@
+#include "layout/engines.hpp"
+
+#include "base/error.hpp"
+#include "base/nearest.hpp"
+#include "layout/hf.hpp"
+#include "layout/megatron.hpp"
+#include "layout/sglang.hpp"
+#include "layout/spec.hpp"
+
+namespace awex {
+namespace {
+
+using Maker = std::unique_ptr<Layout> (*)(const EngineSpec&, const Catalogue&, uint32_t);
+
+std::unique_ptr<Layout> make_layout(const char* role, const std::map<std::string, Maker>& engines,
+                                    std::string_view text, const Catalogue& catalogue,
+                                    uint32_t ranks) {
+  const EngineSpec spec(text);
+  const auto found = engines.find(spec.engine());
+  if (found == engines.end()) {
+    std::vector<std::string> names;
+    for (const auto& [name, maker] : engines) names.push_back(name);
+    throw request_error(fmt::format("\"{}\" is not a {} engine", spec.engine(), role),
+                        suggestion(spec.engine(), names));
+  }
+  return found->second(spec, catalogue, ranks);
+}
+
+}  // namespace
+
+std::unique_ptr<Layout> make_trainer_layout(std::string_view spec, const Catalogue& catalogue,
+                                            uint32_t ranks) {
+  return make_layout("trainer", {{"hf", make_hf_layout}, {"megatron", make_megatron_layout}}, spec,
+                     catalogue, ranks);
+}
+
+std::unique_ptr<Layout> make_inference_layout(std::string_view spec, const Catalogue& catalogue,
+                                              uint32_t ranks) {
+  return make_layout("inference", {{"hf", make_hf_layout}, {"sglang", make_sglang_layout}}, spec,
+                     catalogue, ranks);
+}
+
+}  // namespace awex

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include "layout/layout.hpp"
+
+namespace awex {
+
+/// The layout of a trainer ("megatron:tp=2", "hf") over `ranks` ranks; what the spec leaves of the
+/// ranks is data parallel. Keeps a reference to the catalogue. Throws a request error when the
+/// engine or an option is unknown, or the model or the ranks do not divide.
+[[nodiscard]] std::unique_ptr<Layout> make_trainer_layout(std::string_view spec,
+                                                          const Catalogue& catalogue,
+                                                          uint32_t ranks);
+
+/// The same for an inference engine ("sglang:tp=2", "hf"); what the spec leaves of the ranks are
+/// further instances of the engine.
+[[nodiscard]] std::unique_ptr<Layout> make_inference_layout(std::string_view spec,
+                                                            const Catalogue& catalogue,
+                                                            uint32_t ranks);
+
+}  // namespace awex
