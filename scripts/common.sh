@@ -1,0 +1,29 @@
+# What the scripts share; sourced by them, from the root of the repository.
+# shellcheck shell=bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() {
+  printf 'error: %s\n' "$1" >&2
+  if (($# > 1)); then printf '  hint: %s\n' "$2" >&2; fi
+  exit 1
+}
+
+step() { printf '\n==> %s\n' "$*" >&2; }
+
+# The toolkit's usual place is often not on PATH.
+if ! command -v nvcc >/dev/null && [[ -x /usr/local/cuda/bin/nvcc ]]; then
+  PATH=$PATH:/usr/local/cuda/bin
+fi
+
+# Open MPI refuses to start as root unless told twice that this is meant.
+if ((EUID == 0)); then
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+
+# How many GPUs the driver offers.
+gpu_count() {
+  local list
+  list=$(nvidia-smi --list-gpus 2>/dev/null) || list=
+  grep -c '^GPU' <<<"$list" || true
+}

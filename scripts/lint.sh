@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# scripts/lint.sh formats the C++ code in place. scripts/lint.sh --check changes nothing and fails on:
+# format, forbidden includes, headers that do not compile alone, clang-tidy, shellcheck, Python syntax.
+source "$(dirname "$0")/common.sh"
+
+# Other versions of these tools format and warn differently.
+format_tool=clang-format-14
+tidy_tool=clang-tidy-14
+
+tracked() { git ls-files --cached --others --exclude-standard -- "$@"; }
+
+formatted_files() { tracked '*.hpp' '*.cpp' '*.cu' '*.cuh' '*.h'; }
+
+check_format() { formatted_files | xargs "$format_tool" --dry-run --Werror; }
+
+# Prints includes in src/FOLDER of the project's own folders other than the allowed ones, and of MPI,
+# CUDA and NCCL. What a folder may include bounds what it sees indirectly, too.
+forbidden_includes() {
+  local folder=$1 allowed=$2
+  grep -rnE '^ *# *include ' "src/$folder" | grep -vE "\"($allowed)/" |
+    grep -E '"[a-z_]+/|[<"](mpi|cuda|nccl|nvml)[a-z_.]*'
+}
+
+check_layers() {
+  local found=0
+  if forbidden_includes base 'base'; then found=1; fi
+  if forbidden_includes model 'base|model'; then found=1; fi
+  if forbidden_includes layout 'base|model|layout'; then found=1; fi
+  if ((found)); then
+    printf 'src/base, src/model and src/layout must not include the above (docs/design.md)\n' >&2
+  fi
+  return "$found"
+}
+
+has_cuda() { command -v nvcc >/dev/null; }
+
+# Headers that cannot be compiled without the CUDA Toolkit.
+needs_cuda() { grep -qE '^#include <(cuda|nccl|nvml)' "$1"; }
+
+compile_alone() {
+  local cuda=()
+  if has_cuda; then cuda=(-isystem "$(dirname "$(command -v nvcc)")/../include"); fi
+  # shellcheck disable=SC2046 # mpicxx prints several words
+  g++ -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion \
+    -Werror -Isrc -Itests $(mpicxx --showme:compile) "${cuda[@]}" -include "$1" -x c++ /dev/null
+}
+
+check_headers() {
+  local header files=()
+  while read -r header; do
+    if has_cuda || ! needs_cuda "$header"; then files+=("$header"); fi
+  done < <(tracked 'src/*.hpp' 'tests/*.hpp')
+  export -f compile_alone has_cuda
+  printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -I{} bash -c 'compile_alone {}'
+}
+
+# The .cpp files of src/ that this machine can build; .cu is beyond clang-tidy 14 under CUDA 13.
+tidied_files() {
+  python3 - <<'EOF'
+import json, os
+for entry in json.load(open("build-tidy/compile_commands.json")):
+    path = os.path.relpath(entry["file"])
+    if path.startswith("src/") and path.endswith(".cpp"):
+        print(path)
+EOF
+}
+
+check_tidy() {
+  local log=build-tidy/configure.log
+  mkdir -p build-tidy
+  cmake --preset tidy >"$log" 2>&1 || { cat "$log"; return 1; }
+  tidied_files | xargs -P "$(nproc)" -n 1 "$tidy_tool" -p build-tidy --quiet 2>build-tidy/tidy.err ||
+    { grep -v 'warnings\? generated' build-tidy/tidy.err; return 1; }
+}
+
+check_shell() { tracked '*.sh' '*.sbatch' .ci/run | xargs shellcheck; }
+
+check_python() {
+  tracked '*.py' | xargs -r python3 -c '
+import sys
+for path in sys.argv[1:]:
+    compile(open(path, encoding="utf-8").read(), path, "exec")'
+}
+
+case "${1:-}" in
+  "") formatted_files | xargs "$format_tool" -i ;;
+  --check)
+    failed=()
+    for check in format layers shell python headers tidy; do
+      step "$check"
+      "check_$check" || failed+=("$check")
+    done
+    if ((${#failed[@]} > 0)); then
+      die "lint failed: ${failed[*]}" "scripts/lint.sh formats; the rest is explained above"
+    fi
+    step "lint: nothing found"
+    ;;
+  *) die "unknown option '$1'" "usage: $0 [--check]" ;;
+esac
