@@ -25,16 +25,28 @@ struct PhaseReport {
   std::string tag;    ///< "weights", "optimizer", "kv_cache"; empty when it is about no memory.
   double start_s = 0;
   double seconds = 0;
-  uint64_t bytes = 0;                        ///< Moved or read by the phase; 0 when it moves none.
-  std::optional<double> limit_bytes_per_s;   ///< The link's limit for this phase, when measured.
-  std::vector<RankPhase> ranks;              ///< For the trace.
+  uint64_t bytes = 0;                       ///< Moved or read by the phase; 0 when it moves none.
+  std::optional<double> limit_bytes_per_s;  ///< Of all links that the phase uses, when measured.
+  std::vector<RankPhase> ranks;             ///< For the trace.
+
+  /// Payload bytes per second; absent for a phase that moves nothing or takes no time.
+  [[nodiscard]] std::optional<double> bytes_per_s() const {
+    if (bytes == 0 || seconds <= 0) return std::nullopt;
+    return static_cast<double>(bytes) / seconds;
+  }
+  /// bytes_per_s against the limit, when both are known.
+  [[nodiscard]] std::optional<double> ratio() const {
+    const auto rate = bytes_per_s();
+    if (!rate || !limit_bytes_per_s || *limit_bytes_per_s <= 0) return std::nullopt;
+    return *rate / *limit_bytes_per_s;
+  }
 };
 
 struct DigestReport {
   uint64_t tensors = 0;
   uint64_t mismatched = 0;
-  uint64_t model = 0;                     ///< The model's digest as inference holds it.
-  std::vector<std::string> mismatches;    ///< Names of wrong tensors, the first few.
+  uint64_t model = 0;                   ///< The model's digest as inference holds it.
+  std::vector<std::string> mismatches;  ///< Names of wrong tensors, the first few.
 };
 
 struct VersionReport {
@@ -48,8 +60,8 @@ struct VersionReport {
 struct MemoryByTag {
   std::string role;
   std::string tag;
-  uint64_t device_peak_bytes = 0;   ///< Highest sum over ranks at the end of a phase.
-  uint64_t host_pinned_bytes = 0;   ///< Sum over ranks at the end.
+  uint64_t device_peak_bytes = 0;  ///< Highest sum over ranks at the end of a phase.
+  uint64_t host_pinned_bytes = 0;  ///< Sum over ranks at the end.
 };
 
 struct MemoryReport {
@@ -75,7 +87,7 @@ struct PlanReport {
 };
 
 struct Limits {
-  std::optional<double> device_to_host;    ///< Bytes/s, one device.
+  std::optional<double> device_to_host;  ///< Bytes/s, one device.
   std::optional<double> host_to_device;
   std::optional<double> device_to_device;
 };
@@ -88,7 +100,7 @@ struct Report {
   std::string model_name;
   uint64_t model_tensors = 0;
   uint64_t model_bytes = 0;
-  std::string trainer;    ///< Layout::describe().
+  std::string trainer;  ///< Layout::describe().
   std::string inference;
   int ranks = 0;
   int gpus = 0;
