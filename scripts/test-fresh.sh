@@ -20,6 +20,7 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Creat
 [[ -n $mirror ]] || mirror=http://deb.debian.org/debian
 
 root=$(mktemp -d)
+chmod 755 "$root" # apt downloads as a user of its own
 cleanup() {
   umount --recursive --lazy "$root"/{proc,sys,dev} 2>/dev/null || true
   # Not a byte outside the fresh root may go, should an unmount have failed.
@@ -34,6 +35,7 @@ debootstrap --variant=minbase --include=ca-certificates bookworm "$root" "$mirro
 rm "$root.log"
 
 if [[ $(. /etc/os-release && echo "${VERSION_CODENAME:-}") == bookworm ]]; then
+  rm -f "$root/etc/apt/sources.list"
   cp -aT /etc/apt "$root/etc/apt"
 fi
 mkdir -p "$root/etc/ssl/certs" "$root/usr/local/share/ca-certificates"
