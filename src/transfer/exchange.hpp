@@ -30,8 +30,8 @@ class Exchange {
   virtual ~Exchange() = default;
 
   /// Does one round: at most one send and one receive a peer, sizes agreed on by both sides before.
-  /// On cuda the round is one NCCL group, ordered with the kernels' stream: it begins after the work
-  /// queued there, and work queued there later begins after it. On host it is done on return.
+  /// On cuda the round is one NCCL group, ordered with the kernels' stream: it begins after the
+  /// work queued there, and work queued there later begins after it. On host it is done on return.
   /// Throws Error(kDeadline) that names the peers still missing, and what the job's poll throws.
   virtual void round(std::span<const Message> sends, std::span<const Message> receives) = 0;
 

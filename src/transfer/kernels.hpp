@@ -11,8 +11,9 @@
 
 namespace awex {
 
-/// Copies `rows` rows of `row_bytes` bytes from `from` to `to`; rows are `from_stride` and `to_stride`
-/// bytes apart. Any alignment; strides are at least row_bytes. Addresses are of the device.
+/// Copies `rows` rows of `row_bytes` bytes from `from` to `to`; rows are `from_stride` and
+/// `to_stride` bytes apart. Any alignment; strides are at least row_bytes. Addresses are of the
+/// device.
 struct StridedCopy {
   const std::byte* from = nullptr;
   std::byte* to = nullptr;
@@ -35,17 +36,17 @@ struct Difference {
 struct DigestView {
   const std::byte* data = nullptr;  ///< First element of the box.
   uint64_t rows = 0;
-  uint64_t cols = 0;             ///< Elements.
-  uint64_t row_stride = 0;       ///< Elements between rows in memory.
-  uint64_t first_index = 0;      ///< Canonical index of the first element.
-  uint64_t canonical_cols = 0;   ///< Canonical index step from one row to the next.
-  uint64_t key = 0;              ///< tensor_key of the tensor.
-  uint32_t element_size = 0;     ///< 1, 2 or 4 bytes; data is aligned to it.
-  uint32_t slot = 0;             ///< Which sum this view adds to.
+  uint64_t cols = 0;            ///< Elements.
+  uint64_t row_stride = 0;      ///< Elements between rows in memory.
+  uint64_t first_index = 0;     ///< Canonical index of the first element.
+  uint64_t canonical_cols = 0;  ///< Canonical index step from one row to the next.
+  uint64_t key = 0;             ///< tensor_key of the tensor.
+  uint32_t element_size = 0;    ///< 1, 2 or 4 bytes; data is aligned to it.
+  uint32_t slot = 0;            ///< Which sum this view adds to.
 };
 
-/// A batch of copies whose descriptors lie ready on the device. Addresses never change, so a batch is
-/// prepared once and run every version. `copy` and `compare` read the same descriptors.
+/// A batch of copies whose descriptors lie ready on the device. Addresses never change, so a batch
+/// is prepared once and run every version. `copy` and `compare` read the same descriptors.
 class CopyBatch {
  public:
   CopyBatch() = default;

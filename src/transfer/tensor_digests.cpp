@@ -1,0 +1,47 @@
+#include "transfer/tensor_digests.hpp"
+
+#include "base/checked.hpp"
+#include "model/digest.hpp"
+
+namespace awex {
+
+std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout& layout,
+                                    const std::byte* base) {
+  const auto& tensors = catalogue.tensors();
+  std::vector<uint64_t> keys;
+  for (const auto& tensor : tensors) keys.push_back(tensor_key(tensor.name));
+  std::vector<DigestView> views;
+  for (const auto& shard : layout.shards) {
+    const TensorInfo& tensor = tensors[shard.tensor];
+    const uint64_t slot = shard.replica == 0 ? shard.tensor : tensors.size() + shard.tensor;
+    views.push_back({.data = base + shard.offset_bytes,
+                     .rows = shard.box.rows.size(),
+                     .cols = shard.box.cols.size(),
+                     .row_stride = shard.row_stride,
+                     .first_index = shard.box.rows.begin * tensor.cols + shard.box.cols.begin,
+                     .canonical_cols = tensor.cols,
+                     .key = keys[shard.tensor],
+                     .element_size = narrow<uint32_t>(element_bytes(tensor.dtype)),
+                     .slot = narrow<uint32_t>(slot)});
+  }
+  return views;
+}
+
+DigestComparison compare_digests(const Catalogue& catalogue, RoleSums trainer,
+                                 const std::vector<uint64_t>& trainer_copies, RoleSums inference,
+                                 const std::vector<uint64_t>& inference_copies) {
+  const auto& tensors = catalogue.tensors();
+  DigestComparison result;
+  for (uint32_t t = 0; t < tensors.size(); ++t) {
+    const uint64_t truth = trainer[t];
+    const uint64_t further = tensors.size() + t;
+    if (inference[t] != truth || inference[further] != truth * (inference_copies[t] - 1)) {
+      result.wrong_tensors.push_back(t);
+    }
+    if (trainer[further] != truth * (trainer_copies[t] - 1)) result.diverged_tensors.push_back(t);
+    result.model += model_digest_term(tensor_key(tensors[t].name), inference[t]);
+  }
+  return result;
+}
+
+}  // namespace awex

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "comm/job.hpp"
+#include "memory/device.hpp"
+#include "transfer/exchange.hpp"
+#include "transfer/kernels.hpp"
+#include "transfer/plan.hpp"
+#include "transfer/rounds.hpp"
+
+namespace awex {
+
+/// Device memory for messages on their way, in each direction.
+inline constexpr uint64_t kStagingBytes = 24ULL << 20;
+
+/// The first element in which inference's bytes differ from the trainer's.
+struct WrongElement {
+  uint32_t tensor = 0;
+  uint64_t index = 0;  ///< In the canonical tensor, row-major.
+};
+
+/// Moves the trainers' weights into one inference rank's memory: pieces of its own device straight
+/// from the trainer's mapped memory, pieces of other devices in rounds through staging memory.
+/// Descriptors and staging are made once; addresses never change. Lives on inference ranks only.
+class WeightTransfer {
+ public:
+  /// `trainer_weights` is the mapped weights region of the trainer on this device and
+  /// `own_weights` this rank's region: addresses that stay, need not be backed yet. Takes
+  /// 2 * kStagingBytes of device memory if there are remote pieces. All referred objects must
+  /// outlive this one.
+  WeightTransfer(const Catalogue& catalogue, const Plan& plan, const Placement& placement,
+                 uint32_t me, const std::byte* trainer_weights, std::byte* own_weights,
+                 Device& device, Kernels& kernels, Exchange& exchange);
+
+  /// Moves every byte and waits for it. All inference ranks must call it; both regions of a device
+  /// must be backed and mapped.
+  void copy(Job& job);
+  /// Brings every byte here once more and compares it with what `copy` wrote. The same conditions.
+  [[nodiscard]] std::optional<WrongElement> compare(Job& job);
+
+  /// Bytes that this rank writes, and of these the bytes from other devices.
+  [[nodiscard]] uint64_t bytes() const { return local_bytes_ + remote_bytes_; }
+  [[nodiscard]] uint64_t remote_bytes() const { return remote_bytes_; }
+  /// Device memory held for staging.
+  [[nodiscard]] uint64_t staging_bytes() const { return staging_ ? staging_->held_bytes() : 0; }
+
+ private:
+  struct ReadyRound {
+    std::vector<Message> sends;
+    std::vector<Message> receives;
+    std::vector<Piece> received;  ///< What `unpack` writes, copy by copy.
+    std::unique_ptr<CopyBatch> pack;
+    std::unique_ptr<CopyBatch> unpack;
+  };
+
+  void prepare_local(const Plan& plan, const Placement& placement, uint32_t me);
+  void prepare_round(const Round& round, uint64_t slot_bytes);
+  /// Packs a round's sends and exchanges them, ordered before later work on the kernels' stream.
+  void exchange_round(ReadyRound& round);
+
+  const Catalogue& catalogue_;
+  const std::byte* trainer_weights_;
+  std::byte* own_weights_;
+  Kernels& kernels_;
+  Exchange& exchange_;
+  std::unique_ptr<DeviceRange> staging_;
+  std::vector<Piece> local_pieces_;
+  std::unique_ptr<CopyBatch> local_;
+  std::vector<ReadyRound> rounds_;
+  uint64_t local_bytes_ = 0;
+  uint64_t remote_bytes_ = 0;
+};
+
+}  // namespace awex
