@@ -45,7 +45,7 @@ class PairStream {
     for (const auto& part : split(piece, slot_bytes_)) {
       const uint64_t bytes = round_up(part.bytes(), kPackAlignment);
       if (messages_.empty() || messages_.back().bytes + bytes > slot_bytes_) {
-        messages_.push_back({.peer = peer_});
+        messages_.push_back({peer_, {}, 0});
       }
       auto& message = messages_.back();
       message.parts.push_back({part, message.bytes});

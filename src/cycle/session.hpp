@@ -1,0 +1,15 @@
+#pragma once
+
+#include "comm/job.hpp"
+#include "cycle/observer.hpp"
+#include "cycle/report.hpp"
+#include "cycle/run_options.hpp"
+
+namespace awex {
+
+/// Runs a command on this rank and returns what happened: complete on rank 0, with the same `error`
+/// on every rank that lives. Never throws an Error. Collective over all ranks of the job.
+[[nodiscard]] Report run_command(Command command, const RunOptions& options, Job& job,
+                                 CycleObserver& observer);
+
+}  // namespace awex
