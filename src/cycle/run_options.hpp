@@ -45,9 +45,9 @@ struct RunOptions {
   std::optional<Role> role;            ///< This rank's role; by position in the node when absent.
   std::optional<BackendKind> backend;  ///< Absent: cuda where there is a GPU, host otherwise.
   bool optimizer = true;               ///< Whether the trainer holds AdamW state.
-  uint64_t kv_cache_bytes = 0;         ///< Of each inference rank; 0 for none.
-  uint64_t versions = 1;               ///< At least 1; 1 for all commands but update.
-  Seconds timeout{300};                ///< Of every single wait.
+  uint64_t kv_cache_bytes = uint64_t{64} << 20;  ///< Of each inference rank; 0 for none.
+  uint64_t versions = 1;                         ///< At least 1; 1 for all commands but update.
+  Seconds timeout{300};                          ///< Of every single wait.
   Verify verify = Verify::kDigest;
   bool offload = true;                 ///< False: the cycle without giving memory back.
   bool share_gpu = false;              ///< Several ranks of a role may be on one GPU.
