@@ -1,0 +1,198 @@
+#include "memory/region.hpp"
+
+#include <optional>
+#include <utility>
+
+#include "base/error.hpp"
+
+namespace awex {
+namespace {
+
+/// Calls `move`; an error from it gets the tag as context.
+template <class Move>
+RegionChange about_tag(Tag tag, const Move& move) {
+  try {
+    return move();
+  } catch (Error& error) {
+    error.context().tag = tag_name(tag);
+    throw;
+  }
+}
+
+/// A chunk on its way to host memory.
+struct InFlight {
+  uint64_t chunk;
+  Mark mark;
+};
+
+}  // namespace
+
+const char* tag_name(Tag tag) {
+  switch (tag) {
+    case Tag::kWeights:
+      return "weights";
+    case Tag::kOptimizer:
+      return "optimizer";
+    case Tag::kKvCache:
+      return "kv_cache";
+  }
+  return "unknown";
+}
+
+const char* state_name(RegionState state) {
+  switch (state) {
+    case RegionState::kDiscarded:
+      return "discarded";
+    case RegionState::kResident:
+      return "resident";
+    case RegionState::kOffloading:
+      return "offloading";
+    case RegionState::kOffloaded:
+      return "offloaded";
+    case RegionState::kResuming:
+      return "resuming";
+  }
+  return "unknown";
+}
+
+Region::Region(Device& device, std::string name, Tag tag, uint64_t bytes)
+    : device_(device), name_(std::move(name)), tag_(tag), range_(device.reserve(name_, bytes)) {
+  chunks_.resize(range_->chunks());
+}
+
+uint64_t Region::host_bytes() const {
+  uint64_t bytes = 0;
+  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) bytes += backup(chunk).size();
+  return bytes;
+}
+
+RegionChange Region::take() {
+  if (state_ == RegionState::kResident) return {};
+  return about_tag(tag_, [&]() -> RegionChange {
+    enter(RegionState::kResident);
+    try {
+      for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) take_chunk(chunk);
+    } catch (...) {
+      state_ = RegionState::kDiscarded;
+      release_all();
+      throw;
+    }
+    return {.changed = true};
+  });
+}
+
+RegionChange Region::discard() {
+  if (state_ == RegionState::kDiscarded) return {};
+  return about_tag(tag_, [&]() -> RegionChange {
+    enter(RegionState::kDiscarded);
+    release_all();
+    return {.changed = true};
+  });
+}
+
+RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
+  if (state_ == RegionState::kOffloaded) return {};
+  return about_tag(tag_, [&] {
+    enter(RegionState::kOffloading);
+    RegionChange change{.changed = true};
+    std::optional<InFlight> behind;
+    const auto settle = [&](const InFlight& copy) {
+      queue.wait(copy.mark,
+                 fmt::format("the offload of \"{}\" (chunk {} of {})", name_, copy.chunk + 1,
+                             chunks_.size()),
+                 deadline, monitor);
+      chunks_[copy.chunk].bytes_in_host = true;
+      release_chunk(copy.chunk);
+    };
+    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+      if (chunks_[chunk].bytes_in_host) {
+        release_chunk(chunk);
+        continue;
+      }
+      // The chunk behind is still being copied, which hides the time to make host memory.
+      ensure_backup(chunk);
+      const auto host = mutable_backup(chunk);
+      queue.copy(host.data(), chunk_data(chunk), host.size());
+      change.moved_bytes += host.size();
+      const auto ahead = std::exchange(behind, InFlight{chunk, queue.mark()});
+      if (ahead) settle(*ahead);
+    }
+    if (behind) settle(*behind);
+    enter(RegionState::kOffloaded);
+    return change;
+  });
+}
+
+RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
+  if (state_ == RegionState::kResident) return {};
+  if (state_ == RegionState::kDiscarded) return take();
+  return about_tag(tag_, [&] {
+    enter(RegionState::kResuming);
+    RegionChange change{.changed = true};
+    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+      if (!chunks_[chunk].bytes_in_host) continue;
+      monitor.poll();
+      take_chunk(chunk);
+      const auto host = backup(chunk);
+      queue.copy(chunk_data(chunk), host.data(), host.size());
+      change.moved_bytes += host.size();
+    }
+    queue.finish(fmt::format("the resume of \"{}\" ({})", name_, format_bytes(bytes())), deadline,
+                 monitor);
+    for (auto& chunk : chunks_) chunk.bytes_in_host = false;
+    enter(RegionState::kResident);
+    return change;
+  });
+}
+
+void Region::prepare_backup() {
+  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) ensure_backup(chunk);
+}
+
+std::span<const std::byte> Region::backup(uint64_t chunk) const {
+  const auto& host = chunks_.at(chunk).host;
+  return host ? host->bytes() : std::span<std::byte>();
+}
+
+std::span<std::byte> Region::mutable_backup(uint64_t chunk) {
+  const auto& host = chunks_.at(chunk).host;
+  return host ? host->bytes() : std::span<std::byte>();
+}
+
+void Region::enter(RegionState to) {
+  if (!is_legal_move(state_, to)) {
+    throw runtime_error(
+        fmt::format("cannot move \"{}\" ({}, {}) from {} to {}", name_, tag_name(tag_),
+                    format_bytes(bytes()), state_name(state_), state_name(to)),
+        "resume what is offloaded before using or discarding it; take what is discarded before "
+        "offloading it");
+  }
+  state_ = to;
+}
+
+void Region::take_chunk(uint64_t chunk) {
+  if (chunks_[chunk].is_taken) return;
+  range_->take_chunk(chunk);
+  chunks_[chunk].is_taken = true;
+}
+
+void Region::release_chunk(uint64_t chunk) {
+  if (!chunks_[chunk].is_taken) return;
+  range_->release_chunk(chunk);
+  chunks_[chunk].is_taken = false;
+}
+
+void Region::release_all() {
+  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) release_chunk(chunk);
+}
+
+void Region::ensure_backup(uint64_t chunk) {
+  auto& host = chunks_[chunk].host;
+  if (!host) host = device_.allocate_host(range_->chunk_used_bytes(chunk));
+}
+
+std::byte* Region::chunk_data(uint64_t chunk) const {
+  return data() + chunk * range_->chunk_bytes();
+}
+
+}  // namespace awex

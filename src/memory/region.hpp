@@ -1,0 +1,133 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/wait.hpp"
+#include "memory/device.hpp"
+
+namespace awex {
+
+/// What memory is for.
+enum class Tag : uint8_t { kWeights, kOptimizer, kKvCache };
+
+/// "weights", "optimizer" or "kv_cache".
+[[nodiscard]] const char* tag_name(Tag tag);
+
+enum class RegionState : uint8_t {
+  kDiscarded,   ///< Holds no device memory; there are no bytes to bring back.
+  kResident,    ///< All bytes are in device memory.
+  kOffloading,  ///< Some chunks are in host memory, the others in device memory.
+  kOffloaded,   ///< All bytes are in host memory; holds no device memory.
+  kResuming,    ///< As kOffloading, on the way back; some bytes are in both.
+};
+
+/// "discarded", "resident", "offloading", "offloaded" or "resuming".
+[[nodiscard]] const char* state_name(RegionState state);
+
+struct RegionMove {
+  RegionState from;
+  RegionState to;
+};
+
+/// Every legal move. The moves from a state to itself are the retry of a move that failed midway.
+inline constexpr RegionMove kLegalMoves[] = {
+    {RegionState::kDiscarded, RegionState::kResident},
+    {RegionState::kResident, RegionState::kDiscarded},
+    {RegionState::kResident, RegionState::kOffloading},
+    {RegionState::kOffloading, RegionState::kOffloading},
+    {RegionState::kOffloading, RegionState::kOffloaded},
+    {RegionState::kOffloading, RegionState::kResuming},
+    {RegionState::kOffloaded, RegionState::kResuming},
+    {RegionState::kResuming, RegionState::kResuming},
+    {RegionState::kResuming, RegionState::kResident},
+};
+
+[[nodiscard]] constexpr bool is_legal_move(RegionState from, RegionState to) {
+  for (const auto& move : kLegalMoves) {
+    if (move.from == from && move.to == to) return true;
+  }
+  return false;
+}
+
+/// What a call on a region did.
+struct RegionChange {
+  bool changed = false;      ///< False: what was asked for was so already.
+  uint64_t moved_bytes = 0;  ///< Copied between device and host.
+};
+
+/// One role's memory for one tag: device addresses that never change, whose bytes are in device
+/// memory, in host memory, or on their way. Owns the addresses, the device memory and the host
+/// memory; the latter is allocated at the first offload, one block a chunk, and kept for life.
+///
+/// Calls that move bytes are not collective and block until done; they throw what the device and
+/// the monitor throw, and Error(kDeadline), with the tag in the error's context. A move that is not
+/// legal is a run-time error that names both states. Not thread safe.
+///
+/// No failure loses bytes: every chunk's bytes are whole in device or in host memory at every
+/// moment, and repeating the call, or resuming after a failed offload, goes on from there. After a
+/// throw copies may still be in flight: go on with the same queue, and finish it before destroying
+/// the region.
+class Region {
+ public:
+  /// Reserves addresses for `bytes` (> 0) and takes no memory. `device` must outlive the region.
+  Region(Device& device, std::string name, Tag tag, uint64_t bytes);
+
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] Tag tag() const { return tag_; }
+  [[nodiscard]] RegionState state() const { return state_; }
+  [[nodiscard]] std::byte* data() const { return range_->data(); }
+  [[nodiscard]] uint64_t bytes() const { return range_->bytes(); }
+  [[nodiscard]] DeviceRange& range() { return *range_; }
+  /// Device memory held now, by the books.
+  [[nodiscard]] uint64_t held_bytes() const { return range_->held_bytes(); }
+  /// Host memory held now.
+  [[nodiscard]] uint64_t host_bytes() const;
+
+  /// Discarded to resident, with undefined content. All or nothing.
+  RegionChange take();
+  /// Resident to discarded: the bytes are gone. No device work on them may be in flight. Bytes that
+  /// were offloaded cannot be discarded.
+  RegionChange discard();
+  /// Resident (or a failed offload) to offloaded. Each chunk is released behind its copy, while the
+  /// next chunk's copy runs. No other work on the region may be in flight.
+  RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`.
+  RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+
+  /// Allocates the host memory that offloads need, as far as it is missing. May run on another
+  /// thread while nothing else is called on the region.
+  void prepare_backup();
+  /// The host memory of a chunk, empty where there is none yet. Holds the chunk's bytes while they
+  /// are in host memory.
+  [[nodiscard]] std::span<const std::byte> backup(uint64_t chunk) const;
+  /// The same, writable, for tests that damage offloaded bytes to see that it is found out.
+  [[nodiscard]] std::span<std::byte> mutable_backup(uint64_t chunk);
+
+ private:
+  struct Chunk {
+    bool is_taken = false;       ///< Has device memory.
+    bool bytes_in_host = false;  ///< Host memory is where its bytes are surely whole.
+    std::unique_ptr<HostBlock> host;
+  };
+
+  void enter(RegionState to);
+  void take_chunk(uint64_t chunk);
+  void release_chunk(uint64_t chunk);
+  void release_all();
+  void ensure_backup(uint64_t chunk);
+  [[nodiscard]] std::byte* chunk_data(uint64_t chunk) const;
+
+  Device& device_;
+  std::string name_;
+  Tag tag_;
+  RegionState state_ = RegionState::kDiscarded;
+  std::unique_ptr<DeviceRange> range_;
+  std::vector<Chunk> chunks_;
+};
+
+}  // namespace awex
