@@ -4,15 +4,23 @@
 #include <memory>
 #include <span>
 
+#include "base/error.hpp"
 #include "engine/adamw.hpp"
 
 namespace awex {
 
-/// AdamW on host memory, done on return of each call. `dtype` is one that can be trained.
+/// The error of make_adamw for a dtype that cannot be trained.
+[[nodiscard]] inline Error untrainable(DType dtype) {
+  return request_error(
+      fmt::format("cannot train weights of dtype {} with adamw", dtype_name(dtype)),
+      "train a BF16, F16 or F32 model, or run with --optimizer none");
+}
+
+/// AdamW on host memory, done on return of each call. Throws `untrainable`.
 [[nodiscard]] std::unique_ptr<AdamW> make_host_adamw(std::span<const AdamWView> views, DType dtype,
                                                      size_t threads);
 
-/// AdamW queued on the kernels' CUDA stream. `dtype` is one that can be trained.
+/// AdamW queued on the kernels' CUDA stream. Throws `untrainable`.
 [[nodiscard]] std::unique_ptr<AdamW> make_cuda_adamw(Kernels& kernels,
                                                      std::span<const AdamWView> views, DType dtype);
 

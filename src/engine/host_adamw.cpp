@@ -1,0 +1,97 @@
+// Compiled with -ffp-contract=off: see engine/adamw_math.hpp.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "base/thread_pool.hpp"
+#include "engine/adamw_backends.hpp"
+#include "engine/adamw_math.hpp"
+#include "model/convert.hpp"
+#include "transfer/host_tiles.hpp"
+
+namespace awex {
+namespace {
+
+constexpr uint64_t kTileElements = 64ULL << 10;
+
+/// `Element` is the weights' type, of model/convert.hpp.
+template <class Element>
+class HostAdamW final : public AdamW {
+ public:
+  HostAdamW(std::span<const AdamWView> views, size_t threads)
+      : views_(views.begin(), views.end()), pool_(threads) {
+    for (uint64_t i = 0; i < views_.size(); ++i) {
+      append_tiles(tiles_, i, views_[i].rows, views_[i].cols, kTileElements);
+    }
+  }
+
+  void initialise() override {
+    for_each_element([](const AdamWView& view, uint64_t at, uint64_t /*index*/) {
+      view.master[at] = Element::value(load(view, at));
+      view.exp_avg[at] = 0;
+      view.exp_avg_sq[at] = 0;
+    });
+  }
+
+  void step(const AdamWStep& step) override {
+    for_each_element([&step](const AdamWView& view, uint64_t at, uint64_t index) {
+      AdamWElement element{view.master[at], view.exp_avg[at], view.exp_avg_sq[at]};
+      update_moments(step, generated_gradient(step.gradient_seed, view.key, index), element);
+      update_master(step, std::sqrt(unbiased_variance(step, element)), element);
+      view.master[at] = element.master;
+      view.exp_avg[at] = element.exp_avg;
+      view.exp_avg_sq[at] = element.exp_avg_sq;
+      store(view, at, Element::bits(element.master));
+    });
+  }
+
+ private:
+  using Bits = typename Element::Bits;
+
+  static Bits load(const AdamWView& view, uint64_t at) {
+    Bits bits = 0;
+    std::memcpy(&bits, view.weights + at * sizeof(Bits), sizeof(Bits));
+    return bits;
+  }
+  static void store(const AdamWView& view, uint64_t at, Bits bits) {
+    std::memcpy(view.weights + at * sizeof(Bits), &bits, sizeof(Bits));
+  }
+
+  /// Calls work(view, position in its arrays, canonical index).
+  template <class Work>
+  void for_each_element(const Work& work) {
+    pool_.for_each(tiles_.size(), [&](size_t tile_index) {
+      const auto& tile = tiles_[tile_index];
+      const auto& view = views_[tile.item];
+      for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
+        const uint64_t at = row * view.row_stride + tile.first_col;
+        const uint64_t index = view.first_index + row * view.canonical_cols + tile.first_col;
+        for (uint64_t col = 0; col < tile.cols; ++col) work(view, at + col, index + col);
+      }
+    });
+  }
+
+  std::vector<AdamWView> views_;
+  std::vector<HostTile> tiles_;
+  ThreadPool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<AdamW> make_host_adamw(std::span<const AdamWView> views, DType dtype,
+                                       size_t threads) {
+  switch (dtype) {
+    case DType::kBf16:
+      return std::make_unique<HostAdamW<Bf16Element>>(views, threads);
+    case DType::kF16:
+      return std::make_unique<HostAdamW<F16Element>>(views, threads);
+    case DType::kF32:
+      return std::make_unique<HostAdamW<F32Element>>(views, threads);
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+      break;
+  }
+  throw untrainable(dtype);
+}
+
+}  // namespace awex
