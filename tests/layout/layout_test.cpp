@@ -1,0 +1,349 @@
+// Every layout against the oracle: names, shapes, places, contents, gaps and replica numbers.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/error.hpp"
+#include "layout/engines.hpp"
+#include "model/catalogue.hpp"
+#include "support/oracle.hpp"
+#include "support/random_model.hpp"
+
+namespace awex::test {
+namespace {
+
+/// How the first thing that is wrong reads; empty when nothing is.
+using Difference = std::string;
+
+std::unique_ptr<Layout> make_layout(const EngineCase& engine, const Catalogue& catalogue,
+                                    uint32_t ranks, bool trainer) {
+  return trainer ? make_trainer_layout(engine.spec(), catalogue, ranks)
+                 : make_inference_layout(engine.spec(), catalogue, ranks);
+}
+
+Difference compare_parameters(const RankLayout& layout, const RankContents& expected,
+                              const Catalogue& catalogue) {
+  std::set<std::string> seen;
+  for (const Parameter& parameter : layout.parameters) {
+    const auto content = expected.find(parameter.name);
+    if (content == expected.end()) return fmt::format("unexpected \"{}\"", parameter.name);
+    if (!seen.insert(parameter.name).second) return fmt::format("\"{}\" twice", parameter.name);
+    if (parameter.rows != content->second.rows || parameter.cols != content->second.cols) {
+      return fmt::format("\"{}\" is {} x {} instead of {} x {}", parameter.name, parameter.rows,
+                         parameter.cols, content->second.rows, content->second.cols);
+    }
+    if (parameter.dtype != catalogue.config().dtype) return parameter.name + ": wrong dtype";
+  }
+  for (const auto& [name, content] : expected) {
+    if (seen.count(name) == 0) return fmt::format("\"{}\" is missing", name);
+  }
+  return {};
+}
+
+/// Aligned, in the region, disjoint, and without more than alignment between them.
+Difference check_offsets(const RankLayout& layout) {
+  std::map<uint64_t, const Parameter*> by_offset;
+  for (const Parameter& parameter : layout.parameters) {
+    if (parameter.offset_bytes % kParameterAlignment != 0) return parameter.name + ": not aligned";
+    if (!by_offset.emplace(parameter.offset_bytes, &parameter).second) {
+      return parameter.name + ": shares its offset";
+    }
+  }
+  uint64_t end = 0;
+  for (const auto& [offset, parameter] : by_offset) {
+    if (offset < end) return parameter->name + ": overlaps the one before it";
+    if (offset - end >= kParameterAlignment) return parameter->name + ": a hole before it";
+    end = offset + parameter->bytes();
+  }
+  if (layout.bytes < end) return "the region ends before its parameters";
+  if (layout.bytes % kParameterAlignment != 0) return "the region's size is not aligned";
+  if (layout.bytes - end >= kParameterAlignment) return "the region is larger than it must be";
+  return {};
+}
+
+/// Writes the identities of a shard's box where the shard says that they lie.
+Difference rasterise(const Shard& shard, const RankLayout& layout, const Catalogue& catalogue,
+                     std::vector<Identity>& region) {
+  const TensorInfo& tensor = catalogue.tensors().at(shard.tensor);
+  const Parameter& parameter = layout.parameters.at(shard.parameter);
+  const uint64_t size = element_bytes(tensor.dtype);
+  if (shard.box.empty()) return parameter.name + ": an empty shard";
+  if (shard.box.rows.end > tensor.rows || shard.box.cols.end > tensor.cols) {
+    return parameter.name + ": a box beyond " + tensor.name;
+  }
+  for (uint64_t row = 0; row < shard.box.rows.size(); ++row) {
+    for (uint64_t col = 0; col < shard.box.cols.size(); ++col) {
+      const uint64_t byte = shard.offset_bytes + (row * shard.row_stride + col) * size;
+      if (byte % size != 0 || byte < parameter.offset_bytes ||
+          byte + size > parameter.offset_bytes + parameter.bytes()) {
+        return fmt::format("{}: byte {} is not in the parameter", parameter.name, byte);
+      }
+      Identity& place = region.at(byte / size);
+      if (place != kPadding) return fmt::format("{}: byte {} twice", parameter.name, byte);
+      place = identity_of(shard.tensor,
+                          (shard.box.rows.begin + row) * tensor.cols + shard.box.cols.begin + col);
+    }
+  }
+  return {};
+}
+
+Difference compare_contents(const RankLayout& layout, const RankContents& expected,
+                            const Catalogue& catalogue) {
+  const uint64_t size = element_bytes(catalogue.config().dtype);
+  const std::vector<Identity> want = expected_region(expected, layout, catalogue);
+  std::vector<Identity> region(layout.bytes / size, kPadding);
+  for (const Shard& shard : layout.shards) {
+    if (Difference wrong = rasterise(shard, layout, catalogue, region); !wrong.empty()) {
+      return wrong;
+    }
+  }
+  const auto [got, should] = std::mismatch(region.begin(), region.end(), want.begin());
+  if (got == region.end()) return {};
+  return fmt::format("byte {} holds {} instead of {}", (got - region.begin()) * size,
+                     describe_identity(catalogue, *got), describe_identity(catalogue, *should));
+}
+
+/// gaps() must be the maximal runs of bytes that hold no canonical element.
+Difference compare_gaps(const RankLayout& layout, const RankContents& expected,
+                        const Catalogue& catalogue) {
+  const uint64_t size = element_bytes(catalogue.config().dtype);
+  std::vector<bool> uncovered;
+  for (const Identity id : expected_region(expected, layout, catalogue)) {
+    uncovered.insert(uncovered.end(), size, id == kPadding);
+  }
+  std::vector<bool> gaps(uncovered.size(), false);
+  uint64_t end = 0;
+  for (const Gap& gap : layout.gaps(catalogue)) {
+    if (gap.bytes == 0) return "an empty gap";
+    if (gap.offset_bytes < end) return "gaps out of order";
+    end = gap.offset_bytes + gap.bytes;
+    if (end > gaps.size()) return "a gap beyond the region";
+    std::fill(gaps.begin() + static_cast<ptrdiff_t>(gap.offset_bytes),
+              gaps.begin() + static_cast<ptrdiff_t>(end), true);
+  }
+  const auto [got, want] = std::mismatch(gaps.begin(), gaps.end(), uncovered.begin());
+  if (got == gaps.end()) return {};
+  return fmt::format("byte {} is {} gap", got - gaps.begin(),
+                     *got ? "wrongly a" : "missing from a");
+}
+
+/// Over all ranks, the shards of one tensor with one replica number hold each element once.
+Difference check_replicas(const std::vector<RankLayout>& ranks, const Catalogue& catalogue) {
+  std::map<std::pair<uint32_t, uint32_t>, std::vector<uint32_t>> held;
+  for (const RankLayout& rank : ranks) {
+    for (const Shard& shard : rank.shards) {
+      const TensorInfo& tensor = catalogue.tensors().at(shard.tensor);
+      auto& times = held[{shard.tensor, shard.replica}];
+      times.resize(tensor.elements(), 0);
+      for (uint64_t row = shard.box.rows.begin; row < shard.box.rows.end; ++row) {
+        for (uint64_t col = shard.box.cols.begin; col < shard.box.cols.end; ++col) {
+          ++times.at(row * tensor.cols + col);
+        }
+      }
+    }
+  }
+  std::set<uint32_t> tensors;
+  for (const auto& [key, times] : held) {
+    tensors.insert(key.first);
+    const auto wrong = std::find_if(times.begin(), times.end(), [](auto n) { return n != 1; });
+    if (wrong == times.end()) continue;
+    const auto index = static_cast<uint64_t>(wrong - times.begin());
+    return fmt::format("replica {} holds {} {} times", key.second,
+                       describe_identity(catalogue, identity_of(key.first, index)), *wrong);
+  }
+  return tensors.size() == catalogue.tensors().size() ? "" : "a tensor that no rank holds";
+}
+
+/// All checks of all ranks of one engine.
+void check_engine(const EngineCase& engine, const Catalogue& catalogue, uint32_t ranks,
+                  bool trainer) {
+  const auto layout = make_layout(engine, catalogue, ranks, trainer);
+  REQUIRE(layout->ranks() == ranks);
+  CHECK(layout->describe() == engine.spec());
+  std::vector<RankLayout> all;
+  for (uint32_t rank = 0; rank < ranks; ++rank) {
+    CAPTURE(rank);
+    const RankContents expected = expected_contents(engine, catalogue, rank);
+    const RankLayout& mine = all.emplace_back(layout->rank_layout(rank));
+    const Difference names = compare_parameters(mine, expected, catalogue);
+    const Difference offsets = check_offsets(mine);
+    REQUIRE_MESSAGE(names.empty(), names);
+    REQUIRE_MESSAGE(offsets.empty(), offsets);
+    const Difference contents = compare_contents(mine, expected, catalogue);
+    CHECK_MESSAGE(contents.empty(), contents);
+    const Difference gaps = compare_gaps(mine, expected, catalogue);
+    CHECK_MESSAGE(gaps.empty(), gaps);
+  }
+  const Difference replicas = check_replicas(all, catalogue);
+  CHECK_MESSAGE(replicas.empty(), replicas);
+}
+
+/// Where the oracle can chop the model the product must, and where it cannot the product must say
+/// so.
+bool check_or_refused(const EngineCase& engine, const Catalogue& catalogue, uint32_t ranks,
+                      bool trainer) {
+  if (divides(engine, catalogue)) {
+    check_engine(engine, catalogue, ranks, trainer);
+    return true;
+  }
+  try {
+    (void)make_layout(engine, catalogue, ranks, trainer);
+    FAIL_CHECK("a layout that does not divide was accepted");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kRequest);
+    CHECK_MESSAGE(std::string(error.what()).find("tp") != std::string::npos, error.what());
+  }
+  return false;
+}
+
+std::string model_text(const ModelConfig& config) {
+  return fmt::format(
+      "arch {} dtype {} layers {} hidden {} heads {}/{} x {} intermediate {} vocab {} tied {} "
+      "experts {} x {} step {}",
+      static_cast<int>(config.architecture), dtype_name(config.dtype), config.layers, config.hidden,
+      config.heads, config.kv_heads, config.head_dim, config.intermediate, config.vocab,
+      config.tied_embeddings, config.experts, config.moe_intermediate, config.decoder_sparse_step);
+}
+
+/// A model that every tp of the named test divides; `kv_heads` decides about replication.
+ModelConfig divisible_model(Architecture architecture, uint64_t kv_heads) {
+  ModelConfig config;
+  config.architecture = architecture;
+  config.layers = 3;
+  config.hidden = 5;
+  config.kv_heads = kv_heads;
+  config.heads = 24;
+  config.head_dim = 6;
+  config.intermediate = 48;
+  config.vocab = 321;
+  config.attention_bias = architecture == Architecture::kQwen2;
+  config.qk_norm = architecture == Architecture::kQwen3 || architecture == Architecture::kQwen3Moe;
+  if (architecture == Architecture::kQwen3Moe) {
+    config.experts = 3;
+    config.experts_per_token = 2;
+    config.moe_intermediate = 24;
+    config.decoder_sparse_step = 2;
+    config.mlp_only_layers = {0};
+  }
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("the catalogue has the tensors and shapes of Hugging Face") {
+  Dice dice(1);
+  for (int round = 0; round < 100; ++round) {
+    const ModelConfig config = random_model(dice);
+    CAPTURE(model_text(config));
+    const Catalogue catalogue = make_catalogue("random", config);
+    std::map<std::string, std::pair<uint64_t, uint64_t>> got;
+    for (const TensorInfo& tensor : catalogue.tensors()) {
+      CHECK(got.emplace(tensor.name, std::pair{tensor.rows, tensor.cols}).second);
+      CHECK(tensor.dtype == config.dtype);
+    }
+    CHECK(got == expected_tensors(config));
+  }
+}
+
+TEST_CASE("every engine, tp and architecture holds what its engine's sources say") {
+  size_t checked = 0;
+  for (const Architecture architecture : {Architecture::kLlama, Architecture::kQwen2,
+                                          Architecture::kQwen3, Architecture::kQwen3Moe}) {
+    for (const bool tied : {false, true}) {
+      for (const uint64_t kv_heads : {1, 2, 3, 4, 8, 24}) {
+        ModelConfig config = divisible_model(architecture, kv_heads);
+        config.tied_embeddings = tied;
+        CAPTURE(model_text(config));
+        const Catalogue catalogue = make_catalogue("divisible", config);
+        check_engine({"hf", 1}, catalogue, 2, true);
+        check_engine({"hf", 1}, catalogue, 2, false);
+        for (const uint64_t tp : {1, 2, 3, 4, 6, 8}) {
+          CAPTURE(tp);
+          const auto ranks = static_cast<uint32_t>(tp * (tp < 4 ? 2 : 1));
+          checked += check_or_refused({"megatron", tp}, catalogue, ranks, true);
+          checked += check_or_refused({"sglang", tp}, catalogue, ranks, false);
+        }
+      }
+    }
+  }
+  MESSAGE(checked << " layouts checked");
+  CHECK(checked > 300);
+}
+
+TEST_CASE("random models and worlds") {
+  Dice dice(2);
+  size_t checked = 0;
+  for (int round = 0; round < 300; ++round) {
+    const ModelConfig config = random_model(dice);
+    const uint64_t tp = dice.one_of({1, 2, 3, 4, 6, 8});
+    const auto ranks = static_cast<uint32_t>(tp * dice.between(1, 3));
+    CAPTURE(model_text(config));
+    CAPTURE(tp);
+    CAPTURE(ranks);
+    const Catalogue catalogue = make_catalogue("random", config);
+    const bool trainer = dice.one_in(2);
+    checked += check_or_refused({trainer ? "megatron" : "sglang", tp}, catalogue, ranks, trainer);
+  }
+  MESSAGE(checked << " layouts checked");
+  CHECK(checked > 100);
+}
+
+TEST_CASE("QKV rows of a published model at more ranks than KV heads") {
+  // Qwen3-30B-A3B at tp 8: even ranks hold five query heads, odd ranks three, then key and value.
+  ModelConfig config = divisible_model(Architecture::kQwen3, 4);
+  config.heads = 32;
+  config.layers = 1;
+  const Catalogue catalogue = make_catalogue("heads of 30B", config);
+  const auto layout = make_trainer_layout("megatron:tp=8", catalogue, 8);
+  const uint32_t q = catalogue.index_of("model.layers.0.self_attn.q_proj.weight");
+  const uint32_t k = catalogue.index_of("model.layers.0.self_attn.k_proj.weight");
+  for (uint32_t rank = 0; rank < 8; ++rank) {
+    CAPTURE(rank);
+    uint64_t q_heads = 0;
+    uint64_t k_heads = 0;
+    for (const Shard& shard : layout->rank_layout(rank).shards) {
+      if (shard.tensor == q) q_heads += shard.box.rows.size() / config.head_dim;
+      if (shard.tensor == k) k_heads += shard.box.rows.size() / config.head_dim;
+    }
+    CHECK(q_heads == (rank % 2 == 0 ? 5 : 3));
+    CHECK(k_heads == rank % 2);
+  }
+}
+
+TEST_CASE("published vocabularies are padded as the engines pad them") {
+  struct Padded {
+    uint64_t vocab, tp, megatron, sglang;
+  };
+  for (const Padded& want : {Padded{151936, 1, 151936, 151936}, Padded{151936, 2, 152064, 151936},
+                             Padded{151936, 4, 152064, 151936}, Padded{151936, 8, 152576, 151936},
+                             Padded{128256, 4, 128512, 128256}, Padded{128256, 8, 129024, 128256},
+                             Padded{129280, 8, 130048, 129280}}) {
+    CAPTURE(want.vocab);
+    CAPTURE(want.tp);
+    ModelConfig config = divisible_model(Architecture::kLlama, 8);
+    config.vocab = want.vocab;
+    const Catalogue catalogue = make_catalogue("published", config);
+    const auto ranks = static_cast<uint32_t>(want.tp);
+    const auto rows_of = [](const RankLayout& layout, const std::string& name) {
+      const auto found = std::find_if(layout.parameters.begin(), layout.parameters.end(),
+                                      [&](const Parameter& p) { return p.name == name; });
+      REQUIRE(found != layout.parameters.end());
+      return found->rows;
+    };
+    const auto megatron =
+        make_trainer_layout(fmt::format("megatron:tp={}", ranks), catalogue, ranks);
+    CHECK(rows_of(megatron->rank_layout(0), "embedding.word_embeddings.weight") * want.tp ==
+          want.megatron);
+    const auto sglang = make_inference_layout(fmt::format("sglang:tp={}", ranks), catalogue, ranks);
+    CHECK(rows_of(sglang->rank_layout(0), "model.embed_tokens.weight") * want.tp == want.sglang);
+  }
+}
+
+}  // namespace awex::test
