@@ -25,8 +25,8 @@ struct TensorInfo {
   [[nodiscard]] uint64_t bytes() const { return elements() * element_bytes(dtype); }
 };
 
-/// All canonical tensors of a model, in the order embedding, layers, final norm, lm_head. A tensor's
-/// index in `tensors()` is its identity throughout the product.
+/// All canonical tensors of a model, in the order embedding, layers, final norm, lm_head. A
+/// tensor's index in `tensors()` is its identity throughout the product.
 class Catalogue {
  public:
   Catalogue(std::string model_name, ModelConfig config, std::vector<TensorInfo> tensors);
@@ -51,7 +51,8 @@ class Catalogue {
   uint64_t bytes_ = 0;
 };
 
-/// The canonical tensors of a config (layouts.md section 1). All tensors have config.dtype.
+/// The canonical tensors of a config, named and shaped as transformers saves them (its
+/// modeling_*.py of the four architectures). All tensors have config.dtype.
 [[nodiscard]] Catalogue make_catalogue(std::string model_name, const ModelConfig& config);
 
 }  // namespace awex

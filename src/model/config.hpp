@@ -31,15 +31,24 @@ struct ModelConfig {
   uint64_t decoder_sparse_step = 1;
   std::set<uint64_t> mlp_only_layers;
 
-  /// Whether layer `layer` has experts (layouts.md section 1).
+  /// Whether layer `layer` has experts: `experts` > 0, the layer is not in mlp_only_layers, and
+  /// layer + 1 is a multiple of decoder_sparse_step (transformers, modeling_qwen3_moe.py).
   [[nodiscard]] bool is_moe_layer(uint64_t layer) const;
+
+  bool operator==(const ModelConfig&) const = default;
 };
 
 /// Reads a config.json's text. Throws a request error that names the field, its value and the file
-/// for missing, absurd or contradicting fields and for architectures that we do not know.
+/// for missing, absurd or contradicting fields and for architectures that we do not know. What
+/// passes has fewer than 2^56 elements in at most a million tensors, so later sums do not overflow.
 [[nodiscard]] ModelConfig parse_config(std::string_view json_text, const std::string& file);
 
 /// The config.json text that parse_config reads back to the same config.
 [[nodiscard]] std::string config_to_json(const ModelConfig& config);
+
+/// The config with its first `layers` layers only. Throws a request error that names `model` unless
+/// 1 <= layers <= config.layers.
+[[nodiscard]] ModelConfig keep_first_layers(ModelConfig config, uint64_t layers,
+                                            const std::string& model);
 
 }  // namespace awex

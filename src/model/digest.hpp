@@ -7,13 +7,13 @@
 
 namespace awex {
 
-/// The digest of docs/digest.md. For a tensor with key K (from its name), element i of the row-major
-/// canonical tensor with bits b (zero-extended to 64 bits):
+/// The digest of docs/digest.md. For a tensor with key K (from its name), element i of the
+/// row-major canonical tensor with bits b (zero-extended to 64 bits):
 ///
 ///   digest = sum over i of  group_key(K, i / 8) * kLaneKeys[i % 8] * (b + 1)    mod 2^64
 ///
-/// All factors but (b + 1) are odd, so changing one element always changes the sum; the sum commutes,
-/// so any split of a tensor over ranks adds up to the same number.
+/// All factors but (b + 1) are odd, so changing one element always changes the sum; the sum
+/// commutes, so any split of a tensor over ranks adds up to the same number.
 inline constexpr uint64_t kDigestLanes = 8;
 inline constexpr uint64_t kLaneKeys[kDigestLanes] = {
     0x9e3779b97f4a7c15U, 0xbf58476d1ce4e5b9U, 0x94d049bb133111ebU, 0xd6e8feb86659fd93U,

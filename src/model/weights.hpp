@@ -2,12 +2,14 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "base/thread_pool.hpp"
 #include "model/catalogue.hpp"
 
 namespace awex {
@@ -26,7 +28,8 @@ class WeightSource {
   [[nodiscard]] virtual const Catalogue& catalogue() const = 0;
 
   /// Writes elements [first, first + out.size() / element size) of a canonical tensor, in row-major
-  /// order of its whole shape, in the catalogue's dtype, little endian.
+  /// order of its whole shape, in the catalogue's dtype, little endian. Throws a run-time error for
+  /// elements that the tensor does not have, and when a disk fails.
   virtual void read(uint32_t tensor, uint64_t first, std::span<std::byte> out) const = 0;
 };
 
@@ -35,5 +38,29 @@ class WeightSource {
 /// validated before this returns; throws a request error otherwise.
 [[nodiscard]] std::unique_ptr<WeightSource> open_model(const std::string& model,
                                                        std::optional<uint64_t> keep_layers);
+
+/// Throws a run-time error that names the tensor unless `bytes` are whole elements of it, from
+/// element `first` on. For implementations of WeightSource::read.
+void check_range(const TensorInfo& tensor, uint64_t first, uint64_t bytes);
+
+/// Consecutive elements of a tensor, on their way through a worker thread.
+struct WeightChunk {
+  uint32_t tensor = 0;
+  uint64_t first = 0;  ///< Canonical index of the first element.
+  std::span<const std::byte> bytes;
+};
+
+/// Reads all elements of the `count` tensors from index `first_tensor` on, in chunks of a few
+/// megabytes, and hands each chunk to `work` once, in any order and from all threads of the pool.
+/// Throws what reading and `work` throw.
+void for_each_chunk(const WeightSource& source, uint32_t first_tensor, uint32_t count,
+                    ThreadPool& pool, const std::function<void(const WeightChunk&)>& work);
+
+/// The digest of every tensor (docs/digest.md), by catalogue index. Reads the whole model.
+[[nodiscard]] std::vector<uint64_t> digest_source(const WeightSource& source, ThreadPool& pool);
+
+/// The model's digest from those of its tensors, given by catalogue index.
+[[nodiscard]] uint64_t model_digest(const Catalogue& catalogue,
+                                    std::span<const uint64_t> tensor_digests);
 
 }  // namespace awex

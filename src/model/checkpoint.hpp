@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "base/thread_pool.hpp"
+#include "model/weights.hpp"
+
+namespace awex {
+
+/// Opens a Hugging Face checkpoint: config.json with model.safetensors, or with
+/// model.safetensors.index.json and the shards it names. Every tensor of the config must be there
+/// once, in the shard that the index names, with the config's dtype and shape; other tensors are
+/// refused, except those that transformers ignores too (lm_head.weight of tied embeddings, inv_freq
+/// buffers) and, with `keep_layers`, those of later layers. Throws a request error that names
+/// tensor and file.
+[[nodiscard]] std::unique_ptr<WeightSource> open_checkpoint(const std::filesystem::path& directory,
+                                                            std::optional<uint64_t> keep_layers);
+
+inline constexpr uint64_t kDefaultShardBytes = 5'000'000'000;
+
+/// Writes `source` as a checkpoint that open_checkpoint and transformers read: config.json and
+/// model.safetensors, or shards of at most `max_shard_bytes` of tensor data (one tensor at least)
+/// with an index. Holds a few megabytes a thread, never the model. Everything is written to
+/// "<directory>.partial", config.json last, and renamed when complete, so what an interruption
+/// leaves does not open as a checkpoint. Throws a request error when `directory` exists and is not
+/// empty, a former partial is there, or the disk has too little space; a run-time error when
+/// writing fails, after the partial directory is removed.
+void write_checkpoint(const WeightSource& source, const std::filesystem::path& directory,
+                      uint64_t max_shard_bytes, ThreadPool& pool);
+
+}  // namespace awex

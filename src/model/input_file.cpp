@@ -1,0 +1,56 @@
+#include "model/input_file.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/error.hpp"
+#include "base/units.hpp"
+
+namespace awex {
+
+InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
+  // Without O_NONBLOCK, opening a FIFO would wait for a writer that may never come.
+  fd_ = UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd_.valid()) {
+    throw request_error(fmt::format("cannot read {}: {}", name_, std::strerror(errno)));
+  }
+  struct stat status {};
+  if (::fstat(fd_.get(), &status) != 0) throw errno_error("stat " + name_, "fstat", errno);
+  if (!S_ISREG(status.st_mode)) throw request_error(name_ + " is not a regular file");
+  bytes_ = static_cast<uint64_t>(status.st_size);
+}
+
+void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
+  while (!out.empty()) {
+    const auto got = ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      throw errno_error(fmt::format("read {} bytes at {} of {}", out.size(), offset, name_),
+                        "pread", errno);
+    }
+    if (got == 0) {
+      throw runtime_error(fmt::format("{} had {} bytes when it was opened and ends at {} now",
+                                      name_, bytes_, offset),
+                          "do not write to a checkpoint while a job reads it");
+    }
+    offset += static_cast<uint64_t>(got);
+    out = out.subspan(static_cast<size_t>(got));
+  }
+}
+
+std::string read_text(const std::filesystem::path& path, uint64_t max_bytes) {
+  const InputFile file(path);
+  if (file.bytes() > max_bytes) {
+    throw request_error(fmt::format("{} has {}; such a file has at most {}", file.name(),
+                                    format_bytes(file.bytes()), format_bytes(max_bytes)));
+  }
+  std::string text(file.bytes(), '\0');
+  file.read(0, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+}  // namespace awex

@@ -1,0 +1,110 @@
+#include "model/presets.hpp"
+
+#include "base/error.hpp"
+#include "base/nearest.hpp"
+
+namespace awex {
+namespace {
+
+constexpr uint64_t kQwen3Vocab = 151936;
+
+struct Preset {
+  std::string name;
+  ModelConfig config;
+};
+
+ModelConfig qwen3(uint64_t layers, uint64_t hidden, uint64_t heads, uint64_t intermediate,
+                  bool tied) {
+  ModelConfig config;
+  config.architecture = Architecture::kQwen3;
+  config.layers = layers;
+  config.hidden = hidden;
+  config.heads = heads;
+  config.kv_heads = 8;
+  config.head_dim = 128;
+  config.intermediate = intermediate;
+  config.vocab = kQwen3Vocab;
+  config.tied_embeddings = tied;
+  config.qk_norm = true;
+  return config;
+}
+
+ModelConfig qwen3_moe(uint64_t layers, uint64_t hidden, uint64_t heads, uint64_t intermediate,
+                      uint64_t moe_intermediate) {
+  auto config = qwen3(layers, hidden, heads, intermediate, false);
+  config.architecture = Architecture::kQwen3Moe;
+  config.kv_heads = 4;
+  config.experts = 128;
+  config.experts_per_token = 8;
+  config.moe_intermediate = moe_intermediate;
+  return config;
+}
+
+ModelConfig llama_8b() {
+  ModelConfig config;
+  config.architecture = Architecture::kLlama;
+  config.layers = 32;
+  config.hidden = 4096;
+  config.heads = 32;
+  config.kv_heads = 8;
+  config.head_dim = 128;
+  config.intermediate = 14336;
+  config.vocab = 128256;
+  return config;
+}
+
+ModelConfig tiny(Architecture architecture, bool tied) {
+  ModelConfig config;
+  config.architecture = architecture;
+  config.layers = 12;
+  config.hidden = 96;
+  config.heads = 24;
+  config.kv_heads = 12;
+  config.head_dim = 16;
+  config.intermediate = 192;
+  config.vocab = 1129;  // padded to 1152 = 64 * 18, which divides by 2, 3 and 4
+  config.tied_embeddings = tied;
+  config.attention_bias = architecture == Architecture::kQwen2;
+  config.qk_norm = architecture == Architecture::kQwen3 || architecture == Architecture::kQwen3Moe;
+  if (architecture == Architecture::kQwen3Moe) {
+    config.experts = 12;
+    config.experts_per_token = 4;
+    config.moe_intermediate = 48;
+  }
+  return config;
+}
+
+const std::vector<Preset>& presets() {
+  static const std::vector<Preset> all{
+      {"tiny-dense", tiny(Architecture::kQwen3, false)},
+      {"tiny-dense-tied", tiny(Architecture::kQwen3, true)},
+      {"tiny-dense-bias", tiny(Architecture::kQwen2, false)},
+      {"tiny-moe", tiny(Architecture::kQwen3Moe, false)},
+      {"tiny-moe-tied", tiny(Architecture::kQwen3Moe, true)},
+      {"qwen3-0.6b", qwen3(28, 1024, 16, 3072, true)},
+      {"qwen3-4b", qwen3(36, 2560, 32, 9728, true)},
+      {"qwen3-8b", qwen3(36, 4096, 32, 12288, false)},
+      {"qwen3-30b-a3b", qwen3_moe(48, 2048, 32, 6144, 768)},
+      {"qwen3-235b-a22b", qwen3_moe(94, 4096, 64, 12288, 1536)},
+      {"llama-3.1-8b", llama_8b()},
+  };
+  return all;
+}
+
+}  // namespace
+
+std::vector<std::string> preset_names() {
+  std::vector<std::string> names;
+  for (const auto& preset : presets()) names.push_back(preset.name);
+  return names;
+}
+
+ModelConfig preset_config(std::string_view name) {
+  for (const auto& preset : presets()) {
+    if (preset.name == name) return preset.config;
+  }
+  throw request_error(fmt::format("there is no preset \"{}\"", name),
+                      suggestion(name, preset_names()));
+}
+
+}  // namespace awex
