@@ -1,0 +1,108 @@
+#include "engine/trainer_stand_in.hpp"
+
+#include <array>
+#include <utility>
+
+#include "base/checked.hpp"
+#include "engine/region_loader.hpp"
+
+namespace awex {
+namespace {
+
+constexpr std::array<const char*, 3> kStates{"master", "exp_avg", "exp_avg_sq"};
+
+/// Where each parameter's state begins in each of the three fp32 arrays, in elements, and behind
+/// the last one the length of an array. Starts are aligned like parameters are.
+std::vector<uint64_t> state_starts(const RankLayout& layout) {
+  constexpr uint64_t kStep = kParameterAlignment / sizeof(float);
+  std::vector<uint64_t> starts{0};
+  for (const auto& parameter : layout.parameters) {
+    starts.push_back(starts.back() + round_up(parameter.elements(), kStep));
+  }
+  return starts;
+}
+
+}  // namespace
+
+uint64_t TrainerStandIn::optimizer_bytes(const RankLayout& layout) {
+  return state_starts(layout).back() * kStates.size() * sizeof(float);
+}
+
+TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bool with_optimizer,
+                               Device& device, Kernels& kernels, size_t host_threads)
+    : catalogue_(catalogue),
+      layout_(std::move(layout)),
+      kernels_(kernels),
+      weights_(device, "trainer weights", Tag::kWeights, layout_.bytes) {
+  if (!with_optimizer) return;
+  optimizer_.emplace(device, "trainer optimizer", Tag::kOptimizer, optimizer_bytes(layout_));
+  adamw_ = make_adamw(device, kernels, optimizer_views(), catalogue.config().dtype, host_threads);
+}
+
+void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue& queue,
+                          ThreadPool& threads, const Deadline& deadline, WaitMonitor& monitor) {
+  weights_.take();
+  load_region(source, layout_, weights_, device, queue, threads, deadline, monitor);
+  if (!optimizer_) return;
+  optimizer_->take();
+  // Alignment gaps between states are part of the digests: give them a value.
+  queue.fill_zero(optimizer_->data(), optimizer_->bytes());
+  queue.finish("clearing the optimizer state", deadline, monitor);
+  adamw_->initialise();
+  kernels_.wait("initialising the optimizer", deadline, monitor);
+}
+
+void TrainerStandIn::train(const Deadline& deadline, WaitMonitor& monitor) {
+  if (!adamw_) return;
+  adamw_->step(make_step({}, ++steps_));
+  kernels_.wait(fmt::format("train step {}", steps_), deadline, monitor);
+}
+
+std::vector<AdamWView> TrainerStandIn::optimizer_views() const {
+  const auto starts = state_starts(layout_);
+  auto* state = reinterpret_cast<float*>(optimizer_->data());
+  std::vector<AdamWView> views;
+  for (const auto& shard : layout_.shards) {
+    const TensorInfo& tensor = catalogue_.tensors()[shard.tensor];
+    const Parameter& parameter = layout_.parameters[shard.parameter];
+    const uint64_t in_parameter =
+        (shard.offset_bytes - parameter.offset_bytes) / element_bytes(tensor.dtype);
+    float* master = state + starts[shard.parameter] + in_parameter;
+    views.push_back({.weights = weights_.data() + shard.offset_bytes,
+                     .master = master,
+                     .exp_avg = master + starts.back(),
+                     .exp_avg_sq = master + 2 * starts.back(),
+                     .rows = shard.box.rows.size(),
+                     .cols = shard.box.cols.size(),
+                     .row_stride = shard.row_stride,
+                     .first_index = shard.box.rows.begin * tensor.cols + shard.box.cols.begin,
+                     .canonical_cols = tensor.cols,
+                     .key = tensor_key(tensor.name)});
+  }
+  return views;
+}
+
+std::vector<Segment> TrainerStandIn::weight_segments() const {
+  std::vector<Segment> segments;
+  for (const auto& parameter : layout_.parameters) {
+    segments.push_back({parameter.name, parameter.offset_bytes, parameter.bytes(),
+                        narrow<uint32_t>(element_bytes(parameter.dtype))});
+  }
+  return segments;
+}
+
+std::vector<Segment> TrainerStandIn::optimizer_segments() const {
+  const auto starts = state_starts(layout_);
+  std::vector<Segment> segments;
+  for (uint64_t s = 0; s < kStates.size(); ++s) {
+    for (size_t p = 0; p < layout_.parameters.size(); ++p) {
+      const auto& parameter = layout_.parameters[p];
+      segments.push_back({fmt::format("{} of {}", kStates.at(s), parameter.name),
+                          (s * starts.back() + starts[p]) * sizeof(float),
+                          parameter.elements() * sizeof(float), sizeof(float)});
+    }
+  }
+  return segments;
+}
+
+}  // namespace awex
