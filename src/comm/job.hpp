@@ -2,8 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <cstring>
+#include <memory>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -33,16 +33,33 @@ struct Peer {
   [[nodiscard]] std::string describe() const;
 };
 
+/// Bytes for another rank. The receiver must expect exactly as many.
+struct Outgoing {
+  int rank = 0;
+  std::span<const std::byte> bytes;
+};
+
+/// Room for bytes from another rank.
+struct Incoming {
+  int rank = 0;
+  std::span<std::byte> bytes;
+};
+
 /// The MPI world of a job, made for never hanging: every wait has a deadline, watches the processes
 /// of this host and listens for other ranks' failures. Only the thread that made it may call it.
 ///
 /// A failure that every rank finds at the same point (a wrong request, a digest mismatch) is agreed
 /// on with `agree` and unwinds everywhere alike. A failure on one rank in the midst of its work is
-/// told to all with `announce_failure`; their waits then throw that failure as well.
+/// told to all with `announce_failure`; from then on every wait and `poll` of every rank throws
+/// that failure, and the job can only `abort`. What a program does with an Error of its job:
+///
+///     if (job.failure_is_agreed()) { if (job.is_reporter()) report(e); job.finish(); return code;
+///     } job.announce_failure(e); if (job.is_reporter()) report(e); job.abort(e.code());
 class Job final : public WaitMonitor {
  public:
-  /// Initialises MPI (thread level funneled, errors returned) and learns the ranks of this node.
-  /// `timeout` bounds each wait. Collective.
+  /// Initialises MPI (thread level funneled, errors returned), learns the ranks of this node and
+  /// notes SIGTERM and SIGINT from then on. `timeout` bounds each wait; MPI's own start, which
+  /// cannot be polled, gets at least a minute, and ends the process with exit code 4. Collective.
   Job(int* argc, char*** argv, Seconds timeout);
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
@@ -68,6 +85,8 @@ class Job final : public WaitMonitor {
   /// Tells who is who; waits then name ranks with role, host and gpu, and watch this host's pids.
   void set_peers(std::vector<Peer> peers);
   [[nodiscard]] const std::vector<Peer>& peers() const;
+  /// "rank 3 (inference, host a, gpu 1)", or "rank 3" before set_peers.
+  [[nodiscard]] std::string describe(int rank) const;
   /// This rank's context for an error.
   [[nodiscard]] ErrorContext context() const;
 
@@ -80,11 +99,13 @@ class Job final : public WaitMonitor {
   /// ranks that did not come before the deadline.
   void agree(const Error* mine);
 
-  /// Tells every rank of this rank's failure; does not wait. Never throws.
+  /// Tells every rank of this rank's failure; does not wait. Does nothing when a failure is known
+  /// to all already. Never throws.
   void announce_failure(const Error& error) noexcept;
 
-  /// Throws the failure that another rank announced, Error(kPeerLost) when a process of this host
-  /// is gone, and Error(kRuntime) when this process was told to end (SIGTERM, SIGINT). Cheap.
+  /// Throws the failure that any rank announced, Error(kPeerLost) when a process of this host is
+  /// gone, and Error(kRuntime) when this process was told to end (SIGTERM, SIGINT). Cheap: most
+  /// calls only read the clock.
   void poll() override;
 
   /// Collectives with the job's deadline. `send` has the same size on every rank; results are in
@@ -92,6 +113,11 @@ class Job final : public WaitMonitor {
   [[nodiscard]] std::vector<std::byte> all_gather(std::span<const std::byte> send,
                                                   const std::string& what);
   void all_reduce_sum(std::span<uint64_t> values, const std::string& what);
+
+  /// Sends and receives point to point; done when all is done. Messages between two ranks arrive in
+  /// the order of the spans. Error(kDeadline) names the ranks still missing.
+  void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
+                const std::string& what);
 
   /// One value of a trivially copyable type from every rank.
   template <class T>
@@ -103,12 +129,17 @@ class Job final : public WaitMonitor {
     return values;
   }
 
-  /// Whether the failure was agreed on (every rank threw it), so that the job can end in order.
+  /// Whether the last failure was agreed on (every rank threw it), so that the job can end in
+  /// order. Back to false with the next `set_phase`, `agree` or failure.
   [[nodiscard]] bool failure_is_agreed() const;
+  /// Whether this rank is the one to report: rank 0, or the next living one when rank 0 is lost.
+  [[nodiscard]] bool is_reporter() const;
 
   /// Ends the job in order: finalises MPI. All ranks must come. Collective.
   void finish();
-  /// Ends the whole job at once with an exit code (MPI_Abort). Does not return.
+  /// Ends the whole job with an exit code (MPI_Abort). Does not return. Rank 0 does so at once; the
+  /// others give it up to 1.5 s to report and do so first. After a lost peer rank 0 waits as long,
+  /// so that mpirun can notice the death itself and return 128 + the signal.
   [[noreturn]] void abort(ExitCode code);
 
  private:

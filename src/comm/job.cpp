@@ -1,0 +1,727 @@
+#include "comm/job.hpp"
+
+#include <mpi.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <climits>
+#include <csignal>
+#include <cstdlib>
+#include <limits>
+#include <list>
+#include <optional>
+#include <set>
+#include <thread>
+
+#include "base/checked.hpp"
+#include "base/log.hpp"
+#include "comm/mpi_check.hpp"
+#include "comm/process_watch.hpp"
+#include "comm/signals.hpp"
+#include "comm/wire_error.hpp"
+
+namespace awex {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+enum Tag : int { kVerdictTag = 1, kOutcomeTag, kArrivalTag, kFailureTag, kDataTag };
+
+// When a wait for everyone fails, the rank that knows most should speak first. Local waits end
+// after the timeout and say what they waited for; then rank 0, which knows who is missing; then the
+// others, who ask rank 0 and, when it does not answer, name it.
+constexpr Seconds kRankZeroGrace{0.5};
+constexpr Seconds kOthersGrace{1.0};
+constexpr Seconds kAnswerGrace{1.0};
+
+// How long abort lets rank 0, or mpirun, end the job first.
+constexpr Seconds kAbortGrace{1.5};
+// What MPI itself may need to start and to end, on top of or instead of a short timeout.
+constexpr Seconds kStartAllowance{60};
+constexpr Seconds kEndAllowance{5};
+// After SIGTERM another rank's failure may still be on its way; it says more than the signal.
+constexpr Seconds kCauseGrace{0.1};
+
+constexpr Clock::duration kListenInterval = std::chrono::microseconds(20);
+constexpr Clock::duration kWatchInterval = std::chrono::milliseconds(5);
+
+// MPI counts are ints.
+constexpr size_t kLargestMessage = 1ULL << 30;
+
+/// Point-to-point requests of one wait, each with the rank at its other end. What is still open
+/// when it is destroyed is cancelled, so that MPI does not write to memory that its owner frees.
+class Requests {
+ public:
+  Requests() = default;
+  Requests(const Requests&) = delete;
+  Requests& operator=(const Requests&) = delete;
+  Requests(Requests&&) = delete;
+  Requests& operator=(Requests&&) = delete;
+  ~Requests() {
+    for (auto& request : requests_) {
+      if (request == MPI_REQUEST_NULL) continue;
+      MPI_Cancel(&request);
+      MPI_Request_free(&request);
+    }
+  }
+
+  void send(std::span<const std::byte> bytes, int rank, Tag tag, MPI_Comm comm) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    AWEX_MPI(
+        MPI_Isend(bytes.data(), narrow<int>(bytes.size()), MPI_BYTE, rank, tag, comm, &request),
+        "send {} to rank {}", format_bytes(bytes.size()), rank);
+    add(request, rank);
+  }
+
+  void receive(std::span<std::byte> bytes, int rank, Tag tag, MPI_Comm comm) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    AWEX_MPI(
+        MPI_Irecv(bytes.data(), narrow<int>(bytes.size()), MPI_BYTE, rank, tag, comm, &request),
+        "receive {} from rank {}", format_bytes(bytes.size()), rank);
+    add(request, rank);
+  }
+
+  /// Whether all are done.
+  [[nodiscard]] bool test() {
+    int count = 0;
+    AWEX_MPI(MPI_Testsome(narrow<int>(requests_.size()), requests_.data(), &count, done_.data(),
+                          MPI_STATUSES_IGNORE),
+             "make progress with {} messages", requests_.size());
+    return count == MPI_UNDEFINED || std::all_of(requests_.begin(), requests_.end(),
+                                                 [](auto r) { return r == MPI_REQUEST_NULL; });
+  }
+
+  /// The ranks that open requests wait for, in order, each once.
+  [[nodiscard]] std::vector<int> missing() const {
+    std::set<int> ranks;
+    for (size_t i = 0; i < requests_.size(); ++i) {
+      if (requests_[i] != MPI_REQUEST_NULL) ranks.insert(ranks_[i]);
+    }
+    return {ranks.begin(), ranks.end()};
+  }
+
+ private:
+  void add(MPI_Request request, int rank) {
+    requests_.push_back(request);
+    ranks_.push_back(rank);
+    done_.push_back(0);
+  }
+
+  std::vector<MPI_Request> requests_;
+  std::vector<int> ranks_;
+  std::vector<int> done_;  ///< Room for MPI_Testsome.
+};
+
+template <class T>
+std::span<const std::byte> bytes_of(const T& value) {
+  return std::as_bytes(std::span(&value, 1));
+}
+
+template <class T>
+std::span<std::byte> writable_bytes_of(T& value) {
+  return std::as_writable_bytes(std::span(&value, 1));
+}
+
+std::string host_name() {
+  std::array<char, HOST_NAME_MAX + 1> name{};
+  if (::gethostname(name.data(), name.size() - 1) != 0) {
+    throw errno_error("learn this host's name", "gethostname", errno);
+  }
+  return name.data();
+}
+
+std::string in_phase(const std::string& phase) {
+  return phase.empty() ? "while the job starts" : fmt::format("in phase '{}'", phase);
+}
+
+}  // namespace
+
+struct Job::State {
+  Seconds timeout{0};
+  MPI_Comm world = MPI_COMM_NULL;  ///< Ours alone: messages never mix with another library's.
+  int rank = 0;
+  int size = 1;
+  std::vector<int> node_ranks;  ///< World ranks of this node.
+  int node_rank = 0;
+  int nodes = 1;
+  std::string host;
+  Clock::time_point start = Clock::now();
+  std::vector<Peer> peers;
+  std::string phase;
+  ProcessWatch watch;
+  Clock::time_point next_listen;
+  Clock::time_point next_watch;
+
+  std::optional<Error> failure;   ///< Every wait throws it, once it is known.
+  std::optional<Error> question;  ///< Rank 0: somebody waits for us too long.
+  bool told = false;              ///< The failure is known to all ranks.
+  bool agreed = false;
+  std::set<int> lost;  ///< Ranks that are gone or do not answer.
+
+  // MPI may read and write these until it is finalised.
+  std::list<std::pair<WireError, MPI_Request>> outbox;
+  std::list<std::vector<std::byte>> abandoned;
+
+  [[nodiscard]] double now() const { return Seconds(Clock::now() - start).count(); }
+  [[nodiscard]] std::string describe(int other) const;
+  [[nodiscard]] std::string describe_missing(const std::vector<int>& ranks) const;
+  [[nodiscard]] std::string stopped_processes() const;
+  [[nodiscard]] ErrorContext context() const;
+  [[nodiscard]] Error located(Error error) const;
+  [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed) const;
+
+  void connect(int* argc, char*** argv);
+  void learn_node();
+  void watch_node();
+
+  void poll();
+  void listen();
+  void look_for_lost();
+  void look_for_signal(int signal_number);
+  [[noreturn]] void fail(const Error& error);
+  void announce(const Error& error);
+  void tell(int to, const WireError& wire);
+
+  void wait_for_others(Requests& requests, const std::string& deed,
+                       const std::vector<WireError>& verdicts);
+  template <class Done>
+  void wait_for_rank_zero(Done done, const std::string& deed);
+  template <class Done>
+  void wait_for_collective(Done done, const std::string& what);
+  [[nodiscard]] WireError decide(const WireError& mine);
+  [[nodiscard]] WireError ask_for_outcome(const WireError& mine);
+  void arrive(const std::string& what);
+  void pause_until_ended(Seconds longest);
+};
+
+// ---- Who is who
+
+std::string Job::State::describe(int other) const {
+  return peers.empty() ? fmt::format("rank {}", other)
+                       : peers.at(static_cast<size_t>(other)).describe();
+}
+
+std::string Job::State::describe_missing(const std::vector<int>& ranks) const {
+  constexpr size_t kMostNamed = 8;
+  std::vector<std::string> names;
+  for (const int missing : ranks) {
+    if (names.size() == kMostNamed) {
+      names.push_back(fmt::format("{} more", ranks.size() - kMostNamed));
+      break;
+    }
+    names.push_back(describe(missing));
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+/// Names processes of this host that are stopped, as a further sentence of a message: a stopped
+/// rank is seldom the one that is waited for directly.
+std::string Job::State::stopped_processes() const {
+  std::string text;
+  if (peers.empty()) return text;
+  for (const int other : node_ranks) {
+    const auto& peer = peers[static_cast<size_t>(other)];
+    if (!is_stopped(peer.pid)) continue;
+    text += fmt::format("; {} (pid {}) is stopped by a signal or a debugger", peer.describe(),
+                        peer.pid);
+  }
+  return text;
+}
+
+ErrorContext Job::State::context() const {
+  ErrorContext context;
+  context.rank = rank;
+  context.host = host;
+  context.phase = phase;
+  if (!peers.empty()) {
+    const auto& me = peers[static_cast<size_t>(rank)];
+    context.gpu = std::to_string(me.device.index);
+    context.role = role_name(me.role);
+  }
+  return context;
+}
+
+/// The error with what it does not say of its place filled in from this rank's.
+Error Job::State::located(Error error) const {
+  auto& there = error.context();
+  if (there.rank) return error;
+  auto here = context();
+  here.tag = there.tag;
+  here.tensor = there.tensor;
+  if (!there.phase.empty()) here.phase = there.phase;
+  there = std::move(here);
+  return error;
+}
+
+/// "rank 3 (inference, host a, gpu 1) has not finished phase 'transfer' after 30 s".
+Error Job::State::late(const std::vector<int>& ranks, const std::string& deed) const {
+  return located(Error(ExitCode::kDeadline,
+                       fmt::format("{} {} not {} after {}{}", describe_missing(ranks),
+                                   ranks.size() == 1 ? "has" : "have", deed,
+                                   format_seconds(timeout.count()), stopped_processes()),
+                       "look at what that process does (gdb -p PID, nvidia-smi); "
+                       "a longer --timeout helps only when it is slow"));
+}
+
+// ---- Failures
+
+void Job::State::poll() {
+  if (failure) throw Error(*failure);
+  const int signal_number = termination_signal();
+  const auto time = Clock::now();
+  if (signal_number == 0 && time < next_listen) return;
+  next_listen = time + kListenInterval;
+  listen();
+  if (failure) throw Error(*failure);
+  if (question) fail(*question);
+  if (signal_number != 0 || time >= next_watch) {
+    next_watch = time + kWatchInterval;
+    look_for_lost();
+  }
+  if (signal_number != 0) look_for_signal(signal_number);
+}
+
+/// Receives what other ranks tell of failures; the first failure counts.
+void Job::State::listen() {
+  while (true) {
+    int found = 0;
+    MPI_Status status{};
+    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kFailureTag, world, &found, &status),
+             "look for other ranks' failures");
+    if (found == 0) return;
+    WireError wire;
+    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kFailureTag, world,
+                      MPI_STATUS_IGNORE),
+             "receive the failure of rank {}", status.MPI_SOURCE);
+    if (wire.rank_zero_lost) lost.insert(0);
+    if (wire.telling == Telling::kQuestion) {
+      question = from_wire(wire);
+    } else if (!failure) {
+      failure = from_wire(wire);
+      told = true;
+      agreed = false;
+    }
+  }
+}
+
+void Job::State::look_for_lost() {
+  const auto gone = watch.gone();
+  if (gone.empty()) return;
+  lost.insert(gone.begin(), gone.end());
+  std::vector<std::string> names;
+  for (const int other : gone) {
+    const auto& peer = peers[static_cast<size_t>(other)];
+    names.push_back(fmt::format("{} pid {}", peer.describe(), peer.pid));
+  }
+  fail(Error(ExitCode::kPeerLost,
+             fmt::format("{} {} gone {}", fmt::join(names, ", "), gone.size() == 1 ? "is" : "are",
+                         in_phase(phase)),
+             "see its own message above; without one, look for a signal or the kernel's "
+             "out-of-memory killer (dmesg)"));
+}
+
+void Job::State::look_for_signal(int signal_number) {
+  const Deadline grace(kCauseGrace);
+  for (uint64_t spins = 0; !grace.expired(); ++spins) {
+    listen();
+    if (failure) throw Error(*failure);
+    look_for_lost();
+    pause_in_wait(spins);
+  }
+  const char* name = signal_number == SIGINT ? "SIGINT" : "SIGTERM";
+  fail(runtime_error(fmt::format("told to end by {} {}", name, in_phase(phase)),
+                     "mpirun sends it to all ranks when one has died or the job is cancelled"));
+}
+
+/// Throws `error` from here, and from every wait to come.
+void Job::State::fail(const Error& error) {
+  failure = located(error);
+  agreed = false;
+  throw Error(*failure);
+}
+
+void Job::State::announce(const Error& error) {
+  agreed = false;
+  if (told) return;
+  told = true;
+  if (!failure) failure = located(error);
+  auto wire = to_wire(*failure, now());
+  wire.rank_zero_lost = lost.contains(0);
+  const auto gone = watch.gone();
+  for (int other = 0; other < size; ++other) {
+    const bool hears = std::find(gone.begin(), gone.end(), other) == gone.end();
+    if (other != rank && hears) tell(other, wire);
+  }
+}
+
+void Job::State::tell(int to, const WireError& wire) {
+  auto& [message, request] = outbox.emplace_back(wire, MPI_REQUEST_NULL);
+  AWEX_MPI(MPI_Isend(&message, sizeof(message), MPI_BYTE, to, kFailureTag, world, &request),
+           "tell rank {} of a failure", to);
+}
+
+// ---- Waits for everyone
+
+/// On rank 0: waits until everyone's message is there. Otherwise fails with the first cause among
+/// the `verdicts` that came, and if there is none, with the names of those who did not come.
+void Job::State::wait_for_others(Requests& requests, const std::string& deed,
+                                 const std::vector<WireError>& verdicts) {
+  const Deadline deadline(timeout + kRankZeroGrace);
+  for (uint64_t spins = 0; !requests.test(); ++spins) {
+    listen();
+    const bool late_already = question && !failure;
+    question.reset();
+    if (!late_already) poll();
+    if (late_already || deadline.expired()) {
+      const auto* cause = first_cause(verdicts);
+      const auto missing = requests.missing();
+      lost.insert(missing.begin(), missing.end());
+      const auto error = cause != nullptr ? from_wire(*cause) : late(missing, deed);
+      announce(error);
+      fail(error);
+    }
+    pause_in_wait(spins);
+  }
+}
+
+/// On the other ranks: waits for what rank 0 must do first. When it takes too long, asks rank 0 who
+/// is missing, and names rank 0 if it does not answer.
+template <class Done>
+void Job::State::wait_for_rank_zero(Done done, const std::string& deed) {
+  const Deadline deadline(timeout + kOthersGrace);
+  std::optional<Deadline> answer;
+  for (uint64_t spins = 0; !done(); ++spins) {
+    poll();
+    if (!answer && deadline.expired()) {
+      auto wire = to_wire(late({0}, deed), now());
+      wire.telling = Telling::kQuestion;
+      tell(0, wire);
+      answer.emplace(kAnswerGrace);
+    }
+    if (answer && answer->expired()) {
+      lost.insert(0);
+      const auto error = late({0}, deed);
+      announce(error);
+      fail(error);
+    }
+    pause_in_wait(spins);
+  }
+}
+
+/// Waits for a collective call of MPI that every rank has come to, as far as rank 0 knows.
+template <class Done>
+void Job::State::wait_for_collective(Done done, const std::string& what) {
+  if (rank != 0) return wait_for_rank_zero(done, fmt::format("completed '{}'", what));
+  const Deadline deadline(timeout + kRankZeroGrace);
+  for (uint64_t spins = 0; !done(); ++spins) {
+    poll();
+    if (deadline.expired()) {
+      const Error error(ExitCode::kDeadline,
+                        fmt::format("'{}' is not done after {}, though every rank came to it{}",
+                                    what, format_seconds(timeout.count()), stopped_processes()));
+      announce(error);
+      fail(error);
+    }
+    pause_in_wait(spins);
+  }
+}
+
+WireError Job::State::decide(const WireError& mine) {
+  std::vector<WireError> verdicts(static_cast<size_t>(size));
+  verdicts[0] = mine;
+  Requests inbox;
+  for (int other = 1; other < size; ++other) {
+    inbox.receive(writable_bytes_of(verdicts[static_cast<size_t>(other)]), other, kVerdictTag,
+                  world);
+  }
+  wait_for_others(inbox, fmt::format("finished phase '{}'", phase), verdicts);
+
+  const auto* cause = first_cause(verdicts);
+  const WireError outcome = cause != nullptr ? *cause : WireError{};
+  Requests answers;
+  for (int other = 1; other < size; ++other) {
+    answers.send(bytes_of(outcome), other, kOutcomeTag, world);
+  }
+  wait_for_others(answers, "taken the outcome", {});
+  return outcome;
+}
+
+WireError Job::State::ask_for_outcome(const WireError& mine) {
+  WireError outcome;
+  Requests requests;
+  requests.receive(writable_bytes_of(outcome), 0, kOutcomeTag, world);
+  requests.send(bytes_of(mine), 0, kVerdictTag, world);
+  wait_for_rank_zero([&] { return requests.test(); },
+                     fmt::format("ended phase '{}' for all ranks", phase));
+  return outcome;
+}
+
+/// Lets rank 0 know who comes to a collective call: MPI's own calls never say who is missing.
+void Job::State::arrive(const std::string& what) {
+  agreed = false;
+  Requests requests;
+  if (rank != 0) {
+    requests.send({}, 0, kArrivalTag, world);
+    wait_for_rank_zero([&] { return requests.test(); }, fmt::format("come to '{}'", what));
+    return;
+  }
+  for (int other = 1; other < size; ++other) requests.receive({}, other, kArrivalTag, world);
+  wait_for_others(requests, fmt::format("come to '{}'", what), {});
+}
+
+// ---- Start
+
+void Job::State::connect(int* argc, char*** argv) {
+  int provided = 0;
+  if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
+    throw runtime_error("cannot initialise MPI: MPI_Init_thread failed",
+                        "start the program with mpirun or srun");
+  }
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN);
+  if (provided < MPI_THREAD_FUNNELED) {
+    throw runtime_error("this MPI does not allow programs with threads (MPI_THREAD_FUNNELED)");
+  }
+  AWEX_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world), "make the job's own communicator");
+  AWEX_MPI(MPI_Comm_rank(world, &rank), "learn this rank");
+  AWEX_MPI(MPI_Comm_size(world, &size), "learn the number of ranks");
+}
+
+void Job::State::learn_node() {
+  MPI_Comm node = MPI_COMM_NULL;
+  AWEX_MPI(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node),
+           "find the ranks of this node");
+  int node_size = 0;
+  AWEX_MPI(MPI_Comm_rank(node, &node_rank), "learn this rank on its node");
+  AWEX_MPI(MPI_Comm_size(node, &node_size), "learn the number of this node's ranks");
+  node_ranks.resize(static_cast<size_t>(node_size));
+  AWEX_MPI(MPI_Allgather(&rank, 1, MPI_INT, node_ranks.data(), 1, MPI_INT, node),
+           "gather the ranks of this node");
+  const int first = node_rank == 0 ? 1 : 0;
+  AWEX_MPI(MPI_Allreduce(&first, &nodes, 1, MPI_INT, MPI_SUM, world), "count the nodes");
+  AWEX_MPI(MPI_Comm_free(&node), "free the node's communicator");
+}
+
+void Job::State::watch_node() {
+  watch.clear();
+  for (const int other : node_ranks) {
+    if (other == rank) continue;
+    watch.add(other, peers[static_cast<size_t>(other)].pid);
+  }
+}
+
+Job::Job(int* argc, char*** argv, Seconds timeout) : state_(std::make_unique<State>()) {
+  auto& s = *state_;
+  s.timeout = timeout;
+  s.host = host_name();
+  const Seconds allowed = std::max(timeout, kStartAllowance);
+  const Watchdog watchdog(
+      allowed, ExitCode::kDeadline,
+      fmt::format("a rank on host {} has not got through MPI's start after {}: some rank of the "
+                  "job has not started, or MPI's network setup is wrong",
+                  s.host, format_seconds(allowed.count())));
+  s.connect(argc, argv);
+  s.learn_node();
+  note_termination_signals();
+}
+
+Job::~Job() = default;
+
+int Job::rank() const { return state_->rank; }
+int Job::size() const { return state_->size; }
+int Job::node_rank() const { return state_->node_rank; }
+int Job::node_size() const { return static_cast<int>(state_->node_ranks.size()); }
+int Job::nodes() const { return state_->nodes; }
+const std::string& Job::host() const { return state_->host; }
+Deadline Job::deadline() const { return Deadline(state_->timeout); }
+double Job::now() const { return state_->now(); }
+const std::vector<Peer>& Job::peers() const { return state_->peers; }
+std::string Job::describe(int rank) const { return state_->describe(rank); }
+ErrorContext Job::context() const { return state_->context(); }
+const std::string& Job::phase() const { return state_->phase; }
+bool Job::failure_is_agreed() const { return state_->agreed; }
+void Job::poll() { state_->poll(); }
+
+bool Job::is_reporter() const {
+  for (int lower = 0; lower < state_->rank; ++lower) {
+    if (!state_->lost.contains(lower)) return false;
+  }
+  return true;
+}
+
+void Job::set_peers(std::vector<Peer> peers) {
+  if (peers.size() != static_cast<size_t>(size())) {
+    throw runtime_error(
+        fmt::format("a job of {} ranks was told of {} peers", size(), peers.size()));
+  }
+  state_->peers = std::move(peers);
+  state_->watch_node();
+}
+
+void Job::set_phase(std::string phase) {
+  state_->phase = std::move(phase);
+  state_->agreed = false;
+}
+
+// ---- Collectives
+
+void Job::agree(const Error* mine) {
+  auto& s = *state_;
+  s.agreed = false;
+  const WireError verdict = mine != nullptr ? to_wire(s.located(*mine), s.now()) : WireError{};
+  const WireError outcome = s.rank == 0 ? s.decide(verdict) : s.ask_for_outcome(verdict);
+  if (outcome.telling == Telling::kSuccess) return;
+  s.agreed = true;
+  throw from_wire(outcome);
+}
+
+void Job::announce_failure(const Error& error) noexcept {
+  try {
+    state_->announce(error);
+  } catch (const std::exception& e) {
+    log::warning(fmt::format("cannot tell other ranks of a failure: {}", e.what()));
+  }
+}
+
+void Job::synchronise_clocks() {
+  auto& s = *state_;
+  constexpr auto kWhat = "synchronise clocks";
+  s.arrive(kWhat);
+  MPI_Request request = MPI_REQUEST_NULL;
+  AWEX_MPI(MPI_Ibarrier(s.world, &request), "synchronise clocks");
+  s.wait_for_collective(
+      [&] {
+        int done = 0;
+        AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "synchronise clocks");
+        return done != 0;
+      },
+      kWhat);
+  s.start = Clock::now();
+}
+
+std::vector<std::byte> Job::all_gather(std::span<const std::byte> send, const std::string& what) {
+  auto& s = *state_;
+  const int count = narrow<int>(send.size());
+  s.arrive(what);
+  auto& from = s.abandoned.emplace_back(send.begin(), send.end());
+  auto& to = s.abandoned.emplace_back(send.size() * static_cast<size_t>(s.size));
+  MPI_Request request = MPI_REQUEST_NULL;
+  AWEX_MPI(
+      MPI_Iallgather(from.data(), count, MPI_BYTE, to.data(), count, MPI_BYTE, s.world, &request),
+      "gather {} from every rank for '{}'", format_bytes(send.size()), what);
+  s.wait_for_collective(
+      [&] {
+        int done = 0;
+        AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "gather '{}'", what);
+        return done != 0;
+      },
+      what);
+  auto result = std::move(to);
+  s.abandoned.clear();
+  return result;
+}
+
+void Job::all_reduce_sum(std::span<uint64_t> values, const std::string& what) {
+  auto& s = *state_;
+  const int count = narrow<int>(values.size());
+  s.arrive(what);
+  auto& sums = s.abandoned.emplace_back(values.size_bytes());
+  std::memcpy(sums.data(), values.data(), values.size_bytes());
+  MPI_Request request = MPI_REQUEST_NULL;
+  AWEX_MPI(
+      MPI_Iallreduce(MPI_IN_PLACE, sums.data(), count, MPI_UINT64_T, MPI_SUM, s.world, &request),
+      "add up {} numbers for '{}'", count, what);
+  s.wait_for_collective(
+      [&] {
+        int done = 0;
+        AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "add up '{}'", what);
+        return done != 0;
+      },
+      what);
+  std::memcpy(values.data(), sums.data(), values.size_bytes());
+  s.abandoned.clear();
+}
+
+void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
+                   const std::string& what) {
+  auto& s = *state_;
+  Requests requests;
+  for (const auto& [rank, bytes] : receives) {
+    for (size_t at = 0; at < bytes.size(); at += kLargestMessage) {
+      requests.receive(bytes.subspan(at, std::min(kLargestMessage, bytes.size() - at)), rank,
+                       kDataTag, s.world);
+    }
+  }
+  for (const auto& [rank, bytes] : sends) {
+    for (size_t at = 0; at < bytes.size(); at += kLargestMessage) {
+      requests.send(bytes.subspan(at, std::min(kLargestMessage, bytes.size() - at)), rank, kDataTag,
+                    s.world);
+    }
+  }
+  const Deadline limit = deadline();
+  for (uint64_t spins = 0; !requests.test(); ++spins) {
+    s.poll();
+    if (limit.expired()) {
+      const auto missing = requests.missing();
+      s.lost.insert(missing.begin(), missing.end());
+      const auto error = s.late(missing, fmt::format("taken part in '{}'", what));
+      s.announce(error);
+      s.fail(error);
+    }
+    pause_in_wait(spins);
+  }
+}
+
+// ---- End
+
+void Job::finish() {
+  auto& s = *state_;
+  const std::string what = "the end of the job";
+  s.arrive(what);
+  MPI_Request request = MPI_REQUEST_NULL;
+  AWEX_MPI(MPI_Ibarrier(s.world, &request), "end the job");
+  s.wait_for_collective(
+      [&] {
+        int done = 0;
+        AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "end the job");
+        return done != 0;
+      },
+      what);
+  s.watch.clear();  // from here on processes end, as they should
+  const Watchdog watchdog(
+      s.timeout + kEndAllowance, ExitCode::kDeadline,
+      fmt::format("{}: MPI_Finalize is not done after {}: another rank does not come to its end",
+                  s.describe(s.rank), format_seconds((s.timeout + kEndAllowance).count())));
+  AWEX_MPI(MPI_Comm_free(&s.world), "free the job's communicator");
+  AWEX_MPI(MPI_Finalize(), "finalise MPI");
+}
+
+/// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: after a failure MPI
+/// may still have requests on memory that has been freed while unwinding.
+void Job::State::pause_until_ended(Seconds longest) {
+  const Deadline deadline(longest);
+  while (termination_signal() == 0 && !deadline.expired()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+void Job::abort(ExitCode code) {
+  auto& s = *state_;
+  const Watchdog watchdog(kAbortGrace + kEndAllowance, code,
+                          fmt::format("{}: MPI_Abort does not end the job", s.describe(s.rank)));
+  for (auto& [wire, request] : s.outbox) {
+    int done = 0;
+    MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+  }
+  const bool mpirun_comes_first = code == ExitCode::kPeerLost;
+  const bool reporter_comes_first = !is_reporter();
+  if (mpirun_comes_first || reporter_comes_first) {
+    s.pause_until_ended(kAbortGrace);
+    if (termination_signal() != 0) std::_Exit(static_cast<int>(code));
+  }
+  MPI_Abort(s.world, static_cast<int>(code));
+  std::_Exit(static_cast<int>(code));
+}
+
+}  // namespace awex

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <poll.h>
+
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.hpp"
+
+namespace awex {
+
+/// Watches processes of this host for their end, through pidfds: a pid that is used again for
+/// another process is never taken for the first one.
+class ProcessWatch {
+ public:
+  /// Watches `pid`, known as `rank`. A pid that does not exist counts as gone. Throws
+  /// Error(kRuntime) where the system has no pidfds or forbids them.
+  void add(int rank, int pid);
+  /// Stops watching.
+  void clear();
+  /// Ranks whose processes have ended (zombies included), in the order of `add`. Does not wait.
+  [[nodiscard]] std::vector<int> gone();
+
+ private:
+  struct Watched {
+    int rank = 0;
+    UniqueFd fd;  ///< Not valid when the process did not exist.
+  };
+  std::vector<Watched> watched_;
+  std::vector<pollfd> polls_;
+};
+
+/// Whether the process is stopped (SIGSTOP, SIGTSTP, a debugger). False when that cannot be known.
+[[nodiscard]] bool is_stopped(int pid);
+
+}  // namespace awex

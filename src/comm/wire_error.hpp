@@ -1,0 +1,48 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+#include "base/error.hpp"
+
+namespace awex {
+
+/// What a failure message between ranks is for.
+enum class Telling : uint8_t {
+  kSuccess,   ///< No failure: a verdict of agree.
+  kFailure,   ///< The job has failed.
+  kQuestion,  ///< To rank 0: "I have waited too long for you; do you know who is missing?"
+};
+
+/// An Error as plain data of a fixed size, so that it travels through MPI. It is small enough to be
+/// sent eagerly (no action of the receiver is needed), so that a stopped rank blocks no sender.
+/// Texts are zero-terminated UTF-8; too long ones end in "...".
+struct WireError {
+  Telling telling = Telling::kSuccess;
+  bool rank_zero_lost = false;  ///< Rank 0 is gone or does not answer: another rank must report.
+  int32_t code = 0;             ///< ExitCode.
+  int32_t rank = -1;            ///< Of the context; -1 when unknown.
+  double time_s = 0;            ///< When it happened, on the job's common clock.
+  std::array<char, 1536> message{};
+  std::array<char, 512> hint{};
+  std::array<char, 64> host{};
+  std::array<char, 64> gpu{};
+  std::array<char, 16> role{};
+  std::array<char, 64> phase{};
+  std::array<char, 32> tag{};
+  std::array<char, 512> tensor{};
+};
+static_assert(std::is_trivially_copyable_v<WireError>);
+static_assert(sizeof(WireError) < 3584, "must stay below the eager limit of Open MPI's transports");
+
+[[nodiscard]] WireError to_wire(const Error& error, double time_s);
+[[nodiscard]] Error from_wire(const WireError& wire);
+
+/// The failure that the others follow from, or null when all tell success: what is neither a passed
+/// deadline nor a lost peer goes before those, then the earliest, then the one that comes first in
+/// `verdicts` (which are in rank order).
+[[nodiscard]] const WireError* first_cause(std::span<const WireError> verdicts);
+
+}  // namespace awex
