@@ -1,0 +1,232 @@
+// The cuda backend: memory by CUDA's virtual memory management, copies on a stream.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "memory/cuda_check.hpp"
+#include "memory/cuda_ranges.hpp"
+#include "memory/device.hpp"
+
+namespace awex {
+namespace {
+
+/// Owns an event that keeps no time.
+class Event {
+ public:
+  Event() {
+    AWEX_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "make a CUDA event");
+  }
+  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event& operator=(Event&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
+
+  [[nodiscard]] cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/// Owns a stream that does not synchronise with the legacy default stream.
+class Stream {
+ public:
+  Stream() {
+    AWEX_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a CUDA stream");
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  Stream(Stream&&) = delete;
+  Stream& operator=(Stream&&) = delete;
+  /// Lets copies in flight end first (copies always do): their memory may go next.
+  ~Stream() {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+
+  [[nodiscard]] cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class CudaQueue final : public CopyQueue {
+ public:
+  void copy(std::byte* to, const std::byte* from, uint64_t bytes) override {
+    AWEX_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_.get()),
+               "queue a copy of {} from {} to {}", format_bytes(bytes), fmt::ptr(from),
+               fmt::ptr(to));
+  }
+
+  void fill_zero(std::byte* device, uint64_t bytes) override {
+    AWEX_CHECK(cudaMemsetAsync(device, 0, bytes, stream_.get()), "queue zeroing of {} at {}",
+               format_bytes(bytes), fmt::ptr(device));
+  }
+
+  Mark mark() override {
+    if (spare_.empty()) spare_.emplace_back();
+    AWEX_CHECK(cudaEventRecord(spare_.back().get(), stream_.get()), "mark the queue's work");
+    pending_.push_back(std::move(spare_.back()));
+    spare_.pop_back();
+    return done_ + pending_.size();
+  }
+
+  void wait(Mark mark, const std::string& what, const Deadline& deadline,
+            WaitMonitor& monitor) override {
+    if (mark <= done_) return;
+    if (mark > done_ + pending_.size()) {
+      throw runtime_error(fmt::format("cannot wait for {}: mark {} was never made", what, mark));
+    }
+    const auto event = pending_[mark - done_ - 1].get();
+    wait_until([&] { return is_done(cudaEventQuery(event), "cudaEventQuery", what); }, what,
+               deadline, monitor);
+    for (; done_ < mark; ++done_) {
+      spare_.push_back(std::move(pending_.front()));
+      pending_.pop_front();
+    }
+  }
+
+ private:
+  Stream stream_;
+  Mark done_ = 0;              ///< Marks up to this one are known to be done.
+  std::deque<Event> pending_;  ///< Of the marks after it, oldest first.
+  std::vector<Event> spare_;
+};
+
+/// Owns the pinning of host memory for all devices of this process.
+class Registration {
+ public:
+  explicit Registration(std::span<std::byte> memory) : data_(memory.data()) {
+    AWEX_CHECK(cudaHostRegister(data_, memory.size(), cudaHostRegisterPortable),
+               "pin {} of host memory (see the node's free memory and its limits: ulimit -l, and "
+               "memory.max of the cgroup)",
+               format_bytes(memory.size()));
+  }
+  Registration(const Registration&) = delete;
+  Registration& operator=(const Registration&) = delete;
+  Registration(Registration&&) = delete;
+  Registration& operator=(Registration&&) = delete;
+  ~Registration() { cudaHostUnregister(data_); }
+
+ private:
+  std::byte* data_;
+};
+
+/// Host memory in touched huge pages, pinned afterwards: an order of magnitude faster to get than
+/// what cudaHostAlloc gives.
+class PinnedBlock final : public HostBlock {
+ public:
+  explicit PinnedBlock(std::unique_ptr<HostBlock> memory)
+      : memory_(std::move(memory)), registration_(memory_->bytes()) {}
+
+  [[nodiscard]] std::span<std::byte> bytes() const override { return memory_->bytes(); }
+
+ private:
+  std::unique_ptr<HostBlock> memory_;
+  Registration registration_;
+};
+
+/// Opens the device's primary context and makes it the calling thread's.
+void make_current(int index) { AWEX_CHECK(cudaSetDevice(index), "open gpu {}", index); }
+
+DeviceIdentity identify(int index) {
+  cudaDeviceProp properties{};
+  AWEX_CHECK(cudaGetDeviceProperties(&properties, index), "learn what gpu {} is", index);
+  DeviceIdentity identity{{}, index, properties.name};
+  static_assert(sizeof(properties.uuid.bytes) == sizeof(identity.uuid));
+  std::transform(std::begin(properties.uuid.bytes), std::end(properties.uuid.bytes),
+                 identity.uuid.begin(), [](char byte) { return static_cast<uint8_t>(byte); });
+  return identity;
+}
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(int index, size_t pool_threads)
+      : identity_(identify(index)),
+        source_(inspect_cuda_memory(index, identity_.name)),
+        host_(make_host_device(index, pool_threads)) {}
+
+  [[nodiscard]] BackendKind kind() const override { return BackendKind::kCuda; }
+  [[nodiscard]] const DeviceIdentity& identity() const override { return identity_; }
+
+  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
+                                                     uint64_t bytes) override {
+    return make_cuda_range(source_, name, bytes);
+  }
+
+  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
+                                                              uint64_t bytes,
+                                                              uint64_t chunk_bytes) override {
+    return make_cuda_import(source_, name, bytes, chunk_bytes);
+  }
+
+  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
+    make_current(identity_.index);  // host memory may be prepared on a thread of its own
+    return std::make_unique<PinnedBlock>(host_->allocate_host(bytes));
+  }
+
+  [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override {
+    make_current(identity_.index);
+    return std::make_unique<CudaQueue>();
+  }
+
+  [[nodiscard]] DeviceMemory memory() const override {
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    AWEX_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes), "learn the free memory of gpu {}",
+               identity_.index);
+    return {free_bytes, total_bytes};
+  }
+
+ private:
+  DeviceIdentity identity_;
+  CudaMemorySource source_;
+  std::unique_ptr<Device> host_;
+};
+
+/// Whether a failed count means that this machine simply has no usable GPU.
+bool means_no_gpu(cudaError_t result) {
+  if (result == cudaErrorNoDevice || result == cudaErrorStubLibrary) return true;
+  // The same code stands for no driver (version 0) and for one that is too old for this binary.
+  int driver_version = 0;
+  return result == cudaErrorInsufficientDriver &&
+         cudaDriverGetVersion(&driver_version) == cudaSuccess && driver_version == 0;
+}
+
+}  // namespace
+
+bool built_with_cuda() { return true; }
+
+int cuda_device_count() {
+  int count = 0;
+  const auto result = cudaGetDeviceCount(&count);
+  if (result == cudaSuccess) return count;
+  const auto cause = CallResult<cudaError_t>::describe(result);
+  if (means_no_gpu(result)) return 0;
+  throw runtime_error("cannot count the GPUs: cudaGetDeviceCount: " + cause,
+                      "nvidia-smi tells the driver's state; this binary needs a driver for CUDA " +
+                          fmt::format("{}.{}", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10) +
+                          ", or run with --backend host");
+}
+
+std::unique_ptr<Device> make_cuda_device(int index, size_t pool_threads) {
+  const int count = cuda_device_count();
+  if (index < 0 || index >= count) {
+    throw request_error(
+        fmt::format("cannot open gpu {}: this process sees {} GPUs", index, count),
+        count == 0 ? "nvidia-smi must list a GPU; --backend host runs the cycle without one"
+                   : "check CUDA_VISIBLE_DEVICES and the number of ranks on this node");
+  }
+  make_current(index);
+  return std::make_unique<CudaDevice>(index, pool_threads);
+}
+
+}  // namespace awex

@@ -1,0 +1,348 @@
+#include "memory/cuda_ranges.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "base/checked.hpp"
+#include "base/log.hpp"
+#include "memory/cuda_check.hpp"
+#include "memory/cuda_driver.hpp"
+
+namespace awex {
+namespace {
+
+/// Owns an address range without memory behind it.
+class ReservedAddresses {
+ public:
+  ReservedAddresses(uint64_t bytes, const std::string& name) : bytes_(bytes) {
+    AWEX_CHECK(cuMemAddressReserve(&address_, bytes_, 0, 0, 0),
+               "reserve {} of device addresses for \"{}\"", format_bytes(bytes_), name);
+  }
+  ReservedAddresses(const ReservedAddresses&) = delete;
+  ReservedAddresses& operator=(const ReservedAddresses&) = delete;
+  ReservedAddresses(ReservedAddresses&&) = delete;
+  ReservedAddresses& operator=(ReservedAddresses&&) = delete;
+  ~ReservedAddresses() { cuMemAddressFree(address_, bytes_); }
+
+  [[nodiscard]] CUdeviceptr address() const { return address_; }
+  [[nodiscard]] std::byte* data() const {
+    return reinterpret_cast<std::byte*>(address_);  // NOLINT(performance-no-int-to-ptr)
+  }
+
+ private:
+  CUdeviceptr address_ = 0;
+  uint64_t bytes_;
+};
+
+/// Owns one reference to physical memory.
+class PhysicalMemory {
+ public:
+  explicit PhysicalMemory(CUmemGenericAllocationHandle handle) : handle_(handle) {}
+  PhysicalMemory(PhysicalMemory&& other) noexcept
+      : handle_(std::exchange(other.handle_, std::nullopt)) {}
+  PhysicalMemory& operator=(PhysicalMemory&&) = delete;
+  PhysicalMemory(const PhysicalMemory&) = delete;
+  PhysicalMemory& operator=(const PhysicalMemory&) = delete;
+  ~PhysicalMemory() {
+    if (handle_) cuMemRelease(*handle_);
+  }
+
+  [[nodiscard]] CUmemGenericAllocationHandle get() const { return handle_.value(); }
+
+  void release(const std::string& what) {
+    if (!handle_) return;
+    AWEX_CHECK(cuMemRelease(*handle_), "release {}", what);
+    handle_.reset();
+  }
+
+ private:
+  std::optional<CUmemGenericAllocationHandle> handle_;
+};
+
+/// Owns the mapping of physical memory at an address.
+class MemoryMapping {
+ public:
+  MemoryMapping(CUdeviceptr address, uint64_t bytes, const PhysicalMemory& memory,
+                const std::string& what)
+      : bytes_(bytes) {
+    AWEX_CHECK(cuMemMap(address, bytes, 0, memory.get(), 0), "map {}", what);
+    address_ = address;
+  }
+  MemoryMapping(MemoryMapping&& other) noexcept
+      : address_(std::exchange(other.address_, std::nullopt)), bytes_(other.bytes_) {}
+  MemoryMapping& operator=(MemoryMapping&&) = delete;
+  MemoryMapping(const MemoryMapping&) = delete;
+  MemoryMapping& operator=(const MemoryMapping&) = delete;
+  ~MemoryMapping() {
+    if (address_) cuMemUnmap(*address_, bytes_);
+  }
+
+  [[nodiscard]] CUresult allow(int device, CUmemAccess_flags access) const {
+    CUmemAccessDesc description{};
+    description.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    description.location.id = device;
+    description.flags = access;
+    return cuMemSetAccess(address_.value(), bytes_, &description, 1);
+  }
+
+  void unmap(const std::string& what) {
+    if (!address_) return;
+    AWEX_CHECK(cuMemUnmap(*address_, bytes_), "unmap {}", what);
+    address_.reset();
+  }
+
+ private:
+  std::optional<CUdeviceptr> address_;
+  uint64_t bytes_;
+};
+
+CUmemAllocationProp exportable_memory(int device) {
+  CUmemAllocationProp properties{};
+  properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+  properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  properties.location.id = device;
+  return properties;
+}
+
+/// Physical memory on a device; a lack of it is told with what is free.
+PhysicalMemory create_memory(int device, uint64_t bytes, const std::string& what) {
+  const auto properties = exportable_memory(device);
+  CUmemGenericAllocationHandle handle = 0;
+  const auto result = cuMemCreate(&handle, bytes, &properties, 0);
+  if (result == CUDA_SUCCESS) return PhysicalMemory(handle);
+  std::string free_memory = "unknown";
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  if (cudaMemGetInfo(&free_bytes, &total_bytes) == cudaSuccess) {
+    free_memory = fmt::format("{} of {}", format_bytes(free_bytes), format_bytes(total_bytes));
+  }
+  const auto cause = CallResult<CUresult>::describe(result);
+  const auto message = fmt::format("cannot take {}: cuMemCreate: {}; free on gpu {}: {}", what,
+                                   cause, device, free_memory);
+  if (result != CUDA_ERROR_OUT_OF_MEMORY) throw runtime_error(message);
+  throw runtime_error(message,
+                      "nvidia-smi shows the processes that hold this GPU's memory; a smaller "
+                      "--kv-cache or a layout over more GPUs needs less of it");
+}
+
+/// Geometry that the exporter's and the importer's side of a range share.
+struct Chunking {
+  std::string name;
+  uint64_t bytes;
+  uint64_t chunk_bytes;
+  uint64_t granularity_bytes;
+
+  [[nodiscard]] uint64_t count() const { return ceil_div(bytes, chunk_bytes); }
+  [[nodiscard]] uint64_t physical_bytes(uint64_t chunk) const {
+    const uint64_t begin = chunk * chunk_bytes;
+    return std::min(chunk_bytes, round_up(bytes - begin, granularity_bytes));
+  }
+  [[nodiscard]] uint64_t address_bytes() const { return round_up(bytes, granularity_bytes); }
+  [[nodiscard]] std::string describe(uint64_t chunk) const {
+    return fmt::format("chunk {} of {} of \"{}\" ({})", chunk + 1, count(), name,
+                       format_bytes(physical_bytes(chunk)));
+  }
+};
+
+Chunking checked_chunking(const CudaMemorySource& source, std::string name, uint64_t bytes,
+                          uint64_t chunk_bytes) {
+  if (bytes == 0 || chunk_bytes == 0 || chunk_bytes % source.granularity_bytes != 0) {
+    throw runtime_error(
+        fmt::format("cannot reserve \"{}\": {} bytes in chunks of {} bytes do not "
+                    "fit gpu {}'s granularity of {} bytes",
+                    name, bytes, chunk_bytes, source.device, source.granularity_bytes));
+  }
+  return {std::move(name), bytes, chunk_bytes, source.granularity_bytes};
+}
+
+class CudaRange final : public DeviceRange {
+ public:
+  CudaRange(const CudaMemorySource& source, Chunking chunking)
+      : device_(source.device),
+        chunking_(std::move(chunking)),
+        addresses_(chunking_.address_bytes(), chunking_.name),
+        chunks_(chunking_.count()) {}
+
+  [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
+  [[nodiscard]] uint64_t bytes() const override { return chunking_.bytes; }
+  [[nodiscard]] uint64_t chunk_bytes() const override { return chunking_.chunk_bytes; }
+
+  void take_chunk(uint64_t chunk) override {
+    expect(chunk, false);
+    const auto what = chunking_.describe(chunk);
+    const uint64_t size_bytes = chunking_.physical_bytes(chunk);
+    auto memory = create_memory(device_, size_bytes, what);
+    MemoryMapping mapping(addresses_.address() + chunk * chunk_bytes(), size_bytes, memory, what);
+    AWEX_CHECK(mapping.allow(device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+               "make {} accessible (cuMemSetAccess)", what);
+    chunks_[chunk].emplace(Chunk{std::move(memory), std::move(mapping), UniqueFd()});
+    held_bytes_ += size_bytes;
+  }
+
+  void release_chunk(uint64_t chunk) override {
+    expect(chunk, true);
+    const auto what = chunking_.describe(chunk);
+    auto& held = *chunks_[chunk];
+    held.fd.reset();
+    held.mapping.unmap(what);
+    held.memory.release(what);
+    chunks_[chunk].reset();
+    held_bytes_ -= chunking_.physical_bytes(chunk);
+  }
+
+  [[nodiscard]] uint64_t held_bytes() const override { return held_bytes_; }
+
+  [[nodiscard]] std::vector<int> export_fds() override {
+    std::vector<int> fds;
+    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+      expect(chunk, true);
+      auto& held = *chunks_[chunk];
+      if (!held.fd.valid()) held.fd = export_chunk(chunk);
+      fds.push_back(held.fd.get());
+    }
+    return fds;
+  }
+
+ private:
+  struct Chunk {
+    PhysicalMemory memory;
+    MemoryMapping mapping;
+    UniqueFd fd;
+  };
+
+  void expect(uint64_t chunk, bool taken) const {
+    if (chunk >= chunks_.size() || chunks_[chunk].has_value() != taken) {
+      throw runtime_error(
+          fmt::format("{} is not {}", chunking_.describe(chunk), taken ? "taken" : "free"),
+          "this is a fault of awex-colocate: please report it");
+    }
+  }
+
+  [[nodiscard]] UniqueFd export_chunk(uint64_t chunk) const {
+    int fd = -1;
+    AWEX_CHECK(cuMemExportToShareableHandle(&fd, chunks_[chunk]->memory.get(),
+                                            CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+               "export {} as a file descriptor (see the limit of open files, ulimit -n)",
+               chunking_.describe(chunk));
+    return UniqueFd(fd);
+  }
+
+  int device_;
+  Chunking chunking_;
+  ReservedAddresses addresses_;
+  std::vector<std::optional<Chunk>> chunks_;
+  uint64_t held_bytes_ = 0;
+};
+
+class CudaImport final : public ImportedRange {
+ public:
+  CudaImport(const CudaMemorySource& source, Chunking chunking)
+      : device_(source.device),
+        chunking_(std::move(chunking)),
+        addresses_(chunking_.address_bytes(), chunking_.name) {}
+
+  [[nodiscard]] const std::byte* data() const override { return addresses_.data(); }
+
+  void map(std::vector<UniqueFd> fds) override {
+    if (fds.size() != chunking_.count() || !mappings_.empty()) {
+      throw runtime_error(
+          fmt::format("cannot import \"{}\": got {} descriptors for {} chunks, {} "
+                      "of them mapped before",
+                      chunking_.name, fds.size(), chunking_.count(), mappings_.size()));
+    }
+    std::vector<MemoryMapping> mappings;
+    mappings.reserve(fds.size());
+    for (uint64_t chunk = 0; chunk < fds.size(); ++chunk) {
+      mappings.push_back(map_chunk(chunk, fds[chunk].get()));
+    }
+    mappings_.swap(mappings);
+  }
+
+  void unmap() override {
+    while (!mappings_.empty()) {
+      mappings_.back().unmap(fmt::format("chunk {} of {} of the import of \"{}\"", mappings_.size(),
+                                         chunking_.count(), chunking_.name));
+      mappings_.pop_back();
+    }
+  }
+
+ private:
+  /// The mapping keeps the memory, so the handle goes as soon as it is mapped.
+  [[nodiscard]] MemoryMapping map_chunk(uint64_t chunk, int fd) const {
+    const auto what = "imported " + chunking_.describe(chunk);
+    // The driver takes the descriptor's number in place of a pointer to it.
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
+    void* os_handle = reinterpret_cast<void*>(static_cast<intptr_t>(fd));
+    CUmemGenericAllocationHandle handle = 0;
+    AWEX_CHECK(cuMemImportFromShareableHandle(&handle, os_handle,
+                                              CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+               "import {} from file descriptor {}", chunking_.describe(chunk), fd);
+    const PhysicalMemory memory(handle);
+    MemoryMapping mapping(addresses_.address() + chunk * chunking_.chunk_bytes,
+                          chunking_.physical_bytes(chunk), memory, what);
+    allow_reading(mapping, what);
+    return mapping;
+  }
+
+  /// Drivers that know no read-only device memory get it writable: nothing here writes to it.
+  void allow_reading(const MemoryMapping& mapping, const std::string& what) const {
+    const auto result = mapping.allow(device_, CU_MEM_ACCESS_FLAGS_PROT_READ);
+    if (result == CUDA_SUCCESS) return;
+    log::detail(
+        fmt::format("{} is mapped writable, because this driver cannot map it read-only: {}", what,
+                    CallResult<CUresult>::describe(result)));
+    AWEX_CHECK(mapping.allow(device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+               "make {} accessible (cuMemSetAccess)", what);
+  }
+
+  int device_;
+  Chunking chunking_;
+  ReservedAddresses addresses_;
+  std::vector<MemoryMapping> mappings_;
+};
+
+void require_attribute(CUdevice_attribute attribute, int device, const std::string& device_name,
+                       const char* feature, const char* hint) {
+  int value = 0;
+  AWEX_CHECK(cuDeviceGetAttribute(&value, attribute, device), "ask gpu {} ({}) for {}", device,
+             device_name, feature);
+  if (value == 0) {
+    throw runtime_error(
+        fmt::format("gpu {} ({}) does not support {}", device, device_name, feature), hint);
+  }
+}
+
+}  // namespace
+
+CudaMemorySource inspect_cuda_memory(int device, const std::string& device_name) {
+  require_attribute(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, device, device_name,
+                    "virtual memory management",
+                    "awex-colocate needs a data-center GPU of compute capability 8.0 or newer on "
+                    "Linux; --backend host tries the cycle without a GPU");
+  require_attribute(CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, device,
+                    device_name, "export of memory as POSIX file descriptors",
+                    "this driver or virtual GPU cannot share memory between processes; use a bare "
+                    "GPU, or --backend host to try the cycle without one");
+  const auto properties = exportable_memory(device);
+  size_t granularity = 0;
+  AWEX_CHECK(
+      cuMemGetAllocationGranularity(&granularity, &properties, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
+      "learn the allocation granularity of gpu {} ({})", device, device_name);
+  return {device, granularity};
+}
+
+std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source, std::string name,
+                                             uint64_t bytes) {
+  return std::make_unique<CudaRange>(
+      source, checked_chunking(source, std::move(name), bytes, chunk_bytes_for(bytes)));
+}
+
+std::unique_ptr<ImportedRange> make_cuda_import(const CudaMemorySource& source, std::string name,
+                                                uint64_t bytes, uint64_t chunk_bytes) {
+  return std::make_unique<CudaImport>(
+      source, checked_chunking(source, std::move(name), bytes, chunk_bytes));
+}
+
+}  // namespace awex
