@@ -1,0 +1,119 @@
+#include "cli/command_line.hpp"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <string_view>
+#include <vector>
+
+#include "base/log.hpp"
+#include "cli/launcher.hpp"
+#include "cli/report_files.hpp"
+#include "cli/subcommand.hpp"
+#include "memory/device.hpp"
+#include "version.hpp"
+
+namespace awex {
+namespace {
+
+const char* const kDescription =
+    "Hands GPU memory and weights over between an RL trainer and an inference engine that\n"
+    "take turns on the same GPUs. One MPI rank per role and GPU.";
+
+const char* const kExamples =
+    "Examples:\n"
+    "  mpirun -np 2 awex-colocate update --model preset:tiny-dense --backend host\n"
+    "  mpirun -np 4 awex-colocate update --model DIR --trainer megatron:tp=2 \\\n"
+    "      --inference sglang:tp=2 --versions 3 --json report.json --trace trace.json\n"
+    "  awex-colocate checkpoint --preset tiny-moe --out DIR && awex-colocate digest DIR\n"
+    "\n"
+    "Exit codes: 0 done, 1 failed at run time, 2 the request is wrong, 3 bytes differ,\n"
+    "4 a deadline passed, 5 a peer was lost.";
+
+/// Whether this process tells the user about wrong options: they are wrong on every rank alike, and
+/// rank 0 speaks for all. In MPMD launches, where each role has its own options, every rank speaks.
+bool speaks(const std::vector<std::string_view>& arguments) {
+  if (launched_rank().value_or(0) == 0) return true;
+  for (const auto argument : arguments) {
+    if (argument.rfind("--role", 0) == 0) return true;
+  }
+  return false;
+}
+
+std::string version_text() {
+  return fmt::format("awex-colocate {} (backends host{})", kProgramVersion,
+                     built_with_cuda() ? " and cuda" : "");
+}
+
+void describe_program(CLI::App& root) {
+  root.name("awex-colocate");
+  root.footer(kExamples);
+  root.set_version_flag("--version", version_text(), "Print the version and the built-in backends");
+  root.get_formatter()->column_width(34);
+  // What nobody takes is told by us, with the nearest name.
+  root.allow_extras();
+}
+
+std::vector<Subcommand> add_subcommands(CLI::App& root) {
+  std::vector<Subcommand> commands{add_update(root), add_offload(root),    add_transfer(root),
+                                   add_resume(root), add_checkpoint(root), add_digest(root)};
+  for (const auto& command : commands) command.parser->allow_extras();
+  return commands;
+}
+
+/// The command that was asked for, its options complete; null when CLI11 has answered (--help).
+const Subcommand* parse(CLI::App& root, const std::vector<Subcommand>& commands, int argc,
+                        char** argv, std::string& answer) {
+  const Subcommand* chosen = nullptr;
+  try {
+    root.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    answer = root.help();
+    return nullptr;
+  } catch (const CLI::CallForVersion&) {
+    answer = version_text() + "\n";
+    return nullptr;
+  } catch (const CLI::ParseError& error) {
+    throw request_error(error.what());
+  }
+  refuse_unknown_arguments(root);
+  for (const auto& command : commands) {
+    if (command.parser->parsed()) chosen = &command;
+  }
+  if (chosen == nullptr) {
+    throw request_error("no command is given", "awex-colocate --help lists the commands");
+  }
+  refuse_unknown_arguments(*chosen->parser);
+  chosen->complete();
+  return chosen;
+}
+
+}  // namespace
+
+int run_command_line(int argc, char** argv) {
+  const std::vector<std::string_view> arguments(argv + 1, argv + argc);
+  bool speak = speaks(arguments);
+  log::configure(log::Level::kNormal, "", use_color(Color::kAuto, STDERR_FILENO));
+  try {
+    CLI::App root(kDescription);
+    describe_program(root);
+    const auto commands = add_subcommands(root);
+    std::string answer;
+    const auto* command = parse(root, commands, argc, argv, answer);
+    if (command == nullptr) {
+      if (speak) write_all(STDOUT_FILENO, answer, "stdout");
+      return static_cast<int>(ExitCode::kOk);
+    }
+    speak = true;
+    return static_cast<int>(command->run(&argc, &argv));
+  } catch (const Error& error) {
+    if (speak) log::error(error);
+    return static_cast<int>(error.code());
+  } catch (const std::exception& error) {
+    if (speak) log::error(runtime_error(error.what()));
+    return static_cast<int>(ExitCode::kRuntime);
+  }
+}
+
+}  // namespace awex

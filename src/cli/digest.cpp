@@ -1,0 +1,76 @@
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <vector>
+
+#include "base/thread_pool.hpp"
+#include "cli/report_files.hpp"
+#include "cli/subcommand.hpp"
+#include "model/weights.hpp"
+
+namespace awex {
+namespace {
+
+struct DigestOptions {
+  std::string model;
+  std::optional<uint64_t> layers;
+  bool json = false;
+  TalkOptions talk;
+};
+
+std::string render_text(const Catalogue& catalogue, const std::vector<uint64_t>& digests) {
+  std::string out;
+  for (size_t i = 0; i < digests.size(); ++i) {
+    out += fmt::format("{:016x}  {}\n", digests[i], catalogue.tensors()[i].name);
+  }
+  return out + fmt::format("{:016x}  model\n", model_digest(catalogue, digests));
+}
+
+std::string render_digests_json(const Catalogue& catalogue, const std::vector<uint64_t>& digests) {
+  nlohmann::ordered_json tensors = nlohmann::ordered_json::object();
+  for (size_t i = 0; i < digests.size(); ++i) {
+    tensors[catalogue.tensors()[i].name] = fmt::format("{:#018x}", digests[i]);
+  }
+  const nlohmann::ordered_json json = {
+      {"schema_version", 1},
+      {"tensors", std::move(tensors)},
+      {"model", fmt::format("{:#018x}", model_digest(catalogue, digests))}};
+  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+ExitCode run_digest(const DigestOptions& options) {
+  log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
+  const auto source = open_model(options.model, options.layers);
+  ThreadPool pool(std::thread::hardware_concurrency());
+  const auto digests = digest_source(*source, pool);
+  const auto& catalogue = source->catalogue();
+  write_all(
+      STDOUT_FILENO,
+      options.json ? render_digests_json(catalogue, digests) : render_text(catalogue, digests),
+      "stdout");
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+Subcommand add_digest(CLI::App& root) {
+  const auto options = std::make_shared<DigestOptions>();
+  auto* parser = root.add_subcommand(
+      "digest", "Print the digest of every tensor of a checkpoint, and the model's");
+  parser->add_option("model", options->model, "A checkpoint, or a preset's generated weights")
+      ->type_name("DIR|preset:NAME");
+  add_value(
+      *parser, "--layers", "N", "Keep the first N layers of the model", "all",
+      [options = options.get()](const std::string& text) { options->layers = parse_count(text); });
+  parser->add_flag("--json", options->json, "Print JSON instead of lines");
+  add_talk_options(*parser, options->talk);
+  const auto complete = [options] {
+    if (!options->model.empty()) return;
+    throw request_error("digest needs a checkpoint", "awex-colocate digest DIR");
+  };
+  return {parser, complete,
+          [options](int* /*argc*/, char*** /*argv*/) { return run_digest(*options); }};
+}
+
+}  // namespace awex

@@ -1,0 +1,117 @@
+#include "cli/job_options.hpp"
+
+#include "base/units.hpp"
+
+namespace awex {
+namespace {
+
+void add_model_options(CLI::App& parser, RunOptions& run) {
+  add_value(parser, "--model", "DIR|preset:NAME",
+            "A Hugging Face checkpoint, or a published shape with generated weights; required", "",
+            [&run](const std::string& text) { run.model = text; });
+  add_value(parser, "--layers", "N", "Keep the first N layers of the model", "all",
+            [&run](const std::string& text) { run.layers = parse_count(text); });
+  add_value(parser, "--trainer", "SPEC",
+            "Layout of the trainer, ENGINE[:key=value,...]: megatron:tp=2, hf", run.trainer,
+            [&run](const std::string& text) { run.trainer = text; });
+  add_value(parser, "--inference", "SPEC",
+            "Layout of the inference engine, ENGINE[:key=value,...]: sglang:tp=2, hf",
+            run.inference, [&run](const std::string& text) { run.inference = text; });
+}
+
+void add_placement_options(CLI::App& parser, RunOptions& run) {
+  add_value(parser, "--role", "ROLE",
+            "Role of these ranks, trainer or inference, for MPMD launches",
+            "first half of each node's ranks trainer, second half inference",
+            [&run](const std::string& text) {
+              run.role = parse_choice<Role>(
+                  text, {{"trainer", Role::kTrainer}, {"inference", Role::kInference}});
+            });
+  add_value(
+      parser, "--backend", "BACKEND",
+      "auto, cuda, or host (the same on shared host memory); auto is cuda where there is a GPU",
+      "auto", [&run](const std::string& text) {
+        using Choice = std::optional<BackendKind>;
+        run.backend = parse_choice<Choice>(
+            text, {{"auto", Choice{}}, {"cuda", BackendKind::kCuda}, {"host", BackendKind::kHost}});
+      });
+  parser.add_flag("--share-gpu", run.share_gpu,
+                  "Let several ranks of a role be on one GPU, for tests");
+  add_value(parser, "--gpu-memory", "SIZE",
+            "Budget of a GPU for both roles together; phases overlap as far as it allows",
+            "what is free",
+            [&run](const std::string& text) { run.gpu_memory = parse_bytes(text); });
+}
+
+void add_work_options(CLI::App& parser, Command command, RunOptions& run) {
+  add_value(parser, "--optimizer", "NAME",
+            "Optimizer state that the trainer holds: adamw (12 bytes an element) or none", "adamw",
+            [&run](const std::string& text) {
+              run.optimizer = parse_choice<bool>(text, {{"adamw", true}, {"none", false}});
+            });
+  add_value(parser, "--kv-cache", "SIZE", "KV cache of each inference rank; 0 for none",
+            fmt::format("{}MiB", run.kv_cache_bytes >> 20),
+            [&run](const std::string& text) { run.kv_cache_bytes = parse_bytes(text); });
+  if (command == Command::kUpdate) {
+    add_value(parser, "--versions", "N", "How many times to train, hand over and commit",
+              fmt::format("{}", run.versions),
+              [&run](const std::string& text) { run.versions = parse_count(text); });
+    parser.add_flag_callback(
+        "--no-offload", [&run] { run.offload = false; },
+        "The cycle without giving memory back, to compare with");
+  }
+  add_value(parser, "--timeout", "DURATION", "How long a single wait may take: 30s, 500ms, 5m",
+            fmt::format("{:.0f}s", run.timeout.count()),
+            [&run](const std::string& text) { run.timeout = parse_duration(text); });
+  add_value(parser, "--verify", "HOW",
+            "Proof of the transfer: digest, full (compares local bytes as well) or off", "digest",
+            [&run](const std::string& text) {
+              run.verify = parse_choice<Verify>(
+                  text,
+                  {{"digest", Verify::kDigest}, {"full", Verify::kFull}, {"off", Verify::kOff}});
+            });
+}
+
+void add_output_options(CLI::App& parser, JobOptions& options) {
+  add_value(parser, "--limits", "on|off", "Measure the links' limits to compare the phases with",
+            "on", [&options](const std::string& text) {
+              options.run.measure_limits = parse_choice<bool>(text, {{"on", true}, {"off", false}});
+            });
+  add_value(parser, "--config", "FILE",
+            "Options as a JSON object, keys without dashes; the command line wins", "",
+            [&options](const std::string& text) { options.config_path = text; });
+  add_value(parser, "--json", "FILE|-",
+            "Write the report as JSON; - writes it to stdout instead of the table", "",
+            [&options](const std::string& text) { options.json_path = text; });
+  add_value(parser, "--trace", "FILE", "Write a timeline that Perfetto and chrome://tracing open",
+            "", [&options](const std::string& text) { options.trace_path = text; });
+}
+
+}  // namespace
+
+void add_job_options(CLI::App& parser, Command command, JobOptions& options) {
+  add_model_options(parser, options.run);
+  add_placement_options(parser, options.run);
+  add_work_options(parser, command, options.run);
+  add_output_options(parser, options);
+  add_talk_options(parser, options.talk);
+}
+
+void complete_job_options(CLI::App& parser, const JobOptions& options) {
+  if (!options.config_path.empty()) apply_config(parser, options.config_path);
+  if (options.run.model.empty()) {
+    throw request_error("--model is missing",
+                        "name a checkpoint directory, or try --model preset:tiny-dense");
+  }
+  if (options.trace_path == "-") {
+    throw request_error("--trace: the trace cannot go to stdout",
+                        "name a file: --trace trace.json");
+  }
+  if (!options.trace_path.empty() && options.trace_path == options.json_path) {
+    throw request_error(
+        fmt::format("--json and --trace both name the file \"{}\"", options.trace_path),
+        "name two files");
+  }
+}
+
+}  // namespace awex

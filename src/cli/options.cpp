@@ -1,0 +1,105 @@
+#include "cli/options.hpp"
+
+#include <langinfo.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <clocale>
+#include <cstdlib>
+
+#include "cli/launcher.hpp"
+
+namespace awex {
+
+uint64_t parse_count(std::string_view text) {
+  uint64_t count = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, count);
+  if (error != std::errc{} || stop != end || count == 0) {
+    throw request_error(fmt::format("\"{}\" is not a count", text), "write a whole number from 1");
+  }
+  return count;
+}
+
+CLI::Option* add_value(CLI::App& command, const std::string& name, const std::string& value_name,
+                       const std::string& help, const std::string& shown_default,
+                       std::function<void(const std::string&)> set) {
+  const auto set_and_name = [name, set = std::move(set)](const std::string& text) {
+    try {
+      set(text);
+    } catch (const Error& error) {
+      throw Error(error.code(), fmt::format("{}: {}", name, error.what()), error.hint());
+    }
+  };
+  const auto full_help = shown_default.empty() ? help : fmt::format("{} [{}]", help, shown_default);
+  return command.add_option_function<std::string>(name, set_and_name, full_help)
+      ->type_name(value_name);
+}
+
+void add_talk_options(CLI::App& command, TalkOptions& talk) {
+  auto* verbose = command.add_flag_callback(
+      "-v,--verbose", [&talk] { talk.level = log::Level::kVerbose; },
+      "Say on stderr what happens, a line for each phase and rank");
+  command
+      .add_flag_callback(
+          "-q,--quiet", [&talk] { talk.level = log::Level::kQuiet; },
+          "Say nothing on stderr but warnings and errors")
+      ->excludes(verbose);
+  add_value(command, "--color", "WHEN", "Colours: auto, always or never; NO_COLOR is honoured",
+            "auto", [&talk](const std::string& text) {
+              talk.color = parse_choice<Color>(
+                  text,
+                  {{"auto", Color::kAuto}, {"always", Color::kAlways}, {"never", Color::kNever}});
+            });
+}
+
+bool is_terminal(int fd) {
+  // Open MPI gives ranks a pseudo terminal as stdout even when its own stdout is a file.
+  if (fd == STDOUT_FILENO && launched_rank()) return false;
+  return ::isatty(fd) == 1;
+}
+
+bool use_color(Color color, int fd) {
+  switch (color) {
+    case Color::kAlways:
+      return true;
+    case Color::kNever:
+      return false;
+    case Color::kAuto:
+      break;
+  }
+  const char* no_color = std::getenv("NO_COLOR");
+  const char* term = std::getenv("TERM");
+  const bool refused = no_color != nullptr && *no_color != '\0';
+  const bool dumb = term != nullptr && std::string_view(term) == "dumb";
+  return !refused && !dumb && is_terminal(fd);
+}
+
+bool locale_is_utf8() {
+  std::setlocale(LC_CTYPE, "");
+  return std::string_view(::nl_langinfo(CODESET)) == "UTF-8";
+}
+
+void refuse_unknown_arguments(const CLI::App& command) {
+  const auto unknown = command.remaining();
+  if (unknown.empty()) return;
+  const bool is_option = unknown.front().rfind('-', 0) == 0;
+  const auto word = unknown.front().substr(0, unknown.front().find('='));
+  std::vector<std::string> known;
+  if (is_option) {
+    for (const auto* option : command.get_options()) {
+      for (const auto& name : option->get_lnames()) known.push_back("--" + name);
+    }
+  } else {
+    for (const auto* other : command.get_subcommands(nullptr)) known.push_back(other->get_name());
+  }
+  const bool is_command = !is_option && !known.empty();
+  const char* kind = is_option ? "option" : is_command ? "command" : "argument";
+  const auto nearest = nearest_name(word, known);
+  throw request_error(fmt::format("unknown {} \"{}\"", kind, word),
+                      nearest.empty()
+                          ? fmt::format("{} --help lists what is known", command.get_display_name())
+                          : fmt::format("did you mean \"{}\"?", nearest));
+}
+
+}  // namespace awex

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/error.hpp"
+#include "base/log.hpp"
+#include "base/nearest.hpp"
+
+namespace awex {
+
+/// The value named `text`; throws a request error with the nearest name or all of them.
+template <class T>
+[[nodiscard]] T parse_choice(std::string_view text,
+                             std::initializer_list<std::pair<const char*, T>> choices) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : choices) {
+    if (text == name) return value;
+    names.emplace_back(name);
+  }
+  throw request_error(fmt::format("\"{}\" is none of {}", text, fmt::join(names, ", ")),
+                      suggestion(text, names));
+}
+
+/// A whole number of at least 1; throws a request error.
+[[nodiscard]] uint64_t parse_count(std::string_view text);
+
+/// Adds an option with one value to a command. `set` may throw request errors about the value: they
+/// then name the option. `shown_default` is for --help alone; empty for none.
+CLI::Option* add_value(CLI::App& command, const std::string& name, const std::string& value_name,
+                       const std::string& help, const std::string& shown_default,
+                       std::function<void(const std::string&)> set);
+
+/// When to colour.
+enum class Color : uint8_t { kAuto, kAlways, kNever };
+
+/// What every command lets one choose about its own talking.
+struct TalkOptions {
+  log::Level level = log::Level::kNormal;
+  Color color = Color::kAuto;
+};
+
+/// Adds -v, -q and --color; `talk` must outlive the parsing.
+void add_talk_options(CLI::App& command, TalkOptions& talk);
+
+/// Whether to colour a stream. For kAuto: it is a terminal, TERM is not "dumb" and NO_COLOR is
+/// unset or empty (no-color.org). A launcher's ranks do not see the real stdout: never a terminal.
+[[nodiscard]] bool use_color(Color color, int fd);
+
+/// Whether `fd` is a terminal that a person looks at.
+[[nodiscard]] bool is_terminal(int fd);
+
+/// Whether the user's locale can show block characters.
+[[nodiscard]] bool locale_is_utf8();
+
+/// Sets a command's options that the command line has left open from a JSON object whose keys are
+/// long option names without dashes. Throws request errors that name file and key, and for an
+/// unknown key the nearest one.
+void apply_config(CLI::App& command, const std::string& file);
+
+/// Throws a request error for the first argument that no option or command took, with the nearest
+/// name of what is known there.
+void refuse_unknown_arguments(const CLI::App& command);
+
+}  // namespace awex

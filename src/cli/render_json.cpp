@@ -1,0 +1,130 @@
+#include "cli/render_json.hpp"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+namespace awex {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json text_or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
+
+template <class T>
+Json value_or_null(const std::optional<T>& value) {
+  return value ? Json(*value) : Json();
+}
+
+Json count_or_null(int count) { return count > 0 ? Json(count) : Json(); }
+
+Json model_json(const Report& report) {
+  if (report.model_name.empty()) return {};
+  return {{"name", report.model_name},
+          {"tensors", report.model_tensors},
+          {"bytes", report.model_bytes}};
+}
+
+Json plan_json(const std::optional<PlanReport>& plan) {
+  if (!plan) return {};
+  return {{"seconds", plan->seconds},
+          {"pieces", plan->pieces},
+          {"local_bytes", plan->local_bytes},
+          {"remote_bytes", plan->remote_bytes},
+          {"remote_bytes_lower_bound", plan->remote_bytes_lower_bound}};
+}
+
+Json phase_json(const PhaseReport& phase) {
+  return {{"phase", phase.phase},
+          {"role", phase.role},
+          {"tag", text_or_null(phase.tag)},
+          {"start_s", phase.start_s},
+          {"seconds", phase.seconds},
+          {"bytes", phase.bytes},
+          {"bytes_per_s", value_or_null(phase.bytes_per_s())},
+          {"limit_bytes_per_s", value_or_null(phase.limit_bytes_per_s)},
+          {"ratio", value_or_null(phase.ratio())}};
+}
+
+Json digest_json(const std::optional<DigestReport>& digest) {
+  if (!digest) return {};
+  return {{"tensors", digest->tensors},
+          {"mismatched", digest->mismatched},
+          {"model", fmt::format("{:#018x}", digest->model)}};
+}
+
+Json version_json(const VersionReport& version) {
+  Json phases = Json::array();
+  for (const auto& phase : version.phases) phases.push_back(phase_json(phase));
+  return {{"version", version.version},
+          {"committed", version.committed},
+          {"seconds", version.seconds},
+          {"phases", phases},
+          {"digest", digest_json(version.digest)}};
+}
+
+Json memory_json(const MemoryReport& memory) {
+  Json tags = Json::array();
+  for (const auto& entry : memory.by_role_and_tag) {
+    tags.push_back({{"role", entry.role},
+                    {"tag", entry.tag},
+                    {"device_peak_bytes", entry.device_peak_bytes},
+                    {"host_pinned_bytes", entry.host_pinned_bytes}});
+  }
+  return {{"device_peak_bytes", value_or_null(memory.device_peak_bytes)},
+          {"host_pinned_bytes", memory.host_pinned_bytes},
+          {"leaked_bytes", value_or_null(memory.leaked_bytes)},
+          {"by_role_and_tag", tags}};
+}
+
+Json error_json(const Error& error) {
+  const auto& context = error.context();
+  return {{"code", static_cast<int>(error.code())},
+          {"rank", value_or_null(context.rank)},
+          {"host", text_or_null(context.host)},
+          {"gpu", text_or_null(context.gpu)},
+          {"role", text_or_null(context.role)},
+          {"phase", text_or_null(context.phase)},
+          {"tag", text_or_null(context.tag)},
+          {"tensor", text_or_null(context.tensor)},
+          {"message", error.what()},
+          {"hint", text_or_null(error.hint())}};
+}
+
+Json outcome_json(const Report& report) {
+  if (report.error) return error_json(*report.error);
+  if (report.finished) return {};
+  return error_json(runtime_error("the job has not finished",
+                                  "it is still running, or its rank 0 was killed before it could "
+                                  "write its report"));
+}
+
+}  // namespace
+
+std::string render_json(const Report& report) {
+  Json versions = Json::array();
+  for (const auto& version : report.versions) versions.push_back(version_json(version));
+  const Json json = {{"schema_version", 1},
+                     {"command", report.command},
+                     {"ok", report.exit_code() == ExitCode::kOk},
+                     {"exit_code", static_cast<int>(report.exit_code())},
+                     {"backend", text_or_null(report.backend)},
+                     {"started_at", text_or_null(report.started_at)},
+                     {"model", model_json(report)},
+                     {"trainer", text_or_null(report.trainer)},
+                     {"inference", text_or_null(report.inference)},
+                     {"world",
+                      {{"ranks", count_or_null(report.ranks)},
+                       {"gpus", count_or_null(report.gpus)},
+                       {"nodes", count_or_null(report.nodes)}}},
+                     {"plan", plan_json(report.plan)},
+                     {"versions", versions},
+                     {"committed_version", value_or_null(report.committed_version)},
+                     {"poisoned", report.poisoned},
+                     {"memory", memory_json(report.memory)},
+                     {"error", outcome_json(report)}};
+  // Paths and host names may hold bytes that are no UTF-8; the report is written all the same.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace awex

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+
+#include "base/error.hpp"
+#include "cli/job_options.hpp"
+
+namespace awex {
+
+/// A command of the program. Options live as long as the functions.
+struct Subcommand {
+  CLI::App* parser = nullptr;
+  /// After parsing, before any work: checks what the parser cannot. Throws request errors.
+  std::function<void()> complete;
+  /// Does the work and returns the exit code; throws Error for what it has not reported itself.
+  std::function<ExitCode(int* argc, char*** argv)> run;
+};
+
+// One file each.
+[[nodiscard]] Subcommand add_update(CLI::App& root);
+[[nodiscard]] Subcommand add_offload(CLI::App& root);
+[[nodiscard]] Subcommand add_transfer(CLI::App& root);
+[[nodiscard]] Subcommand add_resume(CLI::App& root);
+[[nodiscard]] Subcommand add_checkpoint(CLI::App& root);
+[[nodiscard]] Subcommand add_digest(CLI::App& root);
+
+/// A command that runs under mpirun: what the four above share.
+[[nodiscard]] Subcommand add_job_command(CLI::App& root, Command command, const char* description);
+
+/// Runs such a command as this process's part of the job: report, outputs, the job's end.
+/// Collective. Does not return where the job has to be aborted.
+[[nodiscard]] ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv);
+
+}  // namespace awex

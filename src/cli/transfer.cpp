@@ -1,0 +1,10 @@
+#include "cli/subcommand.hpp"
+
+namespace awex {
+
+Subcommand add_transfer(CLI::App& root) {
+  return add_job_command(root, Command::kTransfer,
+                         "Move the trainer's weights into the inference layout, and prove them");
+}
+
+}  // namespace awex
