@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -11,15 +12,15 @@
 
 namespace awex {
 
-/// What a trainer rank tells all others of its weights memory. Plain data of a fixed size, the same
-/// on every rank, so that one MPI_Allgather swaps all handles.
+/// What a rank tells all others of itself and, on a trainer, of its weights memory. Plain data of a
+/// fixed size, the same on every rank, so that one MPI_Allgather swaps all handles.
 struct HandleRecord {
   uint32_t protocol = 0;  ///< kHandleProtocol.
   int32_t rank = 0;
+  int32_t partner = 0;  ///< Rank of the other role on the same device.
   int32_t pid = 0;
   Role role = Role::kTrainer;
-  BackendKind backend = BackendKind::kHost;
-  std::array<char, 64> host{};           ///< Zero-terminated.
+  std::array<char, 64> host{};  ///< Zero-terminated.
   std::array<uint8_t, 16> device_uuid{};
   uint64_t fingerprint = 0;  ///< Of model, both layouts and program version.
   uint64_t bytes = 0;        ///< Of the offered range; 0 where nothing is offered.
@@ -32,6 +33,11 @@ static_assert(std::is_trivially_copyable_v<HandleRecord>);
 
 inline constexpr uint32_t kHandleProtocol = 1;
 
+/// Checks all ranks' records, in rank order, against each other: one protocol and fingerprint for
+/// all, partners that name each other, are of different roles and share host and device, and offers
+/// that make sense. Throws a request error that names both sides and what differs. Pure.
+void check_handles(std::span<const HandleRecord> records);
+
 /// How descriptors travel. kAuto tries pidfd_getfd and falls back to SCM_RIGHTS where the system
 /// forbids it; the others force one way (tests).
 enum class FdTransport : uint8_t { kAuto, kPidfd, kSocket };
@@ -43,13 +49,15 @@ struct ReceivedRange {
   std::vector<UniqueFd> fds;
 };
 
-/// Swaps the handles of all trainers' weights: one all-gather of HandleRecords, then every inference
-/// rank fetches the descriptors of the trainer on its own device. Collective over all ranks.
+/// Swaps the handles of all trainers' weights: one all-gather of HandleRecords, then every
+/// inference rank fetches the descriptors of the trainer on its own device. Collective over all
+/// ranks.
 ///
 /// `offered` is the range a trainer offers (every chunk backed), null on inference ranks.
 /// `partner_rank` is the world rank of the trainer whose range an inference rank wants, and of the
 /// inference rank that will fetch on a trainer. Returns an empty ReceivedRange on trainers.
-/// Throws a request error that names both sides when fingerprints or protocols differ.
+/// When the records do not fit each other (check_handles) every rank throws that request error,
+/// agreed on. Other failures happen on one rank, in the midst of its work.
 [[nodiscard]] ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank,
                                          uint64_t fingerprint,
                                          FdTransport transport = FdTransport::kAuto);

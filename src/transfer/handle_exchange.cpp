@@ -1,0 +1,190 @@
+#include "transfer/handle_exchange.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <string_view>
+
+#include "base/checked.hpp"
+#include "base/log.hpp"
+#include "transfer/fd_transport.hpp"
+
+namespace awex {
+namespace {
+
+constexpr auto kHandOver = "the hand-over of memory descriptors";
+
+/// How the importer has fetched, or will; it tells the exporter.
+enum class Way : int32_t { kDone, kBySocket };
+
+template <size_t N>
+void put(std::array<char, N>& to, std::string_view text) {
+  std::copy_n(text.begin(), std::min(text.size(), N - 1), to.begin());
+}
+
+template <size_t N>
+std::string get(const std::array<char, N>& from) {
+  return {from.begin(), std::find(from.begin(), from.end(), '\0')};
+}
+
+std::string describe(const HandleRecord& record) {
+  return fmt::format("rank {} ({}, host {})", record.rank, role_name(record.role),
+                     get(record.host));
+}
+
+std::string uuid_text(const HandleRecord& record) {
+  return fmt::format("{:02x}", fmt::join(record.device_uuid, ""));
+}
+
+void check_same_program(const HandleRecord& a, const HandleRecord& b) {
+  if (a.protocol != b.protocol) {
+    throw request_error(fmt::format("{} speaks handle protocol {}, {} speaks {}", describe(a),
+                                    a.protocol, describe(b), b.protocol),
+                        "start the same version of the program on every rank");
+  }
+  if (a.fingerprint != b.fingerprint) {
+    throw request_error(
+        fmt::format(
+            "{} has the fingerprint {:#018x} of model, layouts and program, {} has {:#018x}",
+            describe(a), a.fingerprint, describe(b), b.fingerprint),
+        "give every rank the same --model, --layers, --trainer and --inference, and the same "
+        "version of the program");
+  }
+}
+
+void check_pair(const HandleRecord& mine, const HandleRecord& theirs) {
+  if (theirs.partner != mine.rank || theirs.role == mine.role) {
+    throw request_error(fmt::format("{} takes {} for its partner, whose partner is rank {}",
+                                    describe(mine), describe(theirs), theirs.partner));
+  }
+  if (mine.host != theirs.host) {
+    throw request_error(
+        fmt::format("{} and {} are partners on different hosts", describe(mine), describe(theirs)),
+        "start the trainer and the inference rank of a GPU on the same host");
+  }
+  if (mine.device_uuid != theirs.device_uuid) {
+    throw request_error(
+        fmt::format("{} and {} are partners on different devices: {} and {}", describe(mine),
+                    describe(theirs), uuid_text(mine), uuid_text(theirs)),
+        "look at CUDA_VISIBLE_DEVICES of both ranks");
+  }
+}
+
+void check_offer(const HandleRecord& record) {
+  const bool offers = record.bytes > 0;
+  const bool fits = !offers || (record.chunk_bytes > 0 && record.chunk_count <= kMaxChunks &&
+                                record.chunk_count == ceil_div(record.bytes, record.chunk_bytes));
+  if (offers != (record.role == Role::kTrainer) || !fits) {
+    throw request_error(fmt::format("{} offers {} in {} chunks of {}", describe(record),
+                                    format_bytes(record.bytes), record.chunk_count,
+                                    format_bytes(record.chunk_bytes)));
+  }
+}
+
+HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint,
+                         const FdSocket* socket) {
+  const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
+  HandleRecord record;
+  record.protocol = kHandleProtocol;
+  record.rank = job.rank();
+  record.partner = partner_rank;
+  record.pid = ::getpid();
+  record.role = me.role;
+  put(record.host, job.host());
+  record.device_uuid = me.device.uuid;
+  record.fingerprint = fingerprint;
+  if (offered == nullptr) return record;
+  const auto fds = offered->export_fds();
+  if (fds.size() > kMaxChunks) {
+    throw runtime_error(
+        fmt::format("cannot offer {} chunks: a record holds {}", fds.size(), kMaxChunks));
+  }
+  record.bytes = offered->bytes();
+  record.chunk_bytes = offered->chunk_bytes();
+  record.chunk_count = static_cast<uint32_t>(fds.size());
+  std::copy(fds.begin(), fds.end(), record.fds.begin());
+  put(record.socket, socket->name());
+  return record;
+}
+
+/// Every rank sees the same records, so every rank comes to the same verdict.
+void agree_on(Job& job, std::span<const HandleRecord> records) {
+  std::optional<Error> error;
+  try {
+    check_handles(records);
+  } catch (const Error& e) {
+    error = e;
+  }
+  job.agree(error ? &*error : nullptr);
+}
+
+std::string weights_of(const Job& job, int trainer) {
+  return fmt::format("the weights of {}", job.describe(trainer));
+}
+
+/// Keeps the descriptors open until the partner has them.
+void serve(Job& job, const HandleRecord& record, FdSocket& socket) {
+  Way way = Way::kDone;
+  const Incoming from_partner{record.partner, std::as_writable_bytes(std::span(&way, 1))};
+  job.exchange({}, {&from_partner, 1}, kHandOver);
+  if (way == Way::kDone) return;
+  const auto& partner = job.peers().at(static_cast<size_t>(record.partner));
+  socket.serve(partner.pid, std::span(record.fds).first(record.chunk_count),
+               weights_of(job, record.rank), job.deadline(), job);
+}
+
+std::vector<UniqueFd> fetch(Job& job, const HandleRecord& trainer, FdTransport transport) {
+  const auto tell = [&](Way way) {
+    const Outgoing to_partner{trainer.rank, std::as_bytes(std::span(&way, 1))};
+    job.exchange({&to_partner, 1}, {}, kHandOver);
+  };
+  if (transport != FdTransport::kSocket) {
+    auto result = fetch_by_pidfd(trainer.pid, std::span(trainer.fds).first(trainer.chunk_count));
+    if (result.refusal == 0) {
+      tell(Way::kDone);
+      return std::move(result.fds);
+    }
+    auto refusal =
+        errno_error(fmt::format("take the descriptors of {}", weights_of(job, trainer.rank)),
+                    "pidfd_getfd", result.refusal);
+    if (transport == FdTransport::kPidfd) throw std::move(refusal);
+    log::detail(fmt::format("{}; taking them through a socket", refusal.what()));
+  }
+  tell(Way::kBySocket);
+  return fetch_by_socket(get(trainer.socket), trainer.pid, trainer.chunk_count,
+                         weights_of(job, trainer.rank), job.deadline(), job);
+}
+
+}  // namespace
+
+void check_handles(std::span<const HandleRecord> records) {
+  for (const auto& record : records) check_same_program(records.front(), record);
+  for (const auto& record : records) {
+    if (record.partner < 0 || static_cast<size_t>(record.partner) >= records.size()) {
+      throw request_error(fmt::format("{} names rank {} as its partner, which does not exist",
+                                      describe(record), record.partner));
+    }
+    check_pair(record, records[static_cast<size_t>(record.partner)]);
+    check_offer(record);
+  }
+}
+
+ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint,
+                           FdTransport transport) {
+  std::optional<FdSocket> socket;
+  if (offered != nullptr) socket.emplace();
+  const auto record =
+      make_record(job, offered, partner_rank, fingerprint, socket ? &*socket : nullptr);
+  const auto records = job.all_gather_value(record, "the swap of memory handles");
+  agree_on(job, records);
+  if (socket) {
+    serve(job, record, *socket);
+    return {};
+  }
+  const auto& trainer = records[static_cast<size_t>(partner_rank)];
+  return {trainer.bytes, trainer.chunk_bytes, fetch(job, trainer, transport)};
+}
+
+}  // namespace awex
