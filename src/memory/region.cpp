@@ -3,8 +3,6 @@
 #include <optional>
 #include <utility>
 
-#include "base/error.hpp"
-
 namespace awex {
 namespace {
 
@@ -69,6 +67,8 @@ uint64_t Region::host_bytes() const {
 RegionChange Region::take() {
   if (state_ == RegionState::kResident) return {};
   return about_tag(tag_, [&]() -> RegionChange {
+    // A resume that failed may end as resident as well, but not by a take, which brings no bytes.
+    if (state_ != RegionState::kDiscarded) throw illegal_move(RegionState::kResident);
     enter(RegionState::kResident);
     try {
       for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) take_chunk(chunk);
@@ -159,14 +159,16 @@ std::span<std::byte> Region::mutable_backup(uint64_t chunk) {
   return host ? host->bytes() : std::span<std::byte>();
 }
 
+Error Region::illegal_move(RegionState to) const {
+  return runtime_error(
+      fmt::format("cannot move \"{}\" ({}, {}) from {} to {}", name_, tag_name(tag_),
+                  format_bytes(bytes()), state_name(state_), state_name(to)),
+      "resume what is offloaded before using or discarding it; take what is discarded before "
+      "offloading it");
+}
+
 void Region::enter(RegionState to) {
-  if (!is_legal_move(state_, to)) {
-    throw runtime_error(
-        fmt::format("cannot move \"{}\" ({}, {}) from {} to {}", name_, tag_name(tag_),
-                    format_bytes(bytes()), state_name(state_), state_name(to)),
-        "resume what is offloaded before using or discarding it; take what is discarded before "
-        "offloading it");
-  }
+  if (!is_legal_move(state_, to)) throw illegal_move(to);
   state_ = to;
 }
 

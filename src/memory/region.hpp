@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.hpp"
 #include "base/wait.hpp"
 #include "memory/device.hpp"
 
@@ -115,6 +116,7 @@ class Region {
     std::unique_ptr<HostBlock> host;
   };
 
+  [[nodiscard]] Error illegal_move(RegionState to) const;
   void enter(RegionState to);
   void take_chunk(uint64_t chunk);
   void release_chunk(uint64_t chunk);

@@ -1,0 +1,486 @@
+#include "memory/region.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/error.hpp"
+
+using namespace awex;
+
+namespace {
+
+constexpr uint64_t kFakeChunk = 16;
+
+/// The calls that a region makes, in order, and which of them shall fail.
+struct Script {
+  std::vector<std::string> calls;
+  std::map<std::string, int> fail_after;  ///< Kind of call: how many may still succeed.
+
+  void call(const std::string& kind, uint64_t number) {
+    calls.push_back(fmt::format("{} {}", kind, number));
+    const auto limit = fail_after.find(kind);
+    if (limit != fail_after.end() && limit->second-- == 0) {
+      fail_after.erase(limit);
+      throw runtime_error("scripted failure of " + kind);
+    }
+  }
+};
+
+/// A range of a few bytes. What is not taken is poison, and so is what has just been taken.
+class FakeRange final : public DeviceRange {
+ public:
+  FakeRange(uint64_t bytes, Script& script)
+      : script_(script),
+        bytes_(bytes),
+        memory_((bytes + kFakeChunk - 1) / kFakeChunk * kFakeChunk, std::byte{0xdd}),
+        taken_(chunks(), false) {}
+
+  [[nodiscard]] std::byte* data() const override { return memory_.data(); }
+  [[nodiscard]] uint64_t bytes() const override { return bytes_; }
+  [[nodiscard]] uint64_t chunk_bytes() const override { return kFakeChunk; }
+  void take_chunk(uint64_t chunk) override {
+    script_.call("take", chunk);
+    CHECK_FALSE(taken_.at(chunk));
+    poison(chunk, std::byte{0xcd});
+    taken_.at(chunk) = true;
+  }
+  void release_chunk(uint64_t chunk) override {
+    script_.call("release", chunk);
+    CHECK(taken_.at(chunk));
+    poison(chunk, std::byte{0xdd});
+    taken_.at(chunk) = false;
+  }
+  [[nodiscard]] uint64_t held_bytes() const override {
+    return static_cast<uint64_t>(std::count(taken_.begin(), taken_.end(), true)) * kFakeChunk;
+  }
+  [[nodiscard]] std::vector<int> export_fds() override { return {}; }
+
+ private:
+  void poison(uint64_t chunk, std::byte value) {
+    std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(chunk * kFakeChunk), kFakeChunk,
+                value);
+  }
+
+  Script& script_;
+  uint64_t bytes_;
+  mutable std::vector<std::byte> memory_;
+  std::vector<bool> taken_;
+};
+
+class FakeBlock final : public HostBlock {
+ public:
+  explicit FakeBlock(uint64_t bytes) : memory_(bytes, std::byte{0xbb}) {}
+  [[nodiscard]] std::span<std::byte> bytes() const override { return memory_; }
+
+ private:
+  mutable std::vector<std::byte> memory_;
+};
+
+/// Copies as late as it may: when it is waited for. A chunk released too early is copied as poison.
+class FakeQueue final : public CopyQueue {
+ public:
+  explicit FakeQueue(Script& script) : script_(script) {}
+
+  void copy(std::byte* to, const std::byte* from, uint64_t bytes) override {
+    script_.call("copy", bytes);
+    pending_.push_back({to, from, bytes, 0});
+  }
+  void fill_zero(std::byte* /*device*/, uint64_t /*bytes*/) override { FAIL("not asked for"); }
+  Mark mark() override {
+    ++marks_;
+    for (auto& copy : pending_) {
+      if (copy.mark == 0) copy.mark = marks_;
+    }
+    return marks_;
+  }
+  void wait(Mark mark, const std::string& /*what*/, const Deadline& /*deadline*/,
+            WaitMonitor& monitor) override {
+    script_.call("wait", mark);
+    monitor.poll();
+    while (!pending_.empty() && pending_.front().mark <= mark) {
+      const auto& copy = pending_.front();
+      std::copy_n(copy.from, copy.bytes, copy.to);
+      pending_.pop_front();
+    }
+  }
+
+ private:
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    uint64_t bytes;
+    Mark mark;
+  };
+
+  Script& script_;
+  std::deque<Copy> pending_;
+  Mark marks_ = 0;
+};
+
+class FakeDevice final : public Device {
+ public:
+  explicit FakeDevice(Script& script) : script_(script) {}
+
+  [[nodiscard]] BackendKind kind() const override { return BackendKind::kHost; }
+  [[nodiscard]] const DeviceIdentity& identity() const override { return identity_; }
+  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& /*name*/,
+                                                     uint64_t bytes) override {
+    return std::make_unique<FakeRange>(bytes, script_);
+  }
+  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& /*name*/,
+                                                              uint64_t /*bytes*/,
+                                                              uint64_t /*chunk_bytes*/) override {
+    return nullptr;
+  }
+  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
+    script_.call("host", bytes);
+    return std::make_unique<FakeBlock>(bytes);
+  }
+  [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override {
+    return std::make_unique<FakeQueue>(script_);
+  }
+  [[nodiscard]] DeviceMemory memory() const override { return {}; }
+
+ private:
+  Script& script_;
+  DeviceIdentity identity_;
+};
+
+std::byte named(uint64_t index) { return static_cast<std::byte>(index * 7 + 1); }
+
+/// A region of three and a half chunks on a fake device.
+struct Fixture {
+  static constexpr uint64_t kBytes = 3 * kFakeChunk + 7;
+
+  Script script;
+  FakeDevice device{script};
+  Region region{device, "trainer optimizer", Tag::kOptimizer, kBytes};
+  std::unique_ptr<CopyQueue> queue = device.make_queue();
+  NoMonitor monitor;
+  Deadline deadline{Seconds(60)};
+
+  RegionChange offload() { return region.offload(*queue, deadline, monitor); }
+  RegionChange resume() { return region.resume(*queue, deadline, monitor); }
+
+  void take_and_fill() {
+    region.take();
+    for (uint64_t i = 0; i < kBytes; ++i) region.data()[i] = named(i);
+    script.calls.clear();
+  }
+  [[nodiscard]] bool is_whole() const {
+    for (uint64_t i = 0; i < kBytes; ++i) {
+      if (region.data()[i] != named(i)) return false;
+    }
+    return true;
+  }
+  void fail(const std::string& kind, int after) { script.fail_after = {{kind, after}}; }
+
+  /// Brings the region into any of its states, by failures where it takes one.
+  void bring_to(RegionState state) {
+    if (state == RegionState::kDiscarded) return;
+    take_and_fill();
+    if (state == RegionState::kResident) return;
+    if (state == RegionState::kOffloading) {
+      fail("release", 1);
+      CHECK_THROWS_AS(offload(), Error);
+      return;
+    }
+    offload();
+    if (state == RegionState::kOffloaded) return;
+    fail("take", 1);
+    CHECK_THROWS_AS(resume(), Error);
+  }
+};
+
+constexpr RegionState kStates[] = {RegionState::kDiscarded, RegionState::kResident,
+                                   RegionState::kOffloading, RegionState::kOffloaded,
+                                   RegionState::kResuming};
+
+/// What a call does in a state: the state after it, or nothing where it is refused.
+using Outcome = std::optional<RegionState>;
+
+}  // namespace
+
+TEST_CASE("names of tags and states") {
+  CHECK(std::string(tag_name(Tag::kWeights)) == "weights");
+  CHECK(std::string(tag_name(Tag::kOptimizer)) == "optimizer");
+  CHECK(std::string(tag_name(Tag::kKvCache)) == "kv_cache");
+  CHECK(std::string(state_name(RegionState::kDiscarded)) == "discarded");
+  CHECK(std::string(state_name(RegionState::kResident)) == "resident");
+  CHECK(std::string(state_name(RegionState::kOffloading)) == "offloading");
+  CHECK(std::string(state_name(RegionState::kOffloaded)) == "offloaded");
+  CHECK(std::string(state_name(RegionState::kResuming)) == "resuming");
+}
+
+TEST_CASE("every call in every state does what the table says") {
+  constexpr auto kD = RegionState::kDiscarded;
+  constexpr auto kR = RegionState::kResident;
+  constexpr auto kO = RegionState::kOffloaded;
+  struct Row {
+    const char* call;
+    Outcome outcome[5];  ///< From discarded, resident, offloading, offloaded, resuming.
+  };
+  const Row rows[] = {{"take", {kR, kR, {}, {}, {}}},
+                      {"discard", {kD, kD, {}, {}, {}}},
+                      {"offload", {{}, kO, kO, kO, {}}},
+                      {"resume", {kR, kR, kR, kR, kR}}};
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < 5; ++i) {
+      Fixture f;
+      f.bring_to(kStates[i]);
+      REQUIRE(f.region.state() == kStates[i]);
+      CAPTURE(row.call);
+      CAPTURE(state_name(kStates[i]));
+      const std::string call = row.call;
+      const auto act = [&] {
+        if (call == "take") return f.region.take();
+        if (call == "discard") return f.region.discard();
+        return call == "offload" ? f.offload() : f.resume();
+      };
+      if (!row.outcome[i]) {
+        CHECK_THROWS_AS(act(), Error);
+        CHECK(f.region.state() == kStates[i]);
+        continue;
+      }
+      CHECK(act().changed == (row.outcome[i] != kStates[i]));
+      CHECK(f.region.state() == *row.outcome[i]);
+      if (kStates[i] != kD && f.region.state() == kR) CHECK(f.is_whole());
+      CHECK(f.region.held_bytes() == (f.region.state() == kR ? 4 * kFakeChunk : 0));
+    }
+  }
+}
+
+TEST_CASE("a refused move names the region, its tag and both states, and touches nothing") {
+  Fixture f;
+  f.bring_to(RegionState::kOffloaded);
+  f.script.calls.clear();
+  try {
+    f.region.discard();
+    FAIL_CHECK("nothing was thrown");
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    CHECK(message ==
+          "cannot move \"trainer optimizer\" (optimizer, 55 B) from offloaded to discarded");
+    CHECK(error.code() == ExitCode::kRuntime);
+    CHECK(error.context().tag == "optimizer");
+    CHECK_FALSE(error.hint().empty());
+  }
+  CHECK(f.script.calls.empty());
+}
+
+TEST_CASE("asking for what is so already does nothing and says so") {
+  Fixture f;
+  CHECK_FALSE(f.region.discard().changed);
+  f.take_and_fill();
+  CHECK_FALSE(f.region.take().changed);
+  CHECK_FALSE(f.resume().changed);
+  CHECK(f.script.calls.empty());
+  f.offload();
+  f.script.calls.clear();
+  const auto again = f.offload();
+  CHECK_FALSE(again.changed);
+  CHECK(again.moved_bytes == 0);
+  CHECK(f.script.calls.empty());
+}
+
+TEST_CASE("an offload and a resume keep all bytes, count them, and keep the host memory") {
+  Fixture f;
+  f.take_and_fill();
+  CHECK(f.region.held_bytes() == 4 * kFakeChunk);
+  CHECK(f.region.host_bytes() == 0);
+  CHECK(f.region.backup(0).empty());
+  for (int cycle = 0; cycle < 2; ++cycle) {
+    CHECK(f.offload().moved_bytes == Fixture::kBytes);
+    CHECK(f.region.held_bytes() == 0);
+    CHECK(f.region.host_bytes() == Fixture::kBytes);
+    CHECK(f.region.backup(3).size() == 7);
+    CHECK(f.region.backup(3)[6] == named(Fixture::kBytes - 1));
+    CHECK(f.resume().moved_bytes == Fixture::kBytes);
+    CHECK(f.is_whole());
+    CHECK(f.region.host_bytes() == Fixture::kBytes);
+  }
+}
+
+TEST_CASE("a chunk is released behind its own copy, while the next one runs") {
+  Fixture f;
+  f.take_and_fill();
+  f.offload();
+  // The host memory of a chunk is made while the copy of the chunk before is under way.
+  CHECK(f.script.calls == std::vector<std::string>{"host 16", "copy 16", "host 16", "copy 16",
+                                                   "wait 1", "release 0", "host 16", "copy 16",
+                                                   "wait 2", "release 1", "host 7", "copy 7",
+                                                   "wait 3", "release 2", "wait 4", "release 3"});
+  f.script.calls.clear();
+  f.resume();
+  CHECK(f.script.calls == std::vector<std::string>{"take 0", "copy 16", "take 1", "copy 16",
+                                                   "take 2", "copy 16", "take 3", "copy 7",
+                                                   "wait 5"});
+}
+
+TEST_CASE("host memory that was prepared is not made again") {
+  Fixture f;
+  f.region.prepare_backup();
+  CHECK(f.region.host_bytes() == Fixture::kBytes);
+  f.take_and_fill();
+  f.offload();
+  CHECK(std::none_of(f.script.calls.begin(), f.script.calls.end(),
+                     [](const std::string& call) { return call.starts_with("host"); }));
+  f.resume();
+  CHECK(f.is_whole());
+}
+
+TEST_CASE("taking is all or nothing") {
+  for (int after = 0; after < 4; ++after) {
+    Fixture f;
+    f.fail("take", after);
+    CHECK_THROWS_WITH_AS(f.region.take(), "scripted failure of take", Error);
+    CHECK(f.region.state() == RegionState::kDiscarded);
+    CHECK(f.region.held_bytes() == 0);
+    CHECK(f.region.take().changed);
+    CHECK(f.region.held_bytes() == 4 * kFakeChunk);
+  }
+}
+
+TEST_CASE("whatever fails in an offload, a resume brings every byte back") {
+  for (const auto* kind : {"host", "copy", "wait", "release"}) {
+    for (int after = 0; after < 4; ++after) {
+      CAPTURE(kind);
+      CAPTURE(after);
+      Fixture f;
+      f.take_and_fill();
+      f.fail(kind, after);
+      CHECK_THROWS_AS(f.offload(), Error);
+      CHECK(f.region.state() == RegionState::kOffloading);
+      const uint64_t released = 4 - f.region.held_bytes() / kFakeChunk;
+      f.script.calls.clear();
+      f.resume();
+      CHECK(f.region.state() == RegionState::kResident);
+      CHECK(f.is_whole());
+      CHECK(f.region.held_bytes() == 4 * kFakeChunk);
+      const auto taken = std::count_if(f.script.calls.begin(), f.script.calls.end(),
+                                       [](const auto& call) { return call.starts_with("take"); });
+      CHECK(static_cast<uint64_t>(taken) == released);
+    }
+  }
+}
+
+TEST_CASE("a failed offload can be repeated to its end") {
+  for (const auto* kind : {"host", "copy", "wait", "release"}) {
+    for (int after = 0; after < 4; ++after) {
+      CAPTURE(kind);
+      CAPTURE(after);
+      Fixture f;
+      f.take_and_fill();
+      f.fail(kind, after);
+      CHECK_THROWS_AS(f.offload(), Error);
+      f.offload();
+      CHECK(f.region.state() == RegionState::kOffloaded);
+      CHECK(f.region.held_bytes() == 0);
+      f.resume();
+      CHECK(f.is_whole());
+    }
+  }
+}
+
+TEST_CASE("a failed resume keeps the bytes in host memory and can be repeated") {
+  for (const auto* kind : {"take", "copy", "wait"}) {
+    for (int after = 0; after < (kind == std::string("wait") ? 1 : 4); ++after) {
+      CAPTURE(kind);
+      CAPTURE(after);
+      Fixture f;
+      f.take_and_fill();
+      f.offload();
+      f.fail(kind, after);
+      CHECK_THROWS_AS(f.resume(), Error);
+      CHECK(f.region.state() == RegionState::kResuming);
+      CHECK(f.resume().moved_bytes == Fixture::kBytes);
+      CHECK(f.is_whole());
+    }
+  }
+}
+
+TEST_CASE("errors of the device and the monitor come with the tag") {
+  class ThrowingMonitor final : public WaitMonitor {
+   public:
+    void poll() override { throw Error(ExitCode::kPeerLost, "rank 3 is gone"); }
+  };
+  Fixture f;
+  f.take_and_fill();
+  ThrowingMonitor lost;
+  try {
+    f.region.offload(*f.queue, f.deadline, lost);
+    FAIL_CHECK("nothing was thrown");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kPeerLost);
+    CHECK(error.context().tag == "optimizer");
+  }
+  f.resume();
+  CHECK(f.is_whole());
+}
+
+TEST_CASE("no sequence of calls and failures loses a byte") {
+  const char* const kinds[] = {"take", "release", "host", "copy", "wait"};
+  for (uint32_t seed = 0; seed < 300; ++seed) {
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    Fixture f;
+    f.take_and_fill();
+    for (int i = 0; i < 20; ++i) {
+      if (random() % 2 == 0) f.fail(kinds[random() % 5], static_cast<int>(random() % 5));
+      try {
+        random() % 2 == 0 ? f.offload() : f.resume();
+      } catch (const Error&) {  // the failure, or an offload while resuming
+      }
+      if (f.region.state() == RegionState::kResident) REQUIRE(f.is_whole());
+    }
+    f.script.fail_after.clear();
+    f.resume();
+    REQUIRE(f.is_whole());
+    REQUIRE(f.region.held_bytes() == 4 * kFakeChunk);
+  }
+}
+
+TEST_CASE("damage to offloaded bytes comes back, so that verification can find it") {
+  Fixture f;
+  f.take_and_fill();
+  f.offload();
+  f.region.mutable_backup(1)[2] ^= std::byte{1};
+  f.resume();
+  CHECK(f.region.data()[kFakeChunk + 2] == (named(kFakeChunk + 2) ^ std::byte{1}));
+  CHECK_FALSE(f.is_whole());
+}
+
+TEST_CASE("on host memory, an offload really frees the device and a resume brings the bytes back") {
+  constexpr uint64_t kBytes = (128ULL << 20) + 4099;
+  const auto device = make_host_device(0, 2);
+  const auto free_at_start = device->memory().free_bytes;
+  Region region(*device, "weights", Tag::kWeights, kBytes);
+  const auto queue = device->make_queue();
+  NoMonitor monitor;
+  const Deadline deadline{Seconds(60)};
+  region.take();
+  std::byte* const data = region.data();
+  for (uint64_t i = 0; i < kBytes; ++i) data[i] = named(i >> 3);
+  CHECK(free_at_start - device->memory().free_bytes == region.held_bytes());
+
+  region.offload(*queue, deadline, monitor);
+  CHECK(region.held_bytes() == 0);
+  CHECK(device->memory().free_bytes == free_at_start);
+  CHECK(region.host_bytes() == kBytes);
+
+  region.resume(*queue, deadline, monitor);
+  REQUIRE(region.data() == data);
+  bool right = true;
+  for (uint64_t i = 0; i < kBytes; ++i) right = right && data[i] == named(i >> 3);
+  CHECK(right);
+
+  region.discard();
+  CHECK(device->memory().free_bytes == free_at_start);
+}
