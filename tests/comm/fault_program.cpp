@@ -1,0 +1,104 @@
+// A job that one rank harms on purpose: fault_program FAULT RANK PLACE TIMEOUT_S. It walks through
+// the places start, gather, reduce, exchange, work, agree and finish; at PLACE, RANK does FAULT.
+// faults_test.py says what must become of it.
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+#include "base/log.hpp"
+#include "support/mpi_job.hpp"
+
+namespace {
+
+using awex::Job;
+
+struct Plan {
+  std::string fault;
+  int rank = 0;
+  std::string place;
+};
+
+void harm(const std::string& fault) {
+  if (fault == "kill") std::raise(SIGKILL);
+  if (fault == "crash") std::raise(SIGSEGV);
+  if (fault == "stop") std::raise(SIGSTOP);
+  if (fault == "terminate") std::raise(SIGTERM);
+  if (fault == "throw") throw awex::runtime_error("a fault on purpose").about_tensor("a.weight");
+}
+
+void reach(const Job& job, const Plan& plan, const std::string& place) {
+  if (job.rank() == plan.rank && place == plan.place) harm(plan.fault);
+}
+
+/// Lets the test find what MPI leaves behind in shared memory.
+void print_shared_files() {
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    const auto at = line.find("/dev/shm/");
+    if (at != std::string::npos) std::printf("shm: %s\n", line.c_str() + at);
+  }
+  std::fflush(stdout);
+}
+
+/// To the next rank and from the one before.
+void exchange_around(Job& job) {
+  const int next = (job.rank() + 1) % job.size();
+  const int previous = (job.rank() + job.size() - 1) % job.size();
+  std::vector<std::byte> out(1 << 20);
+  std::vector<std::byte> in(out.size());
+  const awex::Outgoing send{next, out};
+  const awex::Incoming receive{previous, in};
+  job.exchange({&send, 1}, {&receive, 1}, "the ring");
+}
+
+/// Local work that goes on until something happens elsewhere; the faulty rank does not come here.
+void work(Job& job, const Plan& plan) {
+  if (plan.place != "work") return;
+  awex::wait_until([] { return false; }, "local work", awex::Deadline(awex::Seconds(20)), job);
+}
+
+void run(Job& job, const Plan& plan) {
+  job.set_phase("prepare");
+  reach(job, plan, "start");
+  job.synchronise_clocks();
+  reach(job, plan, "gather");
+  (void)job.all_gather_value(job.rank(), "a gathering");
+  reach(job, plan, "reduce");
+  uint64_t one = 1;
+  job.all_reduce_sum({&one, 1}, "a sum");
+  job.set_phase("transfer");
+  reach(job, plan, "exchange");
+  exchange_around(job);
+  reach(job, plan, "work");
+  work(job, plan);
+  reach(job, plan, "agree");
+  job.agree(nullptr);
+  reach(job, plan, "finish");
+  job.finish();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 5) {
+    std::fprintf(stderr, "usage: %s FAULT RANK PLACE TIMEOUT_S\n", argv[0]);
+    return 2;
+  }
+  const Plan plan{argv[1], std::stoi(argv[2]), argv[3]};
+  Job job(&argc, &argv, awex::Seconds(std::stod(argv[4])));
+  try {
+    job.set_peers(awex::test::gather_peers(job));
+    print_shared_files();
+    run(job, plan);
+    return 0;
+  } catch (const awex::Error& error) {
+    job.announce_failure(error);
+    if (job.is_reporter()) {
+      awex::log::error(error);
+      std::printf("reported by rank %d\n", job.rank());
+      std::fflush(stdout);
+    }
+    job.abort(error.code());
+  }
+}
