@@ -1,0 +1,62 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "cycle/report.hpp"
+#include "cycle/world.hpp"
+
+namespace awex {
+
+inline constexpr size_t kTags = 3;
+
+/// One rank's memory at a quiet moment, by its books and by the driver.
+struct MemorySample {
+  std::array<uint64_t, kTags> held{};  ///< Device bytes by Tag.
+  uint64_t other_held = 0;             ///< Staging.
+  std::array<uint64_t, kTags> host{};  ///< Pinned host bytes by Tag.
+  uint64_t free_bytes = 0;             ///< Device::memory().
+
+  [[nodiscard]] uint64_t all_held() const { return held[0] + held[1] + held[2] + other_held; }
+};
+
+/// More device memory gone than the books know of.
+struct Leak {
+  uint32_t gpu = 0;  ///< DeviceMap::physical number.
+  int rank = 0;      ///< A rank on it.
+  int64_t bytes = 0;
+};
+
+/// What the driver may take for itself while a job runs without it being called a leak.
+inline constexpr int64_t kLeakTolerance = 64LL << 20;
+
+/// Compares, after every phase, what the devices' free memory says with what the books say, both
+/// against a first sample, and keeps the peaks. Every rank feeds it all ranks' samples and so
+/// reaches the same verdict.
+class MemoryAccount {
+ public:
+  MemoryAccount(BackendKind backend, const std::vector<Peer>& peers, const DeviceMap& devices);
+
+  /// Samples of all ranks by rank, taken while no rank works. The first call sets the baseline.
+  /// Returns the worst GPU's excess if it is above kLeakTolerance.
+  std::optional<Leak> add(const std::vector<MemorySample>& samples);
+
+  [[nodiscard]] MemoryReport report() const;
+
+ private:
+  [[nodiscard]] std::vector<int64_t> unexplained(const std::vector<MemorySample>& samples) const;
+  void note_peaks(const std::vector<MemorySample>& samples);
+
+  BackendKind backend_;
+  const std::vector<Peer>& peers_;
+  const DeviceMap& devices_;
+  std::vector<MemorySample> baseline_;
+  std::vector<MemorySample> last_;
+  uint64_t device_peak_ = 0;
+  std::array<std::array<uint64_t, kTags>, 2> peak_by_role_{};
+  int64_t worst_ = 0;
+};
+
+}  // namespace awex

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "comm/job.hpp"
+#include "cycle/setup.hpp"
+#include "engine/inference_stand_in.hpp"
+#include "transfer/exchange.hpp"
+#include "transfer/handle_exchange.hpp"
+#include "transfer/weight_transfer.hpp"
+
+namespace awex {
+
+/// What an inference rank does in a cycle. Calls block until done and return the bytes they moved;
+/// they throw on this rank alone.
+class InferenceMember {
+ public:
+  InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, Kernels& kernels,
+                  CopyQueue& queue, Exchange& exchange);
+
+  [[nodiscard]] Region* region(Tag tag);
+  [[nodiscard]] uint64_t staging_bytes() const { return transfer_->staging_bytes(); }
+
+  /// Takes a tag's memory; padding of weights is cleared.
+  uint64_t take(Tag tag);
+  uint64_t discard(Tag tag);
+  /// Maps the weights of the trainer on this device.
+  void map_trainer(ReceivedRange received);
+  void unmap_trainer();
+  /// Brings all weights here; the trainer must be mapped. All inference ranks together.
+  uint64_t transfer();
+  /// Brings them once more and compares. The same conditions.
+  [[nodiscard]] std::optional<WrongElement> compare();
+
+ private:
+  Job& job_;
+  CopyQueue& queue_;
+  InferenceStandIn inference_;
+  std::unique_ptr<ImportedRange> trainer_weights_;
+  std::unique_ptr<WeightTransfer> transfer_;
+};
+
+}  // namespace awex

@@ -1,0 +1,329 @@
+#include "cycle/session.hpp"
+
+#include <fmt/chrono.h>
+
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+
+#include "base/log.hpp"
+#include "cycle/accounting.hpp"
+#include "cycle/inference_member.hpp"
+#include "cycle/phases.hpp"
+#include "cycle/setup.hpp"
+#include "cycle/trainer_member.hpp"
+#include "cycle/weight_verifier.hpp"
+#include "memory/link_limits.hpp"
+#include "transfer/exchange.hpp"
+#include "transfer/kernels.hpp"
+
+namespace awex {
+namespace {
+
+constexpr std::optional<Role> kTrainers = Role::kTrainer;
+constexpr std::optional<Role> kInference = Role::kInference;
+constexpr std::optional<Role> kEveryone = std::nullopt;
+
+std::string utc_now() {
+  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+}
+
+/// One rank's part of a run: its engine, and the order of the phases.
+class Session {
+ public:
+  Session(const RunOptions& options, Job& job, CycleObserver& observer, Report& report)
+      : options_(options),
+        job_(job),
+        report_(report),
+        setup_(prepare(job, options)),
+        kernels_(make_kernels(*setup_.device, setup_.host_threads)),
+        queue_(setup_.device->make_queue()),
+        account_(setup_.backend, job.peers(), setup_.devices),
+        phases_(
+            job, observer, account_, [this] { return sample(); }, report) {
+    describe_run();
+    exchange_ = make_exchange(job, *setup_.device, *kernels_);
+    if (options.measure_limits) measure_limits();
+    make_member();
+    job.set_phase("load");
+    if (trainer_) trainer_->load();
+    phases_.take_baseline();
+    job.synchronise_clocks();
+  }
+
+  void run(Command command) {
+    switch (command) {
+      case Command::kUpdate:
+        for (uint64_t version = 1; version <= options_.versions; ++version) update(version);
+        return;
+      case Command::kOffload:
+        begin_version(1);
+        offload_trainer();
+        break;
+      case Command::kTransfer:
+        begin_version(1);
+        keep(Tag::kOptimizer);
+        bring_weights();
+        break;
+      case Command::kResume:
+        begin_version(1);
+        keep(Tag::kWeights);
+        keep(Tag::kOptimizer);
+        restore(Tag::kWeights);
+        restore(Tag::kOptimizer);
+        break;
+    }
+    end_version();
+  }
+
+  [[nodiscard]] MemoryReport memory() const { return account_.report(); }
+
+ private:
+  void update(uint64_t version) {
+    begin_version(version);
+    if (options_.offload) {
+      update_with_offload();
+    } else {
+      bring_weights();
+      take(Tag::kKvCache);
+    }
+    train();
+    end_version();
+  }
+
+  void update_with_offload() {
+    keep(Tag::kOptimizer);
+    bring_weights();
+    keep(Tag::kWeights);
+    take(Tag::kKvCache);
+    // Here inference generates with the new weights.
+    discard(Tag::kKvCache);
+    discard(Tag::kWeights);
+    restore(Tag::kWeights);
+    restore(Tag::kOptimizer);
+  }
+
+  void bring_weights() {
+    take(Tag::kWeights);
+    transfer();
+    if (options_.verify != Verify::kOff) verify();
+    commit();
+  }
+
+  void offload_trainer() {
+    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+      keep(tag);
+      if (!has(tag) || options_.verify == Verify::kOff) continue;
+      phases_.run({"verify", kTrainers, tag}, region(tag),
+                  [&, tag] { return trainer_->check_backup(tag); });
+    }
+  }
+
+  /// The trainer's memory of a tag goes to host memory.
+  void keep(Tag tag) {
+    if (!has(tag)) return;
+    if (options_.verify != Verify::kOff) {
+      phases_.run({"digest", kTrainers, tag}, region(tag), [&] { return trainer_->record(tag); });
+    }
+    phases_.run({"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag),
+                [&] { return trainer_->offload(tag); });
+  }
+
+  /// It comes back, and is what it was.
+  void restore(Tag tag) {
+    if (!has(tag)) return;
+    phases_.run({"resume", kTrainers, tag, Link::kHostToDevice}, region(tag),
+                [&] { return trainer_->resume(tag); });
+    if (options_.verify == Verify::kOff) return;
+    phases_.run({"verify", kTrainers, tag}, region(tag), [&] { return trainer_->check(tag); });
+  }
+
+  void take(Tag tag) {
+    if (!has(tag)) return;
+    phases_.run({"resume", kInference, tag}, region(tag), [&] { return inference_->take(tag); });
+  }
+
+  void discard(Tag tag) {
+    if (!has(tag)) return;
+    phases_.run({"discard", kInference, tag}, region(tag),
+                [&] { return inference_->discard(tag); });
+  }
+
+  void transfer() {
+    report_.poisoned = true;
+    phases_.run({"transfer", kEveryone, Tag::kWeights, Link::kDeviceToDevice},
+                region(Tag::kWeights), [&]() -> uint64_t {
+                  auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
+                  auto received =
+                      swap_handles(job_, offered, setup_.devices.partner, setup_.fingerprint);
+                  if (!inference_) return 0;
+                  inference_->map_trainer(std::move(received));
+                  return inference_->transfer();
+                });
+  }
+
+  void verify() {
+    phases_.run({"verify", kEveryone, Tag::kWeights}, region(Tag::kWeights), [&] {
+      std::optional<WrongElement> wrong;
+      if (inference_ && options_.verify == Verify::kFull) wrong = inference_->compare();
+      return verifier_->verify(wrong, report_.versions.back().digest.emplace());
+    });
+  }
+
+  /// Every rank has agreed that the version is right; the trainer's memory is let go.
+  void commit() {
+    phases_.run({"commit", kEveryone, Tag::kWeights}, region(Tag::kWeights), [&]() -> uint64_t {
+      if (inference_) inference_->unmap_trainer();
+      return 0;
+    });
+    report_.versions.back().committed = true;
+    report_.committed_version = report_.versions.back().version;
+    report_.poisoned = false;
+  }
+
+  void train() {
+    if (!options_.optimizer) return;
+    phases_.run({"train", kTrainers, std::nullopt}, nullptr, [&] { return trainer_->train(); });
+  }
+
+  void begin_version(uint64_t version) {
+    report_.versions.push_back({});
+    report_.versions.back().version = version;
+    version_start_ = job_.now();
+  }
+
+  void end_version() { report_.versions.back().seconds = job_.now() - version_start_; }
+
+  /// Whether any rank of a role holds the tag; the same on every rank.
+  [[nodiscard]] bool has(Tag tag) const {
+    switch (tag) {
+      case Tag::kWeights:
+        return true;
+      case Tag::kOptimizer:
+        return options_.optimizer;
+      case Tag::kKvCache:
+        return options_.kv_cache_bytes > 0;
+    }
+    return false;
+  }
+
+  /// This rank's own memory of a tag, if its role has such.
+  [[nodiscard]] Region* region(Tag tag) {
+    return trainer_ ? trainer_->region(tag) : inference_->region(tag);
+  }
+
+  void make_member() {
+    if (exchange_) {
+      inference_ = std::make_unique<InferenceMember>(job_, setup_, options_.kv_cache_bytes,
+                                                     *kernels_, *queue_, *exchange_);
+    } else {
+      trainer_ =
+          std::make_unique<TrainerMember>(job_, setup_, options_.optimizer, *kernels_, *queue_);
+    }
+    verifier_ =
+        std::make_unique<WeightVerifier>(job_, setup_, *kernels_, region(Tag::kWeights)->data());
+  }
+
+  MemorySample sample() {
+    MemorySample sample;
+    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
+      const Region* memory = region(tag);
+      if (memory == nullptr) continue;
+      sample.held.at(static_cast<size_t>(tag)) = memory->held_bytes();
+      sample.host.at(static_cast<size_t>(tag)) = memory->host_bytes();
+    }
+    if (inference_) sample.other_held = inference_->staging_bytes();
+    sample.free_bytes = setup_.device->memory().free_bytes;
+    return sample;
+  }
+
+  /// Trainers measure their devices' links while inference ranks wait; the mean is the limit.
+  void measure_limits() {
+    job_.set_phase("limits");
+    LinkLimits mine;
+    if (!exchange_) mine = measure_link_limits(*setup_.device, job_.deadline(), job_);
+    const auto all = job_.all_gather_value(mine, "the limits of the links");
+    LinkLimits sum;
+    for (const auto& one : all) {
+      sum.device_to_host += one.device_to_host;
+      sum.host_to_device += one.host_to_device;
+      sum.device_to_device += one.device_to_device;
+    }
+    const double devices = setup_.roles.per_role;
+    report_.limits = {sum.device_to_host / devices, sum.host_to_device / devices,
+                      sum.device_to_device / devices};
+  }
+
+  void describe_run() {
+    const Catalogue& catalogue = setup_.catalogue();
+    report_.backend = backend_name(setup_.backend);
+    report_.model_name = catalogue.model_name();
+    report_.model_tensors = catalogue.tensors().size();
+    report_.model_bytes = catalogue.bytes();
+    report_.trainer = setup_.trainer->describe();
+    report_.inference = setup_.inference->describe();
+    report_.ranks = job_.size();
+    report_.gpus = setup_.devices.gpus;
+    report_.nodes = job_.nodes();
+    report_.offload = options_.offload;
+    for (const auto& peer : job_.peers()) {
+      report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.host,
+                                    fmt::format("{} {}", peer.device.index, peer.device.name)});
+    }
+    report_.plan =
+        PlanReport{setup_.plan_seconds, setup_.plan.pieces.size(), setup_.plan.local_bytes,
+                   setup_.plan.remote_bytes, setup_.plan.remote_bytes_lower_bound};
+  }
+
+  const RunOptions& options_;
+  Job& job_;
+  Report& report_;
+  Setup setup_;
+  std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<CopyQueue> queue_;
+  std::unique_ptr<Exchange> exchange_;  ///< On inference ranks.
+  std::unique_ptr<TrainerMember> trainer_;
+  std::unique_ptr<InferenceMember> inference_;
+  std::unique_ptr<WeightVerifier> verifier_;
+  MemoryAccount account_;
+  PhaseRunner phases_;
+  double version_start_ = 0;
+};
+
+/// Runs the session; what it measured gets into the report also when it fails.
+void run_session(Command command, const RunOptions& options, Job& job, CycleObserver& observer,
+                 Report& report) {
+  auto session = std::make_unique<Session>(options, job, observer, report);
+  try {
+    session->run(command);
+    report.memory = session->memory();
+  } catch (...) {
+    report.memory = session->memory();
+    // The process is about to be aborted, maybe with work in flight on memory that freeing would
+    // wait for, and a peer may still read it.
+    if (!job.failure_is_agreed()) static_cast<void>(session.release());
+    throw;
+  }
+}
+
+}  // namespace
+
+Report run_command(Command command, const RunOptions& options, Job& job, CycleObserver& observer) {
+  Report report;
+  report.command = command_name(command);
+  report.started_at = utc_now();
+  try {
+    job.set_phase("setup");
+    run_session(command, options, job, observer, report);
+    report.finished = true;
+  } catch (const Error& error) {
+    report.error = error;
+  } catch (const std::exception& error) {
+    report.error = runtime_error(error.what());
+  }
+  if (report.error && !job.failure_is_agreed()) job.announce_failure(*report.error);
+  return report;
+}
+
+}  // namespace awex

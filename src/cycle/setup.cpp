@@ -1,0 +1,120 @@
+#include "cycle/setup.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "base/checked.hpp"
+#include "cycle/budget.hpp"
+#include "engine/trainer_stand_in.hpp"
+#include "layout/engines.hpp"
+#include "model/digest.hpp"
+#include "transfer/weight_transfer.hpp"
+#include "version.hpp"
+
+namespace awex {
+namespace {
+
+/// Does what every rank does alone, and ends in a common verdict on it.
+template <class Work>
+void do_and_agree(Job& job, const Work& work) {
+  std::optional<Error> failure;
+  try {
+    work();
+  } catch (const Error& error) {
+    failure = error;
+  }
+  job.agree(failure ? &*failure : nullptr);
+}
+
+void lay_out(Setup& setup, const RunOptions& options) {
+  setup.source = open_model(options.model, options.layers);
+  const Catalogue& catalogue = setup.catalogue();
+  setup.trainer = make_trainer_layout(options.trainer, catalogue, setup.roles.per_role);
+  setup.inference = make_inference_layout(options.inference, catalogue, setup.roles.per_role);
+  setup.trainer_ranks = all_rank_layouts(*setup.trainer);
+  setup.inference_ranks = all_rank_layouts(*setup.inference);
+  setup.trainer_copies = copies_of_tensors(catalogue, setup.trainer_ranks);
+  setup.inference_copies = copies_of_tensors(catalogue, setup.inference_ranks);
+  const auto identity =
+      fmt::format("{} {:#x} {} {} {}", kVersion, catalogue.fingerprint(), setup.trainer->describe(),
+                  setup.inference->describe(), setup.roles.per_role);
+  setup.fingerprint = tensor_key(identity);
+}
+
+void plan(Setup& setup) {
+  const Stopwatch watch;
+  setup.plan = make_plan(setup.catalogue(), setup.trainer_ranks, setup.inference_ranks,
+                         setup.devices.placement);
+  setup.plan_seconds = watch.seconds();
+  prove_plan(setup.plan, setup.catalogue(), setup.trainer_ranks, setup.inference_ranks);
+}
+
+DeviceNeeds needs_of_device(const Setup& setup, const RunOptions& options, uint32_t device) {
+  const auto& placement = setup.devices.placement;
+  DeviceNeeds needs;
+  for (uint32_t rank = 0; rank < setup.roles.per_role; ++rank) {
+    if (placement.trainer_device[rank] == device) {
+      needs.trainer_weights = setup.trainer_ranks[rank].bytes;
+      if (options.optimizer) {
+        needs.optimizer = TrainerStandIn::optimizer_bytes(setup.trainer_ranks[rank]);
+      }
+    }
+    if (placement.inference_device[rank] == device) {
+      needs.inference_weights = setup.inference_ranks[rank].bytes;
+    }
+  }
+  needs.kv_cache = options.kv_cache_bytes;
+  needs.staging = setup.plan.remote_bytes > 0 ? 2 * kStagingBytes : 0;
+  return needs;
+}
+
+/// The peaks of all pairs that share a GPU, added up, against its budget.
+void check_budget(Job& job, const Setup& setup, const RunOptions& options) {
+  const auto free_bytes = job.all_gather_value(setup.device->memory().free_bytes, "free memory");
+  std::vector<uint64_t> peak(static_cast<size_t>(setup.devices.gpus), 0);
+  std::vector<std::string> moment(peak.size());
+  for (const auto& peer : job.peers()) {
+    if (peer.role != Role::kTrainer) continue;
+    const auto device = setup.devices.placement.trainer_device[peer.role_rank];
+    const auto gpu = setup.devices.physical[static_cast<size_t>(peer.rank)];
+    const auto of_pair = peak_of_cycle(needs_of_device(setup, options, device), options.offload);
+    peak[gpu] += of_pair.bytes;
+    moment[gpu] = of_pair.moment;
+  }
+  for (const auto& peer : job.peers()) {
+    const auto gpu = setup.devices.physical[static_cast<size_t>(peer.rank)];
+    const uint64_t free = free_bytes[static_cast<size_t>(peer.rank)];
+    const uint64_t budget = options.gpu_memory.value_or(free);
+    if (peak[gpu] <= std::min(budget, free)) continue;
+    fail_together(
+        job,
+        request_error(fmt::format("the GPU of {} needs {} in {}, and has {}", peer.describe(),
+                                  format_bytes(peak[gpu]), moment[gpu],
+                                  budget < free ? format_bytes(budget) + " by --gpu-memory"
+                                                : format_bytes(free) + " free"),
+                      options.offload ? "spread the model over more GPUs, keep fewer --layers, "
+                                        "or shrink --kv-cache"
+                                      : "leave out --no-offload"));
+  }
+}
+
+}  // namespace
+
+Setup prepare(Job& job, const RunOptions& options) {
+  Setup setup;
+  setup.roles = assign_roles(job, options.role);
+  do_and_agree(job, [&] { lay_out(setup, options); });
+  setup.backend = choose_backend(job, options.backend);
+  setup.host_threads = host_threads_for(job);
+  do_and_agree(job, [&] {
+    setup.device = open_device(job, setup.roles, setup.backend, setup.host_threads);
+  });
+  setup.devices = pair_devices(job, setup.roles, *setup.device, options.share_gpu);
+  do_and_agree(job, [&] { plan(setup); });
+  check_budget(job, setup, options);
+  return setup;
+}
+
+}  // namespace awex

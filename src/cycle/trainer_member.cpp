@@ -1,0 +1,57 @@
+#include "cycle/trainer_member.hpp"
+
+namespace awex {
+
+TrainerMember::TrainerMember(Job& job, const Setup& setup, bool with_optimizer, Kernels& kernels,
+                             CopyQueue& queue)
+    : job_(job),
+      setup_(setup),
+      queue_(queue),
+      threads_(setup.host_threads),
+      trainer_(setup.catalogue(),
+               setup.trainer_ranks[job.peers()[static_cast<size_t>(job.rank())].role_rank],
+               with_optimizer, *setup.device, kernels, setup.host_threads) {
+  proofs_.try_emplace(Tag::kWeights, trainer_.weights(), trainer_.weight_segments(), kernels);
+  if (trainer_.optimizer() == nullptr) return;
+  proofs_.try_emplace(Tag::kOptimizer, *trainer_.optimizer(), trainer_.optimizer_segments(),
+                      kernels);
+}
+
+Region* TrainerMember::region(Tag tag) {
+  switch (tag) {
+    case Tag::kWeights:
+      return &trainer_.weights();
+    case Tag::kOptimizer:
+      return trainer_.optimizer();
+    case Tag::kKvCache:
+      return nullptr;
+  }
+  return nullptr;
+}
+
+void TrainerMember::load() {
+  trainer_.load(*setup_.source, *setup_.device, queue_, threads_, job_.deadline(), job_);
+}
+
+uint64_t TrainerMember::record(Tag tag) { return proof(tag).record(job_.deadline(), job_); }
+
+uint64_t TrainerMember::offload(Tag tag) {
+  return region(tag)->offload(queue_, job_.deadline(), job_).moved_bytes;
+}
+
+uint64_t TrainerMember::resume(Tag tag) {
+  return region(tag)->resume(queue_, job_.deadline(), job_).moved_bytes;
+}
+
+uint64_t TrainerMember::check(Tag tag) { return proof(tag).check(job_.deadline(), job_); }
+
+uint64_t TrainerMember::check_backup(Tag tag) { return proof(tag).check_backup(threads_); }
+
+uint64_t TrainerMember::train() {
+  trainer_.train(job_.deadline(), job_);
+  return 0;
+}
+
+RegionProof& TrainerMember::proof(Tag tag) { return proofs_.at(tag); }
+
+}  // namespace awex

@@ -1,0 +1,103 @@
+#include "cycle/weight_verifier.hpp"
+
+#include <algorithm>
+
+#include "base/checked.hpp"
+#include "transfer/tensor_digests.hpp"
+
+namespace awex {
+namespace {
+
+constexpr size_t kNamedMismatches = 8;
+
+/// What a rank found when it compared bytes.
+struct ByteVerdict {
+  int32_t is_wrong = 0;
+  WrongElement element;
+};
+
+}  // namespace
+
+WeightVerifier::WeightVerifier(Job& job, const Setup& setup, Kernels& kernels,
+                               const std::byte* weights)
+    : job_(job), setup_(setup), kernels_(kernels) {
+  const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
+  role_ = me.role;
+  const auto& layout =
+      (role_ == Role::kTrainer ? setup.trainer_ranks : setup.inference_ranks)[me.role_rank];
+  const auto views = shard_views(setup.catalogue(), layout, weights);
+  for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
+  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(2 * setup.catalogue().tensors().size()));
+}
+
+uint64_t WeightVerifier::verify(const std::optional<WrongElement>& wrong_element,
+                                DigestReport& report) {
+  batch_->run();
+  kernels_.wait("the digest of the weights", job_.deadline(), job_);
+  const auto sums = reduce_sums();
+  compare_bytes(wrong_element);
+  compare_sums(sums, report);
+  return bytes_;
+}
+
+/// The trainers' sums over all ranks, then inference's.
+std::vector<uint64_t> WeightVerifier::reduce_sums() {
+  const auto mine = batch_->sums();
+  std::vector<uint64_t> sums(2 * mine.size(), 0);
+  std::copy(mine.begin(), mine.end(),
+            sums.begin() + static_cast<ptrdiff_t>(role_ == Role::kTrainer ? 0 : mine.size()));
+  job_.all_reduce_sum(sums, "the digests of all ranks");
+  return sums;
+}
+
+void WeightVerifier::compare_bytes(const std::optional<WrongElement>& wrong_element) {
+  const ByteVerdict mine{wrong_element ? 1 : 0, wrong_element.value_or(WrongElement{})};
+  const auto verdicts = job_.all_gather_value(mine, "the comparison of bytes");
+  for (size_t rank = 0; rank < verdicts.size(); ++rank) {
+    if (verdicts[rank].is_wrong == 0) continue;
+    const auto& name = setup_.catalogue().tensors()[verdicts[rank].element.tensor].name;
+    throw Error(
+        ExitCode::kMismatch,
+        fmt::format("{} does not hold the trainer's bytes: {} differs first at element {}",
+                    job_.describe(static_cast<int>(rank)), name, verdicts[rank].element.index),
+        "its weights are poisoned until an update is committed; the trainer's are whole")
+        .about_tag("weights")
+        .about_tensor(name);
+  }
+}
+
+void WeightVerifier::compare_sums(const std::vector<uint64_t>& sums, DigestReport& report) const {
+  const auto& tensors = setup_.catalogue().tensors();
+  const size_t half = sums.size() / 2;
+  const auto result =
+      compare_digests(setup_.catalogue(), std::span(sums).first(half), setup_.trainer_copies,
+                      std::span(sums).subspan(half), setup_.inference_copies);
+  report.tensors = tensors.size();
+  report.model = result.model;
+  report.mismatched = result.wrong_tensors.size();
+  for (const uint32_t t : result.wrong_tensors) {
+    if (report.mismatches.size() == kNamedMismatches) break;
+    report.mismatches.push_back(tensors[t].name);
+  }
+  if (!result.diverged_tensors.empty()) {
+    const auto& name = tensors[result.diverged_tensors.front()].name;
+    throw Error(ExitCode::kMismatch,
+                fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}",
+                            result.diverged_tensors.size(), tensors.size(), name),
+                "data-parallel ranks have drifted apart: look at the trainer")
+        .about_tag("weights")
+        .about_tensor(name);
+  }
+  if (!result.wrong_tensors.empty()) {
+    const auto& name = tensors[result.wrong_tensors.front()].name;
+    throw Error(ExitCode::kMismatch,
+                fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
+                            result.wrong_tensors.size(), tensors.size(), name),
+                "its weights are poisoned until an update is committed; the trainer's are whole; "
+                "--verify full finds the first wrong element")
+        .about_tag("weights")
+        .about_tensor(name);
+  }
+}
+
+}  // namespace awex

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "comm/job.hpp"
+#include "cycle/report.hpp"
+#include "cycle/setup.hpp"
+#include "transfer/kernels.hpp"
+#include "transfer/weight_transfer.hpp"
+
+namespace awex {
+
+/// Compares what the trainers hold with what inference holds: every rank sums the digests of its
+/// own shards on its device, one reduction compares whole models.
+class WeightVerifier {
+ public:
+  /// `weights` is the base of this rank's own weights region.
+  WeightVerifier(Job& job, const Setup& setup, Kernels& kernels, const std::byte* weights);
+
+  /// Digests this rank's weights, which must be resident, and compares all. `wrong_element` is what
+  /// a comparison of bytes found on this rank, if one was made. Fills `report`. Every rank throws
+  /// the same Error(kMismatch) that names the first wrong tensor. Returns the bytes read.
+  /// Collective.
+  uint64_t verify(const std::optional<WrongElement>& wrong_element, DigestReport& report);
+
+ private:
+  [[nodiscard]] std::vector<uint64_t> reduce_sums();
+  void compare_bytes(const std::optional<WrongElement>& wrong_element);
+  void compare_sums(const std::vector<uint64_t>& sums, DigestReport& report) const;
+
+  Job& job_;
+  const Setup& setup_;
+  Kernels& kernels_;
+  Role role_;
+  uint64_t bytes_ = 0;
+  std::unique_ptr<DigestBatch> batch_;
+};
+
+}  // namespace awex

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "comm/job.hpp"
+#include "cycle/run_options.hpp"
+#include "memory/device.hpp"
+#include "transfer/plan.hpp"
+
+namespace awex {
+
+/// Which role each rank plays; the same on every rank.
+struct RoleMap {
+  std::vector<Role> role;           ///< By rank.
+  std::vector<uint32_t> role_rank;  ///< By rank: position among the ranks of its role.
+  std::vector<int> node_position;   ///< By rank: the same, counted on the rank's node alone.
+  uint32_t per_role = 0;            ///< Ranks of each role; as many trainers as inference ranks.
+};
+
+/// Gives every rank its role: as `requested`, or by position on its node, first half trainers.
+/// Throws an agreed request error for odd numbers of ranks and unequal roles. Collective.
+[[nodiscard]] RoleMap assign_roles(Job& job, std::optional<Role> requested);
+
+/// The backend that all ranks use: as requested, or cuda where every rank has a GPU and host where
+/// none has one. Throws an agreed request error where that cannot be. Collective.
+[[nodiscard]] BackendKind choose_backend(Job& job, std::optional<BackendKind> requested);
+
+/// Which ranks share a device, and who this rank's partner is.
+struct DeviceMap {
+  Placement placement;  ///< Devices numbered by trainer role rank.
+  std::vector<uint32_t>
+      physical;      ///< By rank: which GPU it is on. GPUs shared by several pairs
+                     ///< (--share-gpu) have one number here and several devices there.
+  int gpus = 0;      ///< Physical ones.
+  int partner = -1;  ///< World rank of the other role on this rank's device.
+};
+
+/// Opens this rank's device: the one with its position among its role's ranks on the node.
+[[nodiscard]] std::unique_ptr<Device> open_device(const Job& job, const RoleMap& roles,
+                                                  BackendKind backend, size_t host_threads);
+
+/// Tells all ranks of this rank's device, lets the job know its peers, and pairs trainers with
+/// inference ranks by host and GPU UUID. Throws an agreed request error when two ranks of a role
+/// share a GPU without `share_gpu`, or a rank has no partner. Collective.
+[[nodiscard]] DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device,
+                                     bool share_gpu);
+
+/// Threads for this rank's host-side work: its share of the processors it may run on.
+[[nodiscard]] size_t host_threads_for(const Job& job);
+
+/// Reports `error` to all ranks as the verdict on which they end together. Every rank must call it
+/// with an equal error. Does not return.
+[[noreturn]] void fail_together(Job& job, const Error& error);
+
+}  // namespace awex
