@@ -25,6 +25,7 @@ namespace {
 /// A whole request to the planner, and what the oracle says about its two ends.
 struct World {
   explicit World(const ModelConfig& config) : catalogue(make_catalogue("random", config)) {}
+  explicit World(Catalogue its_catalogue) : catalogue(std::move(its_catalogue)) {}
 
   Catalogue catalogue;
   EngineCase trainer_engine;
@@ -96,6 +97,51 @@ std::unique_ptr<World> random_world(Dice& dice, bool colocated = true) {
   }
   world->placement.trainer_device = random_devices(dice, trainers, devices);
   world->placement.inference_device = random_devices(dice, inference, devices);
+  return world;
+}
+
+/// Cuts a matrix of side `side` into a grid of random tiles and deals them to `ranks` ranks, each
+/// tile a parameter of its own; `regions` gets the identities.
+std::vector<RankLayout> random_tiling(Dice& dice, uint64_t side, uint32_t ranks, uint64_t element,
+                                      std::vector<std::vector<Identity>>& regions) {
+  std::vector<RankLayout> layouts(ranks);
+  regions.resize(ranks);
+  const uint64_t tall = dice.between(1, side);
+  const uint64_t wide = dice.between(1, side);
+  for (uint64_t top = 0; top < side; top += tall) {
+    for (uint64_t left = 0; left < side; left += wide) {
+      const Box tile{{top, std::min(top + tall, side)}, {left, std::min(left + wide, side)}};
+      const uint64_t rank = dice.below(ranks);
+      auto& region = regions[rank];
+      layouts[rank].shards.push_back({.box = tile,
+                                      .offset_bytes = region.size() * element,
+                                      .row_stride = tile.cols.size() + 1});
+      for (uint64_t row = tile.rows.begin; row < tile.rows.end; ++row) {
+        for (uint64_t col = tile.cols.begin; col < tile.cols.end; ++col) {
+          region.push_back(identity_of(0, row * side + col));
+        }
+        region.push_back(kPadding);
+      }
+    }
+  }
+  return layouts;
+}
+
+/// One matrix that both roles cut into tiles in their own way; rows are strided on both ends.
+std::unique_ptr<World> random_tiles(Dice& dice) {
+  const uint64_t side = dice.between(1, 12);
+  ModelConfig config;
+  auto world = std::make_unique<World>(
+      Catalogue("tiles", config, {{.name = "matrix", .rows = side, .cols = side}}));
+  const uint32_t ranks = random_ranks(dice);
+  const uint64_t element = world->element();
+  world->trainers = random_tiling(dice, side, ranks, element, world->trainer_regions);
+  world->inference = random_tiling(dice, side, ranks, element, world->inference_regions);
+  world->placement.trainer_device = random_devices(dice, ranks, ranks);
+  world->placement.inference_device = random_devices(dice, ranks, ranks);
+  for (uint32_t device = 0; device < ranks; ++device) {
+    world->placement.device_node.push_back(device / 4);
+  }
   return world;
 }
 
@@ -380,6 +426,14 @@ TEST_CASE("random plans between roles that are not, or only in part, on the same
   }
 }
 
+TEST_CASE("boxes that cross in rows and columns are cut into what is left of them") {
+  Dice dice(15);
+  for (int round = 0; round < 200; ++round) {
+    CAPTURE(round);
+    check_plan(*random_tiles(dice));
+  }
+}
+
 TEST_CASE("planning twice gives the same plan") {
   Dice dice(13);
   for (int round = 0; round < 50; ++round) {
@@ -430,6 +484,33 @@ TEST_CASE("two pieces that change places are rejected") {
   REQUIRE(first != plan.pieces.end());
   std::swap(first->target_offset, swap_partner(*first)->target_offset);
   CHECK_THROWS_AS(prove_plan(plan, world.catalogue, world.trainers, world.inference), Error);
+}
+
+TEST_CASE("pieces that add up but overlap or lie beyond their shard are rejected") {
+  const World world = plain_world({"hf", 1}, {"hf", 1}, {{0}, {0}, {0}});
+  Plan plan = world.plan();
+  const auto tall = std::find_if(plan.pieces.begin(), plan.pieces.end(),
+                                 [](const Piece& piece) { return piece.box.rows.size() >= 4; });
+  REQUIRE(tall != plan.pieces.end());
+  Piece upper = *tall;
+  Piece lower = *tall;
+  upper.box.rows.end = lower.box.rows.begin = tall->box.rows.begin + 2;
+  lower.source_offset += 2 * lower.source_stride;
+  lower.target_offset += 2 * lower.target_stride;
+  plan.pieces.erase(tall);
+  const auto prove = [&](Piece a, uint64_t a_end, Piece b, uint64_t b_end) {
+    a.box.rows.end = a_end;
+    b.box.rows.end = b_end;
+    Plan cut = plan;
+    cut.pieces.push_back(a);
+    cut.pieces.push_back(b);
+    prove_plan(cut, world.catalogue, world.trainers, world.inference);
+  };
+  const uint64_t middle = upper.box.rows.end;
+  const uint64_t end = lower.box.rows.end;
+  CHECK_NOTHROW(prove(upper, middle, lower, end));
+  CHECK_THROWS_AS(prove(upper, middle + 1, lower, end - 1), Error);
+  CHECK_THROWS_AS(prove(upper, middle - 1, lower, end + 1), Error);
 }
 
 TEST_CASE("the same layout on the same devices moves nothing between devices") {
@@ -484,6 +565,7 @@ TEST_CASE("copies of tensors are counted over the role") {
       }
     }
     const auto copies = copies_of_tensors(world.catalogue, ranks);
+    CHECK(copies == copies_of_tensors(world.catalogue, {ranks.rbegin(), ranks.rend()}));
     REQUIRE(copies.size() == elements.size());
     for (size_t tensor = 0; tensor < copies.size(); ++tensor) {
       CAPTURE(world.catalogue.tensors()[tensor].name);
