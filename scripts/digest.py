@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Digests of a Hugging Face checkpoint, computed independently of awex-colocate (docs/digest.md).
+
+usage: digest.py DIR
+
+Prints "<16 hex digits>  <tensor name>" for every tensor, in the order of the names, and the model's
+digest in the last line. Needs the public packages numpy and safetensors.
+"""
+import json
+import pathlib
+import sys
+
+import numpy
+import safetensors
+
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+LANE_KEYS = numpy.array(
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93,
+     0xA0761D6478BD642F, 0xE7037ED1A0B428DB, 0x8EBC6AF09C88C6E3, 0x589965CC75374CC3],
+    dtype=numpy.uint64)
+UNSIGNED = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "F8_E4M3": "<u1", "F8_E5M2": "<u1"}
+ELEMENTS_AT_ONCE = 1 << 22
+
+
+def mix(x):
+    """SplitMix64's finaliser, for a numpy array of uint64."""
+    x = (x ^ (x >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    return x ^ (x >> numpy.uint64(31))
+
+
+def mix_one(x):
+    return int(mix(numpy.array([x], dtype=numpy.uint64))[0])
+
+
+def tensor_key(name):
+    hash_value = 0xCBF29CE484222325  # FNV-1a, 64 bits
+    for byte in name.encode():
+        hash_value = ((hash_value ^ byte) * 0x100000001B3) & MASK
+    return mix_one(hash_value)
+
+
+def tensor_digest(name, bits):
+    """The digest of a tensor from its elements' bits, a flat array of unsigned integers."""
+    key = numpy.uint64(tensor_key(name))
+    digest = 0
+    for first in range(0, len(bits), ELEMENTS_AT_ONCE):
+        part = bits[first:first + ELEMENTS_AT_ONCE].astype(numpy.uint64)
+        index = numpy.arange(first, first + len(part), dtype=numpy.uint64)
+        groups = mix(key + index // numpy.uint64(8) * numpy.uint64(GOLDEN)) | numpy.uint64(1)
+        terms = groups * LANE_KEYS[index % numpy.uint64(8)] * (part + numpy.uint64(1))
+        digest += int(terms.sum(dtype=numpy.uint64))
+    return digest & MASK
+
+
+def files(directory):
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return [directory / "model.safetensors"]
+    shards = set(json.loads(index.read_text())["weight_map"].values())
+    return [directory / shard for shard in sorted(shards)]
+
+
+def belongs(name, config):
+    """Whether a tensor is part of the model, and not a copy or a buffer that some files carry."""
+    if name.endswith(".rotary_emb.inv_freq"):
+        return False
+    return name != "lm_head.weight" or not config.get("tie_word_embeddings", False)
+
+
+def digests(directory):
+    """Tensor name to digest, for every tensor of the checkpoint in `directory`."""
+    config = json.loads((directory / "config.json").read_text())
+    result = {}
+    for file in files(directory):
+        for name, tensor in safetensors.deserialize(file.read_bytes()):
+            if belongs(name, config):
+                bits = numpy.frombuffer(tensor["data"], dtype=UNSIGNED[tensor["dtype"]])
+                result[name] = tensor_digest(name, bits)
+    return result
+
+
+def model_digest(tensors):
+    return sum(mix_one(digest ^ tensor_key(name)) for name, digest in tensors.items()) & MASK
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    tensors = digests(pathlib.Path(sys.argv[1]))
+    for name in sorted(tensors):
+        print(f"{tensors[name]:016x}  {name}")
+    print(f"{model_digest(tensors):016x}  model")
+
+
+if __name__ == "__main__":
+    main()
