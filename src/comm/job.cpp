@@ -334,18 +334,19 @@ void Job::State::look_for_signal(int signal_number) {
                      "mpirun sends it to all ranks when one has died or the job is cancelled"));
 }
 
-/// Throws `error` from here, and from every wait to come.
+/// Throws the first failure known here, which is `error` if there was none, as every wait to come.
 void Job::State::fail(const Error& error) {
-  failure = located(error);
+  if (!failure) failure = located(error);
   agreed = false;
   throw Error(*failure);
 }
 
 void Job::State::announce(const Error& error) {
   agreed = false;
+  if (!told) listen();
+  if (!failure) failure = located(error);
   if (told) return;
   told = true;
-  if (!failure) failure = located(error);
   auto wire = to_wire(*failure, now());
   wire.rank_zero_lost = lost.contains(0);
   const auto gone = watch.gone();
@@ -576,12 +577,13 @@ void Job::agree(const Error* mine) {
   throw from_wire(outcome);
 }
 
-void Job::announce_failure(const Error& error) noexcept {
+Error Job::announce_failure(const Error& error) noexcept {
   try {
     state_->announce(error);
   } catch (const std::exception& e) {
     log::warning(fmt::format("cannot tell other ranks of a failure: {}", e.what()));
   }
+  return state_->failure ? *state_->failure : error;
 }
 
 void Job::synchronise_clocks() {

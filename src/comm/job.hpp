@@ -99,9 +99,11 @@ class Job final : public WaitMonitor {
   /// ranks that did not come before the deadline.
   void agree(const Error* mine);
 
-  /// Tells every rank of this rank's failure; does not wait. Does nothing when a failure is known
-  /// to all already. Never throws.
-  void announce_failure(const Error& error) noexcept;
+  /// Tells every rank of this rank's failure; does not wait. Returns the failure to report: the
+  /// first that this rank knows of, which is another rank's if that was told before, and otherwise
+  /// `error` with this rank's context. Tells and changes nothing when it is called again. Never
+  /// throws.
+  Error announce_failure(const Error& error) noexcept;
 
   /// Throws the failure that any rank announced, Error(kPeerLost) when a process of this host is
   /// gone, and Error(kRuntime) when this process was told to end (SIGTERM, SIGINT). Cheap: most

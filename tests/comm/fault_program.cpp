@@ -93,12 +93,12 @@ int main(int argc, char** argv) {
     run(job, plan);
     return 0;
   } catch (const awex::Error& error) {
-    job.announce_failure(error);
+    const awex::Error cause = job.announce_failure(error);
     if (job.is_reporter()) {
-      awex::log::error(error);
+      awex::log::error(cause);
       std::printf("reported by rank %d\n", job.rank());
       std::fflush(stdout);
     }
-    job.abort(error.code());
+    job.abort(cause.code());
   }
 }

@@ -53,8 +53,8 @@ int main(int argc, char** argv) {
     job.finish();
     return verdict;
   } catch (const awex::Error& error) {
-    job.announce_failure(error);
-    awex::log::error(error);
-    job.abort(error.code());
+    const awex::Error cause = job.announce_failure(error);
+    awex::log::error(cause);
+    job.abort(cause.code());
   }
 }

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""What becomes of a job when a rank is killed, stopped, told to end, or fails.
+
+Every case runs fault_program under mpirun and looks at the exit code, who is named, how long it took,
+and that neither a process nor a file in /dev/shm is left.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+
+TIMEOUT_S = 3.0
+# mpirun's own start and end, on a machine with fewer cores than ranks.
+SLACK_S = 12.0
+
+# (ranks, fault, rank, place, exit code, pattern on stderr, at once or after the timeout)
+CASES = [
+    (1, "none", 0, "-", 0, None, "at once"),
+    (2, "none", 0, "-", 0, None, "at once"),
+    (4, "none", 0, "-", 0, None, "at once"),
+    (7, "none", 0, "-", 0, None, "at once"),
+    (4, "kill", 3, "work", 137, r"rank 3 \(inference, host \S+, gpu 1\) pid \d+ is gone", "at once"),
+    (4, "kill", 2, "agree", 137, r"rank 2 \(.*pid \d+ is gone in phase 'transfer'", "at once"),
+    (4, "kill", 1, "gather", 137, r"rank 1 \(.*is gone in phase 'prepare'", "at once"),
+    (4, "kill", 3, "exchange", 137, r"rank 3 \(.*is gone", "at once"),
+    (4, "kill", 1, "finish", 137, r"rank 1 \(.*is gone", "at once"),
+    (4, "kill", 0, "work", 137, r"rank 0 \(.*is gone", "at once"),
+    (4, "crash", 2, "reduce", 139, r"rank 2 \(.*is gone", "at once"),
+    (4, "stop", 3, "agree", 4, r"rank 3 \(inference.* has not finished phase 'transfer'", "late"),
+    (4, "stop", 3, "gather", 4, r"rank 3 \(.* has not come to 'a gathering'", "late"),
+    (4, "stop", 2, "exchange", 4, r"rank 2 \(.* is stopped by a signal", "late"),
+    (3, "stop", 2, "finish", 4, r"rank 2 \(.* has not come to 'the end of the job'", "late"),
+    (4, "stop", 0, "agree", 4, r"rank 0 \(trainer.* has not ended phase 'transfer'", "late"),
+    (2, "stop", 0, "reduce", 4, r"rank 0 \(.* has not completed 'a sum'", "late"),
+    (4, "throw", 2, "exchange", 1, r"rank 2 \(.*in phase transfer: a fault on purpose", "at once"),
+    (4, "throw", 2, "work", 1, r"rank 2 \(.*a fault on purpose", "at once"),
+    (4, "throw", 0, "agree", 1, r"rank 0 \(.*a fault on purpose", "at once"),
+    (7, "throw", 5, "gather", 1, r"rank 5 \(.*a fault on purpose", "at once"),
+    (2, "terminate", 1, "agree", 1, r"told to end by SIGTERM in phase 'transfer'", "at once"),
+]
+
+
+def processes_with(token):
+    """Pids of processes that have inherited `token` in their environment."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as environment:
+                if token.encode() in environment.read():
+                    found.append(int(pid))
+        except OSError:
+            pass  # it has ended, or is not ours
+    return found
+
+
+def wait_for_no_process(token):
+    """Processes still there a moment after mpirun has ended."""
+    for _ in range(20):
+        left = processes_with(token)
+        if not left:
+            return []
+        time.sleep(0.1)
+    return left
+
+
+def check(arguments, case):
+    """The faults of one case, as texts."""
+    ranks, fault, rank, place, code, pattern, when = case
+    token = uuid.uuid4().hex
+    command = [arguments.mpiexec, "--oversubscribe", "-n", str(ranks), arguments.program,
+               fault, str(rank), place, str(TIMEOUT_S)]
+    environment = dict(os.environ, AWEX_TEST_TOKEN=token)
+    start = time.monotonic()
+    limit = SLACK_S + (TIMEOUT_S if when == "late" else 0)
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    try:
+        stdout, stderr = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        for pid in processes_with(token):
+            os.kill(pid, 9)
+        stdout, stderr = process.communicate()
+        return [f"not done after {limit} s", stderr]
+    seconds = time.monotonic() - start
+
+    problems = []
+    if process.returncode != code:
+        problems.append(f"exit code {process.returncode} instead of {code}")
+    if pattern and not re.search(pattern, stderr):
+        problems.append(f"stderr does not match {pattern}")
+    reports = re.findall(r"reported by rank \d+", stdout)
+    # A stopped rank 0 is woken by mpirun before it is killed, and then writes its report as well.
+    allowed = [0] if pattern is None else [1, 2] if (fault, rank) == ("stop", 0) else [1]
+    if len(reports) not in allowed:
+        problems.append(f"reports: {reports}")
+    if when == "late" and seconds < TIMEOUT_S:
+        problems.append(f"ended after {seconds:.1f} s, before the timeout")
+    left = wait_for_no_process(token)
+    if left:
+        problems.append(f"processes left: {left}")
+    files = set(re.findall(r"^shm: (\S+)", stdout, re.MULTILINE))
+    if ranks > 1 and not files:
+        problems.append("saw no shared memory file of MPI: this check has lost its object")
+    problems += [f"{name} is left" for name in sorted(files) if os.path.exists(name)]
+    if problems:
+        problems += [f"it took {seconds:.1f} s", stdout, stderr]
+    else:
+        print(f"ok: {ranks} ranks, {fault} rank {rank} at {place}: {seconds:.1f} s", flush=True)
+    return problems
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mpiexec", required=True)
+    parser.add_argument("--program", required=True)
+    arguments = parser.parse_args()
+    failed = 0
+    for case in CASES:
+        problems = check(arguments, case)
+        if problems:
+            failed += 1
+            print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
+    print(f"{len(CASES) - failed} of {len(CASES)} cases passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
