@@ -11,8 +11,11 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/wait.hpp"
 #include "engine/adamw_math.hpp"
+#include "memory/device.hpp"
 #include "model/convert.hpp"
+#include "transfer/kernels.hpp"
 
 using namespace awex;
 
