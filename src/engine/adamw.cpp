@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "engine/adamw_backends.hpp"
+#include "memory/device.hpp"
+#include "transfer/kernels.hpp"
 
 namespace awex {
 namespace {

@@ -5,12 +5,14 @@
 #include <memory>
 #include <span>
 
-#include "memory/device.hpp"
 #include "model/digest.hpp"
 #include "model/dtype.hpp"
-#include "transfer/kernels.hpp"
 
 namespace awex {
+
+// Declared only: cuda kernels include this header, and nvcc cannot compile fmt.
+class Device;
+class Kernels;
 
 /// A box of a canonical tensor in a trainer's memory with its optimizer state. All four arrays have
 /// the same rows, cols and row stride (in elements); they are device addresses.

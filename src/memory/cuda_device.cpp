@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "memory/cuda_check.hpp"
+#include "memory/cuda_owners.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/device.hpp"
 
@@ -34,28 +34,6 @@ class Event {
 
  private:
   cudaEvent_t event_ = nullptr;
-};
-
-/// Owns a stream that does not synchronise with the legacy default stream.
-class Stream {
- public:
-  Stream() {
-    AWEX_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a CUDA stream");
-  }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  Stream(Stream&&) = delete;
-  Stream& operator=(Stream&&) = delete;
-  /// Lets copies in flight end first (copies always do): their memory may go next.
-  ~Stream() {
-    cudaStreamSynchronize(stream_);
-    cudaStreamDestroy(stream_);
-  }
-
-  [[nodiscard]] cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
 };
 
 class CudaQueue final : public CopyQueue {
@@ -95,7 +73,7 @@ class CudaQueue final : public CopyQueue {
   }
 
  private:
-  Stream stream_;
+  CudaStream stream_;
   Mark done_ = 0;              ///< Marks up to this one are known to be done.
   std::deque<Event> pending_;  ///< Of the marks after it, oldest first.
   std::vector<Event> spare_;

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "transfer/exchange.hpp"
+
+namespace awex {
+
+/// The exchange over NCCL, in one communicator of all inference ranks; null on trainer ranks. With
+/// one inference rank there is no communicator, and no messages. Collective over all ranks of the
+/// job, which must know its peers. `kernels` must be cuda's and outlive the exchange.
+///
+/// Destroying it aborts what is still in flight and waits for no peer. After a failed round destroy
+/// it before the kernels and their batches, which wait for the stream.
+[[nodiscard]] std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device,
+                                                           Kernels& kernels);
+
+/// Lets inference ranks that share one GPU join one communicator, for tests: NCCL takes processes
+/// of different host identities for different hosts, and then goes over sockets. Sets an
+/// environment variable: call it at start, before NCCL and other threads.
+void let_nccl_share_gpu(int role_rank);
+
+}  // namespace awex
