@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <memory>
 #include <thread>
 
 #include "base/units.hpp"
 #include "base/wait.hpp"
+#include "cli/options.hpp"
 #include "cli/subcommand.hpp"
 #include "model/presets.hpp"
 

@@ -9,6 +9,7 @@
 
 #include "base/log.hpp"
 #include "cli/launcher.hpp"
+#include "cli/options.hpp"
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
 #include "memory/device.hpp"

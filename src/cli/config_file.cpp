@@ -1,8 +1,8 @@
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "cli/options.hpp"
+#include "model/input_file.hpp"
+#include "model/json_input.hpp"
 
 namespace awex {
 namespace {
@@ -10,19 +10,8 @@ namespace {
 using Json = nlohmann::json;
 
 Json read_object(const std::string& file) {
-  std::ifstream stream(file);
-  std::ostringstream text;
-  text << stream.rdbuf();
-  if (!stream) {
-    throw request_error(fmt::format("cannot read the config file \"{}\"", file),
-                        "--config takes a JSON file like {\"model\": \"preset:tiny-dense\"}");
-  }
-  Json json;
-  try {
-    json = Json::parse(text.str());
-  } catch (const Json::parse_error& error) {
-    throw request_error(fmt::format("{} is not JSON: {}", file, error.what()));
-  }
+  constexpr uint64_t kMaxBytes = uint64_t{1} << 20;
+  auto json = parse_json(read_text(file, kMaxBytes), file);
   if (!json.is_object()) {
     throw request_error(fmt::format("{} holds a JSON {}, not an object", file, json.type_name()),
                         "write the options as {\"model\": \"preset:tiny-dense\", \"versions\": 3}");
@@ -47,7 +36,7 @@ bool is_flag(const CLI::Option& option) { return option.get_items_expected_max()
 std::optional<std::string> option_text(const CLI::Option& option, const Json& value) {
   if (is_flag(option)) {
     if (!value.is_boolean()) {
-      throw request_error(fmt::format("{} is no value for a switch", value.dump()),
+      throw request_error(fmt::format("{} is no value for a switch", shown(value)),
                           "write true or false");
     }
     return value.get<bool>() ? std::optional<std::string>("true") : std::nullopt;

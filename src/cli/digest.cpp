@@ -1,10 +1,13 @@
 #include <unistd.h>
 
+#include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <vector>
 
 #include "base/thread_pool.hpp"
+#include "cli/options.hpp"
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
 #include "model/weights.hpp"
@@ -19,23 +22,27 @@ struct DigestOptions {
   TalkOptions talk;
 };
 
-std::string render_text(const Catalogue& catalogue, const std::vector<uint64_t>& digests) {
-  std::string out;
-  for (size_t i = 0; i < digests.size(); ++i) {
-    out += fmt::format("{:016x}  {}\n", digests[i], catalogue.tensors()[i].name);
-  }
-  return out + fmt::format("{:016x}  model\n", model_digest(catalogue, digests));
+/// Digests by tensor name, in the names' order: two models compare with diff.
+using NamedDigests = std::map<std::string, uint64_t>;
+
+NamedDigests by_name(const Catalogue& catalogue, const std::vector<uint64_t>& digests) {
+  NamedDigests named;
+  for (size_t i = 0; i < digests.size(); ++i) named[catalogue.tensors()[i].name] = digests[i];
+  return named;
 }
 
-std::string render_digests_json(const Catalogue& catalogue, const std::vector<uint64_t>& digests) {
+std::string render_text(const NamedDigests& digests, uint64_t model) {
+  std::string out;
+  for (const auto& [name, digest] : digests) out += fmt::format("{:016x}  {}\n", digest, name);
+  return out + fmt::format("{:016x}  model\n", model);
+}
+
+std::string render_digests_json(const NamedDigests& digests, uint64_t model) {
   nlohmann::ordered_json tensors = nlohmann::ordered_json::object();
-  for (size_t i = 0; i < digests.size(); ++i) {
-    tensors[catalogue.tensors()[i].name] = fmt::format("{:#018x}", digests[i]);
-  }
-  const nlohmann::ordered_json json = {
-      {"schema_version", 1},
-      {"tensors", std::move(tensors)},
-      {"model", fmt::format("{:#018x}", model_digest(catalogue, digests))}};
+  for (const auto& [name, digest] : digests) tensors[name] = fmt::format("{:#018x}", digest);
+  const nlohmann::ordered_json json = {{"schema_version", 1},
+                                       {"tensors", std::move(tensors)},
+                                       {"model", fmt::format("{:#018x}", model)}};
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -44,11 +51,10 @@ ExitCode run_digest(const DigestOptions& options) {
   const auto source = open_model(options.model, options.layers);
   ThreadPool pool(std::thread::hardware_concurrency());
   const auto digests = digest_source(*source, pool);
-  const auto& catalogue = source->catalogue();
-  write_all(
-      STDOUT_FILENO,
-      options.json ? render_digests_json(catalogue, digests) : render_text(catalogue, digests),
-      "stdout");
+  const auto model = model_digest(source->catalogue(), digests);
+  const auto named = by_name(source->catalogue(), digests);
+  write_all(STDOUT_FILENO,
+            options.json ? render_digests_json(named, model) : render_text(named, model), "stdout");
   return ExitCode::kOk;
 }
 

@@ -2,8 +2,10 @@
 
 #include <chrono>
 #include <ctime>
+#include <memory>
 #include <thread>
 
+#include "cli/job_options.hpp"
 #include "cli/progress.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_table.hpp"

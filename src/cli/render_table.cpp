@@ -240,6 +240,11 @@ std::string result_line(const Report& report, const TextStyle& style) {
          (report.error ? fmt::format(": {}", report.error->what()) : "");
 }
 
+/// Whether weights were to be handed over, so that digests and commits mean something.
+bool hands_over(const Report& report) {
+  return report.command == "update" || report.command == "transfer";
+}
+
 std::string verdicts(const Report& report, const TextStyle& style) {
   std::string out = "\n";
   const auto line = [&](const char* key, const std::string& text) {
@@ -249,6 +254,8 @@ std::string verdicts(const Report& report, const TextStyle& style) {
   if (!report.versions.empty()) {
     line("memory", memory_line(report.memory));
     line("leak", leak_line(report.memory.leaked_bytes, style));
+  }
+  if (!report.versions.empty() && hands_over(report)) {
     line("digest", digest_line(report, style));
     line("committed", commit_line(report, style));
   }

@@ -1,13 +1,17 @@
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
-#include <memory>
 
 #include "base/error.hpp"
-#include "cli/job_options.hpp"
+#include "cycle/run_options.hpp"
+
+namespace CLI {
+class App;
+}
 
 namespace awex {
+
+struct JobOptions;
 
 /// A command of the program. Options live as long as the functions.
 struct Subcommand {

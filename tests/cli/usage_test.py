@@ -1,0 +1,183 @@
+"""Exit codes, stdout and stderr of awex-colocate for requests that are wrong, and for help.
+
+usage: usage_test.py BINARY MPIEXEC
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+BINARY = ""
+MPIEXEC = ""
+LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+JOB_COMMANDS = ("update", "offload", "transfer", "resume")
+
+
+def run(*arguments, env=None, ranks=0):
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    environment.update(env or {})
+    launcher = [MPIEXEC, "--oversubscribe", "-n", str(ranks)] if ranks else []
+    return subprocess.run(
+        [*launcher, BINARY, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Usage(unittest.TestCase):
+    def refused(self, *arguments, says, hint=None, **settings):
+        result = run(*arguments, **settings)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertEqual(result.stdout, "")
+        self.assertIn("error: ", result.stderr)
+        self.assertIn(says, result.stderr)
+        if hint:
+            self.assertIn("hint: ", result.stderr)
+            self.assertIn(hint, result.stderr)
+        return result
+
+    def test_help_and_version_are_no_errors(self):
+        for arguments in (["--help"], ["-h"], ["--version"], *([c, "--help"] for c in JOB_COMMANDS)):
+            with self.subTest(arguments):
+                result = run(*arguments)
+                self.assertEqual(result.returncode, 0)
+                self.assertEqual(result.stderr, "")
+                self.assertIn("awex-colocate", result.stdout)
+        self.assertRegex(run("--version").stdout, r"^awex-colocate \d+\.\d+\.\d+ \(backends host")
+
+    def test_help_names_every_option_of_a_command(self):
+        text = run("update", "--help").stdout
+        for option in (
+            "model layers trainer inference role backend optimizer kv-cache versions timeout verify "
+            "no-offload share-gpu gpu-memory config json trace limits verbose quiet color"
+        ).split():
+            self.assertIn("--" + option, text)
+        for command in ("offload", "transfer", "resume"):
+            text = run(command, "--help").stdout
+            self.assertNotIn("--versions", text)
+            self.assertNotIn("--no-offload", text)
+
+    def test_commands(self):
+        self.refused(says="no command is given", hint="--help")
+        self.refused("updat", "--model", "m", says='unknown command "updat"', hint='"update"')
+        self.refused("--frob", "update", says='unknown option "--frob"', hint="--help")
+
+    def test_options(self):
+        for command in JOB_COMMANDS:
+            with self.subTest(command):
+                self.refused(command, says="--model is missing", hint="preset:")
+                self.refused(
+                    command, "--modle", "m", says='unknown option "--modle"', hint='"--model"'
+                )
+                self.refused(command, "--model", says="--model")
+                self.refused(command, "--model", "m", "--timeout", "x", says="--timeout: ", hint="30s")
+        self.refused("update", "--model", "m", "-v", "-q", says="--quiet")
+        self.refused("offload", "--model", "m", "--versions", "3", says='unknown option "--versions"')
+
+    def test_checkpoint_and_digest(self):
+        self.refused("checkpoint", "--out", "d", says="--preset is missing", hint="tiny-dense")
+        self.refused("checkpoint", "--preset", "tiny-dense", says="--out is missing")
+        with tempfile.TemporaryDirectory() as directory:
+            out = os.path.join(directory, "model")
+            self.refused("checkpoint", "--preset", "tiny-dens", "--out", out, says="tiny-dens")
+            self.assertEqual(os.listdir(directory), [])
+            self.refused("digest", out, says=out)
+        self.refused("digest", says="digest needs a checkpoint")
+
+    def test_checkpoint_is_digested_alike_in_any_form(self):
+        with tempfile.TemporaryDirectory() as directory:
+            digests = {run("digest", "preset:tiny-dense").stdout}
+            for name, size in (("whole", "5GB"), ("sharded", "64KiB")):
+                out = os.path.join(directory, name)
+                written = run(
+                    "checkpoint", "--preset", "tiny-dense", "--out", out, "--max-shard-size", size
+                )
+                self.assertEqual(written.returncode, 0, written.stderr)
+                self.assertEqual(written.stdout, "")
+                digests.add(run("digest", out).stdout)
+            self.assertEqual(len(digests), 1)
+            lines = digests.pop().splitlines()
+            self.assertGreater(len(lines), 2)
+            for line in lines:
+                self.assertRegex(line, r"^[0-9a-f]{16}  \S+$")
+            self.assertTrue(lines[-1].endswith("  model"))
+            report = json.loads(run("digest", "--json", out).stdout)
+            self.assertEqual(report["model"], "0x" + lines[-1][:16])
+            self.assertEqual(
+                [f"{digest[2:]}  {name}" for name, digest in report["tensors"].items()], lines[:-1]
+            )
+
+    def test_config_file(self):
+        with tempfile.TemporaryDirectory() as directory:
+            config = os.path.join(directory, "run.json")
+            pathlib.Path(config).write_text('{"model": "m", "verison": 1}', encoding="utf-8")
+            self.refused("update", "--config", config, says=config, hint='"versions"')
+
+    def test_only_rank_0_speaks_of_wrong_options(self):
+        for variable in LAUNCHER_VARIABLES:
+            with self.subTest(variable):
+                self.refused("update", says="--model is missing", env={variable: "0"})
+                silent = run("update", env={variable: "1"})
+                self.assertEqual((silent.returncode, silent.stderr), (2, ""))
+        # In an MPMD launch the options differ by role, and rank 0 may not have the wrong ones.
+        self.refused(
+            "update", "--role", "traner", says="--role: ", env={"OMPI_COMM_WORLD_RANK": "1"}
+        )
+
+    def test_colour_of_errors(self):
+        plain = run("update").stderr
+        self.assertNotIn("\033", plain)
+        self.assertNotIn("\033", run("update", env={"NO_COLOR": "1"}).stderr)
+
+    def test_mpirun_returns_the_code_and_one_message(self):
+        result = run("update", "--modle", "m", ranks=3)
+        self.assertEqual(result.returncode, 2)
+        self.assertEqual(result.stderr.count('unknown option "--modle"'), 1)
+
+    def test_one_rank_is_no_job(self):
+        for command in JOB_COMMANDS:
+            with self.subTest(command):
+                self.refused(
+                    command,
+                    *("--model", "preset:tiny-dense", "--backend", "host"),
+                    says="needs a trainer and an inference rank",
+                    hint="mpirun -np 2",
+                    ranks=1,
+                )
+
+    def test_report_that_cannot_be_written_is_refused_before_the_work(self):
+        for option in ("--json", "--trace"):
+            with self.subTest(option):
+                result = self.refused(
+                    *("update", "--model", "preset:tiny-dense", "--backend", "host"),
+                    *(option, "/nonexistent/report.json"),
+                    says="/nonexistent/report.json",
+                    hint="directory",
+                    ranks=2,
+                )
+                self.assertEqual(result.stderr.count("cannot write the report"), 1)
+
+    def test_a_refused_job_leaves_a_report_that_says_so(self):
+        with tempfile.TemporaryDirectory() as directory:
+            report = os.path.join(directory, "report.json")
+            self.refused(
+                *("update", "--model", "preset:no-such", "--backend", "host", "--json", report),
+                says="no-such",
+                ranks=2,
+            )
+            content = json.loads(pathlib.Path(report).read_text(encoding="utf-8"))
+            self.assertEqual((content["ok"], content["exit_code"]), (False, 2))
+            self.assertEqual(content["error"]["code"], 2)
+            self.assertIn("no-such", content["error"]["message"])
+
+
+if __name__ == "__main__":
+    BINARY, MPIEXEC = sys.argv[1:3]
+    unittest.main(argv=sys.argv[:1], verbosity=2)
