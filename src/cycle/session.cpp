@@ -322,7 +322,9 @@ Report run_command(Command command, const RunOptions& options, Job& job, CycleOb
   } catch (const std::exception& error) {
     report.error = runtime_error(error.what());
   }
-  if (report.error && !job.failure_is_agreed()) job.announce_failure(*report.error);
+  if (report.error && !job.failure_is_agreed()) {
+    report.error = job.announce_failure(*report.error);
+  }
   return report;
 }
 

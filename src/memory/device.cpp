@@ -1,5 +1,7 @@
 #include "memory/device.hpp"
 
+#include <algorithm>
+
 #include "base/checked.hpp"
 
 namespace awex {
@@ -15,9 +17,11 @@ const char* backend_name(BackendKind kind) {
 }
 
 uint64_t chunk_bytes_for(uint64_t bytes) {
-  constexpr uint64_t kSmallest = 64ULL << 20;
+  constexpr uint64_t kUsual = 64ULL << 20;
   constexpr uint64_t kStep = 2ULL << 20;
-  return std::max(kSmallest, round_up(ceil_div(bytes, kMaxChunks), kStep));
+  // Equal chunks, so that rounding the last one up wastes little.
+  const uint64_t chunks = std::clamp<uint64_t>(ceil_div(bytes, kUsual), 1, kMaxChunks);
+  return round_up(ceil_div(bytes, chunks), kStep);
 }
 
 }  // namespace awex

@@ -64,8 +64,9 @@ class DeviceRange {
   [[nodiscard]] virtual std::vector<int> export_fds() = 0;
 };
 
-/// Another process's range, mapped here, read-only by agreement. The address is reserved once and is
-/// the same each time it is mapped. While it is mapped the exporter's released memory stays taken.
+/// Another process's range, mapped here, read-only by agreement. The address is reserved once and
+/// is the same each time it is mapped. While it is mapped the exporter's released memory stays
+/// taken.
 class ImportedRange {
  public:
   ImportedRange() = default;
@@ -157,7 +158,8 @@ class Device {
 /// Ranges never have more chunks than this, so that their handles fit a fixed-size record.
 inline constexpr uint64_t kMaxChunks = 256;
 
-/// The chunk size for a range: 64 MiB, or more, in steps of 2 MiB, so that kMaxChunks suffice.
+/// The chunk size for a range of `bytes` (> 0): a multiple of 2 MiB near 64 MiB that splits the
+/// range evenly; smaller for small ranges, larger where kMaxChunks would not suffice.
 [[nodiscard]] uint64_t chunk_bytes_for(uint64_t bytes);
 
 /// Host memory standing in for device number `index` of this node; `pool_threads` copy threads.
