@@ -23,6 +23,7 @@ InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache
   transfer_ = std::make_unique<WeightTransfer>(
       setup.catalogue(), setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
       trainer_weights_->data(), inference_.weights().data(), *setup.device, kernels, exchange);
+  transfer_->connect(job);
 }
 
 Region* InferenceMember::region(Tag tag) {

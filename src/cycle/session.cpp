@@ -43,7 +43,7 @@ class Session {
         phases_(
             job, observer, account_, [this] { return sample(); }, report) {
     describe_run();
-    exchange_ = make_exchange(job, *setup_.device, *kernels_);
+    exchange_ = make_exchange(job, *setup_.device, *kernels_, options.share_gpu);
     if (options.measure_limits) measure_limits();
     make_member();
     job.set_phase("load");

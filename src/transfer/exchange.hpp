@@ -41,7 +41,9 @@ class Exchange {
 };
 
 /// The exchange for this job's backend; null on trainer ranks. Collective over all ranks (trainers
-/// take part in making it). `job` must know its peers.
-[[nodiscard]] std::unique_ptr<Exchange> make_exchange(Job& job, Device& device, Kernels& kernels);
+/// take part in making it). `job` must know its peers. `share_gpu` says that several inference
+/// ranks may be on one GPU, which NCCL otherwise refuses.
+[[nodiscard]] std::unique_ptr<Exchange> make_exchange(Job& job, Device& device, Kernels& kernels,
+                                                      bool share_gpu);
 
 }  // namespace awex

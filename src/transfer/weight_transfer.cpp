@@ -1,6 +1,7 @@
 #include "transfer/weight_transfer.hpp"
 
 #include <algorithm>
+#include <map>
 
 #include "base/checked.hpp"
 
@@ -100,6 +101,24 @@ void WeightTransfer::prepare_round(const Round& round, uint64_t slot_bytes) {
 void WeightTransfer::exchange_round(ReadyRound& round) {
   round.pack->copy();
   exchange_.round(round.sends, round.receives);
+}
+
+void WeightTransfer::connect(Job& job) {
+  if (rounds_.empty()) return;
+  const auto first_bytes = [&](std::vector<Message> ReadyRound::*side) {
+    std::map<uint32_t, Message> by_peer;
+    for (const auto& round : rounds_) {
+      for (const auto& message : round.*side) {
+        by_peer.try_emplace(message.peer, Message{message.peer, message.data, kPackAlignment});
+      }
+    }
+    std::vector<Message> messages;
+    for (const auto& [peer, message] : by_peer) messages.push_back(message);
+    return messages;
+  };
+  exchange_.round(first_bytes(&ReadyRound::sends), first_bytes(&ReadyRound::receives));
+  exchange_.wait();
+  kernels_.wait("connecting the inference ranks", job.deadline(), job);
 }
 
 void WeightTransfer::copy(Job& job) {

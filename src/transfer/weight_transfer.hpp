@@ -37,6 +37,9 @@ class WeightTransfer {
                  uint32_t me, const std::byte* trainer_weights, std::byte* own_weights,
                  Device& device, Kernels& kernels, Exchange& exchange);
 
+  /// Exchanges a few bytes with every peer of the rounds, so that connections and their memory are
+  /// there before the first version. All inference ranks must call it.
+  void connect(Job& job);
   /// Moves every byte and waits for it. All inference ranks must call it; both regions of a device
   /// must be backed and mapped.
   void copy(Job& job);
