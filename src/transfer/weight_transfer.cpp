@@ -1,7 +1,7 @@
 #include "transfer/weight_transfer.hpp"
 
 #include <algorithm>
-#include <map>
+#include <set>
 
 #include "base/checked.hpp"
 
@@ -105,18 +105,20 @@ void WeightTransfer::exchange_round(ReadyRound& round) {
 
 void WeightTransfer::connect(Job& job) {
   if (rounds_.empty()) return;
-  const auto first_bytes = [&](std::vector<Message> ReadyRound::*side) {
-    std::map<uint32_t, Message> by_peer;
+  const auto one_a_peer = [&](std::vector<Message> ReadyRound::*side, std::byte* data) {
+    std::set<uint32_t> peers;
     for (const auto& round : rounds_) {
-      for (const auto& message : round.*side) {
-        by_peer.try_emplace(message.peer, Message{message.peer, message.data, kPackAlignment});
-      }
+      for (const auto& message : round.*side) peers.insert(message.peer);
     }
     std::vector<Message> messages;
-    for (const auto& [peer, message] : by_peer) messages.push_back(message);
+    for (const uint32_t peer : peers) {
+      messages.push_back({peer, data, kPackAlignment});
+      data += kPackAlignment;
+    }
     return messages;
   };
-  exchange_.round(first_bytes(&ReadyRound::sends), first_bytes(&ReadyRound::receives));
+  exchange_.round(one_a_peer(&ReadyRound::sends, staging_->data()),
+                  one_a_peer(&ReadyRound::receives, staging_->data() + kStagingBytes));
   exchange_.wait();
   kernels_.wait("connecting the inference ranks", job.deadline(), job);
 }

@@ -1,0 +1,94 @@
+// An update on the host backend that one rank disturbs on purpose:
+//   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S MODEL [no-offload]
+// When RANK begins the phase (PHASE, ROLE, TAG) of version 1 it does FAULT: none, kill, stop,
+// throw, or damage, which flips one bit of the memory that the phase works on: of the host backup
+// where that holds the bytes, else of the mapped memory. disturbed_update_test.py says what must
+// become of it.
+#include <csignal>
+#include <cstdio>
+#include <string>
+
+#include "base/log.hpp"
+#include "cycle/session.hpp"
+
+namespace {
+
+struct Fault {
+  std::string kind;
+  int rank = 0;
+  std::string phase;
+  std::string role;
+  std::string tag;
+};
+
+void damage(awex::Region& region) {
+  constexpr auto kBit = std::byte{0x10};
+  const bool is_away = region.state() == awex::RegionState::kOffloaded;
+  std::byte* bytes = is_away ? region.mutable_backup(0).data() : region.data();
+  bytes[region.range().chunk_used_bytes(0) / 2] ^= kBit;
+}
+
+class Disturber final : public awex::CycleObserver {
+ public:
+  Disturber(Fault fault, const awex::Job& job) : fault_(std::move(fault)), job_(job) {}
+
+  void phase_started(const awex::PhaseEvent& event) override {
+    if (job_.rank() == 0)
+      std::printf("phase %s %s %s\n", event.phase.c_str(), event.role.c_str(), event.tag.c_str());
+    const bool is_now = event.version == 1 && event.phase == fault_.phase &&
+                        event.role == fault_.role && event.tag == fault_.tag;
+    if (is_now && job_.rank() == fault_.rank) disturb(event);
+  }
+  void phase_finished(const awex::PhaseEvent& /*event*/, double /*seconds*/,
+                      uint64_t /*bytes*/) override {}
+
+ private:
+  void disturb(const awex::PhaseEvent& event) const {
+    if (fault_.kind == "kill") std::raise(SIGKILL);
+    if (fault_.kind == "stop") std::raise(SIGSTOP);
+    if (fault_.kind == "throw") throw awex::runtime_error("a fault on purpose");
+    if (fault_.kind == "damage") damage(*event.region);
+  }
+
+  Fault fault_;
+  const awex::Job& job_;
+};
+
+awex::RunOptions options_from(char** argv, int argc) {
+  awex::RunOptions options;
+  options.timeout = awex::Seconds(std::stod(argv[6]));
+  options.model = argv[7];
+  options.trainer = "megatron:tp=2";
+  options.inference = "sglang:tp=1";
+  options.backend = awex::BackendKind::kHost;
+  options.kv_cache_bytes = 1 << 20;
+  options.versions = 2;
+  options.measure_limits = false;
+  options.offload = argc < 9;
+  return options;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 8) {
+    std::fprintf(stderr, "usage: %s FAULT RANK PHASE ROLE TAG TIMEOUT_S MODEL [no-offload]\n",
+                 argv[0]);
+    return 2;
+  }
+  const auto options = options_from(argv, argc);
+  awex::Job job(&argc, &argv, options.timeout);
+  Disturber disturber({argv[1], std::stoi(argv[2]), argv[3], argv[4], argv[5]}, job);
+  const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);
+  if (report.error && job.is_reporter()) {
+    awex::log::error(*report.error);
+    std::printf("reported: code %d tensor '%s' phase '%s' poisoned %d committed %d\n",
+                static_cast<int>(report.error->code()), report.error->context().tensor.c_str(),
+                report.error->context().phase.c_str(), report.poisoned ? 1 : 0,
+                static_cast<int>(report.committed_version.value_or(0)));
+    std::fflush(stdout);
+  }
+  if (report.error && !job.failure_is_agreed()) job.abort(report.error->code());
+  job.finish();
+  return static_cast<int>(report.exit_code());
+}

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""A rank that is killed, stopped, fails, or finds damaged memory in each phase of an update."""
+
+import argparse
+import os
+import re
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from mpi_run import mpi_run  # noqa: E402  pylint: disable=wrong-import-position
+
+TIMEOUT_S = 3.0
+SLACK_S = 25.0  # mpirun's own start and end, on a machine with fewer cores than ranks
+RANKS = 4  # ranks 0 and 1 are trainers, 2 and 3 inference
+
+PHASES = [
+    ("digest", "trainer", "optimizer"),
+    ("offload", "trainer", "optimizer"),
+    ("resume", "inference", "weights"),
+    ("transfer", "all", "weights"),
+    ("verify", "all", "weights"),
+    ("commit", "all", "weights"),
+    ("digest", "trainer", "weights"),
+    ("offload", "trainer", "weights"),
+    ("resume", "inference", "kv_cache"),
+    ("discard", "inference", "kv_cache"),
+    ("discard", "inference", "weights"),
+    ("resume", "trainer", "weights"),
+    ("verify", "trainer", "weights"),
+    ("resume", "trainer", "optimizer"),
+    ("verify", "trainer", "optimizer"),
+    ("train", "trainer", ""),
+]
+
+# (fault, rank, phase, exit code, pattern on stderr, pattern on stdout)
+CASES = [("none", 0, PHASES[0], 0, None, None)]
+for index, phase in enumerate(PHASES):
+    # Every fault meets trainers and inference ranks, rank 0 and others.
+    CASES.append(("kill", (index + 1) % RANKS, phase, 137, r"rank \d .* is gone", None))
+    CASES.append(("stop", (index + 2) % RANKS, phase, 4,
+                  rf"rank {(index + 2) % RANKS} \(.*\)", r"reported: code 4"))
+    CASES.append(("throw", index % RANKS, phase, 1, rf"rank {index % RANKS} .*a fault on purpose",
+                  r"reported: code 1"))
+CASES += [
+    ("damage", 0, ("resume", "trainer", "weights"), 3,
+     r"rank 0 .*is not what it was before it was offloaded",
+     r"reported: code 3 tensor 'decoder\.[^']+' phase 'verify' poisoned 0 committed 1"),
+    ("damage", 1, ("resume", "trainer", "optimizer"), 3,
+     r"rank 1 .*is not what it was before it was offloaded",
+     r"reported: code 3 tensor '(master|exp_avg|exp_avg_sq) of decoder\.[^']+'"),
+    ("damage", 3, ("verify", "all", "weights"), 3, r"inference differs from the trainer in 1 of",
+     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0"),
+    ("damage", 0, ("verify", "all", "weights"), 3, r"in 1 of \d+ tensors",
+     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0"),
+    ("damage", 2, ("transfer", "all", "weights"), 0, None, None),  # it is overwritten
+]
+
+
+def check(arguments, case):
+    """The faults of one case, as texts."""
+    fault, rank, (phase, role, tag), code, error, output = case
+    program = [arguments.program, fault, str(rank), phase, role, tag, str(TIMEOUT_S),
+               "preset:tiny-dense"]
+    try:
+        run = mpi_run(arguments.mpiexec, RANKS, program, TIMEOUT_S + SLACK_S)
+    except TimeoutError as late:
+        return [str(late)]
+    problems = []
+    if run.code != code:
+        problems.append(f"exit code {run.code} instead of {code}")
+    if error and not re.search(error, run.stderr):
+        problems.append(f"stderr does not match {error}")
+    if output and not re.search(output, run.stdout):
+        problems.append(f"stdout does not match {output}")
+    if f"phase {phase} {role} {tag}" not in run.stdout and (fault, rank) != ("kill", 0):
+        problems.append("the phase did not come")
+    problems += [f"left behind: {what}" for what in run.left]
+    if problems:
+        problems += [f"it took {run.seconds:.1f} s", run.stdout, run.stderr]
+    else:
+        print(f"ok: {fault} rank {rank} in {phase} {role} {tag}: {run.seconds:.1f} s", flush=True)
+    return problems
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mpiexec", required=True)
+    parser.add_argument("--program", required=True)
+    parser.add_argument("--only", help="run the cases of one fault")
+    arguments = parser.parse_args()
+    cases = [case for case in CASES if arguments.only in (None, case[0])]
+    failed = 0
+    for case in cases:
+        problems = check(arguments, case)
+        if problems:
+            failed += 1
+            print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
+    print(f"{len(cases) - failed} of {len(cases)} cases passed")
+    return 1 if failed or not cases else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

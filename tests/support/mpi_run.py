@@ -1,0 +1,86 @@
+"""Runs a program under mpirun and finds what it leaves behind: for tests of failures."""
+
+import os
+import re
+import subprocess
+import time
+import uuid
+
+
+class Run:
+    """One finished run: code, stdout, stderr, seconds, and `left`, what is still there of it."""
+
+    def __init__(self, code, stdout, stderr, seconds, left):
+        self.code = code
+        self.stdout = stdout
+        self.stderr = stderr
+        self.seconds = seconds
+        self.left = left
+
+
+def processes_with(token):
+    """Pids of processes that have inherited `token` in their environment."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as environment:
+                if token.encode() in environment.read():
+                    found.append(int(pid))
+        except OSError:
+            pass  # it has ended, or is not ours
+    return found
+
+
+def shared_files_of(pids):
+    """Files in /dev/shm that the processes map."""
+    files = set()
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+                files.update(re.findall(r"(/dev/shm/\S+)", maps.read()))
+        except OSError:
+            pass  # it has ended
+    return files
+
+
+def wait_for_no_process(token):
+    """Processes still there a moment after mpirun has ended."""
+    for _ in range(20):
+        left = processes_with(token)
+        if not left:
+            return []
+        time.sleep(0.1)
+    return left
+
+
+def mpi_run(mpiexec, ranks, program, limit_s, disturb=None):
+    """Runs `program` (a list) on `ranks` ranks for at most `limit_s` seconds.
+
+    `disturb`, if given, is called with a function that returns the pids of the ranks, while the
+    job runs. Raises TimeoutError with the output if the job does not end in time.
+    """
+    token = uuid.uuid4().hex
+    command = [mpiexec, "--oversubscribe", "-n", str(ranks), *program]
+    start = time.monotonic()
+    process = subprocess.Popen(command, env=dict(os.environ, AWEX_TEST_TOKEN=token), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    files = set()
+    if disturb:
+
+        def rank_pids():
+            return sorted(pid for pid in processes_with(token) if pid != process.pid)
+
+        disturb(rank_pids)
+        files = shared_files_of(rank_pids())
+    try:
+        stdout, stderr = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired as expired:
+        for pid in processes_with(token):
+            os.kill(pid, 9)
+        stdout, stderr = process.communicate()
+        raise TimeoutError(f"not done after {limit_s} s\n{stdout}\n{stderr}") from expired
+    seconds = time.monotonic() - start
+    left = [f"process {pid}" for pid in wait_for_no_process(token)]
+    files |= set(re.findall(r"^shm: (\S+)", stdout, re.MULTILINE))
+    left += [name for name in sorted(files) if os.path.exists(name)]
+    return Run(process.returncode, stdout, stderr, seconds, left)
