@@ -68,37 +68,46 @@ class CountingMonitor final : public WaitMonitor {
 
 }  // namespace
 
-TEST_CASE("chunks are 64 MiB until a range has 256 of them, then grow in steps of 2 MiB") {
-  CHECK(chunk_bytes_for(1) == kChunk);
+TEST_CASE("chunks are even, near 64 MiB, and no more than a handle record can name") {
+  CHECK(chunk_bytes_for(1) == 2 * kMiB);
+  CHECK(chunk_bytes_for(kChunk) == kChunk);
+  CHECK(chunk_bytes_for(2 * kChunk) == kChunk);
+  CHECK(chunk_bytes_for(kChunk + 1) == 34 * kMiB);
   CHECK(chunk_bytes_for(256 * kChunk) == kChunk);
   CHECK(chunk_bytes_for(256 * kChunk + 1) == kChunk + 2 * kMiB);
-  for (const uint64_t bytes : {kChunk, 100 * kChunk, kTiB, kTiB + 12345}) {
+  for (const uint64_t bytes : {3 * kMiB, kChunk + 1, 100 * kChunk + 7, kTiB, kTiB + 12345}) {
+    CAPTURE(bytes);
     const uint64_t chunk = chunk_bytes_for(bytes);
+    const uint64_t chunks = (bytes + chunk - 1) / chunk;
     CHECK(chunk % (2 * kMiB) == 0);
-    CHECK((bytes + chunk - 1) / chunk <= kMaxChunks);
+    CHECK(chunks <= kMaxChunks);
+    // What rounding adds is at most one step a chunk.
+    CHECK(chunks * chunk - bytes <= chunks * 2 * kMiB);
   }
 }
 
 TEST_CASE("a range takes and gives back real pages, and the books agree with the kernel") {
   const auto device = make_host_device(0, 1);
-  const auto range = device->reserve("weights", 2 * kChunk + 5);
-  CHECK(range->bytes() == 2 * kChunk + 5);
-  CHECK(range->chunk_bytes() == kChunk);
+  constexpr uint64_t kBytes = 2 * kChunk + 5;
+  const auto range = device->reserve("weights", kBytes);
+  const uint64_t chunk = range->chunk_bytes();
+  CHECK(range->bytes() == kBytes);
+  CHECK(chunk == chunk_bytes_for(kBytes));
   REQUIRE(range->chunks() == 3);
-  CHECK(range->chunk_used_bytes(1) == kChunk);
-  CHECK(range->chunk_used_bytes(2) == 5);
+  CHECK(range->chunk_used_bytes(1) == chunk);
+  CHECK(range->chunk_used_bytes(2) == kBytes - 2 * chunk);
   CHECK(range->held_bytes() == 0);
   CHECK(really_held(*device) == 0);
 
   range->take_chunk(2);
-  CHECK(range->held_bytes() == kChunk);
-  CHECK(really_held(*device) == kChunk);
+  CHECK(range->held_bytes() == chunk);
+  CHECK(really_held(*device) == chunk);
   range->take_chunk(0);
-  CHECK(range->held_bytes() == 2 * kChunk);
-  CHECK(really_held(*device) == 2 * kChunk);
+  CHECK(range->held_bytes() == 2 * chunk);
+  CHECK(really_held(*device) == 2 * chunk);
   range->release_chunk(2);
-  CHECK(range->held_bytes() == kChunk);
-  CHECK(really_held(*device) == kChunk);
+  CHECK(range->held_bytes() == chunk);
+  CHECK(really_held(*device) == chunk);
   range->release_chunk(0);
   CHECK(range->held_bytes() == 0);
   CHECK(really_held(*device) == 0);
@@ -106,13 +115,13 @@ TEST_CASE("a range takes and gives back real pages, and the books agree with the
 
 TEST_CASE("the memory of a destroyed range is free, other ranges keep theirs") {
   const auto device = make_host_device(0, 1);
-  auto first = device->reserve("weights", 1);
+  auto first = device->reserve("weights", kChunk);
   const auto second = device->reserve("kv_cache", 1);
   first->take_chunk(0);
   second->take_chunk(0);
-  CHECK(really_held(*device) == 2 * kChunk);
+  CHECK(really_held(*device) == first->held_bytes() + second->held_bytes());
   first.reset();
-  CHECK(really_held(*device) == kChunk);
+  CHECK(really_held(*device) == second->held_bytes());
 }
 
 TEST_CASE("addresses outlive the memory behind them, and bytes do not") {
@@ -174,8 +183,9 @@ TEST_CASE("a range beyond all addresses is an error that names it and its bytes"
 TEST_CASE("an importer sees the exporter's bytes at its own fixed address, and cannot write them") {
   const auto device = make_host_device(0, 1);
   const auto range = device->reserve("weights", 2 * kChunk + 100);
+  const uint64_t chunk = range->chunk_bytes();
   take_all(*range);
-  const std::vector<uint64_t> places{0, kChunk - 1, kChunk, 2 * kChunk, 2 * kChunk + 99};
+  const std::vector<uint64_t> places{0, chunk - 1, chunk, 2 * chunk, 2 * kChunk + 99};
   for (const auto place : places) range->data()[place] = named(place);
 
   const auto import = device->reserve_import("weights", range->bytes(), range->chunk_bytes());
@@ -197,7 +207,7 @@ TEST_CASE("an importer sees the exporter's bytes at its own fixed address, and c
 
 TEST_CASE("another process sees the exporter's bytes through the descriptors alone") {
   const auto device = make_host_device(0, 1);
-  const auto range = device->reserve("weights", kChunk + 1);
+  const auto range = device->reserve("weights", 2 * kChunk);
   take_all(*range);
   range->data()[0] = named(0);
   range->data()[kChunk] = named(kChunk);
@@ -206,7 +216,7 @@ TEST_CASE("another process sees the exporter's bytes through the descriptors alo
   const pid_t child = ::fork();
   if (child == 0) {
     ::munmap(range->data(), 2 * kChunk);  // what is read below comes through the import
-    const auto import = device->reserve_import("weights", kChunk + 1, kChunk);
+    const auto import = device->reserve_import("weights", 2 * kChunk, kChunk);
     import->map(duplicates(fds));
     const bool right = import->data()[0] == named(0) && import->data()[kChunk] == named(kChunk);
     ::_exit(right ? 0 : 1);
