@@ -1,4 +1,4 @@
-"""Exit codes, stdout and stderr of awex-colocate for requests that are wrong, and for help.
+"""Exit codes, stdout and stderr of awex-colocate for wrong requests, help and the outputs of a job.
 
 usage: usage_test.py BINARY MPIEXEC
 """
@@ -61,8 +61,8 @@ class Usage(unittest.TestCase):
             self.assertIn("--" + option, text)
         for command in ("offload", "transfer", "resume"):
             text = run(command, "--help").stdout
-            self.assertNotIn("--versions", text)
-            self.assertNotIn("--no-offload", text)
+            self.assertNotRegex(text, r"(?m)^ *--versions")
+            self.assertNotRegex(text, r"(?m)^ *--no-offload")
 
     def test_commands(self):
         self.refused(says="no command is given", hint="--help")
@@ -117,7 +117,7 @@ class Usage(unittest.TestCase):
     def test_config_file(self):
         with tempfile.TemporaryDirectory() as directory:
             config = os.path.join(directory, "run.json")
-            pathlib.Path(config).write_text('{"model": "m", "verison": 1}', encoding="utf-8")
+            pathlib.Path(config).write_text('{"model": "m", "version": 1}', encoding="utf-8")
             self.refused("update", "--config", config, says=config, hint='"versions"')
 
     def test_only_rank_0_speaks_of_wrong_options(self):
@@ -163,6 +163,28 @@ class Usage(unittest.TestCase):
                     ranks=2,
                 )
                 self.assertEqual(result.stderr.count("cannot write the report"), 1)
+
+    def test_a_good_job_writes_every_output(self):
+        job = ("update", "--model", "preset:tiny-dense", "--backend", "host", "--kv-cache", "1MiB")
+        with tempfile.TemporaryDirectory() as directory:
+            report, trace = (os.path.join(directory, name) for name in ("r.json", "t.json"))
+            result = run(*job, "--json", report, "--trace", trace, ranks=2)
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            self.assertRegex(result.stdout, r"(?m)^digest +\d+ tensors, 0 wrong, model 0x[0-9a-f]{16}$")
+            self.assertRegex(result.stdout, r"(?m)^committed +version 1$")
+            self.assertRegex(result.stdout, r"(?m)^result +ok$")
+            self.assertNotIn("\033", result.stdout)
+            content = json.loads(pathlib.Path(report).read_text(encoding="utf-8"))
+            self.assertTrue(content["ok"])
+            self.assertTrue(content["versions"][0]["committed"])
+            events = json.loads(pathlib.Path(trace).read_text(encoding="utf-8"))["traceEvents"]
+            self.assertEqual({e["pid"] for e in events if e["ph"] == "X"}, {0, 1})
+        printed = run(*job, "--json", "-", ranks=2)
+        self.assertEqual(printed.returncode, 0)
+        self.assertEqual(
+            json.loads(printed.stdout)["versions"][0]["digest"],
+            content["versions"][0]["digest"],
+        )
 
     def test_a_refused_job_leaves_a_report_that_says_so(self):
         with tempfile.TemporaryDirectory() as directory:
