@@ -1,0 +1,169 @@
+// Prints what the copy and digest kernels reach on the first GPU, against one cudaMemcpy of the
+// same bytes in the same run. Not a test. Usage: kernel_bench [part of the expert set's 29 GB, 1 by
+// default]
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "base/checked.hpp"
+#include "base/log.hpp"
+#include "gpu/gpu_bench.hpp"
+#include "model/digest.hpp"
+
+using namespace awex;
+using awex::test::GpuBench;
+
+namespace {
+
+constexpr uint64_t kElementBytes = 2;
+constexpr uint64_t kAlignment = 256;
+
+struct Tensor {
+  uint64_t rows;
+  uint64_t cols;
+  [[nodiscard]] uint64_t bytes() const { return rows * cols * kElementBytes; }
+};
+
+std::vector<Tensor> qwen3_4b() {
+  std::vector<Tensor> tensors{{151'936, 2560}, {2560, 1}};
+  for (int layer = 0; layer < 36; ++layer) {
+    const Tensor of_layer[] = {{2560, 1},    {4096, 2560}, {1024, 2560}, {1024, 2560},
+                               {128, 1},     {128, 1},     {2560, 4096}, {2560, 1},
+                               {9728, 2560}, {9728, 2560}, {2560, 9728}};
+    tensors.insert(tensors.end(), std::begin(of_layer), std::end(of_layer));
+  }
+  return tensors;
+}
+
+/// Half of the experts of Qwen3-30B-A3B.
+std::vector<Tensor> half_of_the_experts(double part) {
+  const auto count = static_cast<size_t>(9216 * part);
+  std::vector<Tensor> tensors(count, {768, 2048});
+  for (size_t i = 2; i < count; i += 3) tensors[i] = {2048, 768};
+  return tensors;
+}
+
+/// Memory that lasts until the end of a set's measurements.
+class Block {
+ public:
+  Block(Device& device, uint64_t bytes) : range_(device.reserve("benchmark", bytes)) {
+    for (uint64_t chunk = 0; chunk < range_->chunks(); ++chunk) range_->take_chunk(chunk);
+    AWEX_CHECK(cudaMemset(data(), 0x5a, bytes), "fill {} bytes", bytes);
+    AWEX_CHECK(cudaDeviceSynchronize(), "wait for the device");
+  }
+  [[nodiscard]] std::byte* data() const { return range_->data(); }
+
+ private:
+  std::unique_ptr<DeviceRange> range_;
+};
+
+/// Seconds of the fastest of several runs, by the device's own clock.
+template <class Work>
+double best_seconds(GpuBench& bench, const Work& work) {
+  const auto stream = static_cast<cudaStream_t>(bench.kernels->stream());
+  cudaEvent_t start = nullptr;
+  cudaEvent_t end = nullptr;
+  AWEX_CHECK(cudaEventCreate(&start), "make an event");
+  AWEX_CHECK(cudaEventCreate(&end), "make an event");
+  float best_ms = std::numeric_limits<float>::infinity();
+  for (int run = 0; run < 12; ++run) {
+    AWEX_CHECK(cudaEventRecord(start, stream), "record an event");
+    work(stream);
+    AWEX_CHECK(cudaEventRecord(end, stream), "record an event");
+    bench.wait();
+    float ms = 0;
+    AWEX_CHECK(cudaEventElapsedTime(&ms, start, end), "read the time of a run");
+    if (run > 1) best_ms = std::min(best_ms, ms);
+  }
+  cudaEventDestroy(start);
+  cudaEventDestroy(end);
+  return static_cast<double>(best_ms) / 1e3;
+}
+
+struct Set {
+  std::vector<StridedCopy> packed;   ///< Every tensor as a whole, in another order.
+  std::vector<StridedCopy> strided;  ///< Every matrix as two halves of its columns.
+  std::vector<DigestView> views;
+  uint64_t bytes = 0;
+};
+
+Set lay_out(const std::vector<Tensor>& tensors, const std::byte* from, std::byte* to,
+            uint64_t space) {
+  Set set;
+  uint64_t from_at = 0;
+  uint64_t to_end = space;
+  for (const auto& tensor : tensors) {
+    to_end -= round_up(tensor.bytes(), kAlignment);
+    const uint64_t row_bytes = tensor.cols * kElementBytes;
+    const StridedCopy whole{from + from_at, to + to_end, tensor.rows,
+                            row_bytes,      row_bytes,   row_bytes};
+    set.packed.push_back(whole);
+    if (tensor.cols == 1) {
+      set.strided.push_back(whole);
+    } else {
+      for (const uint64_t half : {uint64_t{0}, row_bytes / 2}) {
+        auto copy = whole;
+        copy.from += half;
+        copy.to += half * tensor.rows;
+        copy.row_bytes = row_bytes / 2;
+        copy.to_stride = row_bytes / 2;
+        set.strided.push_back(copy);
+      }
+    }
+    set.views.push_back({from + from_at, tensor.rows, tensor.cols, tensor.cols, 0, tensor.cols,
+                         mix64(from_at), kElementBytes, static_cast<uint32_t>(set.views.size())});
+    set.bytes += tensor.bytes();
+    from_at += round_up(tensor.bytes(), kAlignment);
+  }
+  return set;
+}
+
+void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>& tensors) {
+  uint64_t space = 0;
+  for (const auto& tensor : tensors) space += round_up(tensor.bytes(), kAlignment);
+  const Block from(*bench.device, space);
+  const Block to(*bench.device, space);
+  const auto set = lay_out(tensors, from.data(), to.data(), space);
+  const auto packed = bench.kernels->prepare_copies(set.packed);
+  const auto strided = bench.kernels->prepare_copies(set.strided);
+  const auto digests =
+      bench.kernels->prepare_digests(set.views, static_cast<uint32_t>(set.views.size()));
+  const double limit = best_seconds(bench, [&](cudaStream_t stream) {
+    AWEX_CHECK(cudaMemcpyAsync(to.data(), from.data(), set.bytes, cudaMemcpyDefault, stream),
+               "copy the set at once");
+  });
+  const auto print = [&](const char* what, double seconds) {
+    fmt::print("{:<22} {:<20} {:>8} {:>9.3f} {:>9.1f} {:>7.3f}\n", name, what, tensors.size(),
+               seconds * 1e3, static_cast<double>(set.bytes) / seconds / 1e9, limit / seconds);
+  };
+  print("one cudaMemcpy", limit);
+  print("copy, whole tensors",
+        best_seconds(bench, [&](cudaStream_t /*stream*/) { packed->copy(); }));
+  print("copy, half columns",
+        best_seconds(bench, [&](cudaStream_t /*stream*/) { strided->copy(); }));
+  print("compare", best_seconds(bench, [&](cudaStream_t /*stream*/) { packed->compare(); }));
+  print("digest", best_seconds(bench, [&](cudaStream_t /*stream*/) { digests->run(); }));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const double part = argc > 1 ? std::strtod(argv[1], nullptr) : 1;
+  try {
+    GpuBench bench;
+    fmt::print("device: {}\n", bench.device->identity().name);
+    fmt::print("{:<22} {:<20} {:>8} {:>9} {:>9} {:>7}\n", "set", "way", "tensors", "time", "rate",
+               "ratio");
+    fmt::print("{:<22} {:<20} {:>8} {:>9} {:>9} {:>7}\n", "", "", "", "ms", "GB/s", "memcpy");
+    measure(bench, "Qwen3-4B", qwen3_4b());
+    if (part > 0) measure(bench, "half of 30B's experts", half_of_the_experts(part));
+  } catch (const Error& error) {
+    log::error(error);
+    return static_cast<int>(error.code());
+  }
+  return 0;
+}
