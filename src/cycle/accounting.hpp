@@ -29,7 +29,8 @@ struct Leak {
   int64_t bytes = 0;
 };
 
-/// What the driver may take for itself while a job runs without it being called a leak.
+/// What the driver may take for itself while a job runs without it being called a leak, beyond the
+/// page tables of pinned host memory, which the books know.
 inline constexpr int64_t kLeakTolerance = 64LL << 20;
 
 /// Compares, after every phase, what the devices' free memory says with what the books say, both
@@ -46,6 +47,7 @@ class MemoryAccount {
   [[nodiscard]] MemoryReport report() const;
 
  private:
+  [[nodiscard]] int64_t booked_bytes(const MemorySample& sample) const;
   [[nodiscard]] std::vector<int64_t> unexplained(const std::vector<MemorySample>& samples) const;
   void note_peaks(const std::vector<MemorySample>& samples);
 
