@@ -53,6 +53,14 @@ struct DeviceBench {
   }
 };
 
+/// Whether the driver counts `bytes` as taken between two readings of free memory, up to what it
+/// takes for page tables: less than any of the tests' chunks.
+bool is_taken(uint64_t free_before, uint64_t free_after, uint64_t bytes) {
+  constexpr uint64_t kPageTables = 4 * kMiB;
+  const uint64_t expected = free_before - bytes;
+  return std::max(free_after, expected) - std::min(free_after, expected) <= kPageTables;
+}
+
 void take_all(DeviceRange& range) {
   for (uint64_t chunk = 0; chunk < range.chunks(); ++chunk) range.take_chunk(chunk);
 }
@@ -100,15 +108,15 @@ TEST_CASE("chunks take and give back physical memory, at addresses that stay") {
   for (int cycle = 0; cycle < 3; ++cycle) {
     take_all(*range);
     CHECK(range->held_bytes() == 198 * kMiB);
-    CHECK(before - bench.free_bytes() == range->held_bytes());
+    CHECK(is_taken(before, bench.free_bytes(), range->held_bytes()));
     bench.write(range->data(), named_bytes(bytes, static_cast<uint64_t>(cycle)));
     CHECK((bench.read(range->data(), bytes) == named_bytes(bytes, static_cast<uint64_t>(cycle))));
     range->release_chunk(1);
-    CHECK(before - bench.free_bytes() == 134 * kMiB);
+    CHECK(is_taken(before, bench.free_bytes(), 134 * kMiB));
     range->take_chunk(1);
     release_all(*range);
     CHECK(range->held_bytes() == 0);
-    CHECK(bench.free_bytes() == before);
+    CHECK(is_taken(before, bench.free_bytes(), 0));
     CHECK(range->data() == data);
   }
 }
@@ -142,7 +150,7 @@ TEST_CASE("a lack of memory is told with names and bytes, and leaves what was th
     bench.queue->fill_zero(range->data(), range->chunk_bytes());
     bench.finish();
   }
-  CHECK(bench.free_bytes() == before);
+  CHECK(is_taken(before, bench.free_bytes(), 0));
 }
 
 TEST_CASE("an import shows the exporter's bytes at one address, map after map") {
@@ -160,11 +168,11 @@ TEST_CASE("an import shows the exporter's bytes at one address, map after map") 
     release_all(*range);
     // What is mapped stays whole, and stays taken, until the importer lets it go.
     CHECK((bench.read(import->data(), bytes) == named_bytes(bytes, cycle)));
-    CHECK(bench.free_bytes() < before);
+    CHECK(is_taken(before, bench.free_bytes(), 68 * kMiB));
     import->unmap();
     import->unmap();
     CHECK(import->data() == data);
-    CHECK(bench.free_bytes() == before);
+    CHECK(is_taken(before, bench.free_bytes(), 0));
   }
   CHECK_THROWS_AS(import->map({}), Error);
 }
@@ -193,7 +201,7 @@ TEST_CASE("a region's bytes survive offload and resume, and its memory is given 
   for (int cycle = 0; cycle < 2; ++cycle) {
     CHECK(region.offload(*bench.queue, deadline, bench.monitor).moved_bytes == bytes);
     CHECK(region.held_bytes() == 0);
-    CHECK(bench.free_bytes() == before);
+    CHECK(is_taken(before, bench.free_bytes(), 0));
     CHECK(region.resume(*bench.queue, deadline, bench.monitor).moved_bytes == bytes);
     CHECK((bench.read(region.data(), bytes) == content));
   }
@@ -234,5 +242,5 @@ TEST_CASE("the links' limits are those of a GPU") {
   CHECK(limits.device_to_host > 1e9);
   CHECK(limits.host_to_device > 1e9);
   CHECK(limits.device_to_device > limits.device_to_host);
-  CHECK(bench.free_bytes() == before);
+  CHECK(is_taken(before, bench.free_bytes(), 0));
 }
