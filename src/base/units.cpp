@@ -96,8 +96,8 @@ std::string format_bytes(uint64_t bytes) {
 }
 
 std::string format_seconds(double seconds) {
-  if (seconds >= 1) return fmt::format("{} s", three_digits(seconds));
-  if (seconds >= 1e-3) return fmt::format("{} ms", three_digits(seconds * 1e3));
+  if (seconds >= 0.9995) return fmt::format("{} s", three_digits(seconds));
+  if (seconds >= 0.9995e-3) return fmt::format("{} ms", three_digits(seconds * 1e3));
   return fmt::format("{:.0f} us", seconds * 1e6);
 }
 

@@ -43,7 +43,7 @@ bool speaks(const std::vector<std::string_view>& arguments) {
 }
 
 std::string version_text() {
-  return fmt::format("awex-colocate {} (backends host{})", kProgramVersion,
+  return fmt::format("awex-colocate {} (backends host{})", kVersion,
                      built_with_cuda() ? " and cuda" : "");
 }
 

@@ -1,9 +1,6 @@
 #include <unistd.h>
 
-#include <chrono>
-#include <ctime>
 #include <memory>
-#include <thread>
 
 #include "cli/job_options.hpp"
 #include "cli/progress.hpp"
@@ -16,40 +13,6 @@
 namespace awex {
 namespace {
 
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  ::gmtime_r(&now, &parts);
-  char text[sizeof "2000-01-01T00:00:00Z"] = {};
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
-}
-
-/// What is known of a job before it has done anything.
-Report unfinished_report(Command command, const JobOptions& options, const Job& job) {
-  Report report;
-  report.command = command_name(command);
-  report.started_at = utc_now();
-  report.trainer = options.run.trainer;
-  report.inference = options.run.inference;
-  report.ranks = job.size();
-  report.nodes = job.nodes();
-  report.offload = options.run.offload;
-  return report;
-}
-
-/// Runs `step` on this rank; when it fails anywhere, all ranks throw that failure. Collective.
-template <class Step>
-void agreed_step(Job& job, Step step) {
-  std::optional<Error> failure;
-  try {
-    step();
-  } catch (const Error& error) {
-    failure = error;
-  }
-  job.agree(failure ? &*failure : nullptr);
-}
-
 void require_two_ranks(Command command, const Job& job) {
   if (job.size() >= 2) return;
   throw request_error(
@@ -60,19 +23,18 @@ void require_two_ranks(Command command, const Job& job) {
 }
 
 Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles& files) {
-  auto unfinished = unfinished_report(command, options, job);
+  auto unfinished = begin_report(command, options.run, job);
   Progress progress(job.rank() == 0, options.run.versions);
   try {
-    agreed_step(job, [&] {
+    job.do_and_agree([&] {
       require_two_ranks(command, job);
       if (job.rank() == 0) files.open(options.json_path, options.trace_path, unfinished);
     });
     return run_command(command, options.run, job, progress);
   } catch (const Error& error) {
-    unfinished.error = error;
+    unfinished.error = job.failure_is_agreed() ? error : job.announce_failure(error);
   } catch (const std::exception& error) {
-    unfinished.error = runtime_error(error.what());
-    unfinished.error->context() = job.context();
+    unfinished.error = job.announce_failure(runtime_error(error.what()));
   }
   return unfinished;
 }
@@ -103,16 +65,6 @@ ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& f
   return code;
 }
 
-/// Ends a job whose ranks do not all know of the failure.
-[[noreturn]] void abort_job(Job& job, const Error& error) {
-  if (job.rank() != 0) {
-    // Rank 0 speaks for all and then ends this process too. When it does not, it is gone or stuck.
-    std::this_thread::sleep_for(std::chrono::seconds(2));
-    log::error(error);
-  }
-  job.abort(error.code());
-}
-
 }  // namespace
 
 ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv) {
@@ -121,9 +73,13 @@ ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** 
                  use_color(options.talk.color, STDERR_FILENO));
   ReportFiles files;
   const auto report = do_work(command, options, job, files);
-  auto code = report.error ? report.error->code() : ExitCode::kOk;
-  if (job.rank() == 0) code = publish(report, options, files);
-  if (report.error && !job.failure_is_agreed()) abort_job(job, *report.error);
+  auto code = report.exit_code();
+  if (job.rank() == 0) {
+    code = publish(report, options, files);
+  } else if (report.error && job.is_reporter()) {
+    log::error(*report.error);  // rank 0 is lost
+  }
+  if (report.error && !job.failure_is_agreed()) job.abort(code);
   job.finish();
   return code;
 }

@@ -587,19 +587,13 @@ Error Job::announce_failure(const Error& error) noexcept {
 }
 
 void Job::synchronise_clocks() {
-  auto& s = *state_;
-  constexpr auto kWhat = "synchronise clocks";
-  s.arrive(kWhat);
-  MPI_Request request = MPI_REQUEST_NULL;
-  AWEX_MPI(MPI_Ibarrier(s.world, &request), "synchronise clocks");
-  s.wait_for_collective(
-      [&] {
-        int done = 0;
-        AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "synchronise clocks");
-        return done != 0;
-      },
-      kWhat);
-  s.start = Clock::now();
+  // The agreement is the common moment of different nodes; the ranks of one node share a clock and
+  // so take their first rank's reading.
+  agree(nullptr);
+  const auto readings =
+      all_gather_value(Clock::now().time_since_epoch().count(), "the clocks of all ranks");
+  const auto first = static_cast<size_t>(state_->node_ranks.front());
+  state_->start = Clock::time_point(Clock::duration(readings[first]));
 }
 
 std::vector<std::byte> Job::all_gather(std::span<const std::byte> send, const std::string& what) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -98,6 +99,18 @@ class Job final : public WaitMonitor {
   /// every rank, with the context of the rank where it happened. Collective. Rank 0 names the
   /// ranks that did not come before the deadline.
   void agree(const Error* mine);
+
+  /// Does what every rank does alone, without communicating, and agrees on its outcome. Collective.
+  template <class Work>
+  void do_and_agree(const Work& work) {
+    std::optional<Error> failure;
+    try {
+      work();
+    } catch (const Error& error) {
+      failure = error;
+    }
+    agree(failure ? &*failure : nullptr);
+  }
 
   /// Tells every rank of this rank's failure; does not wait. Returns the failure to report: the
   /// first that this rank knows of, which is another rank's if that was told before, and otherwise

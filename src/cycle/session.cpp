@@ -263,10 +263,7 @@ class Session {
     report_.model_bytes = catalogue.bytes();
     report_.trainer = setup_.trainer->describe();
     report_.inference = setup_.inference->describe();
-    report_.ranks = job_.size();
     report_.gpus = setup_.devices.gpus;
-    report_.nodes = job_.nodes();
-    report_.offload = options_.offload;
     for (const auto& peer : job_.peers()) {
       report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.host,
                                     fmt::format("{} {}", peer.device.index, peer.device.name)});
@@ -309,10 +306,20 @@ void run_session(Command command, const RunOptions& options, Job& job, CycleObse
 
 }  // namespace
 
-Report run_command(Command command, const RunOptions& options, Job& job, CycleObserver& observer) {
+Report begin_report(Command command, const RunOptions& options, const Job& job) {
   Report report;
   report.command = command_name(command);
   report.started_at = utc_now();
+  report.trainer = options.trainer;
+  report.inference = options.inference;
+  report.ranks = job.size();
+  report.nodes = job.nodes();
+  report.offload = options.offload;
+  return report;
+}
+
+Report run_command(Command command, const RunOptions& options, Job& job, CycleObserver& observer) {
+  Report report = begin_report(command, options, job);
   try {
     job.set_phase("setup");
     run_session(command, options, job, observer, report);

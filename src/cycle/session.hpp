@@ -7,6 +7,9 @@
 
 namespace awex {
 
+/// What is known of a run before it has done anything.
+[[nodiscard]] Report begin_report(Command command, const RunOptions& options, const Job& job);
+
 /// Runs a command on this rank and returns what happened: complete on rank 0, with the same `error`
 /// on every rank that lives. Never throws an Error. Collective over all ranks of the job.
 [[nodiscard]] Report run_command(Command command, const RunOptions& options, Job& job,

@@ -16,18 +16,6 @@
 namespace awex {
 namespace {
 
-/// Does what every rank does alone, and ends in a common verdict on it.
-template <class Work>
-void do_and_agree(Job& job, const Work& work) {
-  std::optional<Error> failure;
-  try {
-    work();
-  } catch (const Error& error) {
-    failure = error;
-  }
-  job.agree(failure ? &*failure : nullptr);
-}
-
 void lay_out(Setup& setup, const RunOptions& options) {
   setup.source = open_model(options.model, options.layers);
   const Catalogue& catalogue = setup.catalogue();
@@ -105,14 +93,13 @@ void check_budget(Job& job, const Setup& setup, const RunOptions& options) {
 Setup prepare(Job& job, const RunOptions& options) {
   Setup setup;
   setup.roles = assign_roles(job, options.role);
-  do_and_agree(job, [&] { lay_out(setup, options); });
+  job.do_and_agree([&] { lay_out(setup, options); });
   setup.backend = choose_backend(job, options.backend);
   setup.host_threads = host_threads_for(job);
-  do_and_agree(job, [&] {
-    setup.device = open_device(job, setup.roles, setup.backend, setup.host_threads);
-  });
+  job.do_and_agree(
+      [&] { setup.device = open_device(job, setup.roles, setup.backend, setup.host_threads); });
   setup.devices = pair_devices(job, setup.roles, *setup.device, options.share_gpu);
-  do_and_agree(job, [&] { plan(setup); });
+  job.do_and_agree([&] { plan(setup); });
   check_budget(job, setup, options);
   return setup;
 }

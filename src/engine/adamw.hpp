@@ -17,10 +17,10 @@ class Kernels;
 /// A box of a canonical tensor in a trainer's memory with its optimizer state. All four arrays have
 /// the same rows, cols and row stride (in elements); they are device addresses.
 struct AdamWView {
-  std::byte* weights = nullptr;   ///< Elements of the optimizer's dtype (bf16, f16 or f32).
-  float* master = nullptr;        ///< fp32 master weights.
-  float* exp_avg = nullptr;       ///< First moment.
-  float* exp_avg_sq = nullptr;    ///< Second moment.
+  std::byte* weights = nullptr;  ///< Elements of the optimizer's dtype (bf16, f16 or f32).
+  float* master = nullptr;       ///< fp32 master weights.
+  float* exp_avg = nullptr;      ///< First moment.
+  float* exp_avg_sq = nullptr;   ///< Second moment.
   uint64_t rows = 0;
   uint64_t cols = 0;
   uint64_t row_stride = 0;
@@ -47,8 +47,8 @@ struct AdamWStep {
 
 [[nodiscard]] AdamWStep make_step(const AdamWSettings& settings, uint64_t step);
 
-/// The stand-in's gradient of a canonical element: uniform in [-1, 1) in steps of 2^-23. It depends on
-/// tensor, element and step alone, so that every trainer layout takes the same steps.
+/// The stand-in's gradient of a canonical element: uniform in [-1, 1) in steps of 2^-23. It depends
+/// on tensor, element and step alone, so that every trainer layout takes the same steps.
 [[nodiscard]] constexpr float generated_gradient(uint64_t gradient_seed, uint64_t key,
                                                  uint64_t index) {
   const uint64_t hash = mix64((key ^ gradient_seed) + index * 0x9e3779b97f4a7c15U);

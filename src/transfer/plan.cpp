@@ -217,6 +217,13 @@ PiecesByShard check_ends(const Plan& plan, const Catalogue& catalogue,
                          const std::vector<ShardsByTensor>& inference) {
   PiecesByShard by_shard;
   for (const auto& piece : plan.pieces) {
+    if (piece.tensor >= catalogue.tensors().size() || piece.source >= trainers.size() ||
+        piece.target >= inference.size()) {
+      throw runtime_error(
+          fmt::format("the plan is wrong: it moves tensor {} from trainer rank {} "
+                      "to inference rank {}, which do not all exist",
+                      piece.tensor, piece.source, piece.target));
+    }
     const uint64_t element = element_bytes(catalogue.tensors()[piece.tensor].dtype);
     if (piece.row_bytes != piece.box.cols.size() * element) {
       refuse(piece, catalogue, "has rows of another length");

@@ -8,10 +8,10 @@ and that neither a process nor a file in /dev/shm is left.
 import argparse
 import os
 import re
-import subprocess
 import sys
-import time
-import uuid
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from mpi_run import mpi_run  # noqa: E402  pylint: disable=wrong-import-position
 
 TIMEOUT_S = 3.0
 # mpirun's own start and end, on a machine with fewer cores than ranks.
@@ -44,72 +44,34 @@ CASES = [
 ]
 
 
-def processes_with(token):
-    """Pids of processes that have inherited `token` in their environment."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as environment:
-                if token.encode() in environment.read():
-                    found.append(int(pid))
-        except OSError:
-            pass  # it has ended, or is not ours
-    return found
-
-
-def wait_for_no_process(token):
-    """Processes still there a moment after mpirun has ended."""
-    for _ in range(20):
-        left = processes_with(token)
-        if not left:
-            return []
-        time.sleep(0.1)
-    return left
-
-
 def check(arguments, case):
     """The faults of one case, as texts."""
     ranks, fault, rank, place, code, pattern, when = case
-    token = uuid.uuid4().hex
-    command = [arguments.mpiexec, "--oversubscribe", "-n", str(ranks), arguments.program,
-               fault, str(rank), place, str(TIMEOUT_S)]
-    environment = dict(os.environ, AWEX_TEST_TOKEN=token)
-    start = time.monotonic()
+    program = [arguments.program, fault, str(rank), place, str(TIMEOUT_S)]
     limit = SLACK_S + (TIMEOUT_S if when == "late" else 0)
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
     try:
-        stdout, stderr = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        for pid in processes_with(token):
-            os.kill(pid, 9)
-        stdout, stderr = process.communicate()
-        return [f"not done after {limit} s", stderr]
-    seconds = time.monotonic() - start
-
+        run = mpi_run(arguments.mpiexec, ranks, program, limit)
+    except TimeoutError as late:
+        return [str(late)]
     problems = []
-    if process.returncode != code:
-        problems.append(f"exit code {process.returncode} instead of {code}")
-    if pattern and not re.search(pattern, stderr):
+    if run.code != code:
+        problems.append(f"exit code {run.code} instead of {code}")
+    if pattern and not re.search(pattern, run.stderr):
         problems.append(f"stderr does not match {pattern}")
-    reports = re.findall(r"reported by rank \d+", stdout)
+    reports = re.findall(r"reported by rank \d+", run.stdout)
     # A stopped rank 0 is woken by mpirun before it is killed, and then writes its report as well.
     allowed = [0] if pattern is None else [1, 2] if (fault, rank) == ("stop", 0) else [1]
     if len(reports) not in allowed:
         problems.append(f"reports: {reports}")
-    if when == "late" and seconds < TIMEOUT_S:
-        problems.append(f"ended after {seconds:.1f} s, before the timeout")
-    left = wait_for_no_process(token)
-    if left:
-        problems.append(f"processes left: {left}")
-    files = set(re.findall(r"^shm: (\S+)", stdout, re.MULTILINE))
-    if ranks > 1 and not files:
+    if when == "late" and run.seconds < TIMEOUT_S:
+        problems.append(f"ended after {run.seconds:.1f} s, before the timeout")
+    if ranks > 1 and "shm: " not in run.stdout:
         problems.append("saw no shared memory file of MPI: this check has lost its object")
-    problems += [f"{name} is left" for name in sorted(files) if os.path.exists(name)]
+    problems += [f"left behind: {what}" for what in run.left]
     if problems:
-        problems += [f"it took {seconds:.1f} s", stdout, stderr]
+        problems += [f"it took {run.seconds:.1f} s", run.stdout, run.stderr]
     else:
-        print(f"ok: {ranks} ranks, {fault} rank {rank} at {place}: {seconds:.1f} s", flush=True)
+        print(f"ok: {ranks} ranks, {fault} rank {rank} at {place}: {run.seconds:.1f} s", flush=True)
     return problems
 
 
