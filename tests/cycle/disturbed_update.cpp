@@ -1,5 +1,5 @@
 // An update on the host backend that one rank disturbs on purpose:
-//   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S MODEL [no-offload]
+//   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S VERIFY
 // When RANK begins the phase (PHASE, ROLE, TAG) of version 1 it does FAULT: none, kill, stop,
 // throw, or damage, which flips one bit of the memory that the phase works on: of the host backup
 // where that holds the bytes, else of the mapped memory. disturbed_update_test.py says what must
@@ -54,29 +54,28 @@ class Disturber final : public awex::CycleObserver {
   const awex::Job& job_;
 };
 
-awex::RunOptions options_from(char** argv, int argc) {
+awex::RunOptions options_from(char** argv) {
   awex::RunOptions options;
   options.timeout = awex::Seconds(std::stod(argv[6]));
-  options.model = argv[7];
+  options.verify = argv[7] == std::string("full") ? awex::Verify::kFull : awex::Verify::kDigest;
+  options.model = "preset:tiny-dense";
   options.trainer = "megatron:tp=2";
   options.inference = "sglang:tp=1";
   options.backend = awex::BackendKind::kHost;
   options.kv_cache_bytes = 1 << 20;
   options.versions = 2;
   options.measure_limits = false;
-  options.offload = argc < 9;
   return options;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 8) {
-    std::fprintf(stderr, "usage: %s FAULT RANK PHASE ROLE TAG TIMEOUT_S MODEL [no-offload]\n",
-                 argv[0]);
+  if (argc != 8) {
+    std::fprintf(stderr, "usage: %s FAULT RANK PHASE ROLE TAG TIMEOUT_S VERIFY\n", argv[0]);
     return 2;
   }
-  const auto options = options_from(argv, argc);
+  const auto options = options_from(argv);
   awex::Job job(&argc, &argv, options.timeout);
   Disturber disturber({argv[1], std::stoi(argv[2]), argv[3], argv[4], argv[5]}, job);
   const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);

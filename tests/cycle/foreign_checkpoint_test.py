@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Checkpoints that the public safetensors package wrote, sharded and with an index, are updated with
+the digests that the independent scripts/digest.py computes from their files."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "qwen3_moe"]
+SHARDS = "3"
+
+
+def run(command):
+    """The standard output of a command that must succeed."""
+    done = subprocess.run(command, text=True, capture_output=True, timeout=200, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mpiexec", required=True)
+    parser.add_argument("--program", required=True)
+    parser.add_argument("--source", required=True)
+    arguments = parser.parse_args()
+    for architecture in ARCHITECTURES:
+        with tempfile.TemporaryDirectory() as model:
+            run([sys.executable, os.path.join(arguments.source, "tests/model/write_checkpoint.py"),
+                 architecture, SHARDS, model])
+            assert os.path.exists(os.path.join(model, "model.safetensors.index.json"))
+            lines = run([sys.executable, os.path.join(arguments.source, "scripts/digest.py"), model])
+            expected = "0x" + lines.strip().splitlines()[-1].split()[0]
+            report = json.loads(run([
+                arguments.mpiexec, "--oversubscribe", "-n", "6", arguments.program, "update",
+                "--model", model, "--trainer", "megatron:tp=3", "--inference", "sglang:tp=1",
+                "--backend", "host", "--verify", "full", "--limits", "off", "--json", "-"]))
+            version = report["versions"][0]
+            assert version["committed"] and version["digest"]["mismatched"] == 0, report
+            assert version["digest"]["model"] == expected, (version["digest"], expected)
+            print(f"ok: {architecture}: {expected}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
