@@ -28,7 +28,8 @@ def main():
     parser.add_argument("--source", required=True)
     arguments = parser.parse_args()
     for architecture in ARCHITECTURES:
-        with tempfile.TemporaryDirectory() as model:
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(folder, architecture)
             run([sys.executable, os.path.join(arguments.source, "tests/model/write_checkpoint.py"),
                  architecture, SHARDS, model])
             assert os.path.exists(os.path.join(model, "model.safetensors.index.json"))
