@@ -90,8 +90,8 @@ def main():
         sys.exit(__doc__)
     tensors = digests(pathlib.Path(sys.argv[1]))
     for name in sorted(tensors):
-        print(f"{tensors[name]:016x}  {name}")
-    print(f"{model_digest(tensors):016x}  model")
+        print(f"0x{tensors[name]:016x}  {name}")
+    print(f"0x{model_digest(tensors):016x}  model")
 
 
 if __name__ == "__main__":

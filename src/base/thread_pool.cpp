@@ -4,8 +4,11 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "base/error.hpp"
 
 namespace awex {
 
@@ -33,6 +36,15 @@ struct ThreadPool::State {
     }
   }
 
+  void stop() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    wake.notify_all();
+    for (auto& worker : workers) worker.join();
+  }
+
   void run_worker() {
     uint64_t seen = 0;
     std::unique_lock lock(mutex);
@@ -49,19 +61,20 @@ struct ThreadPool::State {
 };
 
 ThreadPool::ThreadPool(size_t threads) : state_(std::make_unique<State>()) {
-  for (size_t i = 1; i < threads; ++i) {
-    state_->workers.emplace_back([state = state_.get()] { state->run_worker(); });
+  try {
+    for (size_t i = 1; i < threads; ++i) {
+      state_->workers.emplace_back([state = state_.get()] { state->run_worker(); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t started = state_->workers.size();
+    state_->stop();
+    throw runtime_error(
+        fmt::format("cannot start thread {} of {}: {}", started + 2, threads, error.what()),
+        "see the limits of processes and threads: ulimit -u, and pids.max of the cgroup");
   }
 }
 
-ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->stopping = true;
-  }
-  state_->wake.notify_all();
-  for (auto& worker : state_->workers) worker.join();
-}
+ThreadPool::~ThreadPool() { state_->stop(); }
 
 size_t ThreadPool::threads() const { return state_->workers.size() + 1; }
 

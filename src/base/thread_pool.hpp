@@ -9,7 +9,8 @@ namespace awex {
 /// A fixed set of worker threads for host-side work (copies, digests, touching pages).
 class ThreadPool {
  public:
-  /// Starts `threads` workers in all, the calling thread counted as one; 0 means one.
+  /// Starts `threads` workers in all, the calling thread counted as one; 0 means one. Throws a
+  /// run-time error when the system refuses a thread.
   explicit ThreadPool(size_t threads);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

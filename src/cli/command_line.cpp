@@ -10,6 +10,7 @@
 #include "base/log.hpp"
 #include "cli/launcher.hpp"
 #include "cli/options.hpp"
+#include "cli/render_json.hpp"
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
 #include "memory/device.hpp"
@@ -75,6 +76,8 @@ const Subcommand* parse(CLI::App& root, const std::vector<Subcommand>& commands,
   } catch (const CLI::CallForVersion&) {
     answer = version_text() + "\n";
     return nullptr;
+  } catch (const CLI::ArgumentMismatch& error) {
+    throw request_error(error.what(), "give every option once, with one value");
   } catch (const CLI::ParseError& error) {
     throw request_error(error.what());
   }
@@ -88,6 +91,37 @@ const Subcommand* parse(CLI::App& root, const std::vector<Subcommand>& commands,
   refuse_unknown_arguments(*chosen->parser);
   chosen->complete();
   return chosen;
+}
+
+/// What `--json` names, also where the options as a whole are wrong; empty if nothing.
+std::string json_path_in(const std::vector<std::string_view>& arguments) {
+  constexpr std::string_view kOption = "--json";
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i] == kOption && i + 1 < arguments.size()) return std::string(arguments[i + 1]);
+    if (arguments[i].rfind("--json=", 0) == 0) {
+      return std::string(arguments[i].substr(kOption.size() + 1));
+    }
+  }
+  return {};
+}
+
+/// Tells of options that are wrong, in the file as well: an old report there must not stay.
+void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments) {
+  log::error(error);
+  const auto path = json_path_in(arguments);
+  if (path.empty()) return;
+  Report report;
+  report.command = arguments.front();
+  report.error = error;
+  try {
+    if (path == "-") {
+      write_all(STDOUT_FILENO, render_json(report), "stdout");
+    } else {
+      ReportFiles().open(path, "", report);
+    }
+  } catch (const Error& unwritable) {
+    log::error(unwritable);
+  }
 }
 
 }  // namespace
@@ -109,7 +143,7 @@ int run_command_line(int argc, char** argv) {
     speak = true;
     return static_cast<int>(command->run(&argc, &argv));
   } catch (const Error& error) {
-    if (speak) log::error(error);
+    if (speak) report_wrong_request(error, arguments);
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
     if (speak) log::error(runtime_error(error.what()));

@@ -33,8 +33,8 @@ NamedDigests by_name(const Catalogue& catalogue, const std::vector<uint64_t>& di
 
 std::string render_text(const NamedDigests& digests, uint64_t model) {
   std::string out;
-  for (const auto& [name, digest] : digests) out += fmt::format("{:016x}  {}\n", digest, name);
-  return out + fmt::format("{:016x}  model\n", model);
+  for (const auto& [name, digest] : digests) out += fmt::format("{:#018x}  {}\n", digest, name);
+  return out + fmt::format("{:#018x}  model\n", model);
 }
 
 std::string render_digests_json(const NamedDigests& digests, uint64_t model) {

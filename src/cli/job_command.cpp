@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "cli/job_options.hpp"
@@ -22,6 +23,20 @@ void require_two_ranks(Command command, const Job& job) {
                   command_name(command)));
 }
 
+/// Rank 0 alone writes files; in launches of several programs it may be another rank that was
+/// asked.
+void warn_of_lost_outputs(Job& job, const JobOptions& options) {
+  const bool wants_files = !options.json_path.empty() || !options.trace_path.empty();
+  const auto all = job.all_gather_value(wants_files ? 1 : 0, "who writes files");
+  if (job.rank() != 0 || all[0] != 0) return;
+  const auto other = std::find(all.begin(), all.end(), 1);
+  if (other == all.end()) return;
+  log::warning(
+      fmt::format("--json and --trace of rank {} are ignored: rank 0 writes the files, give "
+                  "it these options",
+                  other - all.begin()));
+}
+
 Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles& files) {
   auto unfinished = begin_report(command, options.run, job);
   Progress progress(job.rank() == 0, options.run.versions);
@@ -30,6 +45,7 @@ Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles
       require_two_ranks(command, job);
       if (job.rank() == 0) files.open(options.json_path, options.trace_path, unfinished);
     });
+    warn_of_lost_outputs(job, options);
     return run_command(command, options.run, job, progress);
   } catch (const Error& error) {
     unfinished.error = job.failure_is_agreed() ? error : job.announce_failure(error);
@@ -65,6 +81,20 @@ ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& f
   return code;
 }
 
+/// The rank that reports writes every output: rank 0, or another where that is lost. Returns the
+/// exit code.
+ExitCode end_with(const Report& report, const JobOptions& options, const Job& job,
+                  ReportFiles& files) {
+  if (job.rank() == 0) return publish(report, options, files);
+  if (!report.error || !job.is_reporter()) return report.exit_code();
+  try {
+    files.open(options.json_path, options.trace_path, report);
+  } catch (const Error& error) {
+    log::error(error);
+  }
+  return publish(report, options, files);
+}
+
 }  // namespace
 
 ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv) {
@@ -72,16 +102,17 @@ ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** 
   log::configure(options.talk.level, fmt::format("rank {}", job.rank()),
                  use_color(options.talk.color, STDERR_FILENO));
   ReportFiles files;
-  const auto report = do_work(command, options, job, files);
-  auto code = report.exit_code();
-  if (job.rank() == 0) {
-    code = publish(report, options, files);
-  } else if (report.error && job.is_reporter()) {
-    log::error(*report.error);  // rank 0 is lost
+  auto report = do_work(command, options, job, files);
+  try {
+    const auto code = end_with(report, options, job, files);
+    if (report.error && !job.failure_is_agreed()) job.abort(code);
+    job.finish();
+    return code;
+  } catch (const Error& error) {
+    // The work was done, but not all ranks came to its end.
+    report.error = job.announce_failure(error);
+    job.abort(end_with(report, options, job, files));
   }
-  if (report.error && !job.failure_is_agreed()) job.abort(code);
-  job.finish();
-  return code;
 }
 
 Subcommand add_job_command(CLI::App& root, Command command, const char* description) {

@@ -39,7 +39,7 @@ CLI::Option* add_value(CLI::App& command, const std::string& name, const std::st
 void add_talk_options(CLI::App& command, TalkOptions& talk) {
   auto* verbose = command.add_flag_callback(
       "-v,--verbose", [&talk] { talk.level = log::Level::kVerbose; },
-      "Say on stderr what happens, a line for each phase and rank");
+      "Say on stderr what happens, a line for each phase");
   command
       .add_flag_callback(
           "-q,--quiet", [&talk] { talk.level = log::Level::kQuiet; },

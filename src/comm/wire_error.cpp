@@ -1,32 +1,14 @@
 #include "comm/wire_error.hpp"
 
-#include <algorithm>
 #include <string_view>
 #include <tuple>
 
 namespace awex {
 namespace {
 
-/// The longest prefix of at most `limit` bytes that does not cut a UTF-8 character.
-std::string_view prefix(std::string_view text, size_t limit) {
-  if (text.size() <= limit) return text;
-  while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0U) == 0x80U) --limit;
-  return text.substr(0, limit);
-}
-
 template <size_t N>
-void put(std::array<char, N>& to, std::string_view text) {
-  constexpr std::string_view kEllipsis = "...";
-  const bool fits = text.size() < N;
-  const auto kept = fits ? text : prefix(text, N - 1 - kEllipsis.size());
-  auto* end = std::copy(kept.begin(), kept.end(), to.begin());
-  if (!fits) end = std::copy(kEllipsis.begin(), kEllipsis.end(), end);
-  *end = '\0';
-}
-
-template <size_t N>
-std::string get(const std::array<char, N>& from) {
-  return {from.begin(), std::find(from.begin(), from.end(), '\0')};
+void set(FixedText<N>& to, std::string_view text) {
+  to = fixed_text<N>(text);
 }
 
 bool is_consequence(const WireError& wire) {
@@ -41,29 +23,29 @@ WireError to_wire(const Error& error, double time_s) {
   wire.telling = Telling::kFailure;
   wire.code = static_cast<int32_t>(error.code());
   wire.time_s = time_s;
-  put(wire.message, error.what());
-  put(wire.hint, error.hint());
+  set(wire.message, error.what());
+  set(wire.hint, error.hint());
   const auto& context = error.context();
   wire.rank = context.rank.value_or(-1);
-  put(wire.host, context.host);
-  put(wire.gpu, context.gpu);
-  put(wire.role, context.role);
-  put(wire.phase, context.phase);
-  put(wire.tag, context.tag);
-  put(wire.tensor, context.tensor);
+  set(wire.host, context.host);
+  set(wire.gpu, context.gpu);
+  set(wire.role, context.role);
+  set(wire.phase, context.phase);
+  set(wire.tag, context.tag);
+  set(wire.tensor, context.tensor);
   return wire;
 }
 
 Error from_wire(const WireError& wire) {
-  Error error(static_cast<ExitCode>(wire.code), get(wire.message), get(wire.hint));
+  Error error(static_cast<ExitCode>(wire.code), text_of(wire.message), text_of(wire.hint));
   auto& context = error.context();
   if (wire.rank >= 0) context.rank = wire.rank;
-  context.host = get(wire.host);
-  context.gpu = get(wire.gpu);
-  context.role = get(wire.role);
-  context.phase = get(wire.phase);
-  context.tag = get(wire.tag);
-  context.tensor = get(wire.tensor);
+  context.host = text_of(wire.host);
+  context.gpu = text_of(wire.gpu);
+  context.role = text_of(wire.role);
+  context.phase = text_of(wire.phase);
+  context.tag = text_of(wire.tag);
+  context.tensor = text_of(wire.tensor);
   return error;
 }
 

@@ -1,11 +1,11 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 #include <type_traits>
 
 #include "base/error.hpp"
+#include "base/fixed_text.hpp"
 
 namespace awex {
 
@@ -18,21 +18,20 @@ enum class Telling : uint8_t {
 
 /// An Error as plain data of a fixed size, so that it travels through MPI. It is small enough to be
 /// sent eagerly (no action of the receiver is needed), so that a stopped rank blocks no sender.
-/// Texts are zero-terminated UTF-8; too long ones end in "...".
 struct WireError {
   Telling telling = Telling::kSuccess;
   bool rank_zero_lost = false;  ///< Rank 0 is gone or does not answer: another rank must report.
   int32_t code = 0;             ///< ExitCode.
   int32_t rank = -1;            ///< Of the context; -1 when unknown.
   double time_s = 0;            ///< When it happened, on the job's common clock.
-  std::array<char, 1536> message{};
-  std::array<char, 512> hint{};
-  std::array<char, 64> host{};
-  std::array<char, 64> gpu{};
-  std::array<char, 16> role{};
-  std::array<char, 64> phase{};
-  std::array<char, 32> tag{};
-  std::array<char, 512> tensor{};
+  FixedText<1536> message{};
+  FixedText<512> hint{};
+  FixedText<64> host{};
+  FixedText<64> gpu{};
+  FixedText<16> role{};
+  FixedText<64> phase{};
+  FixedText<32> tag{};
+  FixedText<512> tensor{};
 };
 static_assert(std::is_trivially_copyable_v<WireError>);
 static_assert(sizeof(WireError) < 3584, "must stay below the eager limit of Open MPI's transports");

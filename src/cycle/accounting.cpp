@@ -18,7 +18,7 @@ std::optional<Leak> MemoryAccount::add(const std::vector<MemorySample>& samples)
   const auto excess = unexplained(samples);
   const auto worst = std::max_element(excess.begin(), excess.end());
   worst_ = std::max(worst_, *worst);
-  if (*worst <= kLeakTolerance) return std::nullopt;
+  if (*worst <= leak_tolerance(backend_)) return std::nullopt;
   const auto gpu = static_cast<uint32_t>(worst - excess.begin());
   const auto rank = std::find(devices_.physical.begin(), devices_.physical.end(), gpu);
   return Leak{gpu, static_cast<int>(rank - devices_.physical.begin()), *worst};

@@ -20,6 +20,9 @@ struct DevicePeak {
   std::string moment;  ///< "the train step", "the transfer", "the rollout", "the whole cycle".
 };
 
+/// Host memory that the trainer's offloaded bytes take.
+[[nodiscard]] uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload);
+
 /// The peak of the strictly sequential cycle; without offloading everything is resident throughout.
 [[nodiscard]] DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload);
 

@@ -15,15 +15,14 @@ InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache
                                  Kernels& kernels, CopyQueue& queue, Exchange& exchange)
     : job_(job),
       queue_(queue),
+      trainer_bytes_(setup.trainer_ranks[role_rank_of(job, setup.devices.partner)].bytes),
       inference_(setup.catalogue(), setup.inference_ranks[role_rank_of(job, job.rank())],
                  kv_cache_bytes, *setup.device) {
-  const auto& trainer = setup.trainer_ranks[role_rank_of(job, setup.devices.partner)];
-  trainer_weights_ = setup.device->reserve_import("trainer weights", trainer.bytes,
-                                                  chunk_bytes_for(trainer.bytes));
+  trainer_weights_ = setup.device->reserve_import("trainer weights", trainer_bytes_,
+                                                  chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(
       setup.catalogue(), setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
       trainer_weights_->data(), inference_.weights().data(), *setup.device, kernels, exchange);
-  transfer_->connect(job);
 }
 
 Region* InferenceMember::region(Tag tag) {
@@ -52,17 +51,25 @@ uint64_t InferenceMember::discard(Tag tag) {
   return 0;
 }
 
+void InferenceMember::connect() { transfer_->connect(); }
+
 void InferenceMember::map_trainer(ReceivedRange received) {
+  if (received.bytes != trainer_bytes_ || received.chunk_bytes != chunk_bytes_for(trainer_bytes_)) {
+    throw runtime_error(
+        fmt::format("the trainer offers {} bytes of weights in chunks of {}, its layout has {}",
+                    received.bytes, received.chunk_bytes, trainer_bytes_),
+        "this is a fault of awex-colocate: please report it");
+  }
   trainer_weights_->map(std::move(received.fds));
 }
 
 void InferenceMember::unmap_trainer() { trainer_weights_->unmap(); }
 
 uint64_t InferenceMember::transfer() {
-  transfer_->copy(job_);
+  transfer_->copy();
   return transfer_->bytes();
 }
 
-std::optional<WrongElement> InferenceMember::compare() { return transfer_->compare(job_); }
+std::optional<WrongElement> InferenceMember::compare() { return transfer_->compare(); }
 
 }  // namespace awex

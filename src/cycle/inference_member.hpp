@@ -23,6 +23,8 @@ class InferenceMember {
   [[nodiscard]] Region* region(Tag tag);
   [[nodiscard]] uint64_t staging_bytes() const { return transfer_->staging_bytes(); }
 
+  /// Makes the connections to other inference ranks. All inference ranks together.
+  void connect();
   /// Takes a tag's memory; padding of weights is cleared.
   uint64_t take(Tag tag);
   uint64_t discard(Tag tag);
@@ -37,6 +39,7 @@ class InferenceMember {
  private:
   Job& job_;
   CopyQueue& queue_;
+  uint64_t trainer_bytes_;
   InferenceStandIn inference_;
   std::unique_ptr<ImportedRange> trainer_weights_;
   std::unique_ptr<WeightTransfer> transfer_;

@@ -112,7 +112,7 @@ struct Report {
   MemoryReport memory;
   Limits limits;
   std::optional<uint64_t> committed_version;
-  bool poisoned = false;  ///< Inference weights may be mixed.
+  bool poisoned = false;  ///< Inference holds weights that are not a committed version's.
   std::optional<Error> error;
   bool finished = false;  ///< False while the job runs: the file says so if the process dies.
 

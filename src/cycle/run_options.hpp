@@ -31,7 +31,7 @@ enum class Command : uint8_t { kUpdate, kOffload, kTransfer, kResume };
 /// How a transfer is proven.
 enum class Verify : uint8_t {
   kDigest,  ///< Digests of what the trainer holds against what inference holds.
-  kFull,    ///< As kDigest, and every local byte is compared with its source.
+  kFull,    ///< As kDigest, and every byte is compared with its source.
   kOff,
 };
 

@@ -32,28 +32,42 @@ std::string utc_now() {
 /// One rank's part of a run: its engine, and the order of the phases.
 class Session {
  public:
-  Session(const RunOptions& options, Job& job, CycleObserver& observer, Report& report)
-      : options_(options),
+  /// Settles what the run is about; holds no memory and no work in flight yet. Collective.
+  Session(Command command, const RunOptions& options, Job& job, CycleObserver& observer,
+          Report& report)
+      : command_(command),
+        options_(options),
         job_(job),
         report_(report),
-        setup_(prepare(job, options)),
+        setup_(prepare(job, command, options)),
         kernels_(make_kernels(*setup_.device, setup_.host_threads)),
         queue_(setup_.device->make_queue()),
         account_(setup_.backend, job.peers(), setup_.devices),
         phases_(
             job, observer, account_, [this] { return sample(); }, report) {
     describe_run();
-    exchange_ = make_exchange(job, *setup_.device, *kernels_, options.share_gpu);
-    if (options.measure_limits) measure_limits();
-    make_member();
-    job.set_phase("load");
-    if (trainer_) trainer_->load();
-    phases_.take_baseline();
-    job.synchronise_clocks();
   }
 
-  void run(Command command) {
-    switch (command) {
+  /// Connects the ranks, takes the trainer's memory and runs the command. Collective. After a
+  /// failure that is not agreed on, device work may be in flight: the session must then not be
+  /// destroyed.
+  void run() {
+    exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.share_gpu);
+    if (options_.measure_limits) measure_limits();
+    make_member();
+    job_.set_phase("load");
+    if (inference_) inference_->connect();
+    if (trainer_) trainer_->load();
+    phases_.take_baseline();
+    job_.synchronise_clocks();
+    run_phases();
+  }
+
+  [[nodiscard]] MemoryReport memory() const { return account_.report(); }
+
+ private:
+  void run_phases() {
+    switch (command_) {
       case Command::kUpdate:
         for (uint64_t version = 1; version <= options_.versions; ++version) update(version);
         return;
@@ -77,9 +91,6 @@ class Session {
     end_version();
   }
 
-  [[nodiscard]] MemoryReport memory() const { return account_.report(); }
-
- private:
   void update(uint64_t version) {
     begin_version(version);
     if (options_.offload) {
@@ -141,6 +152,7 @@ class Session {
 
   void take(Tag tag) {
     if (!has(tag)) return;
+    if (tag == Tag::kWeights) report_.poisoned = true;
     phases_.run({"resume", kInference, tag}, region(tag), [&] { return inference_->take(tag); });
   }
 
@@ -148,6 +160,7 @@ class Session {
     if (!has(tag)) return;
     phases_.run({"discard", kInference, tag}, region(tag),
                 [&] { return inference_->discard(tag); });
+    if (tag == Tag::kWeights) report_.poisoned = false;
   }
 
   void transfer() {
@@ -208,13 +221,15 @@ class Session {
     return false;
   }
 
+  [[nodiscard]] Role role() const { return job_.peers()[static_cast<size_t>(job_.rank())].role; }
+
   /// This rank's own memory of a tag, if its role has such.
   [[nodiscard]] Region* region(Tag tag) {
     return trainer_ ? trainer_->region(tag) : inference_->region(tag);
   }
 
   void make_member() {
-    if (exchange_) {
+    if (role() == Role::kInference) {
       inference_ = std::make_unique<InferenceMember>(job_, setup_, options_.kv_cache_bytes,
                                                      *kernels_, *queue_, *exchange_);
     } else {
@@ -242,7 +257,7 @@ class Session {
   void measure_limits() {
     job_.set_phase("limits");
     LinkLimits mine;
-    if (!exchange_) mine = measure_link_limits(*setup_.device, job_.deadline(), job_);
+    if (role() == Role::kTrainer) mine = measure_link_limits(*setup_.device, job_.deadline(), job_);
     const auto all = job_.all_gather_value(mine, "the limits of the links");
     LinkLimits sum;
     for (const auto& one : all) {
@@ -273,6 +288,7 @@ class Session {
                    setup_.plan.remote_bytes, setup_.plan.remote_bytes_lower_bound};
   }
 
+  Command command_;
   const RunOptions& options_;
   Job& job_;
   Report& report_;
@@ -291,9 +307,9 @@ class Session {
 /// Runs the session; what it measured gets into the report also when it fails.
 void run_session(Command command, const RunOptions& options, Job& job, CycleObserver& observer,
                  Report& report) {
-  auto session = std::make_unique<Session>(options, job, observer, report);
+  auto session = std::make_unique<Session>(command, options, job, observer, report);
   try {
-    session->run(command);
+    session->run();
     report.memory = session->memory();
   } catch (...) {
     report.memory = session->memory();
@@ -323,6 +339,8 @@ Report run_command(Command command, const RunOptions& options, Job& job, CycleOb
   try {
     job.set_phase("setup");
     run_session(command, options, job, observer, report);
+    job.set_phase("the end of the job");
+    job.agree(nullptr);
     report.finished = true;
   } catch (const Error& error) {
     report.error = error;

@@ -35,8 +35,9 @@ struct Setup {
   [[nodiscard]] const Catalogue& catalogue() const { return source->catalogue(); }
 };
 
-/// Reads the model, makes and proves layouts and plan, pairs the devices and checks that the peak
-/// fits them. All input is validated before a device is opened. Throws agreed errors. Collective.
-[[nodiscard]] Setup prepare(Job& job, const RunOptions& options);
+/// Checks that all ranks want the same, reads the model and makes the layouts before any device is
+/// opened; then pairs the devices, makes and proves the plan, and checks that the peak fits. Throws
+/// agreed errors. Collective.
+[[nodiscard]] Setup prepare(Job& job, Command command, const RunOptions& options);
 
 }  // namespace awex

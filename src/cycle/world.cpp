@@ -5,23 +5,19 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <map>
 #include <string>
 #include <tuple>
 #include <utility>
 
 #include "base/checked.hpp"
+#include "base/fixed_text.hpp"
 
 namespace awex {
 namespace {
 
-using HostName = std::array<char, 64>;
-
-HostName pack_host(const std::string& host) {
-  HostName packed{};
-  std::copy_n(host.begin(), std::min(host.size(), packed.size() - 1), packed.begin());
-  return packed;
-}
+using HostName = FixedText<64>;
 
 /// What each rank says before roles are known.
 struct RoleRequest {
@@ -36,7 +32,7 @@ struct DeviceRecord {
   int32_t pid;
   int32_t index;
   std::array<uint8_t, 16> uuid;
-  std::array<char, 96> name;
+  FixedText<96> name;
 };
 
 std::vector<Role> roles_by_position(const std::vector<HostName>& hosts) {
@@ -70,8 +66,8 @@ std::vector<Peer> make_peers(const RoleMap& roles, const std::vector<DeviceRecor
                      .role = roles.role[rank],
                      .role_rank = roles.role_rank[rank],
                      .pid = record.pid,
-                     .host = record.host.data(),
-                     .device = {record.uuid, record.index, record.name.data()}});
+                     .host = text_of(record.host),
+                     .device = {record.uuid, record.index, text_of(record.name)}});
   }
   return peers;
 }
@@ -154,7 +150,7 @@ void fail_together(Job& job, const Error& error) {
 }
 
 RoleMap assign_roles(Job& job, std::optional<Role> requested) {
-  const RoleRequest mine{pack_host(job.host()), requested ? 1 : 0,
+  const RoleRequest mine{fixed_text<64>(job.host()), requested ? 1 : 0,
                          requested.value_or(Role::kTrainer)};
   const auto all = job.all_gather_value(mine, "the roles of all ranks");
   std::vector<HostName> hosts;
@@ -201,10 +197,8 @@ std::unique_ptr<Device> open_device(const Job& job, const RoleMap& roles, Backen
 }
 
 DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device, bool share_gpu) {
-  DeviceRecord mine{
-      pack_host(job.host()), ::getpid(), device.identity().index, device.identity().uuid, {}};
-  const auto& name = device.identity().name;
-  std::copy_n(name.begin(), std::min(name.size(), mine.name.size() - 1), mine.name.begin());
+  const DeviceRecord mine{fixed_text<64>(job.host()), ::getpid(), device.identity().index,
+                          device.identity().uuid, fixed_text<96>(device.identity().name)};
   const auto records = job.all_gather_value(mine, "the devices of all ranks");
   job.set_peers(make_peers(roles, records));
   const auto keys = device_keys(roles, records);
@@ -212,15 +206,22 @@ DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device, boo
   return map_devices(job, roles, keys);
 }
 
-size_t host_threads_for(const Job& job) {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  const auto online = static_cast<size_t>(std::max<int64_t>(1, ::sysconf(_SC_NPROCESSORS_ONLN)));
-  if (::sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 1;
-  const auto mine = static_cast<size_t>(CPU_COUNT(&allowed));
-  // A launcher that binds ranks has shared the processors out; else a GPU's two ranks take turns.
-  if (mine < online) return std::max<size_t>(1, mine);
-  return std::max<size_t>(1, online / static_cast<size_t>(std::max(1, job.node_size() / 2)));
+size_t host_threads_for(Job& job) {
+  struct Processors {
+    HostName host;
+    cpu_set_t allowed;
+  } mine{fixed_text<64>(job.host()), {}};
+  CPU_ZERO(&mine.allowed);
+  if (::sched_getaffinity(0, sizeof(mine.allowed), &mine.allowed) != 0) {
+    throw errno_error("learn the processors of this process", "sched_getaffinity", errno);
+  }
+  const auto all = job.all_gather_value(mine, "the processors of all ranks");
+  const auto sharers = std::count_if(all.begin(), all.end(), [&](const Processors& other) {
+    return other.host == mine.host && CPU_EQUAL(&other.allowed, &mine.allowed) != 0;
+  });
+  // The two ranks of a GPU take turns.
+  const auto teams = std::max<size_t>(1, static_cast<size_t>(sharers) / 2);
+  return std::max<size_t>(1, static_cast<size_t>(CPU_COUNT(&mine.allowed)) / teams);
 }
 
 }  // namespace awex

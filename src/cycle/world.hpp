@@ -30,7 +30,7 @@ struct RoleMap {
 
 /// Which ranks share a device, and who this rank's partner is.
 struct DeviceMap {
-  Placement placement;  ///< Devices numbered by trainer role rank.
+  Placement placement;  ///< Devices numbered by the first rank on them.
   std::vector<uint32_t>
       physical;      ///< By rank: which GPU it is on. GPUs shared by several pairs
                      ///< (--share-gpu) have one number here and several devices there.
@@ -48,8 +48,9 @@ struct DeviceMap {
 [[nodiscard]] DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device,
                                      bool share_gpu);
 
-/// Threads for this rank's host-side work: its share of the processors it may run on.
-[[nodiscard]] size_t host_threads_for(const Job& job);
+/// Threads for this rank's host-side work: its share of the processors that it may run on, which it
+/// may share with other ranks of its node. Collective.
+[[nodiscard]] size_t host_threads_for(Job& job);
 
 /// Reports `error` to all ranks as the verdict on which they end together. Every rank must call it
 /// with an equal error. Does not return.

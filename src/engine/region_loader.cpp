@@ -49,14 +49,18 @@ void read_block(const WeightSource& source, const Block& block, std::byte* to) {
 
 }  // namespace
 
+uint64_t load_window_bytes(const Catalogue& catalogue, const RankLayout& layout) {
+  uint64_t bytes = std::min(kWindowBytes, layout.bytes);
+  for (const auto& block : cut_into_blocks(catalogue, layout)) bytes = std::max(bytes, block.bytes);
+  return bytes;
+}
+
 void load_region(const WeightSource& source, const RankLayout& layout, Region& region,
-                 Device& device, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
+                 HostBlock& window, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
                  WaitMonitor& monitor) {
   const auto blocks = cut_into_blocks(source.catalogue(), layout);
-  uint64_t window_bytes = std::min(kWindowBytes, layout.bytes);
-  for (const auto& block : blocks) window_bytes = std::max(window_bytes, block.bytes);
-  const auto staging = device.allocate_host(window_bytes);
-  std::byte* window = staging->bytes().data();
+  const uint64_t window_bytes = window.bytes().size();
+  std::byte* const bytes = window.bytes().data();
   size_t next = 0;
   for (uint64_t begin = 0; begin < layout.bytes;) {
     const size_t first = next;
@@ -66,12 +70,12 @@ void load_region(const WeightSource& source, const RankLayout& layout, Region& r
     }
     const uint64_t end = std::min(next < blocks.size() ? blocks[next].offset_bytes : layout.bytes,
                                   begin + window_bytes);
-    std::memset(window, 0, end - begin);
+    std::memset(bytes, 0, end - begin);
     threads.for_each(next - first, [&](size_t i) {
       const Block& block = blocks[first + i];
-      read_block(source, block, window + (block.offset_bytes - begin));
+      read_block(source, block, bytes + (block.offset_bytes - begin));
     });
-    queue.copy(region.data() + begin, window, end - begin);
+    queue.copy(region.data() + begin, bytes, end - begin);
     queue.finish("loading the weights", deadline, monitor);
     begin = end;
   }

@@ -9,11 +9,15 @@
 
 namespace awex {
 
+/// The size of the window that load_region needs for a layout: 64 MiB, a longer row, or all.
+[[nodiscard]] uint64_t load_window_bytes(const Catalogue& catalogue, const RankLayout& layout);
+
 /// Fills a resident weights region with a rank's shards of the source's tensors, and the gaps
-/// between them with zeros. Reads with `threads` into one pinned window of 64 MiB (or one row, if
-/// longer) at a time. Throws what the source, the device and the monitor throw.
+/// between them with zeros. Reads with `threads` into `window`, a host block of load_window_bytes
+/// at least, and copies from there. Throws what the source, the device and the monitor throw;
+/// copies from the window may then be in flight.
 void load_region(const WeightSource& source, const RankLayout& layout, Region& region,
-                 Device& device, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
+                 HostBlock& window, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
                  WaitMonitor& monitor);
 
 }  // namespace awex

@@ -42,7 +42,9 @@ TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bo
 void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue& queue,
                           ThreadPool& threads, const Deadline& deadline, WaitMonitor& monitor) {
   weights_.take();
-  load_region(source, layout_, weights_, device, queue, threads, deadline, monitor);
+  window_ = device.allocate_host(load_window_bytes(catalogue_, layout_));
+  load_region(source, layout_, weights_, *window_, queue, threads, deadline, monitor);
+  window_.reset();
   if (!optimizer_) return;
   optimizer_->take();
   // Alignment gaps between states are part of the digests: give them a value.

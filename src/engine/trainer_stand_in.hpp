@@ -52,6 +52,7 @@ class TrainerStandIn {
   Region weights_;
   std::optional<Region> optimizer_;
   std::unique_ptr<AdamW> adamw_;
+  std::unique_ptr<HostBlock> window_;  ///< While weights are loaded.
   uint64_t steps_ = 0;
 };
 

@@ -187,9 +187,11 @@ class CudaRange final : public DeviceRange {
     auto& held = *chunks_[chunk];
     held.fd.reset();
     held.mapping.unmap(what);
-    held.memory.release(what);
+    // Without its mapping the chunk is gone, whatever becomes of the rest.
+    auto memory = std::move(held.memory);
     chunks_[chunk].reset();
     held_bytes_ -= chunking_.physical_bytes(chunk);
+    memory.release(what);
   }
 
   [[nodiscard]] uint64_t held_bytes() const override { return held_bytes_; }

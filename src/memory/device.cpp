@@ -24,4 +24,8 @@ uint64_t chunk_bytes_for(uint64_t bytes) {
   return round_up(ceil_div(bytes, chunks), kStep);
 }
 
+uint64_t held_bytes_for(uint64_t bytes) {
+  return bytes == 0 ? 0 : round_up(bytes, chunk_bytes_for(bytes));
+}
+
 }  // namespace awex

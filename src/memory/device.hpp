@@ -151,7 +151,7 @@ class Device {
   [[nodiscard]] virtual std::unique_ptr<CopyQueue> make_queue() = 0;
 
   /// Free and total memory of the device as the driver tells it (for `host`: as the kernel counts
-  /// the pages that this process's ranges really hold, against no total). Nullopt: cannot be known.
+  /// the pages that this process's ranges really hold, against the machine's memory).
   [[nodiscard]] virtual DeviceMemory memory() const = 0;
 };
 
@@ -161,6 +161,9 @@ inline constexpr uint64_t kMaxChunks = 256;
 /// The chunk size for a range of `bytes` (> 0): a multiple of 2 MiB near 64 MiB that splits the
 /// range evenly; smaller for small ranges, larger where kMaxChunks would not suffice.
 [[nodiscard]] uint64_t chunk_bytes_for(uint64_t bytes);
+
+/// What a range of `bytes` takes of a device at most: whole chunks.
+[[nodiscard]] uint64_t held_bytes_for(uint64_t bytes);
 
 /// Host memory standing in for device number `index` of this node; `pool_threads` copy threads.
 [[nodiscard]] std::unique_ptr<Device> make_host_device(int index, size_t pool_threads);

@@ -84,8 +84,10 @@ RegionChange Region::take() {
 RegionChange Region::discard() {
   if (state_ == RegionState::kDiscarded) return {};
   return about_tag(tag_, [&]() -> RegionChange {
-    enter(RegionState::kDiscarded);
+    if (!is_legal_move(state_, RegionState::kDiscarded))
+      throw illegal_move(RegionState::kDiscarded);
     release_all();
+    enter(RegionState::kDiscarded);
     return {.changed = true};
   });
 }

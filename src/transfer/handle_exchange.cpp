@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
-#include <string_view>
 
 #include "base/checked.hpp"
+#include "base/fixed_text.hpp"
 #include "base/log.hpp"
 #include "transfer/fd_transport.hpp"
 
@@ -19,19 +19,9 @@ constexpr auto kHandOver = "the hand-over of memory descriptors";
 /// How the importer has fetched, or will; it tells the exporter.
 enum class Way : int32_t { kDone, kBySocket };
 
-template <size_t N>
-void put(std::array<char, N>& to, std::string_view text) {
-  std::copy_n(text.begin(), std::min(text.size(), N - 1), to.begin());
-}
-
-template <size_t N>
-std::string get(const std::array<char, N>& from) {
-  return {from.begin(), std::find(from.begin(), from.end(), '\0')};
-}
-
 std::string describe(const HandleRecord& record) {
   return fmt::format("rank {} ({}, host {})", record.rank, role_name(record.role),
-                     get(record.host));
+                     text_of(record.host));
 }
 
 std::string uuid_text(const HandleRecord& record) {
@@ -92,7 +82,7 @@ HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint6
   record.partner = partner_rank;
   record.pid = ::getpid();
   record.role = me.role;
-  put(record.host, job.host());
+  record.host = fixed_text<64>(job.host());
   record.device_uuid = me.device.uuid;
   record.fingerprint = fingerprint;
   if (offered == nullptr) return record;
@@ -105,19 +95,8 @@ HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint6
   record.chunk_bytes = offered->chunk_bytes();
   record.chunk_count = static_cast<uint32_t>(fds.size());
   std::copy(fds.begin(), fds.end(), record.fds.begin());
-  put(record.socket, socket->name());
+  record.socket = fixed_text<64>(socket->name());
   return record;
-}
-
-/// Every rank sees the same records, so every rank comes to the same verdict.
-void agree_on(Job& job, std::span<const HandleRecord> records) {
-  std::optional<Error> error;
-  try {
-    check_handles(records);
-  } catch (const Error& e) {
-    error = e;
-  }
-  job.agree(error ? &*error : nullptr);
 }
 
 std::string weights_of(const Job& job, int trainer) {
@@ -153,7 +132,7 @@ std::vector<UniqueFd> fetch(Job& job, const HandleRecord& trainer, FdTransport t
     log::detail(fmt::format("{}; taking them through a socket", refusal.what()));
   }
   tell(Way::kBySocket);
-  return fetch_by_socket(get(trainer.socket), trainer.pid, trainer.chunk_count,
+  return fetch_by_socket(text_of(trainer.socket), trainer.pid, trainer.chunk_count,
                          weights_of(job, trainer.rank), job.deadline(), job);
 }
 
@@ -178,7 +157,8 @@ ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank, uin
   const auto record =
       make_record(job, offered, partner_rank, fingerprint, socket ? &*socket : nullptr);
   const auto records = job.all_gather_value(record, "the swap of memory handles");
-  agree_on(job, records);
+  // Every rank sees the same records, so every rank comes to the same verdict.
+  job.do_and_agree([&] { check_handles(records); });
   if (socket) {
     serve(job, record, *socket);
     return {};

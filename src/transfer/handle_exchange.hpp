@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/fixed_text.hpp"
 #include "base/unique_fd.hpp"
 #include "comm/job.hpp"
 #include "memory/device.hpp"
@@ -20,14 +21,14 @@ struct HandleRecord {
   int32_t partner = 0;  ///< Rank of the other role on the same device.
   int32_t pid = 0;
   Role role = Role::kTrainer;
-  std::array<char, 64> host{};  ///< Zero-terminated.
+  FixedText<64> host{};  ///< Zero-terminated.
   std::array<uint8_t, 16> device_uuid{};
   uint64_t fingerprint = 0;  ///< Of model, both layouts and program version.
   uint64_t bytes = 0;        ///< Of the offered range; 0 where nothing is offered.
   uint64_t chunk_bytes = 0;
   uint32_t chunk_count = 0;
   std::array<int32_t, kMaxChunks> fds{};  ///< Descriptor numbers in the offering process.
-  std::array<char, 64> socket{};          ///< Abstract socket for SCM_RIGHTS; zero-terminated.
+  FixedText<64> socket{};                 ///< Abstract socket for SCM_RIGHTS; zero-terminated.
 };
 static_assert(std::is_trivially_copyable_v<HandleRecord>);
 

@@ -23,7 +23,7 @@ class MpiExchange final : public Exchange {
     job_.exchange(outgoing, incoming, "the exchange of weights");
   }
 
-  void wait() override {}  // a round is done on return
+  void wait() override { job_.poll(); }  // a round, and host kernels, are done on return
 
  private:
   Job& job_;

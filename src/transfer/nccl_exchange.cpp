@@ -206,8 +206,8 @@ std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device, Kernels& 
                                         static_cast<int>(me.role_rank));
 }
 
-void let_nccl_share_gpu(int role_rank) {
-  const auto host_id = fmt::format("awex-colocate-{}", role_rank);
+void let_nccl_share_gpu(int rank) {
+  const auto host_id = fmt::format("awex-colocate-{}", rank);
   if (::setenv("NCCL_HOSTID", host_id.c_str(), 1) != 0) {
     throw errno_error("name a host identity for NCCL (NCCL_HOSTID)", "setenv", errno);
   }

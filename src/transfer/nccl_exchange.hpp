@@ -18,7 +18,7 @@ namespace awex {
 
 /// Lets inference ranks that share one GPU join one communicator, for tests: NCCL takes processes
 /// of different host identities for different hosts, and then goes over sockets. Sets an
-/// environment variable: call it at start, before NCCL and other threads.
-void let_nccl_share_gpu(int role_rank);
+/// environment variable: call it before the first use of NCCL.
+void let_nccl_share_gpu(int rank);
 
 }  // namespace awex

@@ -57,7 +57,7 @@ struct Plan {
 [[nodiscard]] Plan make_plan(const Catalogue& catalogue, const std::vector<RankLayout>& trainers,
                              const std::vector<RankLayout>& inference, const Placement& placement);
 
-/// Proves a plan by other means than it was made with: the pieces of every inference shard lie in
+/// Proves a finished plan from the layouts alone: the pieces of every inference shard lie in
 /// it, are disjoint, and add up to it; every piece's source holds its box. Throws a run-time error.
 void prove_plan(const Plan& plan, const Catalogue& catalogue,
                 const std::vector<RankLayout>& trainers, const std::vector<RankLayout>& inference);

@@ -63,11 +63,8 @@ void WeightTransfer::prepare_local(const Plan& plan, const Placement& placement,
   std::vector<StridedCopy> copies;
   for (const auto& piece : plan.pieces) {
     if (piece.target != me) continue;
-    if (placement.trainer_device[piece.source] != placement.inference_device[me]) {
-      remote_bytes_ += piece.bytes();
-      continue;
-    }
-    local_bytes_ += piece.bytes();
+    bytes_ += piece.bytes();
+    if (placement.trainer_device[piece.source] != placement.inference_device[me]) continue;
     local_pieces_.push_back(piece);
     copies.push_back(local_copy(piece, trainer_weights_, own_weights_));
   }
@@ -103,7 +100,7 @@ void WeightTransfer::exchange_round(ReadyRound& round) {
   exchange_.round(round.sends, round.receives);
 }
 
-void WeightTransfer::connect(Job& job) {
+void WeightTransfer::connect() {
   if (rounds_.empty()) return;
   const auto one_a_peer = [&](std::vector<Message> ReadyRound::*side, std::byte* data) {
     std::set<uint32_t> peers;
@@ -120,20 +117,18 @@ void WeightTransfer::connect(Job& job) {
   exchange_.round(one_a_peer(&ReadyRound::sends, staging_->data()),
                   one_a_peer(&ReadyRound::receives, staging_->data() + kStagingBytes));
   exchange_.wait();
-  kernels_.wait("connecting the inference ranks", job.deadline(), job);
 }
 
-void WeightTransfer::copy(Job& job) {
+void WeightTransfer::copy() {
   local_->copy();
   for (auto& round : rounds_) {
     exchange_round(round);
     round.unpack->copy();
   }
-  if (!rounds_.empty()) exchange_.wait();
-  kernels_.wait("copying the weights", job.deadline(), job);
+  exchange_.wait();
 }
 
-std::optional<WrongElement> WeightTransfer::compare(Job& job) {
+std::optional<WrongElement> WeightTransfer::compare() {
   std::optional<WrongElement> first;
   const auto note = [&](const CopyBatch& batch, const std::vector<Piece>& pieces) {
     const auto difference = batch.difference();
@@ -142,14 +137,13 @@ std::optional<WrongElement> WeightTransfer::compare(Job& job) {
     first = locate(piece, *difference, catalogue_.tensors()[piece.tensor].cols);
   };
   local_->compare();
-  kernels_.wait("comparing the weights", job.deadline(), job);
+  exchange_.wait();
   note(*local_, local_pieces_);
   // Every round is exchanged, also after a difference: the other ranks take part in them.
   for (auto& round : rounds_) {
     exchange_round(round);
     round.unpack->compare();
     exchange_.wait();
-    kernels_.wait("comparing the weights", job.deadline(), job);
     note(*round.unpack, round.received);
   }
   return first;

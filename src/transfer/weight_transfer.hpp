@@ -6,7 +6,6 @@
 #include <optional>
 #include <vector>
 
-#include "comm/job.hpp"
 #include "memory/device.hpp"
 #include "transfer/exchange.hpp"
 #include "transfer/kernels.hpp"
@@ -39,16 +38,15 @@ class WeightTransfer {
 
   /// Exchanges a few bytes with every peer of the rounds, so that connections and their memory are
   /// there before the first version. All inference ranks must call it.
-  void connect(Job& job);
+  void connect();
   /// Moves every byte and waits for it. All inference ranks must call it; both regions of a device
   /// must be backed and mapped.
-  void copy(Job& job);
+  void copy();
   /// Brings every byte here once more and compares it with what `copy` wrote. The same conditions.
-  [[nodiscard]] std::optional<WrongElement> compare(Job& job);
+  [[nodiscard]] std::optional<WrongElement> compare();
 
-  /// Bytes that this rank writes, and of these the bytes from other devices.
-  [[nodiscard]] uint64_t bytes() const { return local_bytes_ + remote_bytes_; }
-  [[nodiscard]] uint64_t remote_bytes() const { return remote_bytes_; }
+  /// Bytes that this rank writes.
+  [[nodiscard]] uint64_t bytes() const { return bytes_; }
   /// Device memory held for staging.
   [[nodiscard]] uint64_t staging_bytes() const { return staging_ ? staging_->held_bytes() : 0; }
 
@@ -75,8 +73,7 @@ class WeightTransfer {
   std::vector<Piece> local_pieces_;
   std::unique_ptr<CopyBatch> local_;
   std::vector<ReadyRound> rounds_;
-  uint64_t local_bytes_ = 0;
-  uint64_t remote_bytes_ = 0;
+  uint64_t bytes_ = 0;
 };
 
 }  // namespace awex

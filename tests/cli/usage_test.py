@@ -106,10 +106,10 @@ class Usage(unittest.TestCase):
             lines = digests.pop().splitlines()
             self.assertGreater(len(lines), 2)
             for line in lines:
-                self.assertRegex(line, r"^[0-9a-f]{16}  \S+$")
+                self.assertRegex(line, r"^0x[0-9a-f]{16}  \S+$")
             self.assertTrue(lines[-1].endswith("  model"))
             report = json.loads(run("digest", "--json", out).stdout)
-            self.assertEqual(report["model"], "0x" + lines[-1][:16])
+            self.assertEqual(report["model"], lines[-1].split()[0])
             self.assertEqual(
                 [f"{digest[2:]}  {name}" for name, digest in report["tensors"].items()], lines[:-1]
             )

@@ -34,7 +34,7 @@ def main():
                  architecture, SHARDS, model])
             assert os.path.exists(os.path.join(model, "model.safetensors.index.json"))
             lines = run([sys.executable, os.path.join(arguments.source, "scripts/digest.py"), model])
-            expected = "0x" + lines.strip().splitlines()[-1].split()[0]
+            expected = lines.strip().splitlines()[-1].split()[0]
             report = json.loads(run([
                 arguments.mpiexec, "--oversubscribe", "-n", "6", arguments.program, "update",
                 "--model", model, "--trainer", "megatron:tp=3", "--inference", "sglang:tp=1",

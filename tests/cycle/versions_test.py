@@ -60,7 +60,7 @@ def digest_command(arguments, model):
                         "--out", path], check=True, capture_output=True, timeout=100)
         done = subprocess.run([arguments.program, "digest", path], check=True, text=True,
                               capture_output=True, timeout=100)
-    return "0x" + done.stdout.strip().splitlines()[-1].split()[0]
+    return done.stdout.strip().splitlines()[-1].split()[0]
 
 
 def main():

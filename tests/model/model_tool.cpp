@@ -19,8 +19,8 @@ void print_digests(const WeightSource& source, ThreadPool& pool) {
   for (size_t i = 0; i < digests.size(); ++i) {
     by_name[source.catalogue().tensors()[i].name] = digests[i];
   }
-  for (const auto& [name, digest] : by_name) fmt::print("{:016x}  {}\n", digest, name);
-  fmt::print("{:016x}  model\n", model_digest(source.catalogue(), digests));
+  for (const auto& [name, digest] : by_name) fmt::print("{:#018x}  {}\n", digest, name);
+  fmt::print("{:#018x}  model\n", model_digest(source.catalogue(), digests));
 }
 
 }  // namespace

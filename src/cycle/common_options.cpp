@@ -1,0 +1,71 @@
+#include "cycle/common_options.hpp"
+
+#include <array>
+#include <string>
+
+#include "base/fixed_text.hpp"
+#include "cycle/world.hpp"
+#include "version.hpp"
+
+namespace awex {
+namespace {
+
+/// "--verify full" and the like, one a field, so that a difference can be shown as it was given.
+using Field = FixedText<128>;
+using Fields = std::array<Field, 14>;
+
+std::string verify_name(Verify verify) {
+  switch (verify) {
+    case Verify::kDigest:
+      return "digest";
+    case Verify::kFull:
+      return "full";
+    case Verify::kOff:
+      return "off";
+  }
+  return "";
+}
+
+std::string backend_text(const RunOptions& options) {
+  return options.backend ? backend_name(*options.backend) : "auto";
+}
+
+Field field(const char* name, const std::string& value) {
+  return fixed_text<128>(fmt::format("{} {}", name, value));
+}
+
+Field flag(const char* name, bool value) { return field(name, value ? "on" : "off"); }
+
+Fields fields_of(Command command, const RunOptions& options) {
+  const auto budget = options.gpu_memory ? std::to_string(*options.gpu_memory) : "unlimited";
+  return {field("awex-colocate", kVersion),
+          field("command", command_name(command)),
+          field("--trainer", options.trainer),
+          field("--inference", options.inference),
+          field("--backend", backend_text(options)),
+          field("--optimizer", options.optimizer ? "adamw" : "none"),
+          field("--kv-cache", std::to_string(options.kv_cache_bytes)),
+          field("--versions", std::to_string(options.versions)),
+          field("--timeout", format_seconds(options.timeout.count())),
+          field("--verify", verify_name(options.verify)),
+          flag("offload", options.offload),
+          flag("--share-gpu", options.share_gpu),
+          field("--gpu-memory", budget),
+          flag("--limits", options.measure_limits)};
+}
+
+}  // namespace
+
+void check_common_options(Job& job, Command command, const RunOptions& options) {
+  const auto all = job.all_gather_value(fields_of(command, options), "the options of all ranks");
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    for (size_t i = 0; i < all[rank].size(); ++i) {
+      if (all[rank][i] == all[0][i]) continue;
+      fail_together(job, request_error(fmt::format("rank 0 has {}, rank {} has {}",
+                                                   text_of(all[0][i]), rank, text_of(all[rank][i])),
+                                       "give every rank the same options; only --role may differ"));
+    }
+  }
+}
+
+}  // namespace awex

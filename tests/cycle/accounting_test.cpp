@@ -1,0 +1,70 @@
+#include "cycle/accounting.hpp"
+
+#include <doctest/doctest.h>
+
+#include "cycle/budget.hpp"
+
+namespace awex {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+
+/// A trainer and an inference rank on one GPU.
+struct OneGpu {
+  std::vector<Peer> peers{{0, Role::kTrainer, 0, 10, "a", {}},
+                          {1, Role::kInference, 0, 11, "a", {}}};
+  DeviceMap devices{.placement = {{0}, {0}, {0}}, .physical = {0, 0}, .gpus = 1, .partner = 1};
+};
+
+MemorySample sample(uint64_t weights, uint64_t free_bytes, uint64_t host = 0) {
+  MemorySample sample;
+  sample.held[0] = weights;
+  sample.host[0] = host;
+  sample.free_bytes = free_bytes;
+  return sample;
+}
+
+TEST_CASE("on host every rank sees its own pages, and one page too many is a leak") {
+  const OneGpu gpu;
+  MemoryAccount account(BackendKind::kHost, gpu.peers, gpu.devices);
+  CHECK_FALSE(account.add({sample(8 * kMiB, 992 * kMiB), sample(0, 1000 * kMiB)}));
+  CHECK_FALSE(account.add({sample(8 * kMiB, 992 * kMiB), sample(6 * kMiB, 994 * kMiB)}));
+  CHECK_FALSE(account.add({sample(0, 1000 * kMiB), sample(6 * kMiB, 994 * kMiB)}));
+  const auto leak = account.add({sample(0, 1000 * kMiB - 4096), sample(6 * kMiB, 994 * kMiB)});
+  REQUIRE(leak);
+  CHECK(leak->bytes == 4096);
+  CHECK(leak->rank == 0);
+  const auto report = account.report();
+  CHECK(report.device_peak_bytes == 14 * kMiB);
+  CHECK(report.leaked_bytes == 4096);
+}
+
+TEST_CASE("on cuda both ranks see the whole device, and a chunk that stays is a leak") {
+  const OneGpu gpu;
+  MemoryAccount account(BackendKind::kCuda, gpu.peers, gpu.devices);
+  const auto add = [&](uint64_t trainer, uint64_t inference, uint64_t free_bytes, uint64_t host) {
+    return account.add({sample(trainer, free_bytes, host), sample(inference, free_bytes)});
+  };
+  CHECK_FALSE(add(640 * kMiB, 0, 9000 * kMiB, 0));
+  CHECK_FALSE(add(640 * kMiB, 640 * kMiB, 8360 * kMiB, 0));
+  // Offloaded, with pinned host memory whose page tables take an 512th on the device.
+  CHECK_FALSE(add(0, 640 * kMiB, 9000 * kMiB - 40 * kMiB, 20480 * kMiB));
+  const auto leak = add(0, 640 * kMiB, 9000 * kMiB - 40 * kMiB - 64 * kMiB, 20480 * kMiB);
+  REQUIRE(leak);
+  CHECK(leak->bytes == static_cast<int64_t>(64 * kMiB));
+}
+
+TEST_CASE("the peak of a cycle is at the train step, the transfer or the rollout") {
+  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true).bytes == 57);
+  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true).moment == "the train step");
+  CHECK(peak_of_cycle({8, 0, 9, 2, 1}, true).moment == "the transfer");
+  CHECK(peak_of_cycle({8, 0, 9, 70, 1}, true).bytes == 80);
+  CHECK(peak_of_cycle({8, 0, 9, 70, 1}, true).moment == "the rollout");
+  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, false).bytes == 85);
+  CHECK(host_bytes_of_cycle({8, 48, 8, 20, 1}, true) == 56);
+  CHECK(host_bytes_of_cycle({8, 48, 8, 20, 1}, false) == 0);
+  CHECK_THROWS_AS((void)peak_of_cycle({1ULL << 63, 1ULL << 63, 0, 0, 0}, true), Error);
+}
+
+}  // namespace
+}  // namespace awex
