@@ -111,8 +111,18 @@ class Usage(unittest.TestCase):
             report = json.loads(run("digest", "--json", out).stdout)
             self.assertEqual(report["model"], lines[-1].split()[0])
             self.assertEqual(
-                [f"{digest[2:]}  {name}" for name, digest in report["tensors"].items()], lines[:-1]
+                [f"{digest}  {name}" for name, digest in report["tensors"].items()], lines[:-1]
             )
+
+    def test_wrong_options_replace_an_old_report(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory, "report.json")
+            path.write_text('{"ok": true}', encoding="utf-8")
+            result = run("update", "--json", str(path), "--versions", "0")
+            self.assertEqual(result.returncode, 2)
+            report = json.loads(path.read_text(encoding="utf-8"))
+            self.assertEqual((report["ok"], report["exit_code"]), (False, 2))
+            self.assertIn("--versions", report["error"]["message"])
 
     def test_config_file(self):
         with tempfile.TemporaryDirectory() as directory:
