@@ -193,15 +193,19 @@ std::string memory_line(const MemoryReport& memory) {
   return fmt::format("{}{} of pinned host memory", peak, format_bytes(memory.host_pinned_bytes));
 }
 
-std::string leak_line(const std::optional<int64_t>& leaked, const TextStyle& style) {
-  if (!leaked) return "unknown: the devices' free memory was not compared with the books";
-  if (*leaked <= 0) {
-    return paint("none", Verdict::kGood, style) +
-           ": after every phase the devices hold what the books say";
+std::string leak_line(const MemoryReport& memory, const TextStyle& style) {
+  if (!memory.leaked_bytes) {
+    return "unknown: the devices' free memory was not compared with the books";
   }
-  return paint(fmt::format("{} leaked", format_bytes(static_cast<uint64_t>(*leaked))),
-               Verdict::kBad, style) +
-         ": a device holds this much more than the books say";
+  const int64_t leaked = *memory.leaked_bytes;
+  const auto amount = format_bytes(static_cast<uint64_t>(std::max<int64_t>(leaked, 0)));
+  if (leaked > memory.leak_tolerance_bytes) {
+    return paint(fmt::format("{} leaked", amount), Verdict::kBad, style) +
+           ": a device holds this much more than the books say";
+  }
+  return paint("none", Verdict::kGood, style) + ": after every phase the devices hold what the " +
+         (leaked > 0 ? fmt::format("books say, within {} of the driver's own", amount)
+                     : "books say");
 }
 
 std::string digest_line(const Report& report, const TextStyle& style) {
@@ -253,7 +257,7 @@ std::string verdicts(const Report& report, const TextStyle& style) {
   // A run that failed before its first version has no verdict on memory, digests or commits.
   if (!report.versions.empty()) {
     line("memory", memory_line(report.memory));
-    line("leak", leak_line(report.memory.leaked_bytes, style));
+    line("leak", leak_line(report.memory, style));
   }
   if (!report.versions.empty() && hands_over(report)) {
     line("digest", digest_line(report, style));

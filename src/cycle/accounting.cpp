@@ -78,6 +78,7 @@ MemoryReport MemoryAccount::report() const {
   if (baseline_.empty()) return report;
   report.device_peak_bytes = device_peak_;
   report.leaked_bytes = worst_;
+  report.leak_tolerance_bytes = leak_tolerance(backend_);
   for (const Role role : {Role::kTrainer, Role::kInference}) {
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
       MemoryByTag entry{role_name(role), tag_name(tag),

@@ -68,6 +68,7 @@ struct MemoryReport {
   std::optional<uint64_t> device_peak_bytes;  ///< Of the fullest device, both roles together.
   uint64_t host_pinned_bytes = 0;
   std::optional<int64_t> leaked_bytes;  ///< Largest excess over the books after any phase.
+  int64_t leak_tolerance_bytes = 0;     ///< What the driver may take for itself.
   std::vector<MemoryByTag> by_role_and_tag;
 };
 

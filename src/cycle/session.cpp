@@ -257,7 +257,10 @@ class Session {
   void measure_limits() {
     job_.set_phase("limits");
     LinkLimits mine;
-    if (role() == Role::kTrainer) mine = measure_link_limits(*setup_.device, job_.deadline(), job_);
+    if (role() == Role::kTrainer) {
+      mine = measure_link_limits(*setup_.device, job_.deadline(), job_,
+                                 link_probe_bytes(setup_.backend));
+    }
     const auto all = job_.all_gather_value(mine, "the limits of the links");
     LinkLimits sum;
     for (const auto& one : all) {

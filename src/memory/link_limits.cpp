@@ -5,7 +5,7 @@
 namespace awex {
 namespace {
 
-constexpr int kRounds = 4;
+constexpr int kRounds = 6;
 
 /// A range with all its chunks backed; gives them back with itself.
 std::unique_ptr<DeviceRange> take_range(Device& device, const char* name, uint64_t bytes) {
@@ -25,6 +25,8 @@ LinkLimits measure_link_limits(Device& device, const Deadline& deadline, WaitMon
   const auto queue = device.make_queue();
   queue->fill_zero(source->data(), probe_bytes);
 
+  // Several copies in a row, so that queuing and polling do not count, and a link that was asleep
+  // has time to wake.
   const auto best_of = [&](std::byte* to, const std::byte* from, int copies, const char* what) {
     double best = 0;
     for (int round = 0; round <= kRounds; ++round) {
@@ -38,13 +40,13 @@ LinkLimits measure_link_limits(Device& device, const Deadline& deadline, WaitMon
     return best;
   };
 
-  // Copies on the device are short: several in a row, so that queuing and polling do not count.
+  constexpr int kCopiesOverLink = 4;
   constexpr int kCopiesOnDevice = 8;
   LinkLimits limits;
-  limits.device_to_host =
-      best_of(host->bytes().data(), source->data(), 1, "measuring device to host copies");
-  limits.host_to_device =
-      best_of(source->data(), host->bytes().data(), 1, "measuring host to device copies");
+  limits.device_to_host = best_of(host->bytes().data(), source->data(), kCopiesOverLink,
+                                  "measuring device to host copies");
+  limits.host_to_device = best_of(source->data(), host->bytes().data(), kCopiesOverLink,
+                                  "measuring host to device copies");
   limits.device_to_device =
       best_of(target->data(), source->data(), kCopiesOnDevice, "measuring copies on the device");
   return limits;

@@ -108,6 +108,15 @@ TEST_CASE("bad news are said as such") {
   CHECK(only_line(text, "result") == "result failed with exit code 3: tensor \"a\" differs");
 }
 
+TEST_CASE("what the driver may take for itself is no leak") {
+  auto report = test::sample_report();
+  report.memory.leaked_bytes = 2'000'000;
+  report.memory.leak_tolerance_bytes = 32'000'000;
+  CHECK(only_line(render_table(report, {}), "leak").rfind("leak none", 0) == 0);
+  report.memory.leaked_bytes = 33'000'000;
+  CHECK(only_line(render_table(report, {}), "leak").rfind("leak 33.0 MB leaked", 0) == 0);
+}
+
 TEST_CASE("what was not checked is not called good") {
   auto report = test::sample_report();
   report.versions[0].digest.reset();

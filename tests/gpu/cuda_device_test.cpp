@@ -238,7 +238,8 @@ TEST_CASE("marks end in order and a wait past its deadline names what it waited 
 TEST_CASE("the links' limits are those of a GPU") {
   DeviceBench bench;
   const uint64_t before = bench.free_bytes();
-  const auto limits = measure_link_limits(*bench.device, Deadline(Seconds(60)), bench.monitor);
+  const auto limits = measure_link_limits(*bench.device, Deadline(Seconds(60)), bench.monitor,
+                                          link_probe_bytes(BackendKind::kCuda));
   CHECK(limits.device_to_host > 1e9);
   CHECK(limits.host_to_device > 1e9);
   CHECK(limits.device_to_device > limits.device_to_host);
