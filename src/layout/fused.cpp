@@ -251,17 +251,21 @@ class FusedLayout final : public Layout {
 
   [[nodiscard]] std::string describe() const override { return engine_.spec; }
   [[nodiscard]] uint32_t ranks() const override { return ranks_; }
+  [[nodiscard]] uint32_t first_like(uint32_t rank) const override {
+    return rank % (engine_.tp * stages() * engine_.dp);
+  }
 
   [[nodiscard]] RankLayout rank_layout(uint32_t rank) const override {
-    const auto stages = narrow<uint32_t>(engine_.stages.size());
     const uint32_t tp = rank % engine_.tp;
-    const uint32_t stage = rank / engine_.tp % stages;
-    const uint32_t dp = rank / engine_.tp / stages % engine_.dp;
-    const uint32_t instance = rank / engine_.tp / stages / engine_.dp;
+    const uint32_t stage = rank / engine_.tp % stages();
+    const uint32_t dp = rank / engine_.tp / stages() % engine_.dp;
+    const uint32_t instance = rank / engine_.tp / stages() / engine_.dp;
     return RankWriter(catalogue_, engine_, tp + engine_.tp * dp, stage, instance).write();
   }
 
  private:
+  [[nodiscard]] uint32_t stages() const { return narrow<uint32_t>(engine_.stages.size()); }
+
   const Catalogue& catalogue_;
   FusedEngine engine_;
   uint32_t ranks_;

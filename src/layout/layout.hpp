@@ -69,6 +69,10 @@ class Layout {
   [[nodiscard]] virtual uint32_t ranks() const = 0;
   /// What rank `rank` of the role holds.
   [[nodiscard]] virtual RankLayout rank_layout(uint32_t rank) const = 0;
+  /// The first rank whose rank_layout is the same but for `Shard::replica`. Engine instances and
+  /// data-parallel replicas are alike; planning evaluates each such group once. A layout that does
+  /// not know says that every rank is like itself alone.
+  [[nodiscard]] virtual uint32_t first_like(uint32_t rank) const { return rank; }
 };
 
 }  // namespace awex

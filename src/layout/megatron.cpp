@@ -13,6 +13,7 @@ class MegatronLayout final : public Layout {
 
   [[nodiscard]] std::string describe() const override { return fmt::format("megatron:tp={}", tp_); }
   [[nodiscard]] uint32_t ranks() const override { return ranks_; }
+  [[nodiscard]] uint32_t first_like(uint32_t rank) const override { return rank % tp_; }
 
   [[nodiscard]] RankLayout rank_layout(uint32_t rank) const override {
     RankLayoutBuilder builder(catalogue_, rank / tp_);

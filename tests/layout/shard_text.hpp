@@ -63,6 +63,20 @@ inline std::string wrong_replica(const Catalogue& catalogue, const Layout& layou
   return {};
 }
 
+/// Whether a rank holds the same as the first one like it, but for the numbers of replicas.
+inline bool is_like_its_first(const Layout& layout, uint32_t rank) {
+  const uint32_t first = layout.first_like(rank);
+  const RankLayout one = layout.rank_layout(rank);
+  const RankLayout two = layout.rank_layout(first);
+  const auto same = [](const Shard& a, const Shard& b) {
+    return a.tensor == b.tensor && a.parameter == b.parameter && a.box == b.box &&
+           a.offset_bytes == b.offset_bytes && a.row_stride == b.row_stride;
+  };
+  return first <= rank && one.bytes == two.bytes &&
+         std::equal(one.shards.begin(), one.shards.end(), two.shards.begin(), two.shards.end(),
+                    same);
+}
+
 /// The first and the last layer that a rank holds, "2-3".
 inline std::string layers_text(const Catalogue& catalogue, const RankLayout& layout) {
   std::vector<uint64_t> layers;

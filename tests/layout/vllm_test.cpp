@@ -195,6 +195,11 @@ TEST_CASE("vLLM: the shards of one replica hold every element once, in every mod
         const auto layout = make_inference_layout(spec, catalogue, 120);
         CHECK(layout->describe() == spec);
         CHECK(wrong_replica(catalogue, *layout) == "");
+        for (uint32_t rank = 0; rank < 120; ++rank) {
+          CAPTURE(rank);
+          CHECK(is_like_its_first(*layout, rank));
+        }
+        CHECK(layout->first_like(119) < 119);
       }
     }
   }
