@@ -88,6 +88,9 @@ class FsdpLayout final : public Layout {
     }
     return builder.finish();
   }
+  [[nodiscard]] uint32_t first_like(uint32_t rank) const override {
+    return rank % (options_.tp * options_.shard);
+  }
 
  private:
   void add_parameter(RankLayoutBuilder& builder, uint32_t tensor, Part tp, Part shard) const {

@@ -11,6 +11,7 @@ class HfLayout final : public Layout {
 
   [[nodiscard]] std::string describe() const override { return "hf"; }
   [[nodiscard]] uint32_t ranks() const override { return ranks_; }
+  [[nodiscard]] uint32_t first_like(uint32_t /*rank*/) const override { return 0; }
 
   [[nodiscard]] RankLayout rank_layout(uint32_t rank) const override {
     RankLayoutBuilder builder(catalogue_, rank);

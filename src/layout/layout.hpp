@@ -63,12 +63,16 @@ class Layout {
   Layout& operator=(Layout&&) = delete;
   virtual ~Layout() = default;
 
-  /// "megatron:tp=2": the spec that made this layout, with its defaults written out.
+  /// "megatron:tp=2,pp=2": the spec that made this layout, with tp and what is not its default.
   [[nodiscard]] virtual std::string describe() const = 0;
   /// Ranks of the whole role (the engine's own world times its replicas).
   [[nodiscard]] virtual uint32_t ranks() const = 0;
   /// What rank `rank` of the role holds.
   [[nodiscard]] virtual RankLayout rank_layout(uint32_t rank) const = 0;
+  /// The first rank whose rank_layout is the same but for `Shard::replica`. Engine instances and
+  /// data-parallel replicas are alike; planning evaluates each such group once. A layout that does
+  /// not know says that every rank is like itself alone.
+  [[nodiscard]] virtual uint32_t first_like(uint32_t rank) const { return rank; }
 };
 
 }  // namespace awex

@@ -1,5 +1,6 @@
 #include "layout/megatron.hpp"
 
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -220,6 +221,12 @@ class MegatronLayout final : public Layout {
     const uint32_t stage_ranks = ranks_ / trainer_.options.pipeline.pp;
     const Place place = Place::of(trainer_.options, rank % stage_ranks);
     return RankWriter(trainer_, place).all(trainer_.pipeline[rank / stage_ranks]);
+  }
+  [[nodiscard]] uint32_t first_like(uint32_t rank) const override {
+    const auto& options = trainer_.options;
+    const uint32_t stage_ranks = ranks_ / options.pipeline.pp;
+    const uint32_t in_stage = rank % stage_ranks;
+    return rank - in_stage + in_stage % std::lcm(options.tp, options.etp * options.ep);
   }
 
  private:

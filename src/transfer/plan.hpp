@@ -17,6 +17,9 @@ struct Placement {
   std::vector<uint32_t> device_node;       ///< By device.
 };
 
+/// How far a piece's source is from its target.
+enum class Near : uint8_t { kDevice, kNode, kCluster };
+
 /// A box that goes from a trainer's weights to an inference rank's. Offsets are bytes from the
 /// start of the two weights regions; strides are bytes from one row of the box to the next.
 struct Piece {
@@ -29,13 +32,16 @@ struct Piece {
   uint64_t source_stride = 0;
   uint64_t target_offset = 0;
   uint64_t target_stride = 0;
+  Near near = Near::kDevice;
+  uint32_t choices =
+      1;  ///< Equally near trainers that hold the box, among which the load is spread.
 
   [[nodiscard]] uint64_t bytes() const { return box.rows.size() * row_bytes; }
 };
 
-/// Everything that moves in an update, and how much of it has to cross devices.
+/// What moves in an update, or one device's part of it; the bytes are always those of the whole.
 struct Plan {
-  std::vector<Piece> pieces;  ///< By target, then in the order of the target's shards.
+  std::vector<Piece> pieces;  ///< By target, then by offset in the target's memory.
   uint64_t local_bytes = 0;   ///< Source and target on one device.
   uint64_t remote_bytes = 0;
   /// Bytes of inference shards that no trainer shard on the same device holds: no plan can move
@@ -50,10 +56,11 @@ struct Plan {
 [[nodiscard]] std::vector<uint64_t> copies_of_tensors(const Catalogue& catalogue,
                                                       const std::vector<RankLayout>& ranks);
 
-/// Plans by intersection: for every inference shard the boxes of trainer shards that fill it, taken
-/// from the same device first, then the same node, then spread over replicas. Pure: the same on
-/// every rank. Throws a run-time error that names tensor and box if the trainers' shards do not
-/// cover an inference shard.
+/// "on the same GPU", "the only source on the node", "one of 8 sources in the cluster": why a piece
+/// comes from where it does.
+[[nodiscard]] std::string describe_choice(const Piece& piece);
+
+/// The whole plan (Planner::whole) of roles whose ranks' layouts are all at hand: for small worlds.
 [[nodiscard]] Plan make_plan(const Catalogue& catalogue, const std::vector<RankLayout>& trainers,
                              const std::vector<RankLayout>& inference, const Placement& placement);
 
@@ -61,5 +68,10 @@ struct Plan {
 /// it, are disjoint, and add up to it; every piece's source holds its box. Throws a run-time error.
 void prove_plan(const Plan& plan, const Catalogue& catalogue,
                 const std::vector<RankLayout>& trainers, const std::vector<RankLayout>& inference);
+
+/// Proves what one inference rank receives, in the same way; `plan` may hold other ranks' pieces.
+/// Evaluates the layouts of that rank and of its sources alone.
+void prove_received(const Plan& plan, const Catalogue& catalogue, const Layout& trainer,
+                    const Layout& inference, uint32_t target);
 
 }  // namespace awex

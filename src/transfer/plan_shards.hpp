@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "layout/layout.hpp"
+#include "model/catalogue.hpp"
+
+namespace awex {
+
+/// A shard that every rank with the same content holds.
+struct HeldShard {
+  uint32_t content = 0;  ///< Of RoleShards.
+  Box box;
+  uint64_t offset_bytes = 0;  ///< From the start of the weights region.
+  uint64_t row_stride = 0;    ///< Elements.
+};
+
+/// What the ranks of one role hold, found by tensor. Ranks that hold the same have one *content*,
+/// which is kept once: the size is that of the distinct contents, not of the cluster.
+class RoleShards {
+ public:
+  /// Evaluates the layout of one rank of each content (Layout::first_like).
+  RoleShards(const Catalogue& catalogue, const Layout& layout);
+  /// Takes each rank as a content of its own.
+  RoleShards(const Catalogue& catalogue, const std::vector<RankLayout>& ranks);
+
+  [[nodiscard]] uint32_t ranks() const { return static_cast<uint32_t>(content_.size()); }
+  [[nodiscard]] uint32_t content_of(uint32_t rank) const { return content_[rank]; }
+  /// In ascending order.
+  [[nodiscard]] std::span<const uint32_t> ranks_of(uint32_t content) const {
+    return members_[content];
+  }
+  /// All shards of a tensor, by content in ascending order, then as the layout lists them.
+  [[nodiscard]] std::span<const HeldShard> of(uint32_t tensor) const {
+    return std::span(shards_).subspan(first_[tensor], first_[tensor + 1] - first_[tensor]);
+  }
+
+ private:
+  struct Entry {
+    uint32_t tensor = 0;
+    HeldShard shard;
+  };
+
+  void add_content(const RankLayout& layout, std::vector<Entry>& entries);
+  void sort_by_tensor(size_t tensors, const std::vector<Entry>& entries);
+
+  std::vector<uint32_t> content_;               ///< By rank.
+  std::vector<std::vector<uint32_t>> members_;  ///< By content.
+  std::vector<HeldShard> shards_;               ///< By tensor.
+  std::vector<size_t> first_;                   ///< By tensor: where its shards begin; and the end.
+};
+
+}  // namespace awex
