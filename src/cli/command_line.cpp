@@ -28,6 +28,8 @@ const char* const kExamples =
     "  mpirun -np 2 awex-colocate update --model preset:tiny-dense --backend host\n"
     "  mpirun -np 4 awex-colocate update --model DIR --trainer megatron:tp=2 \\\n"
     "      --inference sglang:tp=2 --versions 3 --json report.json --trace trace.json\n"
+    "  awex-colocate plan --model preset:qwen3-8b --trainer megatron:tp=4 \\\n"
+    "      --inference sglang:tp=2 --gpus 16 --gpu-memory 80GB\n"
     "  awex-colocate checkpoint --preset tiny-moe --out DIR && awex-colocate digest DIR\n"
     "\n"
     "Exit codes: 0 done, 1 failed at run time, 2 the request is wrong, 3 bytes differ,\n"
@@ -59,7 +61,8 @@ void describe_program(CLI::App& root) {
 
 std::vector<Subcommand> add_subcommands(CLI::App& root) {
   std::vector<Subcommand> commands{add_update(root), add_offload(root),    add_transfer(root),
-                                   add_resume(root), add_checkpoint(root), add_digest(root)};
+                                   add_resume(root), add_checkpoint(root), add_digest(root),
+                                   add_plan(root)};
   for (const auto& command : commands) command.parser->allow_extras();
   return commands;
 }

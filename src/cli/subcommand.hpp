@@ -29,6 +29,7 @@ struct Subcommand {
 [[nodiscard]] Subcommand add_resume(CLI::App& root);
 [[nodiscard]] Subcommand add_checkpoint(CLI::App& root);
 [[nodiscard]] Subcommand add_digest(CLI::App& root);
+[[nodiscard]] Subcommand add_plan(CLI::App& root);
 
 /// A command that runs under mpirun: what the four above share.
 [[nodiscard]] Subcommand add_job_command(CLI::App& root, Command command, const char* description);

@@ -1,13 +1,11 @@
 #include "cycle/budget.hpp"
 
 #include <algorithm>
-#include <array>
 #include <initializer_list>
 
 #include "base/checked.hpp"
 
 namespace awex {
-
 namespace {
 
 uint64_t sum(std::initializer_list<uint64_t> parts) {
@@ -18,19 +16,44 @@ uint64_t sum(std::initializer_list<uint64_t> parts) {
 
 }  // namespace
 
-uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload) {
-  return offload ? sum({needs.trainer_weights, needs.optimizer}) : 0;
+std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload) {
+  const uint64_t weights = needs.trainer_weights;
+  const uint64_t optimizer = needs.optimizer;
+  const uint64_t staging = needs.staging;
+  if (!offload) {
+    const uint64_t all =
+        sum({weights, optimizer, needs.inference_weights, needs.kv_cache, staging});
+    return {{"train", "trainer", "", "the whole cycle", all, 0, 0},
+            {"transfer", "both", "weights", "the whole cycle", all, 0, 0},
+            {"rollout", "inference", "", "the whole cycle", all, 0, 0}};
+  }
+  const uint64_t training = sum({weights, optimizer, staging});
+  const uint64_t moving = sum({weights, needs.inference_weights, staging});
+  const uint64_t serving = sum({needs.inference_weights, needs.kv_cache, staging});
+  const uint64_t kept = sum({weights, optimizer});
+  return {{"train", "trainer", "", "the train step", training, 0, 0},
+          {"offload", "trainer", "optimizer", "the train step", training, optimizer, optimizer},
+          {"resume", "inference", "weights", "the transfer", moving, optimizer, 0},
+          {"transfer", "both", "weights", "the transfer", moving, optimizer, 0},
+          {"offload", "trainer", "weights", "the transfer", moving, kept, weights},
+          {"resume", "inference", "kv_cache", "the rollout", serving, kept, 0},
+          {"rollout", "inference", "", "the rollout", serving, kept, 0},
+          {"resume", "trainer", "weights", "the train step", weights + staging, kept, weights},
+          {"resume", "trainer", "optimizer", "the train step", training, optimizer, optimizer}};
 }
 
 DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload) {
-  const auto& [trainer, optimizer, inference, kv_cache, staging] = needs;
-  if (!offload) return {sum({trainer, optimizer, inference, kv_cache, staging}), "the whole cycle"};
-  const std::array<DevicePeak, 3> moments{
-      DevicePeak{sum({trainer, optimizer, staging}), "the train step"},
-      DevicePeak{sum({trainer, inference, staging}), "the transfer"},
-      DevicePeak{sum({inference, kv_cache, staging}), "the rollout"}};
-  return *std::max_element(moments.begin(), moments.end(),
-                           [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
+  const auto phases = phases_of_cycle(needs, offload);
+  const auto fullest = std::max_element(
+      phases.begin(), phases.end(),
+      [](const auto& a, const auto& b) { return a.device_bytes < b.device_bytes; });
+  return {fullest->device_bytes, fullest->moment};
+}
+
+uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload) {
+  uint64_t most = 0;
+  for (const auto& phase : phases_of_cycle(needs, offload)) most = std::max(most, phase.host_bytes);
+  return most;
 }
 
 }  // namespace awex

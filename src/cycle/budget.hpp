@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace awex {
 
@@ -14,16 +15,30 @@ struct DeviceNeeds {
   uint64_t staging = 0;  ///< For messages between devices; held throughout.
 };
 
+/// A phase of a cycle as one device's two ranks go through it.
+struct CyclePhase {
+  std::string phase;  ///< As reports name it: "train", "offload", "transfer", …
+  std::string role;
+  std::string tag;            ///< Empty when it concerns no memory of its own.
+  std::string moment;         ///< For messages: "the train step", "the transfer", "the rollout".
+  uint64_t device_bytes = 0;  ///< Resident at the fullest moment of the phase.
+  uint64_t host_bytes = 0;    ///< Kept in pinned host memory then.
+  uint64_t link_bytes = 0;    ///< Moved between host and device, either way.
+};
+
+/// The phases of the strictly sequential cycle, in order; without offloading everything is resident
+/// throughout.
+[[nodiscard]] std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload);
+
 /// The fullest moment of a cycle on one device.
 struct DevicePeak {
   uint64_t bytes = 0;
   std::string moment;  ///< "the train step", "the transfer", "the rollout", "the whole cycle".
 };
 
-/// Host memory that the trainer's offloaded bytes take.
-[[nodiscard]] uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload);
-
-/// The peak of the strictly sequential cycle; without offloading everything is resident throughout.
 [[nodiscard]] DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload);
+
+/// The most host memory that the trainer's offloaded bytes take at a time.
+[[nodiscard]] uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload);
 
 }  // namespace awex

@@ -35,6 +35,8 @@ class Planner {
   Planner(const Catalogue& catalogue, const RoleShards& trainers, const RoleShards& inference,
           const Placement& placement);
 
+  /// The bytes of the whole plan, without pieces.
+  [[nodiscard]] const Plan& totals() const { return totals_; }
   /// All pieces: for small worlds.
   [[nodiscard]] Plan whole() const;
   /// The pieces that one device's inference rank receives, and those that its trainer sends.

@@ -93,7 +93,17 @@ class LargeLayout final : public Layout {
         tp_(tp),
         stage_ranks_(ranks / pp),
         pp_(pp),
-        ep_(ep) {}
+        ep_(ep),
+        attention_(pp),
+        experts_(pp * model.experts) {
+    const uint64_t a_stage = (model.layers + pp - 1) / pp;
+    for (const auto& tensor : tensors_) {
+      const uint64_t stage = tensor.layer / a_stage;
+      const bool is_expert = tensor.cut == Cut::kExpert;
+      (is_expert ? experts_[stage * model.experts + tensor.expert] : attention_[stage])
+          .push_back(&tensor);
+    }
+  }
 
   [[nodiscard]] std::string describe() const override {
     return fmt::format("large:tp={},pp={},ep={}", tp_, pp_, ep_);
@@ -110,34 +120,30 @@ class LargeLayout final : public Layout {
     const Part tp{tp_, in_stage % tp_};
     const Part ep{ep_, in_stage % ep_};
     RankLayoutBuilder builder(catalogue_, in_stage / tp_);
-    const uint64_t a_stage = (model_.layers + pp_ - 1) / pp_;
-    for (const auto& tensor : tensors_) {
-      if (tensor.layer / a_stage != stage) continue;
-      add(builder, tensor, tp, ep);
+    for (const auto* tensor : attention_[stage]) add(builder, *tensor, tp);
+    const Range mine = ep.of(model_.experts);
+    for (uint64_t expert = mine.begin; expert < mine.end; ++expert) {
+      for (const auto* tensor : experts_[stage * model_.experts + expert])
+        add(builder, *tensor, {});
     }
     return builder.finish();
   }
 
  private:
-  void add(RankLayoutBuilder& builder, const LargeTensor& tensor, Part tp, Part ep) const {
-    const auto& name = tensor.info.name;
+  static void add(RankLayoutBuilder& builder, const LargeTensor& tensor, Part tp) {
+    // Engines put their own names together; so does this one, at the same cost.
+    const auto parameter = fmt::format("decoder.layers.{}.{}", tensor.layer, tensor.info.name);
     switch (tensor.cut) {
       case Cut::kNone:
-        builder.replicated(name, name, tp);
+      case Cut::kExpert:
+        builder.replicated(parameter, tensor.info.name, tp);
         return;
       case Cut::kRows:
-        builder.split_rows(name, name, tp);
+        builder.split_rows(parameter, tensor.info.name, tp);
         return;
       case Cut::kCols:
-        builder.split_cols(name, name, tp);
+        builder.split_cols(parameter, tensor.info.name, tp);
         return;
-      case Cut::kExpert: {
-        const Range mine = ep.of(model_.experts);
-        if (tensor.expert >= mine.begin && tensor.expert < mine.end) {
-          builder.replicated(name, name, {});
-        }
-        return;
-      }
     }
   }
 
@@ -149,6 +155,8 @@ class LargeLayout final : public Layout {
   uint32_t stage_ranks_;
   uint32_t pp_;
   uint32_t ep_;
+  std::vector<std::vector<const LargeTensor*>> attention_;  ///< By stage: all but experts.
+  std::vector<std::vector<const LargeTensor*>> experts_;    ///< By stage, then by expert.
 };
 
 /// Rank i of both roles on device i, `per_node` devices a node.

@@ -1,0 +1,190 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <memory>
+
+#include "base/checked.hpp"
+#include "base/unique_fd.hpp"
+#include "base/units.hpp"
+#include "cli/options.hpp"
+#include "cli/render_plan.hpp"
+#include "cli/report_files.hpp"
+#include "cli/subcommand.hpp"
+#include "cycle/forecast.hpp"
+#include "model/weights.hpp"
+
+namespace awex {
+namespace {
+
+/// The most GPUs that plan takes: what is larger is a slip of the finger.
+constexpr uint32_t kMostGpus = 65536;
+
+struct PlanOptions {
+  std::string model;
+  std::optional<uint64_t> layers;
+  ForecastOptions forecast;
+  std::optional<uint32_t> listed_gpu;
+  std::string config_path;
+  std::string json_path;
+  TalkOptions talk;
+};
+
+uint32_t parse_gpus(const std::string& text) {
+  const uint64_t gpus = parse_count(text);
+  if (gpus <= kMostGpus) return static_cast<uint32_t>(gpus);
+  throw request_error(fmt::format("{} is more than plan counts", gpus),
+                      fmt::format("write a number from 1 to {}", kMostGpus));
+}
+
+/// Payload bytes per second from a number of GB/s.
+double parse_speed(const std::string& text) {
+  double speed = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, speed);
+  if (error != std::errc{} || stop != end || !std::isfinite(speed) || speed <= 0) {
+    throw request_error(fmt::format("\"{}\" is not a speed", text),
+                        "write a positive number of GB/s, as 55 or 12.5");
+  }
+  return speed * 1e9;
+}
+
+void add_job(CLI::App& parser, PlanOptions& options) {
+  auto& forecast = options.forecast;
+  add_value(parser, "--model", "DIR|preset:NAME",
+            "A Hugging Face checkpoint, or a published shape; required", "",
+            [&options](const std::string& text) { options.model = text; });
+  add_value(parser, "--layers", "N", "Keep the first N layers of the model", "all",
+            [&options](const std::string& text) { options.layers = parse_count(text); });
+  add_value(parser, "--trainer", "SPEC", "Layout of the trainer, ENGINE[:key=value,...]",
+            forecast.trainer, [&forecast](const std::string& text) { forecast.trainer = text; });
+  add_value(parser, "--inference", "SPEC", "Layout of the inference engine, ENGINE[:key=value,...]",
+            forecast.inference,
+            [&forecast](const std::string& text) { forecast.inference = text; });
+  add_value(parser, "--gpus", "N", "GPUs of the cluster, each with a rank of both roles", "1",
+            [&forecast](const std::string& text) { forecast.gpus = parse_gpus(text); });
+  add_value(parser, "--gpus-per-node", "G", "GPUs of a node", "8",
+            [&forecast](const std::string& text) { forecast.gpus_per_node = parse_gpus(text); });
+}
+
+void add_memory(CLI::App& parser, ForecastOptions& forecast) {
+  add_value(parser, "--optimizer", "NAME",
+            "Optimizer state that the trainer holds: adamw (12 bytes an element) or none", "adamw",
+            [&forecast](const std::string& text) {
+              forecast.optimizer = parse_choice<bool>(text, {{"adamw", true}, {"none", false}});
+            });
+  add_value(parser, "--kv-cache", "SIZE", "KV cache of each inference rank; 0 for none",
+            fmt::format("{}MiB", forecast.kv_cache_bytes >> 20),
+            [&forecast](const std::string& text) { forecast.kv_cache_bytes = parse_bytes(text); });
+  add_value(parser, "--gpu-memory", "SIZE", "Budget of a GPU for both roles together",
+            "not compared",
+            [&forecast](const std::string& text) { forecast.gpu_memory = parse_bytes(text); });
+  add_value(parser, "--host-memory", "SIZE", "Budget of a node for pinned host memory",
+            "not compared",
+            [&forecast](const std::string& text) { forecast.host_memory = parse_bytes(text); });
+  parser.add_flag_callback(
+      "--no-offload", [&forecast] { forecast.offload = false; },
+      "The cycle without giving memory back");
+}
+
+void add_links(CLI::App& parser, LinkSpeeds& links) {
+  const auto add = [&](const char* name, const char* help, double LinkSpeeds::*speed) {
+    add_value(parser, name, "GB/s", help, fmt::format("{:.0f}", links.*speed / 1e9),
+              [&links, speed](const std::string& text) { links.*speed = parse_speed(text); });
+  };
+  add("--link-d2h", "Between a GPU and pinned host memory; the default was measured on an H100",
+      &LinkSpeeds::host);
+  add("--link-d2d", "On a GPU, into another layout; the default was measured on an H100",
+      &LinkSpeeds::device);
+  add("--link-node", "Between GPUs of a node; the default is assumed (NVLink 4)",
+      &LinkSpeeds::node);
+  add("--network", "Of a GPU to other nodes; the default is assumed (400 Gb/s)",
+      &LinkSpeeds::network);
+}
+
+void add_output(CLI::App& parser, PlanOptions& options) {
+  add_value(parser, "--list", "GPU", "List the pieces that a GPU receives and sends, and why",
+            "none", [&options](const std::string& text) {
+              uint32_t gpu = 0;
+              const char* end = text.data() + text.size();
+              const auto [stop, error] = std::from_chars(text.data(), end, gpu);
+              if (error != std::errc{} || stop != end) {
+                throw request_error(fmt::format("\"{}\" is not a GPU", text),
+                                    "GPUs are numbered from 0");
+              }
+              options.listed_gpu = gpu;
+            });
+  add_value(parser, "--config", "FILE",
+            "Options as a JSON object, keys without dashes; the command line wins", "",
+            [&options](const std::string& text) { options.config_path = text; });
+  add_value(parser, "--json", "FILE|-",
+            "Write the plan as JSON; - writes it to stdout instead of the tables", "",
+            [&options](const std::string& text) { options.json_path = text; });
+  add_talk_options(parser, options.talk);
+}
+
+void complete(CLI::App& parser, const PlanOptions& options) {
+  if (!options.config_path.empty()) apply_config(parser, options.config_path);
+  if (options.model.empty()) {
+    throw request_error("--model is missing",
+                        "name a checkpoint directory, or try --model preset:tiny-dense");
+  }
+  if (options.listed_gpu && *options.listed_gpu >= options.forecast.gpus) {
+    throw request_error(fmt::format("--list: there is no GPU {}, --gpus is {}", *options.listed_gpu,
+                                    options.forecast.gpus),
+                        "GPUs are numbered from 0");
+  }
+}
+
+/// Where the JSON goes; opened before the work. Not valid when there is none, or stdout is meant.
+UniqueFd open_json(const std::string& path) {
+  if (path.empty() || path == "-") return UniqueFd();
+  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  if (fd.valid()) return fd;
+  const auto error = errno_error(fmt::format("write the plan to {}", path), "open", errno);
+  throw request_error(error.what(), "name a file in a directory that exists and can be written");
+}
+
+ExitCode run_plan(const PlanOptions& options) {
+  log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
+  const UniqueFd json = open_json(options.json_path);
+  const auto write_json = [&](const std::string& text) {
+    if (json.valid()) write_all(json.get(), text, options.json_path);
+    if (options.json_path == "-") write_all(STDOUT_FILENO, text, "stdout");
+  };
+  try {
+    const auto source = open_model(options.model, options.layers);
+    const auto& catalogue = source->catalogue();
+    const auto forecast = make_forecast(catalogue, options.forecast, options.listed_gpu);
+    const auto error = misfit_error(forecast);
+    write_json(render_plan_json(&forecast, &catalogue, options.forecast, error));
+    if (options.json_path != "-") {
+      const TextStyle style{locale_is_utf8(), use_color(options.talk.color, STDOUT_FILENO)};
+      write_all(STDOUT_FILENO, render_plan(forecast, catalogue, options.forecast, style), "stdout");
+    }
+    if (!error) return ExitCode::kOk;
+    log::error(*error);
+    return error->code();
+  } catch (const Error& error) {
+    write_json(render_plan_json(nullptr, nullptr, options.forecast, error));
+    throw;
+  }
+}
+
+}  // namespace
+
+Subcommand add_plan(CLI::App& root) {
+  const auto options = std::make_shared<PlanOptions>();
+  auto* parser = root.add_subcommand(
+      "plan", "Foretell an update without GPUs: what moves where, memory and time");
+  add_job(*parser, *options);
+  add_memory(*parser, options->forecast);
+  add_links(*parser, options->forecast.links);
+  add_output(*parser, *options);
+  return {parser, [parser, options] { complete(*parser, *options); },
+          [options](int* /*argc*/, char*** /*argv*/) { return run_plan(*options); }};
+}
+
+}  // namespace awex
