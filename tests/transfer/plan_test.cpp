@@ -33,7 +33,7 @@ struct World {
   Placement placement;
   std::vector<RankLayout> trainers;
   std::vector<RankLayout> inference;
-  std::vector<std::vector<Identity>> trainer_regions;  ///< By trainer rank, by element.
+  std::vector<std::vector<Identity>> trainer_regions;  ///< By trainer rank, by byte.
   std::vector<std::vector<Identity>> inference_regions;
 
   [[nodiscard]] uint64_t element() const { return element_bytes(catalogue.config().dtype); }
@@ -52,7 +52,7 @@ std::vector<std::vector<Identity>> regions_of(const EngineCase& engine, const Ca
   std::vector<std::vector<Identity>> regions;
   for (uint32_t rank = 0; rank < layouts.size(); ++rank) {
     regions.push_back(
-        expected_region(expected_contents(engine, catalogue, rank), layouts[rank], catalogue));
+        expected_region(expected_contents(engine, catalogue, rank, layouts.size()), layouts[rank]));
   }
   return regions;
 }
@@ -114,13 +114,14 @@ std::vector<RankLayout> random_tiling(Dice& dice, uint64_t side, uint32_t ranks,
       const uint64_t rank = dice.below(ranks);
       auto& region = regions[rank];
       layouts[rank].shards.push_back({.box = tile,
-                                      .offset_bytes = region.size() * element,
+                                      .offset_bytes = region.size(),
                                       .row_stride = tile.cols.size() + 1});
       for (uint64_t row = tile.rows.begin; row < tile.rows.end; ++row) {
         for (uint64_t col = tile.cols.begin; col < tile.cols.end; ++col) {
           region.push_back(identity_of(0, row * side + col));
+          region.insert(region.end(), element - 1, kRest);
         }
-        region.push_back(kPadding);
+        region.insert(region.end(), element, kPadding);
       }
     }
   }
@@ -159,7 +160,7 @@ class Holdings {
       on_device.resize(base_.back());
       on_node.resize(base_.back());
       for (const Identity id : world.trainer_regions[rank]) {
-        if (id == kPadding) continue;
+        if (id == kPadding || id == kRest) continue;
         on_device[flat(id)] = true;
         on_node[flat(id)] = true;
       }
@@ -196,7 +197,7 @@ class Execution {
 
   /// What is wrong with the piece, or empty.
   std::string carry_out(const Piece& piece) {
-    const uint64_t size = world_.element();
+    const uint64_t size = element_size(piece);
     if (piece.source >= world_.trainers.size()) return "from a trainer that does not exist";
     if (piece.target >= world_.inference.size()) return "to a rank that does not exist";
     if (piece.box.empty()) return "an empty piece";
@@ -237,17 +238,22 @@ class Execution {
   uint64_t not_on_device_bytes = 0;  ///< Of elements that no trainer on the target's device holds.
 
  private:
+  [[nodiscard]] uint64_t element_size(const Piece& piece) const {
+    return element_bytes(world_.catalogue.tensors().at(piece.tensor).dtype);
+  }
+
   std::string copy(const Piece& piece, uint64_t from, uint64_t to, Identity id) {
-    const uint64_t size = world_.element();
+    const uint64_t size = element_size(piece);
     const auto& source = world_.trainer_regions[piece.source];
     auto& target = arrived_[piece.target];
-    if (from % size != 0 || to % size != 0) return "an offset within an element";
-    if (from / size >= source.size() || to / size >= target.size()) return "beyond a region";
-    if (source[from / size] != id) {
-      return "the source has " + describe_identity(world_.catalogue, source[from / size]);
+    if (from + size > source.size() || to + size > target.size()) return "beyond a region";
+    if (source[from] != id) {
+      return "the source has " + describe_identity(world_.catalogue, source[from]);
     }
-    if (target[to / size].has_value()) return "written twice";
-    target[to / size] = id;
+    for (uint64_t byte = to; byte < to + size; ++byte) {
+      if (target[byte].has_value()) return "written twice";
+      target[byte] = byte == to ? id : kRest;
+    }
     return count(piece, id);
   }
 
@@ -256,8 +262,8 @@ class Execution {
     const uint32_t to = world_.placement.inference_device[piece.target];
     const uint32_t node = world_.placement.device_node[to];
     const bool on_device = holdings_.device_holds(to, id);
-    (from == to ? local_bytes : remote_bytes) += world_.element();
-    if (!on_device) not_on_device_bytes += world_.element();
+    (from == to ? local_bytes : remote_bytes) += element_size(piece);
+    if (!on_device) not_on_device_bytes += element_size(piece);
     if (on_device && from != to) return "came from another device though its own has it";
     if (holdings_.node_holds(node, id) && world_.placement.device_node[from] != node) {
       return "came from another node though its own has it";
@@ -299,7 +305,7 @@ bool same_piece(const Piece& a, const Piece& b) {
 
 /// A trainer that does not hold the whole box where the piece looks for it.
 std::optional<uint32_t> wrong_source(const World& world, const Piece& piece) {
-  const uint64_t first = piece.source_offset / world.element();
+  const uint64_t first = piece.source_offset;
   const Identity id = world.trainer_regions[piece.source].at(first);
   for (uint32_t rank = 0; rank < world.trainers.size(); ++rank) {
     const auto& region = world.trainer_regions[rank];
@@ -561,7 +567,7 @@ TEST_CASE("copies of tensors are counted over the role") {
     std::vector<uint64_t> elements(world.catalogue.tensors().size(), 0);
     for (const auto& region : regions) {
       for (const Identity id : region) {
-        if (id != kPadding) ++elements.at(tensor_of(id));
+        if (id != kPadding && id != kRest) ++elements.at(tensor_of(id));
       }
     }
     const auto copies = copies_of_tensors(world.catalogue, ranks);

@@ -1,0 +1,58 @@
+// FSDP2 under tensor parallelism: torch/distributed/fsdp/_fully_shard/_fsdp_param.py, torch.chunk.
+#include <algorithm>
+
+#include "support/oracle_writer.hpp"
+
+namespace awex::test {
+namespace {
+
+bool contains(const std::string& name, const std::string& part) {
+  return name.find(part) != std::string::npos;
+}
+
+/// As torch.chunk: every chunk but the last ones has ceil(rows / count) rows.
+IdMatrix chunk(const IdMatrix& m, Slice slice) {
+  const uint64_t rows = padded_to(m.rows, slice.count) / slice.count;
+  const uint64_t first = std::min(slice.index * rows, m.rows);
+  return rows_of(m, first, std::min(rows, m.rows - first));
+}
+
+/// Column-parallel layers and the vocabulary are split in rows, row-parallel ones in columns.
+IdMatrix tensor_part(const IdMatrix& m, const std::string& name, Slice tp) {
+  for (const char* part : {"o_proj.", "down_proj."}) {
+    if (contains(name, part)) return col_part(m, tp, name);
+  }
+  for (const char* part : {"q_proj.", "k_proj.", "v_proj.", "gate_proj.", "up_proj.", "q_b_proj.",
+                           "kv_b_proj.", "embed_tokens.", "lm_head."}) {
+    if (contains(name, part)) return row_part(m, tp, name);
+  }
+  return m;
+}
+
+class Fsdp : public Writer {
+ public:
+  using Writer::Writer;
+  RankContents contents(Slice tp, Slice shard) {
+    divide(config().heads, tp.count, "attention heads");
+    if (!contains(catalogue().tensors().at(1).name, "kv_b")) {
+      divide(config().kv_heads, tp.count, "KV heads");
+    }
+    for (const TensorInfo& tensor : catalogue().tensors()) {
+      put(tensor.name, chunk(tensor_part(canonical(tensor.name), tensor.name, tp), shard));
+    }
+    return take();
+  }
+};
+
+}  // namespace
+
+RankContents fsdp_contents(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank,
+                           uint64_t ranks) {
+  const uint64_t shard = engine.number("shard");
+  const uint64_t replicate =
+      divide(ranks, engine.tp * shard, "ranks over tp and shard");
+  const auto place = grid_place(rank, {engine.tp, shard, replicate});
+  return Fsdp(catalogue).contents({engine.tp, place[0]}, {shard, place[1]});
+}
+
+}  // namespace awex::test
