@@ -9,7 +9,8 @@
 
 namespace awex {
 
-enum class Architecture : uint8_t { kLlama, kQwen2, kQwen3, kQwen3Moe };
+/// kDeepseekV3 stands for Kimi-K2 too, which is the same class of transformers.
+enum class Architecture : uint8_t { kLlama, kQwen2, kQwen3, kQwen3Moe, kDeepseekV3, kGlm4Moe };
 
 /// What the product needs of a Hugging Face config.json. Sizes are in elements.
 struct ModelConfig {
@@ -18,21 +19,44 @@ struct ModelConfig {
   uint64_t layers = 0;
   uint64_t hidden = 0;
   uint64_t heads = 0;
-  uint64_t kv_heads = 0;
-  uint64_t head_dim = 0;  ///< May differ from hidden / heads (Qwen3).
+  uint64_t kv_heads = 0;  ///< With MLA there is one a query head.
+  uint64_t head_dim = 0;  ///< May differ from hidden / heads (Qwen3). 0 with MLA.
   uint64_t intermediate = 0;
   uint64_t vocab = 0;
   bool tied_embeddings = false;
   bool attention_bias = false;  ///< q, k and v have a bias.
   bool qk_norm = false;         ///< q_norm and k_norm over head_dim.
-  uint64_t experts = 0;         ///< 0 for a dense model.
+
+  /// @name Multi-head latent attention (MLA), 0 without it. Of a head, q and k are the nope part,
+  /// then the rope part; in kv_b_proj a head is the nope part of k, then v.
+  /// @{
+  uint64_t q_lora_rank = 0;  ///< 0 also where q is projected at once, by q_proj.
+  uint64_t kv_lora_rank = 0;
+  uint64_t qk_nope_head_dim = 0;
+  uint64_t qk_rope_head_dim = 0;
+  uint64_t v_head_dim = 0;
+  /// @}
+
+  uint64_t experts = 0;  ///< Routed ones; 0 for a dense model.
   uint64_t moe_intermediate = 0;
   uint64_t experts_per_token = 0;
+  uint64_t shared_experts = 0;  ///< They are one MLP of shared_experts * moe_intermediate.
+  bool has_score_correction_bias = false;  ///< The router has e_score_correction_bias, in fp32.
+  uint64_t first_k_dense_replace = 0;      ///< Layers before this one have no experts.
   uint64_t decoder_sparse_step = 1;
   std::set<uint64_t> mlp_only_layers;
 
-  /// Whether layer `layer` has experts: `experts` > 0, the layer is not in mlp_only_layers, and
-  /// layer + 1 is a multiple of decoder_sparse_step (transformers, modeling_qwen3_moe.py).
+  /// Layers for multi-token prediction (MTP) that a checkpoint holds behind the others, with
+  /// indices from `layers` on. They are no part of the catalogue: they only draft tokens for
+  /// speculative decoding, and no engine here holds them.
+  uint64_t mtp_layers = 0;
+
+  /// Whether attention is MLA.
+  [[nodiscard]] bool is_mla() const { return kv_lora_rank > 0; }
+
+  /// Whether layer `layer` has experts: `experts` > 0, the layer is neither among the first
+  /// first_k_dense_replace (modeling_deepseek_v3.py, modeling_glm4_moe.py) nor in mlp_only_layers,
+  /// and layer + 1 is a multiple of decoder_sparse_step (modeling_qwen3_moe.py, all transformers).
   [[nodiscard]] bool is_moe_layer(uint64_t layer) const;
 
   bool operator==(const ModelConfig&) const = default;
@@ -46,8 +70,8 @@ struct ModelConfig {
 /// The config.json text that parse_config reads back to the same config.
 [[nodiscard]] std::string config_to_json(const ModelConfig& config);
 
-/// The config with its first `layers` layers only. Throws a request error that names `model` unless
-/// 1 <= layers <= config.layers.
+/// The config with its first `layers` layers only, thus without MTP layers. Throws a request error
+/// that names `model` unless 1 <= layers <= config.layers.
 [[nodiscard]] ModelConfig keep_first_layers(ModelConfig config, uint64_t layers,
                                             const std::string& model);
 
