@@ -34,11 +34,11 @@ class Fsdp : public Writer {
   using Writer::Writer;
   RankContents contents(Slice tp, Slice shard) {
     divide(config().heads, tp.count, "attention heads");
-    if (!contains(catalogue().tensors().at(1).name, "kv_b")) {
-      divide(config().kv_heads, tp.count, "KV heads");
-    }
+    divide(config().kv_heads, tp.count, "KV heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
-      put(tensor.name, chunk(tensor_part(canonical(tensor.name), tensor.name, tp), shard));
+      IdMatrix held = chunk(tensor_part(canonical(tensor.name), tensor.name, tp), shard);
+      // A layout has no parameters without elements.
+      if (held.rows > 0) put(tensor.name, std::move(held));
     }
     return take();
   }
@@ -48,9 +48,10 @@ class Fsdp : public Writer {
 
 RankContents fsdp_contents(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank,
                            uint64_t ranks) {
-  const uint64_t shard = engine.number("shard");
-  const uint64_t replicate =
-      divide(ranks, engine.tp * shard, "ranks over tp and shard");
+  const uint64_t left = divide(ranks, engine.tp, "ranks over tp");
+  const uint64_t shard = engine.number("shard", left);
+  const uint64_t replicate = divide(left, shard, "ranks over tp and shard");
+  if (engine.number("replicate", replicate) != replicate) throw DoesNotDivide{"replicate"};
   const auto place = grid_place(rank, {engine.tp, shard, replicate});
   return Fsdp(catalogue).contents({engine.tp, place[0]}, {shard, place[1]});
 }

@@ -11,7 +11,8 @@ namespace {
 /// What a rank does, whichever of the two engines it is of.
 struct Seat {
   uint64_t stage = 0;
-  Slice tensor;     ///< Dense MLPs and shared experts.
+  Slice dense;      ///< Dense MLPs.
+  Slice shared;     ///< Shared experts.
   Slice attention;  ///< Heads.
   Slice embedding;
   Slice head;
@@ -34,12 +35,13 @@ Seat sglang_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
   const uint64_t t = rank % tp;
   Seat seat;
   seat.stage = rank / tp % engine.number("pp");
-  seat.tensor = {tp, t};
+  const Slice tensor{tp, t};
+  seat.dense = engine.text("dense_mlp", "tp") == "tp" ? tensor : Slice{};
+  seat.shared = engine.text("shared_experts", "tp") == "tp" ? tensor : Slice{};
   seat.attention = {attention, t % attention};
-  const std::string embed =
-      engine.text("embed", engine.number("attn_dp") > 1 ? "replicated" : "tp");
-  seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? seat.tensor : seat.attention;
-  seat.head = engine.on("dp_lm_head") ? seat.attention : seat.tensor;
+  const std::string embed = engine.text("embed", "attn_tp");
+  seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : seat.attention;
+  seat.head = engine.on("dp_lm_head") ? seat.attention : tensor;
   seat.expert = {inside, t % inside};
   const uint64_t local = divide(experts, ep, "experts");
   seat.experts = counting(t / inside % ep * local, local);
@@ -50,17 +52,19 @@ Seat sglang_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
 Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
   const uint64_t tp = engine.tp;
   const uint64_t dp = engine.number("dp");
-  const auto place = grid_place(rank % (tp * engine.number("pp") * dp),
-                                {tp, engine.number("pp"), dp});
+  const auto place =
+      grid_place(rank % (tp * engine.number("pp") * dp), {tp, engine.number("pp"), dp});
   Seat seat;
   seat.stage = place[1];
-  seat.tensor = seat.attention = seat.embedding = seat.head = {tp, place[0]};
+  seat.dense = seat.shared = seat.attention = seat.embedding = seat.head = {tp, place[0]};
   const Slice flat{dp * tp, place[2] * tp + place[0]};
+  if (engine.text("shared_experts", "tp") != "tp") seat.shared = {};
   if (!engine.on("ep")) {
     seat.expert = flat;
     seat.experts = counting(0, experts);
     return seat;
   }
+  if (experts > 0 && experts < flat.count) throw DoesNotDivide{"a rank without experts"};
   uint64_t first = 0;
   for (uint64_t part = 0; part <= flat.index; ++part) {
     const uint64_t count = experts / flat.count + (part < experts % flat.count ? 1 : 0);
@@ -106,7 +110,9 @@ class Inference : public Writer {
     for (const TensorInfo& tensor : catalogue().tensors()) {
       const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
       if (tensor.name.find("gate_proj") == std::string::npos) continue;
-      divide(tensor.rows, expert ? seat_.expert.count : seat_.tensor.count, tensor.name);
+      const bool shared = tensor.name.find(".shared_experts.") != std::string::npos;
+      const Slice& slice = expert ? seat_.expert : shared ? seat_.shared : seat_.dense;
+      if (!shared || !seat_.fuses_shared) divide(tensor.rows, slice.count, tensor.name);
     }
     const uint64_t vocab = padded_to(config().vocab, 64);
     divide(vocab, seat_.embedding.count, "vocabulary");
@@ -135,7 +141,7 @@ class Inference : public Writer {
     if (has(at + "mlp.gate.weight")) {
       write_experts(at + "mlp.");
     } else {
-      write_mlp(at + "mlp.");
+      write_mlp(at + "mlp.", seat_.dense);
     }
   }
 
@@ -175,9 +181,9 @@ class Inference : public Writer {
         row_part(canonical(at + "q_b_proj.weight"), seat_.attention, "q_b_proj rows"));
   }
 
-  void write_mlp(const std::string& at) {
-    put(at + "gate_up_proj.weight", gate_up(at, seat_.tensor));
-    put(at + "down_proj.weight", down(at, seat_.tensor));
+  void write_mlp(const std::string& at, Slice slice) {
+    put(at + "gate_up_proj.weight", gate_up(at, slice));
+    put(at + "down_proj.weight", down(at, slice));
   }
 
   void write_experts(const std::string& at) {
@@ -187,12 +193,12 @@ class Inference : public Writer {
     for (const uint64_t e : seat_.experts) held.push_back(fmt::format("{}experts.{}.", at, e));
     if (has(at + "shared_experts.gate_proj.weight")) {
       if (seat_.fuses_shared) {
+        if (config().shared_experts != 1) throw DoesNotDivide{"shared experts of another size"};
         held.push_back(at + "shared_experts.");
       } else {
-        write_mlp(at + "shared_experts.");
+        write_mlp(at + "shared_experts.", seat_.shared);
       }
     }
-    if (held.empty()) return;
     std::vector<IdMatrix> w13;
     std::vector<IdMatrix> w2;
     for (const std::string& expert : held) {
@@ -212,6 +218,7 @@ class Inference : public Writer {
 
 std::vector<std::vector<uint64_t>> inference_stages(const EngineCase& engine, uint64_t layers) {
   const uint64_t pp = engine.number("pp");
+  if (pp > layers) throw DoesNotDivide{"a pipeline stage without layers"};
   std::vector<uint64_t> sizes(pp, layers / pp);
   const uint64_t more = layers % pp;
   for (uint64_t i = 0; i < more; ++i) {
@@ -221,8 +228,8 @@ std::vector<std::vector<uint64_t>> inference_stages(const EngineCase& engine, ui
   return deal_layers(sizes, layers);
 }
 
-RankContents inference_contents(const EngineCase& engine, const Catalogue& catalogue,
-                                uint64_t rank, uint64_t ranks) {
+RankContents inference_contents(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank,
+                                uint64_t ranks) {
   const uint64_t dp = engine.engine == "vllm" ? engine.number("dp") : 1;
   divide(ranks, engine.tp * engine.number("pp") * dp, "ranks over the engine's own");
   return Inference(engine, catalogue, rank).contents();

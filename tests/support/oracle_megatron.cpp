@@ -29,13 +29,13 @@ std::string spell_out(const std::string& text) {
   return out;
 }
 
-std::vector<uint64_t> sizes_of_custom_layout(const std::string& text, uint64_t chunks) {
+std::vector<uint64_t> sizes_of_custom_layout(const std::string& text, uint64_t pp) {
   std::vector<uint64_t> sizes{0};
   for (const char c : spell_out(text)) {
     if (c == '|') sizes.push_back(0);
     if (c == 't') ++sizes.back();
   }
-  if (sizes.size() != chunks) throw DoesNotDivide{"a custom layout of other stages"};
+  divide(sizes.size(), pp, "stages of a custom layout");
   return sizes;
 }
 
@@ -96,7 +96,10 @@ class Megatron : public Writer {
       if (i == 0) put("embedding.word_embeddings.weight", vocabulary("model.embed_tokens.weight"));
       uint64_t local = 0;
       for (const uint64_t layer : chunks[i]) write_layer(layer, local++);
-      if (i + 1 == chunks.size()) write_end(i == 0);
+      if (i == norm_chunk(chunks)) {
+        put(chunk_ + "decoder.final_layernorm.weight", canonical("model.norm.weight"));
+      }
+      if (i + 1 == chunks.size()) write_output(i == 0);
     }
     return take();
   }
@@ -120,8 +123,15 @@ class Megatron : public Writer {
                     "vocabulary");
   }
 
-  void write_end(bool also_first) {
-    put(chunk_ + "decoder.final_layernorm.weight", canonical("model.norm.weight"));
+  /// Layers for multi-token prediction take the last layer's output normed.
+  [[nodiscard]] uint64_t norm_chunk(const std::vector<std::vector<uint64_t>>& chunks) const {
+    uint64_t at = chunks.size() - 1;
+    if (engine_.text("layout", "").find('m') == std::string::npos) return at;
+    while (chunks.at(at).empty()) --at;
+    return at;
+  }
+
+  void write_output(bool also_first) {
     if (has("lm_head.weight")) {
       put(chunk_ + "output_layer.weight", vocabulary("lm_head.weight"));
     } else if (!also_first) {
@@ -249,7 +259,7 @@ std::vector<std::vector<uint64_t>> megatron_chunks(const EngineCase& engine, uin
   const uint64_t pp = engine.number("pp");
   const uint64_t vpp = engine.number("vpp");
   if (const std::string custom = engine.text("layout", ""); !custom.empty()) {
-    return deal_layers(sizes_of_custom_layout(custom, pp * vpp), layers);
+    return deal_layers(sizes_of_custom_layout(custom, pp), layers);
   }
   if (engine.on("account_for_embedding") || engine.on("account_for_loss")) {
     return deal_layers(sizes_with_ends(engine, layers, pp, vpp), layers);

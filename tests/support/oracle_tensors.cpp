@@ -1,4 +1,5 @@
-// The canonical tensors of transformers' models/{llama,qwen2,qwen3,qwen3_moe}/modeling_*.py.
+// The canonical tensors of transformers' models/{llama,qwen2,qwen3,qwen3_moe,deepseek_v3,
+// glm4_moe}/modeling_*.py.
 #include <fmt/format.h>
 
 #include "support/oracle.hpp"
@@ -28,7 +29,7 @@ class Shapes {
     at_ = fmt::format("model.layers.{}.", layer);
     shape("input_layernorm.weight", config_.hidden, 1);
     shape("post_attention_layernorm.weight", config_.hidden, 1);
-    add_attention();
+    config_.kv_lora_rank > 0 ? add_latent_attention() : add_attention();
     if (has_experts(layer)) {
       add_experts();
     } else {
@@ -38,7 +39,7 @@ class Shapes {
 
   [[nodiscard]] bool has_experts(uint64_t layer) const {
     return config_.experts > 0 && config_.mlp_only_layers.count(layer) == 0 &&
-           (layer + 1) % config_.decoder_sparse_step == 0;
+           layer >= config_.first_k_dense_replace && (layer + 1) % config_.decoder_sparse_step == 0;
   }
 
   void add_attention() {
@@ -55,6 +56,23 @@ class Shapes {
     }
   }
 
+  void add_latent_attention() {
+    const uint64_t qk = config_.qk_nope_head_dim + config_.qk_rope_head_dim;
+    const uint64_t kv = config_.kv_lora_rank;
+    if (config_.q_lora_rank == 0) {
+      shape("self_attn.q_proj.weight", config_.heads * qk, config_.hidden);
+    } else {
+      shape("self_attn.q_a_proj.weight", config_.q_lora_rank, config_.hidden);
+      shape("self_attn.q_a_layernorm.weight", config_.q_lora_rank, 1);
+      shape("self_attn.q_b_proj.weight", config_.heads * qk, config_.q_lora_rank);
+    }
+    shape("self_attn.kv_a_proj_with_mqa.weight", kv + config_.qk_rope_head_dim, config_.hidden);
+    shape("self_attn.kv_a_layernorm.weight", kv, 1);
+    shape("self_attn.kv_b_proj.weight",
+          config_.heads * (config_.qk_nope_head_dim + config_.v_head_dim), kv);
+    shape("self_attn.o_proj.weight", config_.hidden, config_.heads * config_.v_head_dim);
+  }
+
   void add_mlp(const std::string& mlp, uint64_t intermediate) {
     shape(mlp + "gate_proj.weight", intermediate, config_.hidden);
     shape(mlp + "up_proj.weight", intermediate, config_.hidden);
@@ -65,6 +83,12 @@ class Shapes {
     shape("mlp.gate.weight", config_.experts, config_.hidden);
     for (uint64_t e = 0; e < config_.experts; ++e) {
       add_mlp(fmt::format("mlp.experts.{}.", e), config_.moe_intermediate);
+    }
+    if (config_.has_score_correction_bias) {
+      shape("mlp.gate.e_score_correction_bias", config_.experts, 1);
+    }
+    if (config_.shared_experts > 0) {
+      add_mlp("mlp.shared_experts.", config_.shared_experts * config_.moe_intermediate);
     }
   }
 

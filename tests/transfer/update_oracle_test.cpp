@@ -307,9 +307,8 @@ TEST_CASE("every mix of tensor parallel sizes delivers every byte") {
 
 TEST_CASE("whole models on either side") {
   const uint64_t tp = tensor_parallel_sizes().back();
-  for (const UpdateCase& update :
-       {UpdateCase{"preset:tiny-moe", 1, {"hf"}, {"sglang", tp}},
-        UpdateCase{"preset:tiny-dense", 1, {"megatron", tp}, {"hf"}}}) {
+  for (const UpdateCase& update : {UpdateCase{"preset:tiny-moe", 1, {"hf"}, {"sglang", tp}},
+                                   UpdateCase{"preset:tiny-dense", 1, {"megatron", tp}, {"hf"}}}) {
     if (!run_update(update)) return;
   }
 }
