@@ -20,9 +20,8 @@ void RankLayoutBuilder::begin(std::string name) {
   open_ = true;
 }
 
-void RankLayoutBuilder::add(std::string_view tensor, Box box, Part copies) {
-  const uint32_t index = catalogue_.index_of(tensor);
-  const TensorInfo& info = catalogue_.tensors()[index];
+void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies) {
+  const TensorInfo& info = this->info(tensor);
   Parameter& parameter = layout_.parameters.back();
   if (parameter.cols == 0) {
     parameter.cols = box.cols.size();
@@ -30,10 +29,10 @@ void RankLayoutBuilder::add(std::string_view tensor, Box box, Part copies) {
   }
   if (parameter.cols != box.cols.size() || parameter.dtype != info.dtype) {
     throw runtime_error(fmt::format("parameter {} stacks {} on rows of another width or dtype",
-                                    parameter.name, tensor));
+                                    parameter.name, info.name));
   }
   if (box.empty()) return;
-  layout_.shards.push_back({.tensor = index,
+  layout_.shards.push_back({.tensor = tensor,
                             .parameter = narrow<uint32_t>(layout_.parameters.size() - 1),
                             .replica = replica_group_ * copies.count + copies.index,
                             .box = box,
@@ -44,39 +43,39 @@ void RankLayoutBuilder::add(std::string_view tensor, Box box, Part copies) {
 
 void RankLayoutBuilder::pad_rows(uint64_t rows) { layout_.parameters.back().rows += rows; }
 
-void RankLayoutBuilder::add_rows(std::string_view tensor, Part group) {
-  const TensorInfo& info = catalogue_.tensors()[catalogue_.index_of(tensor)];
+void RankLayoutBuilder::add_rows(uint32_t tensor, Part group) {
+  const TensorInfo& info = this->info(tensor);
   add(tensor, {group.of(info.rows), {0, info.cols}}, {});
 }
 
-void RankLayoutBuilder::add_cols(std::string_view tensor, Part group) {
-  const TensorInfo& info = catalogue_.tensors()[catalogue_.index_of(tensor)];
+void RankLayoutBuilder::add_cols(uint32_t tensor, Part group) {
+  const TensorInfo& info = this->info(tensor);
   add(tensor, {{0, info.rows}, group.of(info.cols)}, {});
 }
 
-void RankLayoutBuilder::replicated(std::string name, std::string_view tensor, Part group) {
+void RankLayoutBuilder::replicated(std::string name, uint32_t tensor, Part group) {
   begin(std::move(name));
-  const TensorInfo& info = catalogue_.tensors()[catalogue_.index_of(tensor)];
+  const TensorInfo& info = this->info(tensor);
   add(tensor, {{0, info.rows}, {0, info.cols}}, group);
 }
 
-void RankLayoutBuilder::split_rows(std::string name, std::string_view tensor, Part group) {
+void RankLayoutBuilder::split_rows(std::string name, uint32_t tensor, Part group) {
   begin(std::move(name));
   add_rows(tensor, group);
 }
 
-void RankLayoutBuilder::split_cols(std::string name, std::string_view tensor, Part group) {
+void RankLayoutBuilder::split_cols(std::string name, uint32_t tensor, Part group) {
   begin(std::move(name));
   add_cols(tensor, group);
 }
 
-void RankLayoutBuilder::split_padded_rows(std::string name, std::string_view tensor,
-                                          uint64_t padded_rows, Part group) {
+void RankLayoutBuilder::split_padded_rows(std::string name, uint32_t tensor, uint64_t padded_rows,
+                                          Part group, Part copies) {
   begin(std::move(name));
-  const TensorInfo& info = catalogue_.tensors()[catalogue_.index_of(tensor)];
+  const TensorInfo& info = this->info(tensor);
   const Range wanted = group.of(padded_rows);
   const Range held = intersect(wanted, {0, info.rows});
-  add(tensor, {held, {0, info.cols}}, {});
+  add(tensor, {held, {0, info.cols}}, copies);
   pad_rows(wanted.size() - held.size());
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "layout/layout.hpp"
 
@@ -33,35 +34,62 @@ class RankLayoutBuilder {
       : catalogue_(catalogue), replica_group_(replica_group) {}
 
   [[nodiscard]] const Catalogue& catalogue() const { return catalogue_; }
+  [[nodiscard]] const TensorInfo& info(uint32_t tensor) const {
+    return catalogue_.tensors()[tensor];
+  }
+
+  /// The data-parallel index for what follows: experts have other replicas than the rest.
+  void set_replica_group(uint32_t replica_group) { replica_group_ = replica_group; }
 
   /// Begins a parameter; the row blocks that follow are its own.
   void begin(std::string name);
   /// Adds a box of a canonical tensor. `copies` tells how many ranks of the same group hold this
   /// block, and which of them this rank is.
-  void add(std::string_view tensor, Box box, Part copies);
+  void add(uint32_t tensor, Box box, Part copies);
+  void add(std::string_view tensor, Box box, Part copies) { add(index(tensor), box, copies); }
   /// Adds rows that hold no canonical element.
   void pad_rows(uint64_t rows);
 
-  /// Whole parameters of common kinds.
+  /// Whole parameters of common kinds, of a tensor by its index in the catalogue, which costs no
+  /// search, or by its name.
   /// The whole tensor, on every rank of `group`.
-  void replicated(std::string name, std::string_view tensor, Part group);
+  void replicated(std::string name, uint32_t tensor, Part group);
+  void replicated(std::string name, std::string_view tensor, Part group) {
+    replicated(std::move(name), index(tensor), group);
+  }
   /// Rows split over `group`.
-  void split_rows(std::string name, std::string_view tensor, Part group);
+  void split_rows(std::string name, uint32_t tensor, Part group);
+  void split_rows(std::string name, std::string_view tensor, Part group) {
+    split_rows(std::move(name), index(tensor), group);
+  }
   /// Columns split over `group`.
-  void split_cols(std::string name, std::string_view tensor, Part group);
-  /// Rows of a tensor padded to `padded_rows` (which must divide), split over `group`.
+  void split_cols(std::string name, uint32_t tensor, Part group);
+  void split_cols(std::string name, std::string_view tensor, Part group) {
+    split_cols(std::move(name), index(tensor), group);
+  }
+  /// Rows of a tensor padded to `padded_rows` (which must divide), split over `group`. `copies`
+  /// as for add().
+  void split_padded_rows(std::string name, uint32_t tensor, uint64_t padded_rows, Part group,
+                         Part copies = {});
   void split_padded_rows(std::string name, std::string_view tensor, uint64_t padded_rows,
-                         Part group);
+                         Part group, Part copies = {}) {
+    split_padded_rows(std::move(name), index(tensor), padded_rows, group, copies);
+  }
 
   /// Adds this rank's part of the rows, or columns, of a whole tensor to the open parameter.
-  void add_rows(std::string_view tensor, Part group);
-  void add_cols(std::string_view tensor, Part group);
+  void add_rows(uint32_t tensor, Part group);
+  void add_rows(std::string_view tensor, Part group) { add_rows(index(tensor), group); }
+  void add_cols(uint32_t tensor, Part group);
+  void add_cols(std::string_view tensor, Part group) { add_cols(index(tensor), group); }
 
   /// Ends the last parameter and returns all.
   [[nodiscard]] RankLayout finish();
 
  private:
   void end_parameter();
+  [[nodiscard]] uint32_t index(std::string_view tensor) const {
+    return catalogue_.index_of(tensor);
+  }
 
   const Catalogue& catalogue_;
   uint32_t replica_group_;

@@ -6,6 +6,7 @@
 #include "layout/megatron.hpp"
 #include "layout/sglang.hpp"
 #include "layout/spec.hpp"
+#include "layout/vllm.hpp"
 
 namespace awex {
 namespace {
@@ -36,8 +37,10 @@ std::unique_ptr<Layout> make_trainer_layout(std::string_view spec, const Catalog
 
 std::unique_ptr<Layout> make_inference_layout(std::string_view spec, const Catalogue& catalogue,
                                               uint32_t ranks) {
-  return make_layout("inference", {{"hf", make_hf_layout}, {"sglang", make_sglang_layout}}, spec,
-                     catalogue, ranks);
+  return make_layout(
+      "inference",
+      {{"hf", make_hf_layout}, {"sglang", make_sglang_layout}, {"vllm", make_vllm_layout}}, spec,
+      catalogue, ranks);
 }
 
 }  // namespace awex

@@ -1,133 +1,84 @@
 #include "layout/sglang.hpp"
 
-#include "base/checked.hpp"
+#include <string>
+#include <utility>
+
+#include "base/error.hpp"
 #include "layout/builder.hpp"
+#include "layout/fused.hpp"
 
 namespace awex {
 namespace {
 
-class SglangLayout final : public Layout {
- public:
-  SglangLayout(const Catalogue& catalogue, uint32_t tp, uint32_t ranks)
-      : catalogue_(catalogue), config_(catalogue.config()), tp_(tp), ranks_(ranks) {}
+struct Options {
+  uint32_t tp = 1;
+  uint32_t pp = 1;
+  uint32_t ep = 1;
+  uint32_t attn_dp = 1;
+  std::string embed;
+  bool dp_lm_head = false;
+  bool fuse_shared = false;
+  std::string dense_mlp;
+  std::string shared_experts;
 
-  [[nodiscard]] std::string describe() const override { return fmt::format("sglang:tp={}", tp_); }
-  [[nodiscard]] uint32_t ranks() const override { return ranks_; }
-
-  [[nodiscard]] RankLayout rank_layout(uint32_t rank) const override {
-    RankLayoutBuilder builder(catalogue_, rank / tp_);
-    const Part tp{tp_, rank % tp_};
-    builder.split_padded_rows("model.embed_tokens.weight", "model.embed_tokens.weight",
-                              padded_vocab(config_), tp);
-    for (uint64_t layer = 0; layer < config_.layers; ++layer) add_layer(builder, layer, tp);
-    builder.replicated("model.norm.weight", "model.norm.weight", tp);
-    if (!config_.tied_embeddings) {
-      builder.split_padded_rows("lm_head.weight", "lm_head.weight", padded_vocab(config_), tp);
-    }
-    return builder.finish();
+  /// tp always, the others where they are not what they are by default.
+  [[nodiscard]] std::string text() const {
+    std::string text = fmt::format("sglang:tp={}", tp);
+    if (pp > 1) text += fmt::format(",pp={}", pp);
+    if (ep > 1) text += fmt::format(",ep={}", ep);
+    if (attn_dp > 1) text += fmt::format(",attn_dp={}", attn_dp);
+    if (embed != "attn_tp") text += ",embed=" + embed;
+    if (dp_lm_head) text += ",dp_lm_head=on";
+    if (fuse_shared) text += ",fuse_shared=on";
+    if (dense_mlp != "tp") text += ",dense_mlp=" + dense_mlp;
+    if (shared_experts != "tp") text += ",shared_experts=" + shared_experts;
+    return text;
   }
-
-  /// layers/vocab_parallel_embedding.py: a multiple of 64 in all, padding at the global end.
-  [[nodiscard]] static uint64_t padded_vocab(const ModelConfig& config) {
-    return round_up(config.vocab, 64);
-  }
-
- private:
-  void add_layer(RankLayoutBuilder& builder, uint64_t layer, Part tp) const {
-    const auto prefix = fmt::format("model.layers.{}.", layer);
-    builder.replicated(prefix + "input_layernorm.weight", prefix + "input_layernorm.weight", tp);
-    add_attention(builder, prefix + "self_attn.", tp);
-    builder.replicated(prefix + "post_attention_layernorm.weight",
-                       prefix + "post_attention_layernorm.weight", tp);
-    if (config_.is_moe_layer(layer)) {
-      add_experts(builder, prefix + "mlp.", tp);
-    } else {
-      add_gate_up(builder, prefix + "mlp.gate_up_proj.weight", prefix + "mlp.", tp);
-      builder.split_cols(prefix + "mlp.down_proj.weight", prefix + "mlp.down_proj.weight", tp);
-    }
-  }
-
-  void add_attention(RankLayoutBuilder& builder, const std::string& prefix, Part tp) const {
-    add_fused_qkv(builder, prefix, ".weight", tp);
-    if (config_.attention_bias) add_fused_qkv(builder, prefix, ".bias", tp);
-    if (config_.qk_norm) {
-      builder.replicated(prefix + "q_norm.weight", prefix + "q_norm.weight", tp);
-      builder.replicated(prefix + "k_norm.weight", prefix + "k_norm.weight", tp);
-    }
-    builder.split_cols(prefix + "o_proj.weight", prefix + "o_proj.weight", tp);
-  }
-
-  /// layers/linear.py, QKVParallelLinear: this rank's query heads, then its key and value heads;
-  /// with more ranks than KV heads, tp / kv_heads neighbours share one.
-  void add_fused_qkv(RankLayoutBuilder& builder, const std::string& prefix,
-                     const std::string& suffix, Part tp) const {
-    builder.begin(prefix + "qkv_proj" + suffix);
-    builder.add_rows(prefix + "q_proj" + suffix, tp);
-    const uint32_t sharers = tp_ > config_.kv_heads ? tp_ / narrow<uint32_t>(config_.kv_heads) : 1;
-    const Part heads{tp_ / sharers, tp.index / sharers};
-    for (const char* projection : {"k_proj", "v_proj"}) {
-      const auto tensor = prefix + projection + suffix;
-      const auto& info = catalogue_.tensors()[catalogue_.index_of(tensor)];
-      builder.add(tensor, {heads.of(info.rows), {0, info.cols}}, {sharers, tp.index % sharers});
-    }
-  }
-
-  static void add_gate_up(RankLayoutBuilder& builder, const std::string& name,
-                          const std::string& prefix, Part tp) {
-    builder.begin(name);
-    builder.add_rows(prefix + "gate_proj.weight", tp);
-    builder.add_rows(prefix + "up_proj.weight", tp);
-  }
-
-  /// layers/moe/fused_moe_triton/layer.py: w13 [experts, 2M/tp, H] with rows [gate; up] an expert,
-  /// w2 [experts, H, M/tp].
-  void add_experts(RankLayoutBuilder& builder, const std::string& prefix, Part tp) const {
-    builder.replicated(prefix + "gate.weight", prefix + "gate.weight", tp);
-    builder.begin(prefix + "experts.w13_weight");
-    for (uint64_t e = 0; e < config_.experts; ++e) {
-      const auto expert = fmt::format("{}experts.{}.", prefix, e);
-      builder.add_rows(expert + "gate_proj.weight", tp);
-      builder.add_rows(expert + "up_proj.weight", tp);
-    }
-    builder.begin(prefix + "experts.w2_weight");
-    for (uint64_t e = 0; e < config_.experts; ++e) {
-      builder.add_cols(fmt::format("{}experts.{}.down_proj.weight", prefix, e), tp);
-    }
-  }
-
-  const Catalogue& catalogue_;
-  const ModelConfig& config_;
-  uint32_t tp_;
-  uint32_t ranks_;
 };
 
-void check_model(const ModelConfig& config, uint32_t tp) {
-  check_divides("num_attention_heads", config.heads, "tp", tp);
-  if (config.kv_heads % tp != 0 && tp % config.kv_heads != 0) {
-    throw request_error(
-        fmt::format("tp={} neither divides nor is a multiple of "
-                    "num_key_value_heads = {}",
-                    tp, config.kv_heads));
-  }
-  check_divides("padded vocabulary", SglangLayout::padded_vocab(config), "tp", tp);
-  for (uint64_t layer = 0; layer < config.layers; ++layer) {
-    if (config.is_moe_layer(layer)) {
-      check_divides("moe_intermediate_size", config.moe_intermediate, "tp", tp);
-    } else {
-      check_divides("intermediate_size", config.intermediate, "tp", tp);
-    }
-  }
+Options read(const EngineSpec& spec) {
+  spec.allow_only({"tp", "pp", "ep", "attn_dp", "embed", "dp_lm_head", "fuse_shared", "dense_mlp",
+                   "shared_experts"});
+  Options options{.tp = spec.count("tp", 1),
+                  .pp = spec.count("pp", 1),
+                  .ep = spec.count("ep", 1),
+                  .attn_dp = spec.count("attn_dp", 1),
+                  .embed = spec.choice("embed", {"attn_tp", "tp", "replicated"}),
+                  .dp_lm_head = spec.flag("dp_lm_head", false),
+                  .fuse_shared = spec.flag("fuse_shared", false),
+                  .dense_mlp = spec.choice("dense_mlp", {"tp", "replicated"}),
+                  .shared_experts = spec.choice("shared_experts", {"tp", "replicated"})};
+  check_divides("tp", options.tp, "ep", options.ep);
+  check_divides("tp", options.tp, "attn_dp", options.attn_dp);
+  return options;
 }
 
 }  // namespace
 
 std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                            uint32_t ranks) {
-  spec.allow_only({"tp"});
-  const uint32_t tp = spec.count("tp", 1);
-  check_divides("inference ranks", ranks, "tp", tp);
-  check_model(catalogue.config(), tp);
-  return std::make_unique<SglangLayout>(catalogue, tp, ranks);
+  const Options options = read(spec);
+  check_instances(ranks, options.tp, options.pp, 1);
+  const ModelConfig& config = catalogue.config();
+  const Ways tp{options.tp, "tp"};
+  const Ways attention{options.tp / options.attn_dp, options.attn_dp > 1 ? "tp/attn_dp" : "tp"};
+  check_divides("number of experts", config.experts, "ep", options.ep);
+  FusedEngine engine{.spec = options.text(),
+                     .tp = options.tp,
+                     .stages = split_layers(config.layers, options.pp,
+                                            {options.pp - config.layers % options.pp, options.pp}),
+                     .embedding = options.embed == "tp"        ? tp
+                                  : options.embed == "attn_tp" ? attention
+                                                               : Ways{},
+                     .head = options.dp_lm_head ? attention : tp,
+                     .attention = attention,
+                     .dense_mlp = options.dense_mlp == "tp" ? tp : Ways{},
+                     .shared_experts = options.shared_experts == "tp" ? tp : Ways{},
+                     .experts = {options.tp / options.ep, options.ep > 1 ? "tp/ep" : "tp"},
+                     .fuse_shared_experts = options.fuse_shared,
+                     .fused_qkv_a = "fused_qkv_a_proj_with_mqa",
+                     .tied_head = "lm_head.weight"};
+  return make_fused_layout(catalogue, std::move(engine), ranks);
 }
 
 }  // namespace awex

@@ -18,20 +18,28 @@ EngineSpec::EngineSpec(std::string_view text) : text_(text) {
   engine_ = text.substr(0, colon);
   if (engine_.empty()) throw request_error(fmt::format("\"{}\" names no engine", text), kForm);
   if (colon == std::string_view::npos) return;
+  std::string last_key;
   std::string_view rest = text.substr(colon + 1);
   while (true) {
     const auto comma = rest.find(',');
-    const auto item = rest.substr(0, comma);
-    const auto equals = item.find('=');
-    if (equals == std::string_view::npos || equals == 0 || equals + 1 == item.size()) {
-      throw request_error(fmt::format("\"{}\" in \"{}\" is not key=value", item, text), kForm);
-    }
-    const std::string key(item.substr(0, equals));
-    if (!options_.emplace(key, item.substr(equals + 1)).second) {
-      throw request_error(fmt::format("\"{}\" gives the key \"{}\" twice", text, key));
-    }
+    add(rest.substr(0, comma), last_key);
     if (comma == std::string_view::npos) return;
     rest = rest.substr(comma + 1);
+  }
+}
+
+void EngineSpec::add(std::string_view item, std::string& last_key) {
+  const auto equals = item.find('=');
+  if (equals == std::string_view::npos && !item.empty() && last_key == "layout") {
+    options_[last_key].append(",").append(item);
+    return;
+  }
+  if (equals == std::string_view::npos || equals == 0 || equals + 1 == item.size()) {
+    throw request_error(fmt::format("\"{}\" in \"{}\" is not key=value", item, text_), kForm);
+  }
+  last_key = item.substr(0, equals);
+  if (!options_.emplace(last_key, item.substr(equals + 1)).second) {
+    throw request_error(fmt::format("\"{}\" gives the key \"{}\" twice", text_, last_key));
   }
 }
 
@@ -43,18 +51,45 @@ void EngineSpec::allow_only(const std::vector<std::string>& keys) const {
   }
 }
 
-uint32_t EngineSpec::count(const std::string& key, uint32_t otherwise) const {
+std::optional<std::string> EngineSpec::text_of(const std::string& key) const {
   const auto found = options_.find(key);
-  if (found == options_.end()) return otherwise;
-  const auto& text = found->second;
+  if (found == options_.end()) return std::nullopt;
+  return found->second;
+}
+
+std::optional<uint32_t> EngineSpec::count(const std::string& key) const {
+  const auto text = text_of(key);
+  if (!text) return std::nullopt;
   constexpr uint32_t kMost = 65536;
   uint32_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < 1 || value > kMost) {
+  const char* const text_end = text->data() + text->size();
+  const auto [end, error] = std::from_chars(text->data(), text_end, value);
+  if (error != std::errc{} || end != text_end || value < 1 || value > kMost) {
     throw request_error(
-        fmt::format("\"{}\": {}={} is not a whole number from 1 to {}", text_, key, text, kMost));
+        fmt::format("\"{}\": {}={} is not a whole number from 1 to {}", text_, key, *text, kMost));
   }
   return value;
+}
+
+uint32_t EngineSpec::count(const std::string& key, uint32_t otherwise) const {
+  return count(key).value_or(otherwise);
+}
+
+bool EngineSpec::flag(const std::string& key, bool otherwise) const {
+  return choice(key, otherwise ? std::vector<std::string>{"on", "off"}
+                               : std::vector<std::string>{"off", "on"}) == "on";
+}
+
+std::string EngineSpec::choice(const std::string& key,
+                               const std::vector<std::string>& choices) const {
+  auto text = text_of(key);
+  if (!text) return choices.front();
+  if (std::find(choices.begin(), choices.end(), *text) == choices.end()) {
+    throw request_error(
+        fmt::format("\"{}\": {}={} is none of {}", text_, key, *text, fmt::join(choices, ", ")),
+        suggestion(*text, choices));
+  }
+  return *std::move(text);
 }
 
 }  // namespace awex

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,7 +12,9 @@ namespace awex {
 /// An engine and its options as a user writes them: "megatron:tp=2,pp=2".
 class EngineSpec {
  public:
-  /// Splits the text. Throws a request error for empty names, missing '=' and repeated keys.
+  /// Splits the text at commas; those within the value of "layout" belong to it, as Megatron's
+  /// pipeline layouts have them ("layout=Et,t|tL"). Throws a request error for empty names, missing
+  /// '=' and repeated keys.
   explicit EngineSpec(std::string_view text);
 
   [[nodiscard]] const std::string& engine() const { return engine_; }
@@ -21,8 +24,19 @@ class EngineSpec {
   void allow_only(const std::vector<std::string>& keys) const;
   /// A whole number from 1 to 65536 for a key, or `otherwise` when it is not given.
   [[nodiscard]] uint32_t count(const std::string& key, uint32_t otherwise) const;
+  /// The same, or nothing when it is not given.
+  [[nodiscard]] std::optional<uint32_t> count(const std::string& key) const;
+  /// Whether a key is "on" rather than "off", or `otherwise` when it is not given.
+  [[nodiscard]] bool flag(const std::string& key, bool otherwise) const;
+  /// A value out of `choices`, or the first of them when the key is not given.
+  [[nodiscard]] std::string choice(const std::string& key,
+                                   const std::vector<std::string>& choices) const;
+  /// The value as written.
+  [[nodiscard]] std::optional<std::string> text_of(const std::string& key) const;
 
  private:
+  void add(std::string_view item, std::string& last_key);
+
   std::string text_;
   std::string engine_;
   std::map<std::string, std::string> options_;

@@ -19,7 +19,7 @@ class Lister {
     for (uint64_t layer = 0; layer < c.layers; ++layer) {
       prefix_ = fmt::format("model.layers.{}.", layer);
       vector("input_layernorm.weight", c.hidden);
-      attention();
+      c.is_mla() ? latent_attention() : grouped_attention();
       vector("post_attention_layernorm.weight", c.hidden);
       c.is_moe_layer(layer) ? experts() : mlp("mlp", c.intermediate);
     }
@@ -33,8 +33,9 @@ class Lister {
   void matrix(const std::string& name, uint64_t rows, uint64_t cols) {
     tensors_.push_back({prefix_ + name, config_.dtype, rows, cols, false});
   }
-  void vector(const std::string& name, uint64_t size) {
-    tensors_.push_back({prefix_ + name, config_.dtype, size, 1, true});
+  void vector(const std::string& name, uint64_t size) { vector(name, size, config_.dtype); }
+  void vector(const std::string& name, uint64_t size, DType dtype) {
+    tensors_.push_back({prefix_ + name, dtype, size, 1, true});
   }
 
   void projection(const std::string& name, uint64_t rows) {
@@ -42,7 +43,7 @@ class Lister {
     if (config_.attention_bias) vector("self_attn." + name + ".bias", rows);
   }
 
-  void attention() {
+  void grouped_attention() {
     const uint64_t q_rows = config_.heads * config_.head_dim;
     const uint64_t kv_rows = config_.kv_heads * config_.head_dim;
     projection("q_proj", q_rows);
@@ -55,6 +56,23 @@ class Lister {
     }
   }
 
+  void latent_attention() {
+    const auto& c = config_;
+    const uint64_t q_rows = c.heads * (c.qk_nope_head_dim + c.qk_rope_head_dim);
+    if (c.q_lora_rank == 0) {
+      matrix("self_attn.q_proj.weight", q_rows, c.hidden);
+    } else {
+      matrix("self_attn.q_a_proj.weight", c.q_lora_rank, c.hidden);
+      vector("self_attn.q_a_layernorm.weight", c.q_lora_rank);
+      matrix("self_attn.q_b_proj.weight", q_rows, c.q_lora_rank);
+    }
+    matrix("self_attn.kv_a_proj_with_mqa.weight", c.kv_lora_rank + c.qk_rope_head_dim, c.hidden);
+    vector("self_attn.kv_a_layernorm.weight", c.kv_lora_rank);
+    matrix("self_attn.kv_b_proj.weight", c.heads * (c.qk_nope_head_dim + c.v_head_dim),
+           c.kv_lora_rank);
+    matrix("self_attn.o_proj.weight", c.hidden, c.heads * c.v_head_dim);
+  }
+
   void mlp(const std::string& name, uint64_t intermediate) {
     matrix(name + ".gate_proj.weight", intermediate, config_.hidden);
     matrix(name + ".up_proj.weight", intermediate, config_.hidden);
@@ -63,8 +81,14 @@ class Lister {
 
   void experts() {
     matrix("mlp.gate.weight", config_.experts, config_.hidden);
+    if (config_.has_score_correction_bias) {
+      vector("mlp.gate.e_score_correction_bias", config_.experts, DType::kF32);
+    }
     for (uint64_t expert = 0; expert < config_.experts; ++expert) {
       mlp(fmt::format("mlp.experts.{}", expert), config_.moe_intermediate);
+    }
+    if (config_.shared_experts > 0) {
+      mlp("mlp.shared_experts", config_.shared_experts * config_.moe_intermediate);
     }
   }
 

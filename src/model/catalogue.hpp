@@ -52,7 +52,9 @@ class Catalogue {
 };
 
 /// The canonical tensors of a config, named and shaped as transformers saves them (its
-/// modeling_*.py of the four architectures). All tensors have config.dtype.
+/// modeling_*.py of the architectures). All tensors have config.dtype, except that
+/// e_score_correction_bias is fp32 (_keep_in_fp32_modules_strict of modeling_deepseek_v3.py). MTP
+/// layers are left out.
 [[nodiscard]] Catalogue make_catalogue(std::string model_name, const ModelConfig& config);
 
 }  // namespace awex

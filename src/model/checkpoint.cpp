@@ -100,9 +100,8 @@ class CheckpointSource final : public WeightSource {
         full_config_(parse_config(read_text(directory / kConfigFile, kMaxConfigBytes),
                                   (directory / kConfigFile).string())),
         catalogue_(make_catalogue(
-            model_name(), keep_layers
-                              ? keep_first_layers(full_config_, *keep_layers, directory.string())
-                              : full_config_)) {
+            model_name(), keep_first_layers(full_config_, keep_layers.value_or(full_config_.layers),
+                                            directory.string()))) {
     auto listing = list_files(directory);
     for (const auto& file : listing.files) files_.emplace_back(directory / file);
     find_tensors();
@@ -219,11 +218,12 @@ class CheckpointSource final : public WeightSource {
     const auto* last = tensor.data() + tensor.size();
     const auto [end, error] = std::from_chars(tensor.data(), last, layer);
     return error == std::errc{} && end != last && *end == '.' &&
-           layer >= catalogue_.config().layers && layer < full_config_.layers;
+           layer >= catalogue_.config().layers &&
+           layer < full_config_.layers + full_config_.mtp_layers;
   }
 
   fs::path directory_;
-  ModelConfig full_config_;  ///< Before keep_layers.
+  ModelConfig full_config_;  ///< With all layers of the files, those for MTP too.
   Catalogue catalogue_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, Found> found_;  ///< Only while opening.

@@ -12,10 +12,10 @@ namespace awex {
 
 /// Opens a Hugging Face checkpoint: config.json with model.safetensors, or with
 /// model.safetensors.index.json and the shards it names. Every tensor of the config must be there
-/// once, in the shard that the index names, with the config's dtype and shape; other tensors are
+/// once, in the shard that the index names, with the catalogue's dtype and shape; other tensors are
 /// refused, except those that transformers ignores too (lm_head.weight of tied embeddings, inv_freq
-/// buffers) and, with `keep_layers`, those of later layers. Throws a request error that names
-/// tensor and file.
+/// buffers, MTP layers) and, with `keep_layers`, those of later layers. Throws a request error that
+/// names tensor and file.
 [[nodiscard]] std::unique_ptr<WeightSource> open_checkpoint(const std::filesystem::path& directory,
                                                             std::optional<uint64_t> keep_layers);
 

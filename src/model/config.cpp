@@ -22,14 +22,22 @@ struct KnownArchitecture {
   const char* model_type;
 };
 
-constexpr std::array<KnownArchitecture, 4> kKnown{
+/// One entry an architecture, in the order of the enumeration, then other names of model types.
+constexpr std::array<KnownArchitecture, 7> kKnown{
     {{Architecture::kLlama, "LlamaForCausalLM", "llama"},
      {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2"},
      {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3"},
-     {Architecture::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe"}}};
+     {Architecture::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe"},
+     {Architecture::kDeepseekV3, "DeepseekV3ForCausalLM", "deepseek_v3"},
+     {Architecture::kGlm4Moe, "Glm4MoeForCausalLM", "glm4_moe"},
+     {Architecture::kDeepseekV3, "DeepseekV3ForCausalLM", "kimi_k2"}}};
 
 constexpr const char* kKnownHint =
-    "supported: LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM";
+    "supported: LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+    "DeepseekV3ForCausalLM, Glm4MoeForCausalLM";
+
+/// The only router of DeepSeek-V3 and GLM-4.5: sigmoid scores with e_score_correction_bias.
+constexpr const char* kRouterMethod = "noaux_tc";
 
 struct KnownDType {
   DType dtype;
@@ -62,16 +70,22 @@ class Fields {
                         hint);
   }
 
-  /// A whole number in [1, most].
+  /// A whole number in [least, most].
   [[nodiscard]] uint64_t number(const char* field, std::optional<uint64_t> absent = std::nullopt,
-                                uint64_t most = kMaxSize) const {
+                                uint64_t most = kMaxSize, uint64_t least = 1) const {
     const auto* value = find(field);
     if (value == nullptr && absent) return *absent;
-    if (value == nullptr || !value->is_number_unsigned() || value->get<uint64_t>() == 0 ||
+    if (value == nullptr || !value->is_number_unsigned() || value->get<uint64_t>() < least ||
         value->get<uint64_t>() > most) {
-      refuse(field, fmt::format("it must be a whole number from 1 to {}", most));
+      refuse(field, fmt::format("it must be a whole number from {} to {}", least, most));
     }
     return value->get<uint64_t>();
+  }
+
+  /// A number of which null says that the model does without, and is 0 here.
+  [[nodiscard]] uint64_t number_or_null(const char* field, uint64_t absent) const {
+    const auto at = object_.find(field);
+    return at != object_.end() && at->is_null() ? 0 : number(field, absent);
   }
 
   [[nodiscard]] bool flag(const char* field) const {
@@ -144,12 +158,25 @@ uint64_t default_kv_heads(Architecture architecture, uint64_t heads) {
       return 32;
     case Architecture::kQwen3Moe:
       return 4;
+    case Architecture::kGlm4Moe:
+      return 8;
+    case Architecture::kDeepseekV3:
+      return heads;
   }
   __builtin_unreachable();
 }
 
-void read_attention(const Fields& fields, ModelConfig& config) {
-  config.heads = fields.number("num_attention_heads");
+/// num_key_value_heads and head_dim say nothing about the weights of latent attention.
+void read_latent_attention(const Fields& fields, ModelConfig& config) {
+  config.kv_heads = config.heads;
+  config.q_lora_rank = fields.number_or_null("q_lora_rank", 1536);
+  config.kv_lora_rank = fields.number("kv_lora_rank", 512);
+  config.qk_nope_head_dim = fields.number("qk_nope_head_dim", 128);
+  config.qk_rope_head_dim = fields.number("qk_rope_head_dim", 64);
+  config.v_head_dim = fields.number("v_head_dim", 128);
+}
+
+void read_grouped_attention(const Fields& fields, ModelConfig& config) {
   config.kv_heads =
       fields.number("num_key_value_heads", default_kv_heads(config.architecture, config.heads));
   if (config.heads % config.kv_heads != 0) {
@@ -166,15 +193,54 @@ void read_attention(const Fields& fields, ModelConfig& config) {
   config.head_dim = fields.number("head_dim", is_qwen3 ? 128 : config.hidden / config.heads);
 }
 
-/// Only Qwen2 has biases that we support: in the other architectures attention_bias puts one on
-/// o_proj too, and no engine layout here has a place for it.
-void read_biases(const Fields& fields, ModelConfig& config) {
-  config.attention_bias = config.architecture == Architecture::kQwen2;
-  for (const char* field : {"attention_bias", "mlp_bias"}) {
-    if (!config.attention_bias && fields.flag(field)) {
-      fields.refuse(field, "models with a bias on o_proj or the MLP are not supported");
-    }
+void read_attention(const Fields& fields, ModelConfig& config) {
+  config.heads = fields.number("num_attention_heads");
+  if (config.architecture == Architecture::kDeepseekV3) {
+    read_latent_attention(fields, config);
+  } else {
+    read_grouped_attention(fields, config);
   }
+}
+
+bool read_qk_norm(const Fields& fields, Architecture architecture) {
+  switch (architecture) {
+    case Architecture::kLlama:
+    case Architecture::kQwen2:
+    case Architecture::kDeepseekV3:
+      return false;
+    case Architecture::kQwen3:
+    case Architecture::kQwen3Moe:
+      return true;
+    case Architecture::kGlm4Moe:
+      return fields.flag("use_qk_norm");
+  }
+  __builtin_unreachable();
+}
+
+/// Whether q, k and v have a bias: always in Qwen2, in GLM-4.5 if attention_bias says so. In the
+/// other architectures attention_bias puts one on o_proj too, and no engine layout here has a place
+/// for it.
+bool read_attention_bias(const Fields& fields, Architecture architecture) {
+  switch (architecture) {
+    case Architecture::kQwen2:
+      return true;
+    case Architecture::kGlm4Moe:
+      return fields.flag("attention_bias");
+    case Architecture::kLlama:
+    case Architecture::kQwen3:
+    case Architecture::kQwen3Moe:
+    case Architecture::kDeepseekV3:
+      break;
+  }
+  for (const char* field : {"attention_bias", "mlp_bias"}) {
+    if (!fields.flag(field)) continue;
+    fields.refuse(field, "models with a bias on o_proj or the MLP are not supported");
+  }
+  return false;
+}
+
+const char* experts_field(Architecture architecture) {
+  return architecture == Architecture::kQwen3Moe ? "num_experts" : "n_routed_experts";
 }
 
 std::set<uint64_t> read_mlp_only_layers(const Fields& fields, uint64_t layers) {
@@ -193,37 +259,100 @@ std::set<uint64_t> read_mlp_only_layers(const Fields& fields, uint64_t layers) {
   return result;
 }
 
-void read_experts(const Fields& fields, ModelConfig& config) {
-  if (config.architecture != Architecture::kQwen3Moe) return;
-  config.experts = fields.number("num_experts", 128);
-  config.experts_per_token = fields.number("num_experts_per_tok", 8);
+void read_qwen3_experts(const Fields& fields, ModelConfig& config) {
+  config.experts = fields.number(experts_field(config.architecture), 128);
   config.moe_intermediate = fields.number("moe_intermediate_size", 768);
   config.decoder_sparse_step = fields.number("decoder_sparse_step", 1);
   config.mlp_only_layers = read_mlp_only_layers(fields, config.layers);
+}
+
+/// What transformers takes when the field is absent (its configuration_*.py).
+struct SharedExpertDefaults {
+  uint64_t experts;
+  uint64_t moe_intermediate;
+  uint64_t first_k_dense_replace;
+};
+
+/// DeepSeek-V3, Kimi-K2 and GLM-4.5.
+void read_experts_beside_shared(const Fields& fields, ModelConfig& config,
+                                const SharedExpertDefaults& absent) {
+  config.experts = fields.number(experts_field(config.architecture), absent.experts);
+  config.moe_intermediate = fields.number("moe_intermediate_size", absent.moe_intermediate);
+  config.shared_experts = fields.number_or_null("n_shared_experts", 1);
+  config.has_score_correction_bias = true;
+  config.first_k_dense_replace =
+      fields.number("first_k_dense_replace", absent.first_k_dense_replace, kMaxSize, 0);
+  config.mtp_layers = fields.number("num_nextn_predict_layers", 0, kMaxSize, 0);
+  if (fields.number("moe_layer_freq", 1) != 1) {
+    fields.refuse("moe_layer_freq", "it must be 1, experts in every layer after the dense ones");
+  }
+  if (fields.text("topk_method").value_or(kRouterMethod) != kRouterMethod) {
+    fields.refuse("topk_method",
+                  fmt::format("only the router \"{}\", which has e_score_correction_bias, is "
+                              "supported",
+                              kRouterMethod));
+  }
+}
+
+void read_experts(const Fields& fields, ModelConfig& config) {
+  switch (config.architecture) {
+    case Architecture::kLlama:
+    case Architecture::kQwen2:
+    case Architecture::kQwen3:
+      return;
+    case Architecture::kQwen3Moe:
+      read_qwen3_experts(fields, config);
+      break;
+    case Architecture::kDeepseekV3:
+      read_experts_beside_shared(fields, config, {256, 2048, 3});
+      break;
+    case Architecture::kGlm4Moe:
+      read_experts_beside_shared(fields, config, {128, 1408, 1});
+      break;
+  }
+  config.experts_per_token = fields.number("num_experts_per_tok", 8);
   if (config.experts_per_token > config.experts) {
     fields.refuse("num_experts_per_tok",
                   fmt::format("it must not exceed the {} experts", config.experts));
   }
 }
 
+double real(uint64_t value) { return static_cast<double>(value); }
+
+/// Bounds a layer's attention from above, with biases and norms.
+double attention_elements(const ModelConfig& config) {
+  const double hidden = real(config.hidden);
+  const double heads = real(config.heads);
+  if (!config.is_mla()) {
+    return 3 * hidden * real(config.heads + 2 * config.kv_heads) * real(config.head_dim);
+  }
+  const double q_rows = heads * real(config.qk_nope_head_dim + config.qk_rope_head_dim);
+  const double kv_rows = heads * real(config.qk_nope_head_dim + config.v_head_dim);
+  const double q_rank = real(config.q_lora_rank);
+  const double kv_rank = real(config.kv_lora_rank);
+  const double q = config.q_lora_rank == 0 ? q_rows * hidden : q_rank * (hidden + 1 + q_rows);
+  const double kv = (kv_rank + real(config.qk_rope_head_dim)) * hidden + kv_rank * (1 + kv_rows);
+  return q + kv + hidden * heads * real(config.v_head_dim);
+}
+
 /// Bounds from above, in floating point so that they cannot overflow themselves.
 void check_total(const ModelConfig& config, const std::string& file) {
-  const auto real = [](uint64_t value) { return static_cast<double>(value); };
   const double layers = real(config.layers);
   const double hidden = real(config.hidden);
-  const double width = real(config.heads + 2 * config.kv_heads) * real(config.head_dim);
-  const double experts = real(config.experts) * (3 * real(config.moe_intermediate) + 1);
-  const double tensors = 3 + layers * (16 + 3 * real(config.experts));
-  const double elements =
-      hidden *
-      (2 * real(config.vocab) + layers * (2 * width + 3 * real(config.intermediate) + experts + 4));
+  const double experts = real(config.experts);
+  const double mlp_rows = real(config.intermediate) +
+                          (experts + real(config.shared_experts)) * real(config.moe_intermediate);
+  const double router = experts * (hidden + 1);
+  const double layer = attention_elements(config) + 3 * hidden * mlp_rows + router + 2 * hidden;
+  const double tensors = 3 + layers * (16 + 3 * experts);
+  const double elements = hidden * (2 * real(config.vocab) + 1) + layers * layer;
   if (tensors <= kMaxTensors && elements <= kMaxElements) return;
   throw request_error(
-      fmt::format("{}: the sizes cannot be right: \"num_hidden_layers\" {}, \"num_experts\" {}, "
+      fmt::format("{}: the sizes cannot be right: \"num_hidden_layers\" {}, \"{}\" {}, "
                   "\"hidden_size\" {}, \"vocab_size\" {} and the others give about {:.3g} tensors "
                   "of {:.3g} elements",
-                  file, config.layers, config.experts, config.hidden, config.vocab, tensors,
-                  elements),
+                  file, config.layers, experts_field(config.architecture), config.experts,
+                  config.hidden, config.vocab, tensors, elements),
       "at most a million tensors of 2^56 elements in all are possible");
 }
 
@@ -238,10 +367,52 @@ const char* dtype_in_config(DType dtype) {
   throw runtime_error(fmt::format("no config.json can say dtype {}", dtype_name(dtype)));
 }
 
+using OrderedJson = nlohmann::ordered_json;
+
+OrderedJson null_if_zero(uint64_t value) { return value == 0 ? OrderedJson() : OrderedJson(value); }
+
+void add_attention(OrderedJson& object, const ModelConfig& config) {
+  if (config.is_mla()) {
+    object["q_lora_rank"] = null_if_zero(config.q_lora_rank);
+    object["kv_lora_rank"] = config.kv_lora_rank;
+    object["qk_nope_head_dim"] = config.qk_nope_head_dim;
+    object["qk_rope_head_dim"] = config.qk_rope_head_dim;
+    object["v_head_dim"] = config.v_head_dim;
+  } else {
+    object["head_dim"] = config.head_dim;
+  }
+  if (config.architecture == Architecture::kGlm4Moe) {
+    object["attention_bias"] = config.attention_bias;
+    object["use_qk_norm"] = config.qk_norm;
+  }
+}
+
+void add_experts(OrderedJson& object, const ModelConfig& config) {
+  if (config.experts == 0) return;
+  object[experts_field(config.architecture)] = config.experts;
+  object["num_experts_per_tok"] = config.experts_per_token;
+  object["moe_intermediate_size"] = config.moe_intermediate;
+  if (config.architecture == Architecture::kQwen3Moe) {
+    object["decoder_sparse_step"] = config.decoder_sparse_step;
+    object["mlp_only_layers"] = config.mlp_only_layers;
+    return;
+  }
+  object["n_shared_experts"] = null_if_zero(config.shared_experts);
+  object["first_k_dense_replace"] = config.first_k_dense_replace;
+  object["num_nextn_predict_layers"] = config.mtp_layers;
+  // Engines read these without a default, or with one that fits DeepSeek-V3's 256 experts alone.
+  object["moe_layer_freq"] = 1;
+  object["topk_method"] = kRouterMethod;
+  object["scoring_func"] = "sigmoid";
+  object["n_group"] = 1;
+  object["topk_group"] = 1;
+}
+
 }  // namespace
 
 bool ModelConfig::is_moe_layer(uint64_t layer) const {
-  return experts > 0 && !mlp_only_layers.contains(layer) && (layer + 1) % decoder_sparse_step == 0;
+  return experts > 0 && layer >= first_k_dense_replace && !mlp_only_layers.contains(layer) &&
+         (layer + 1) % decoder_sparse_step == 0;
 }
 
 ModelConfig parse_config(std::string_view json_text, const std::string& file) {
@@ -259,17 +430,16 @@ ModelConfig parse_config(std::string_view json_text, const std::string& file) {
   config.intermediate = fields.number("intermediate_size");
   config.vocab = fields.number("vocab_size");
   config.tied_embeddings = fields.flag("tie_word_embeddings");
-  config.qk_norm =
-      config.architecture == Architecture::kQwen3 || config.architecture == Architecture::kQwen3Moe;
+  config.qk_norm = read_qk_norm(fields, config.architecture);
+  config.attention_bias = read_attention_bias(fields, config.architecture);
   read_attention(fields, config);
-  read_biases(fields, config);
   read_experts(fields, config);
   check_total(config, file);
   return config;
 }
 
 std::string config_to_json(const ModelConfig& config) {
-  nlohmann::ordered_json object{
+  OrderedJson object{
       {"architectures", {known(config.architecture).class_name}},
       {"model_type", known(config.architecture).model_type},
       {"torch_dtype", dtype_in_config(config.dtype)},
@@ -277,18 +447,12 @@ std::string config_to_json(const ModelConfig& config) {
       {"hidden_size", config.hidden},
       {"num_attention_heads", config.heads},
       {"num_key_value_heads", config.kv_heads},
-      {"head_dim", config.head_dim},
       {"intermediate_size", config.intermediate},
       {"vocab_size", config.vocab},
       {"tie_word_embeddings", config.tied_embeddings},
   };
-  if (config.architecture == Architecture::kQwen3Moe) {
-    object["num_experts"] = config.experts;
-    object["num_experts_per_tok"] = config.experts_per_token;
-    object["moe_intermediate_size"] = config.moe_intermediate;
-    object["decoder_sparse_step"] = config.decoder_sparse_step;
-    object["mlp_only_layers"] = config.mlp_only_layers;
-  }
+  add_attention(object, config);
+  add_experts(object, config);
   return object.dump(2) + "\n";
 }
 
@@ -298,6 +462,7 @@ ModelConfig keep_first_layers(ModelConfig config, uint64_t layers, const std::st
                         fmt::format("keep 1 to {} layers", config.layers));
   }
   config.layers = layers;
+  config.mtp_layers = 0;
   config.mlp_only_layers.erase(config.mlp_only_layers.lower_bound(layers),
                                config.mlp_only_layers.end());
   return config;

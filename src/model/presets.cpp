@@ -40,6 +40,62 @@ ModelConfig qwen3_moe(uint64_t layers, uint64_t hidden, uint64_t heads, uint64_t
   return config;
 }
 
+/// What DeepSeek-V3 and Kimi-K2 have in common.
+ModelConfig deepseek_v3(uint64_t heads, uint64_t experts, uint64_t dense_layers, uint64_t vocab) {
+  ModelConfig config;
+  config.architecture = Architecture::kDeepseekV3;
+  config.layers = 61;
+  config.hidden = 7168;
+  config.heads = heads;
+  config.kv_heads = heads;
+  config.intermediate = 18432;
+  config.vocab = vocab;
+  config.q_lora_rank = 1536;
+  config.kv_lora_rank = 512;
+  config.qk_nope_head_dim = 128;
+  config.qk_rope_head_dim = 64;
+  config.v_head_dim = 128;
+  config.experts = experts;
+  config.experts_per_token = 8;
+  config.moe_intermediate = 2048;
+  config.shared_experts = 1;
+  config.has_score_correction_bias = true;
+  config.first_k_dense_replace = dense_layers;
+  return config;
+}
+
+ModelConfig glm_4_5_air() {
+  ModelConfig config;
+  config.architecture = Architecture::kGlm4Moe;
+  config.layers = 46;
+  config.hidden = 4096;
+  config.heads = 96;
+  config.kv_heads = 8;
+  config.head_dim = 128;
+  config.intermediate = 10944;
+  config.vocab = 151552;
+  config.attention_bias = true;
+  config.experts = 128;
+  config.experts_per_token = 8;
+  config.moe_intermediate = 1408;
+  config.shared_experts = 1;
+  config.has_score_correction_bias = true;
+  config.first_k_dense_replace = 1;
+  return config;
+}
+
+ModelConfig glm_4_5() {
+  auto config = glm_4_5_air();
+  config.layers = 92;
+  config.hidden = 5120;
+  config.intermediate = 12288;
+  config.qk_norm = true;
+  config.experts = 160;
+  config.moe_intermediate = 1536;
+  config.first_k_dense_replace = 3;
+  return config;
+}
+
 ModelConfig llama_8b() {
   ModelConfig config;
   config.architecture = Architecture::kLlama;
@@ -66,11 +122,41 @@ ModelConfig tiny(Architecture architecture, bool tied) {
   config.tied_embeddings = tied;
   config.attention_bias = architecture == Architecture::kQwen2;
   config.qk_norm = architecture == Architecture::kQwen3 || architecture == Architecture::kQwen3Moe;
-  if (architecture == Architecture::kQwen3Moe) {
-    config.experts = 12;
-    config.experts_per_token = 4;
-    config.moe_intermediate = 48;
-  }
+  return config;
+}
+
+ModelConfig tiny_moe(Architecture architecture, bool tied) {
+  auto config = tiny(architecture, tied);
+  config.experts = 12;
+  config.experts_per_token = 4;
+  config.moe_intermediate = 48;
+  return config;
+}
+
+ModelConfig tiny_with_shared_expert(Architecture architecture) {
+  auto config = tiny_moe(architecture, false);
+  config.shared_experts = 1;
+  config.has_score_correction_bias = true;
+  config.first_k_dense_replace = 1;
+  return config;
+}
+
+ModelConfig tiny_mla() {
+  auto config = tiny_with_shared_expert(Architecture::kDeepseekV3);
+  config.kv_heads = config.heads;
+  config.head_dim = 0;
+  config.q_lora_rank = 48;
+  config.kv_lora_rank = 36;
+  config.qk_nope_head_dim = 24;
+  config.qk_rope_head_dim = 12;
+  config.v_head_dim = 36;
+  return config;
+}
+
+ModelConfig tiny_glm() {
+  auto config = tiny_with_shared_expert(Architecture::kGlm4Moe);
+  config.attention_bias = true;
+  config.qk_norm = true;
   return config;
 }
 
@@ -79,14 +165,20 @@ const std::vector<Preset>& presets() {
       {"tiny-dense", tiny(Architecture::kQwen3, false)},
       {"tiny-dense-tied", tiny(Architecture::kQwen3, true)},
       {"tiny-dense-bias", tiny(Architecture::kQwen2, false)},
-      {"tiny-moe", tiny(Architecture::kQwen3Moe, false)},
-      {"tiny-moe-tied", tiny(Architecture::kQwen3Moe, true)},
+      {"tiny-moe", tiny_moe(Architecture::kQwen3Moe, false)},
+      {"tiny-moe-tied", tiny_moe(Architecture::kQwen3Moe, true)},
+      {"tiny-mla", tiny_mla()},
+      {"tiny-glm", tiny_glm()},
       {"qwen3-0.6b", qwen3(28, 1024, 16, 3072, true)},
       {"qwen3-4b", qwen3(36, 2560, 32, 9728, true)},
       {"qwen3-8b", qwen3(36, 4096, 32, 12288, false)},
       {"qwen3-30b-a3b", qwen3_moe(48, 2048, 32, 6144, 768)},
       {"qwen3-235b-a22b", qwen3_moe(94, 4096, 64, 12288, 1536)},
       {"llama-3.1-8b", llama_8b()},
+      {"deepseek-v3", deepseek_v3(128, 256, 3, 129280)},
+      {"kimi-k2", deepseek_v3(64, 384, 1, 163840)},
+      {"glm-4.5-air", glm_4_5_air()},
+      {"glm-4.5", glm_4_5()},
   };
   return all;
 }

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "layout/layout.hpp"
+
+namespace awex {
+
+/// How many ranks hold one copy of a tensor together (1: each has a whole one), and the option that
+/// says so, which errors about sizes that do not divide name.
+struct Ways {
+  uint32_t count = 1;
+  const char* option = "tp";
+};
+
+/// An inference engine that fuses projections (qkv_proj, gate_up_proj, stacked experts), as vLLM
+/// does and SGLang after it. Ranks of the role run tp fastest, then pipeline stages, then data
+/// parallel ranks, then instances. A stage has tp * dp ranks; counted dp-major, each run of
+/// `Ways::count` of them holds one copy of a tensor. So every count must divide tp * dp.
+struct FusedEngine {
+  std::string spec;           ///< Layout::describe().
+  uint32_t tp = 1;            ///< Tensor parallel ranks.
+  uint32_t dp = 1;            ///< Data parallel ranks inside one instance of the engine.
+  std::vector<Range> stages;  ///< The layers of each pipeline stage, in order.
+  Ways embedding;
+  Ways head;            ///< Of lm_head, where it is not the embedding itself.
+  Ways attention;       ///< Query heads; KV heads are repeated where there are fewer.
+  Ways dense_mlp;       ///< MLPs of layers without experts.
+  Ways shared_experts;  ///< Unless they are fused.
+  Ways experts;         ///< One expert; tp * dp / count groups of ranks share out the experts.
+  bool fuse_shared_experts = false;  ///< Every such group holds them as its last expert.
+  const char* fused_qkv_a = "";      ///< MLA: how the engine names q_a and kv_a together.
+  const char* tied_head = "";        ///< The last of several stages has its own tied embedding.
+};
+
+/// The layers of each of `pp` stages, of which the ones in `longer` (stage indices) have one layer
+/// more than the others. Throws a request error when there are fewer layers than stages.
+[[nodiscard]] std::vector<Range> split_layers(uint64_t layers, uint32_t pp, Range longer);
+
+/// Throws a request error unless `ranks` ranks are whole instances of tp * pp * dp ranks each.
+void check_instances(uint32_t ranks, uint32_t tp, uint32_t pp, uint32_t dp);
+
+/// The layout of such an engine over `ranks` ranks, which check_instances must have passed. Keeps a
+/// reference to the catalogue. Throws a request error that names size, option and value when the
+/// model does not divide.
+[[nodiscard]] std::unique_ptr<Layout> make_fused_layout(const Catalogue& catalogue,
+                                                        FusedEngine engine, uint32_t ranks);
+
+}  // namespace awex

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <memory>
+
+#include "layout/layout.hpp"
+#include "layout/spec.hpp"
+
+namespace awex {
+
+/// vLLM, one or more instances (layouts.md section 5). Ranks run tp fastest, then pp, then dp
+/// (distributed/parallel_state.py). Options:
+///   tp, pp  tensor and pipeline parallel; a remainder of layers goes to the stages before the last
+///   dp      data parallel ranks inside an instance: they share out the experts
+///   ep      off: every expert is split over dp * tp; on: these ranks hold whole experts, the first
+///           ranks one more when the experts do not divide
+///   shared_experts  tp, or replicated (sequence parallel MoE)
+/// Throws a request error when an option is unknown, or the model or the ranks do not divide.
+[[nodiscard]] std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec,
+                                                       const Catalogue& catalogue, uint32_t ranks);
+
+}  // namespace awex
