@@ -33,8 +33,8 @@ class Fsdp : public Writer {
  public:
   using Writer::Writer;
   RankContents contents(Slice tp, Slice shard) {
-    divide(config().heads, tp.count, "attention heads");
-    divide(config().kv_heads, tp.count, "KV heads");
+    must_divide(config().heads, tp.count, "attention heads");
+    must_divide(config().kv_heads, tp.count, "KV heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
       IdMatrix held = chunk(tensor_part(canonical(tensor.name), tensor.name, tp), shard);
       // A layout has no parameters without elements.

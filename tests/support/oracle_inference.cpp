@@ -106,17 +106,17 @@ class Inference : public Writer {
  private:
   /// A size may not divide on a stage that this rank is not in.
   void check_all_ranks() const {
-    divide(config().heads, seat_.attention.count, "attention heads");
+    must_divide(config().heads, seat_.attention.count, "attention heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
       const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
       if (tensor.name.find("gate_proj") == std::string::npos) continue;
       const bool shared = tensor.name.find(".shared_experts.") != std::string::npos;
       const Slice& slice = expert ? seat_.expert : shared ? seat_.shared : seat_.dense;
-      if (!shared || !seat_.fuses_shared) divide(tensor.rows, slice.count, tensor.name);
+      if (!shared || !seat_.fuses_shared) must_divide(tensor.rows, slice.count, tensor.name);
     }
     const uint64_t vocab = padded_to(config().vocab, 64);
-    divide(vocab, seat_.embedding.count, "vocabulary");
-    divide(vocab, seat_.head.count, "vocabulary");
+    must_divide(vocab, seat_.embedding.count, "vocabulary");
+    must_divide(vocab, seat_.head.count, "vocabulary");
   }
 
   [[nodiscard]] IdMatrix vocabulary(const std::string& name, Slice slice) const {
@@ -156,7 +156,7 @@ class Inference : public Writer {
     const uint64_t kv = config().kv_heads;
     // With more ranks than KV heads, neighbouring ranks hold the same one.
     const uint64_t blocks = seat_.attention.count >= kv ? kv : seat_.attention.count;
-    divide(kv, blocks, "KV heads");
+    must_divide(kv, blocks, "KV heads");
     const uint64_t sharers = divide(seat_.attention.count, blocks, "ranks a KV head");
     const Slice block{blocks, seat_.attention.index / sharers};
     return stack({row_part(canonical(at + "q_proj." + kind), seat_.attention, "q rows"),
@@ -231,7 +231,7 @@ std::vector<std::vector<uint64_t>> inference_stages(const EngineCase& engine, ui
 RankContents inference_contents(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank,
                                 uint64_t ranks) {
   const uint64_t dp = engine.engine == "vllm" ? engine.number("dp") : 1;
-  divide(ranks, engine.tp * engine.number("pp") * dp, "ranks over the engine's own");
+  must_divide(ranks, engine.tp * engine.number("pp") * dp, "ranks over the engine's own");
   return Inference(engine, catalogue, rank).contents();
 }
 

@@ -35,7 +35,7 @@ std::vector<uint64_t> sizes_of_custom_layout(const std::string& text, uint64_t p
     if (c == '|') sizes.push_back(0);
     if (c == 't') ++sizes.back();
   }
-  divide(sizes.size(), pp, "stages of a custom layout");
+  must_divide(sizes.size(), pp, "stages of a custom layout");
   return sizes;
 }
 
@@ -107,13 +107,13 @@ class Megatron : public Writer {
  private:
   /// A size may not divide on a stage that this rank is not in.
   void check_all_ranks() const {
-    divide(config().heads, tp_.count, "attention heads");
+    must_divide(config().heads, tp_.count, "attention heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
       const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
       if (tensor.name.find("gate_proj") == std::string::npos) continue;
-      divide(tensor.rows, expert ? etp_.count : tp_.count, tensor.name);
+      must_divide(tensor.rows, expert ? etp_.count : tp_.count, tensor.name);
     }
-    if (config().experts > 0) divide(config().experts, ep_.count, "experts");
+    if (config().experts > 0) must_divide(config().experts, ep_.count, "experts");
   }
 
   [[nodiscard]] IdMatrix vocabulary(const std::string& name) const {

@@ -11,6 +11,9 @@ namespace awex::test {
 
 /// `whole` / `parts`; throws DoesNotDivide with `what` in its text.
 [[nodiscard]] uint64_t divide(uint64_t whole, uint64_t parts, const std::string& what);
+inline void must_divide(uint64_t whole, uint64_t parts, const std::string& what) {
+  (void)divide(whole, parts, what);
+}
 [[nodiscard]] uint64_t padded_to(uint64_t value, uint64_t step);
 
 [[nodiscard]] IdMatrix rows_of(const IdMatrix& m, uint64_t first, uint64_t count);
