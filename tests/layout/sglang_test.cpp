@@ -1,0 +1,311 @@
+// SGLang's layout against expectations worked out by hand from layouts.md section 4.
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "base/error.hpp"
+#include "layout/shard_text.hpp"
+#include "model/presets.hpp"
+
+namespace awex::test {
+namespace {
+
+ModelConfig dense() {
+  ModelConfig config;
+  config.architecture = Architecture::kQwen3;
+  config.layers = 5;
+  config.hidden = 8;
+  config.heads = 8;
+  config.kv_heads = 2;
+  config.head_dim = 2;
+  config.intermediate = 16;
+  config.vocab = 100;  // padded to 128
+  config.qk_norm = true;
+  return config;
+}
+
+ModelConfig moe() {
+  ModelConfig config = dense();
+  config.architecture = Architecture::kGlm4Moe;
+  config.experts = 4;
+  config.experts_per_token = 2;
+  config.moe_intermediate = 8;
+  config.shared_experts = 1;
+  config.has_score_correction_bias = true;
+  config.first_k_dense_replace = 1;
+  config.attention_bias = true;
+  return config;
+}
+
+ModelConfig mla() {
+  ModelConfig config = moe();
+  config.architecture = Architecture::kDeepseekV3;
+  config.attention_bias = false;
+  config.qk_norm = false;
+  config.heads = 4;
+  config.kv_heads = 4;
+  config.head_dim = 0;
+  config.q_lora_rank = 5;
+  config.kv_lora_rank = 3;
+  config.qk_nope_head_dim = 2;
+  config.qk_rope_head_dim = 1;
+  config.v_head_dim = 2;
+  return config;
+}
+
+/// What one rank of `ranks` holds under `name`.
+std::string held(const ModelConfig& config, const std::string& spec, uint32_t ranks, uint32_t rank,
+                 const std::string& name) {
+  const Catalogue catalogue = make_catalogue("small", config);
+  const auto layout = make_inference_layout(spec, catalogue, ranks);
+  return parameter_text(catalogue, layout->rank_layout(rank), name);
+}
+
+void check_refused(const ModelConfig& config, const std::string& spec, uint32_t ranks,
+                   const std::string& message) {
+  CAPTURE(spec);
+  const Catalogue catalogue = make_catalogue("small", config);
+  try {
+    (void)make_inference_layout(spec, catalogue, ranks);
+    FAIL_CHECK("accepted");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kRequest);
+    CHECK(error.what() == message);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("SGLang: the last stages take the spare layers, and layers keep their numbers") {
+  const Catalogue catalogue = make_catalogue("small", dense());
+  const auto three = make_inference_layout("sglang:tp=2,pp=3", catalogue, 6);
+  CHECK(layers_text(catalogue, three->rank_layout(1)) == "0-0");
+  CHECK(layers_text(catalogue, three->rank_layout(2)) == "1-2");
+  CHECK(layers_text(catalogue, three->rank_layout(5)) == "3-4");
+  const auto names = [&](uint32_t rank, const std::string& name) {
+    return parameter_text(catalogue, three->rank_layout(rank), name);
+  };
+  CHECK(names(1, "model.embed_tokens.weight") == "64x8: model.embed_tokens.weight[64,100)x[0,8)#0");
+  CHECK(names(3, "model.embed_tokens.weight") == "none");
+  CHECK(names(1, "model.norm.weight") == "none");
+  CHECK(names(5, "model.norm.weight") == "8x1: model.norm.weight[0,8)x[0,1)#1");
+  CHECK(names(3, "lm_head.weight") == "none");
+  CHECK(names(4, "lm_head.weight") == "64x8: lm_head.weight[0,64)x[0,8)#0");
+  CHECK(names(4, "model.layers.3.input_layernorm.weight") ==
+        "8x1: input_layernorm.weight[0,8)x[0,1)#0");
+}
+
+TEST_CASE("SGLang: attention of data parallel attention is split over tp / attn_dp") {
+  const std::string attention = "model.layers.2.self_attn.";
+  CHECK(held(dense(), "sglang:tp=4,attn_dp=2", 4, 3, attention + "qkv_proj.weight") ==
+        "12x8: self_attn.q_proj.weight[8,16)x[0,8)#1 self_attn.k_proj.weight[2,4)x[0,8)#1 "
+        "self_attn.v_proj.weight[2,4)x[0,8)#1");
+  CHECK(held(dense(), "sglang:tp=4,attn_dp=2", 4, 3, attention + "o_proj.weight") ==
+        "8x8: self_attn.o_proj.weight[0,8)x[8,16)#1");
+  CHECK(held(dense(), "sglang:tp=4,attn_dp=2", 4, 2, attention + "q_norm.weight") ==
+        "2x1: self_attn.q_norm.weight[0,2)x[0,1)#2");
+  // Four ranks an attention copy, two KV heads: neighbours share a head.
+  CHECK(held(dense(), "sglang:tp=8,attn_dp=2", 8, 6, attention + "qkv_proj.weight") ==
+        "8x8: self_attn.q_proj.weight[8,12)x[0,8)#1 self_attn.k_proj.weight[2,4)x[0,8)#2 "
+        "self_attn.v_proj.weight[2,4)x[0,8)#2");
+  CHECK(held(moe(), "sglang:tp=2", 2, 1, attention + "qkv_proj.bias") ==
+        "12x1: self_attn.q_proj.bias[8,16)x[0,1)#0 self_attn.k_proj.bias[2,4)x[0,1)#0 "
+        "self_attn.v_proj.bias[2,4)x[0,1)#0");
+}
+
+TEST_CASE("SGLang: embedding, lm_head and dense MLP under data parallel attention") {
+  const std::string embedding = "model.embed_tokens.weight";
+  const std::string spec = "sglang:tp=4,attn_dp=2";
+  CHECK(held(dense(), spec, 4, 3, embedding) == "64x8: model.embed_tokens.weight[64,100)x[0,8)#1");
+  CHECK(held(dense(), spec + ",embed=tp", 4, 3, embedding) ==
+        "32x8: model.embed_tokens.weight[96,100)x[0,8)#0");
+  CHECK(held(dense(), spec + ",embed=replicated", 4, 3, embedding) ==
+        "128x8: model.embed_tokens.weight[0,100)x[0,8)#3");
+  CHECK(held(dense(), spec, 4, 3, "lm_head.weight") == "32x8: lm_head.weight[96,100)x[0,8)#0");
+  CHECK(held(dense(), spec + ",dp_lm_head=on", 4, 3, "lm_head.weight") ==
+        "64x8: lm_head.weight[64,100)x[0,8)#1");
+  const std::string gate_up = "model.layers.0.mlp.gate_up_proj.weight";
+  CHECK(held(dense(), spec, 4, 3, gate_up) ==
+        "8x8: mlp.gate_proj.weight[12,16)x[0,8)#0 mlp.up_proj.weight[12,16)x[0,8)#0");
+  CHECK(held(dense(), spec + ",dense_mlp=replicated", 4, 3, gate_up) ==
+        "32x8: mlp.gate_proj.weight[0,16)x[0,8)#3 mlp.up_proj.weight[0,16)x[0,8)#3");
+  CHECK(held(dense(), spec, 4, 3, "model.layers.0.mlp.down_proj.weight") ==
+        "8x4: mlp.down_proj.weight[0,8)x[12,16)#0");
+}
+
+TEST_CASE("SGLang: a rank whose vocabulary is all padding holds rows of nothing") {
+  ModelConfig config = dense();
+  config.vocab = 70;  // padded to 128: rank 3 of 4 has rows 96 to 128
+  CHECK(held(config, "sglang:tp=4", 4, 2, "lm_head.weight") ==
+        "32x8: lm_head.weight[64,70)x[0,8)#0");
+  CHECK(held(config, "sglang:tp=4", 4, 3, "lm_head.weight") == "32x8:");
+}
+
+TEST_CASE("SGLang: experts go to ep groups of ranks, and each is split over tp / ep") {
+  const std::string mlp = "model.layers.1.mlp.";
+  CHECK(held(moe(), "sglang:tp=4,ep=2", 4, 3, mlp + "experts.w13_weight") ==
+        "16x8: mlp.experts.2.gate_proj.weight[4,8)x[0,8)#0 "
+        "mlp.experts.2.up_proj.weight[4,8)x[0,8)#0 mlp.experts.3.gate_proj.weight[4,8)x[0,8)#0 "
+        "mlp.experts.3.up_proj.weight[4,8)x[0,8)#0");
+  CHECK(held(moe(), "sglang:tp=4,ep=2", 4, 1, mlp + "experts.w2_weight") ==
+        "16x4: mlp.experts.0.down_proj.weight[0,8)x[4,8)#0 "
+        "mlp.experts.1.down_proj.weight[0,8)x[4,8)#0");
+  CHECK(held(moe(), "sglang:tp=4,ep=4", 8, 5, mlp + "experts.w13_weight") ==
+        "16x8: mlp.experts.1.gate_proj.weight[0,8)x[0,8)#1 "
+        "mlp.experts.1.up_proj.weight[0,8)x[0,8)#1");
+  CHECK(held(moe(), "sglang:tp=4,ep=4", 8, 5, mlp + "gate.weight") ==
+        "4x8: mlp.gate.weight[0,4)x[0,8)#5");
+}
+
+TEST_CASE("SGLang: shared experts and the router's correction bias") {
+  const std::string mlp = "model.layers.1.mlp.";
+  const std::string gate_up = mlp + "shared_experts.gate_up_proj.weight";
+  CHECK(held(moe(), "sglang:tp=2,ep=2", 2, 1, gate_up) ==
+        "8x8: mlp.shared_experts.gate_proj.weight[4,8)x[0,8)#0 "
+        "mlp.shared_experts.up_proj.weight[4,8)x[0,8)#0");
+  CHECK(held(moe(), "sglang:tp=2", 2, 1, mlp + "shared_experts.down_proj.weight") ==
+        "8x4: mlp.shared_experts.down_proj.weight[0,8)x[4,8)#0");
+  CHECK(held(moe(), "sglang:tp=2,shared_experts=replicated", 2, 1, gate_up) ==
+        "16x8: mlp.shared_experts.gate_proj.weight[0,8)x[0,8)#1 "
+        "mlp.shared_experts.up_proj.weight[0,8)x[0,8)#1");
+  CHECK(held(moe(), "sglang:tp=2", 2, 1, mlp + "gate.e_score_correction_bias") ==
+        "4x1: mlp.gate.e_score_correction_bias[0,4)x[0,1)#1");
+  const Catalogue catalogue = make_catalogue("small", moe());
+  for (const auto& parameter :
+       make_inference_layout("sglang:tp=2", catalogue, 2)->rank_layout(0).parameters) {
+    const bool is_bias = parameter.name.ends_with("e_score_correction_bias");
+    CHECK(parameter.dtype == (is_bias ? DType::kF32 : DType::kBf16));
+  }
+}
+
+TEST_CASE("SGLang: a fused shared expert is the last expert of every expert parallel rank") {
+  const std::string mlp = "model.layers.1.mlp.";
+  const std::string spec = "sglang:tp=4,ep=2,fuse_shared=on";
+  CHECK(held(moe(), spec, 4, 3, mlp + "experts.w13_weight") ==
+        "24x8: mlp.experts.2.gate_proj.weight[4,8)x[0,8)#0 "
+        "mlp.experts.2.up_proj.weight[4,8)x[0,8)#0 mlp.experts.3.gate_proj.weight[4,8)x[0,8)#0 "
+        "mlp.experts.3.up_proj.weight[4,8)x[0,8)#0 "
+        "mlp.shared_experts.gate_proj.weight[4,8)x[0,8)#1 "
+        "mlp.shared_experts.up_proj.weight[4,8)x[0,8)#1");
+  CHECK(held(moe(), "sglang:tp=4,ep=4,fuse_shared=on", 4, 2, mlp + "experts.w2_weight") ==
+        "16x8: mlp.experts.2.down_proj.weight[0,8)x[0,8)#0 "
+        "mlp.shared_experts.down_proj.weight[0,8)x[0,8)#2");
+  CHECK(held(moe(), spec, 4, 3, mlp + "shared_experts.gate_up_proj.weight") == "none");
+  CHECK(held(moe(), spec, 4, 3, mlp + "shared_experts.down_proj.weight") == "none");
+}
+
+TEST_CASE("SGLang: latent attention is whole before the heads and split by heads after") {
+  const std::string attention = "model.layers.0.self_attn.";
+  const std::string spec = "sglang:tp=4,attn_dp=2";
+  CHECK(held(mla(), spec, 4, 3, attention + "fused_qkv_a_proj_with_mqa.weight") ==
+        "9x8: self_attn.q_a_proj.weight[0,5)x[0,8)#3 "
+        "self_attn.kv_a_proj_with_mqa.weight[0,4)x[0,8)#3");
+  CHECK(held(mla(), spec, 4, 3, attention + "q_a_layernorm.weight") ==
+        "5x1: self_attn.q_a_layernorm.weight[0,5)x[0,1)#3");
+  CHECK(held(mla(), spec, 4, 3, attention + "kv_a_layernorm.weight") ==
+        "3x1: self_attn.kv_a_layernorm.weight[0,3)x[0,1)#3");
+  CHECK(held(mla(), spec, 4, 3, attention + "q_b_proj.weight") ==
+        "6x5: self_attn.q_b_proj.weight[6,12)x[0,5)#1");
+  CHECK(held(mla(), spec, 4, 3, attention + "kv_b_proj.weight") ==
+        "8x3: self_attn.kv_b_proj.weight[8,16)x[0,3)#1");
+  CHECK(held(mla(), spec, 4, 3, attention + "o_proj.weight") ==
+        "8x4: self_attn.o_proj.weight[0,8)x[4,8)#1");
+  ModelConfig direct = mla();
+  direct.q_lora_rank = 0;
+  CHECK(held(direct, spec, 4, 1, attention + "q_proj.weight") ==
+        "6x8: self_attn.q_proj.weight[6,12)x[0,8)#0");
+  CHECK(held(direct, spec, 4, 1, attention + "kv_a_proj_with_mqa.weight") ==
+        "4x8: self_attn.kv_a_proj_with_mqa.weight[0,4)x[0,8)#1");
+  CHECK(held(direct, spec, 4, 1, attention + "q_b_proj.weight") == "none");
+}
+
+TEST_CASE("SGLang: a tied embedding has a copy of its own on the last of several stages") {
+  ModelConfig config = dense();
+  config.tied_embeddings = true;
+  const std::string spec = "sglang:tp=2,pp=2";
+  CHECK(held(config, spec, 8, 0, "model.embed_tokens.weight") ==
+        "64x8: model.embed_tokens.weight[0,64)x[0,8)#0");
+  CHECK(held(config, spec, 8, 3, "lm_head.weight") ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#1");
+  CHECK(held(config, spec, 8, 1, "lm_head.weight") == "none");
+  CHECK(held(config, spec, 8, 4, "model.embed_tokens.weight") ==
+        "64x8: model.embed_tokens.weight[0,64)x[0,8)#2");
+  CHECK(held(config, spec, 8, 7, "lm_head.weight") ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#3");
+  CHECK(held(config, "sglang:tp=2", 2, 1, "lm_head.weight") == "none");
+  // Two whole embeddings on the first stage, one split lm_head on the last.
+  CHECK(held(config, spec + ",attn_dp=2", 4, 1, "model.embed_tokens.weight") ==
+        "128x8: model.embed_tokens.weight[0,100)x[0,8)#1");
+  CHECK(held(config, spec + ",attn_dp=2", 4, 3, "lm_head.weight") ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#2");
+}
+
+TEST_CASE("SGLang: the shards of one replica hold every element once, in every mode") {
+  const std::vector<std::string> any{"sglang:tp=1",
+                                     "sglang:tp=1,pp=5",
+                                     "sglang:tp=2,pp=3",
+                                     "sglang:tp=4,attn_dp=4",
+                                     "sglang:tp=4,pp=2,attn_dp=2,embed=tp,dp_lm_head=on",
+                                     "sglang:tp=4,pp=2,attn_dp=4,embed=replicated",
+                                     "sglang:tp=4,attn_dp=2,dense_mlp=replicated"};
+  const std::vector<std::string> with_experts{"sglang:tp=2,ep=2,shared_experts=replicated",
+                                              "sglang:tp=4,pp=2,ep=2,fuse_shared=on",
+                                              "sglang:tp=4,ep=4,attn_dp=2,fuse_shared=on"};
+  for (ModelConfig config : {dense(), moe(), mla()}) {
+    for (const bool tied : {false, true}) {
+      config.tied_embeddings = tied;
+      const Catalogue catalogue = make_catalogue("small", config);
+      std::vector<std::string> specs = any;
+      if (config.experts > 0) specs.insert(specs.end(), with_experts.begin(), with_experts.end());
+      for (const auto& spec : specs) {
+        CAPTURE(spec);
+        const auto layout = make_inference_layout(spec, catalogue, 120);
+        CHECK(layout->describe() == spec);
+        CHECK(wrong_replica(catalogue, *layout) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("SGLang: what does not fit is refused with size, option and value") {
+  check_refused(dense(), "sglang:tp=2,pp=2", 6,
+                "6 inference ranks are no multiple of the 4 of one instance (tp=2, pp=2, dp=1)");
+  check_refused(dense(), "sglang:pp=6", 6, "pp=6 leaves stages without any of the 5 layers");
+  check_refused(dense(), "sglang:tp=4,attn_dp=3", 4, "tp = 4 does not divide by attn_dp=3");
+  check_refused(dense(), "sglang:tp=4,ep=3", 4, "tp = 4 does not divide by ep=3");
+  check_refused(dense(), "sglang:tp=6,attn_dp=2", 6,
+                "num_attention_heads = 8 does not divide by tp/attn_dp=3");
+  check_refused(moe(), "sglang:tp=8,ep=8", 8, "number of experts = 4 does not divide by ep=8");
+  ModelConfig narrow = moe();
+  narrow.moe_intermediate = 6;
+  check_refused(narrow, "sglang:tp=8,ep=2", 8,
+                "moe_intermediate_size = 6 does not divide by tp/ep=4");
+  check_refused(narrow, "sglang:tp=4,ep=4", 4,
+                "width of the shared experts = 6 does not divide by tp=4");
+  ModelConfig none = moe();
+  none.shared_experts = 0;
+  check_refused(none, "sglang:tp=2,fuse_shared=on", 2,
+                "fuse_shared=on needs a model with one shared expert, this one has 0");
+  ModelConfig odd = dense();
+  odd.heads = 12;
+  odd.kv_heads = 4;
+  check_refused(odd, "sglang:tp=6", 6,
+                "tp=6 neither divides nor is a multiple of num_key_value_heads = 4");
+}
+
+TEST_CASE("SGLang: Kimi-K2 at its real size is whole over 32 ranks") {
+  const Catalogue catalogue = make_catalogue("kimi-k2", preset_config("kimi-k2"));
+  const auto layout = make_inference_layout("sglang:tp=32,ep=32", catalogue, 64);
+  uint64_t first_copies = 0;
+  for (uint32_t rank = 0; rank < 64; ++rank) {
+    for (const Shard& shard : layout->rank_layout(rank).shards) {
+      if (shard.replica == 0) first_copies += shard.box.elements();
+    }
+  }
+  CHECK(first_copies == 1'026'408'232'448U);
+  CHECK(parameter_text(catalogue, layout->rank_layout(33), "model.layers.1.mlp.experts.w2_weight")
+            .starts_with("86016x2048: mlp.experts.12.down_proj.weight[0,7168)x[0,2048)#1 "));
+}
+
+}  // namespace awex::test
