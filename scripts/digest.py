@@ -8,6 +8,7 @@ digest in the last line. Needs the public packages numpy and safetensors.
 """
 import json
 import pathlib
+import re
 import sys
 
 import numpy
@@ -63,8 +64,10 @@ def files(directory):
 
 
 def belongs(name, config):
-    """Whether a tensor is part of the model, and not a copy or a buffer that some files carry."""
-    if name.endswith(".rotary_emb.inv_freq"):
+    """Whether a tensor is part of the model, and not a copy, a buffer or a layer for multi-token
+    prediction that some files carry."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if name.endswith(".rotary_emb.inv_freq") or layer and int(layer[1]) >= config["num_hidden_layers"]:
         return False
     return name != "lm_head.weight" or not config.get("tie_word_embeddings", False)
 

@@ -14,11 +14,20 @@ BASE = {"torch_dtype": "bfloat16", "num_hidden_layers": 2, "hidden_size": 8, "nu
         "num_key_value_heads": 2, "intermediate_size": 16, "vocab_size": 32}
 EXPERTS = {"head_dim": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4,
            "decoder_sparse_step": 1, "mlp_only_layers": [1]}
+BESIDE_SHARED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4,
+                 "n_shared_experts": 1, "first_k_dense_replace": 1, "num_nextn_predict_layers": 1}
+LATENT = {"q_lora_rank": 6, "kv_lora_rank": 4, "qk_nope_head_dim": 2, "qk_rope_head_dim": 2,
+          "v_head_dim": 3, "moe_layer_freq": 1, "topk_method": "noaux_tc"}
 CONFIGS = {
     "llama": BASE | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "mlp_bias": False},
     "qwen2": BASE | {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": BASE | {"model_type": "qwen3", "head_dim": 128},
     "qwen3_moe": BASE | EXPERTS | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"},
+    "deepseek_v3": BASE | BESIDE_SHARED | LATENT | {"model_type": "deepseek_v3"},
+    "kimi_k2": BASE | BESIDE_SHARED | LATENT | {"architectures": ["DeepseekV3ForCausalLM"],
+                                                "model_type": "kimi_k2", "q_lora_rank": None},
+    "glm4_moe": BASE | BESIDE_SHARED | {"model_type": "glm4_moe", "head_dim": 2,
+                                        "attention_bias": True, "use_qk_norm": True},
 }
 
 

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
 #include <utility>
@@ -12,16 +13,78 @@
 
 using namespace awex;
 
+namespace {
+
+/// One line a tensor: name, shape as in files, and its dtype where it is not the model's.
+std::string listing(const ModelConfig& config) {
+  std::string result;
+  const auto catalogue = make_catalogue("m", config);
+  for (const auto& tensor : catalogue.tensors()) {
+    result += tensor.is_vector ? fmt::format("{} [{}]", tensor.name, tensor.rows)
+                               : fmt::format("{} [{},{}]", tensor.name, tensor.rows, tensor.cols);
+    if (tensor.dtype != config.dtype) result += fmt::format(" {}", dtype_name(tensor.dtype));
+    result += "\n";
+  }
+  return result;
+}
+
+/// Bytes that fp32 biases take beyond those of 16-bit elements.
+uint64_t extra_bytes(const ModelConfig& config) {
+  return config.has_score_correction_bias
+             ? 2 * config.experts * (config.layers - config.first_k_dense_replace)
+             : 0;
+}
+
+/// What the small models below have in common: a dense layer, then one of two experts.
+ModelConfig small_with_shared_experts(Architecture architecture) {
+  ModelConfig config;
+  config.architecture = architecture;
+  config.layers = 2;
+  config.hidden = 10;
+  config.heads = 4;
+  config.intermediate = 7;
+  config.vocab = 11;
+  config.experts = 2;
+  config.moe_intermediate = 5;
+  config.experts_per_token = 1;
+  config.shared_experts = 3;
+  config.has_score_correction_bias = true;
+  config.first_k_dense_replace = 1;
+  return config;
+}
+
+ModelConfig small_mla() {
+  auto config = small_with_shared_experts(Architecture::kDeepseekV3);
+  config.kv_heads = 4;
+  config.q_lora_rank = 6;
+  config.kv_lora_rank = 8;
+  config.qk_nope_head_dim = 3;
+  config.qk_rope_head_dim = 2;
+  config.v_head_dim = 9;
+  return config;
+}
+
+}  // namespace
+
 TEST_CASE("published models have their published number of parameters") {
   const std::vector<std::pair<const char*, uint64_t>> published{
       {"qwen3-0.6b", 596'049'920},          {"qwen3-4b", 4'022'468'096},
       {"qwen3-8b", 8'190'735'360},          {"qwen3-30b-a3b", 30'532'122'624},
-      {"qwen3-235b-a22b", 235'093'634'560}, {"llama-3.1-8b", 8'030'261'248}};
+      {"qwen3-235b-a22b", 235'093'634'560}, {"llama-3.1-8b", 8'030'261'248},
+      {"deepseek-v3", 671'026'419'200},     {"kimi-k2", 1'026'408'232'448},
+      {"glm-4.5-air", 106'852'251'264},     {"glm-4.5", 352'797'829'024}};
   for (const auto& [name, parameters] : published) {
     CAPTURE(name);
-    const auto catalogue = make_catalogue(name, preset_config(name));
+    const auto config = preset_config(name);
+    const auto catalogue = make_catalogue(name, config);
     CHECK(catalogue.elements() == parameters);
-    CHECK(catalogue.bytes() == 2 * parameters);
+    CHECK(catalogue.bytes() == 2 * parameters + extra_bytes(config));
+  }
+  for (const auto& name : preset_names()) {
+    const auto is_listed = [&](const auto& entry) { return entry.first == name; };
+    CHECK_MESSAGE(
+        (name.starts_with("tiny-") || std::any_of(published.begin(), published.end(), is_listed)),
+        name);
   }
 }
 
@@ -40,14 +103,7 @@ TEST_CASE("a small model's tensors are those of transformers") {
   config.moe_intermediate = 5;
   config.experts_per_token = 1;
   config.mlp_only_layers = {1};
-  std::string listing;
-  const auto catalogue = make_catalogue("m", config);
-  for (const auto& tensor : catalogue.tensors()) {
-    listing += tensor.is_vector
-                   ? fmt::format("{} [{}]\n", tensor.name, tensor.rows)
-                   : fmt::format("{} [{},{}]\n", tensor.name, tensor.rows, tensor.cols);
-  }
-  CHECK(listing == R"(model.embed_tokens.weight [11,10]
+  CHECK(listing(config) == R"(model.embed_tokens.weight [11,10]
 model.layers.0.input_layernorm.weight [10]
 model.layers.0.self_attn.q_proj.weight [12,10]
 model.layers.0.self_attn.k_proj.weight [6,10]
@@ -79,6 +135,82 @@ lm_head.weight [11,10]
 )");
 }
 
+TEST_CASE("latent attention and shared experts have the tensors of transformers") {
+  CHECK(listing(small_mla()) == R"(model.embed_tokens.weight [11,10]
+model.layers.0.input_layernorm.weight [10]
+model.layers.0.self_attn.q_a_proj.weight [6,10]
+model.layers.0.self_attn.q_a_layernorm.weight [6]
+model.layers.0.self_attn.q_b_proj.weight [20,6]
+model.layers.0.self_attn.kv_a_proj_with_mqa.weight [10,10]
+model.layers.0.self_attn.kv_a_layernorm.weight [8]
+model.layers.0.self_attn.kv_b_proj.weight [48,8]
+model.layers.0.self_attn.o_proj.weight [10,36]
+model.layers.0.post_attention_layernorm.weight [10]
+model.layers.0.mlp.gate_proj.weight [7,10]
+model.layers.0.mlp.up_proj.weight [7,10]
+model.layers.0.mlp.down_proj.weight [10,7]
+model.layers.1.input_layernorm.weight [10]
+model.layers.1.self_attn.q_a_proj.weight [6,10]
+model.layers.1.self_attn.q_a_layernorm.weight [6]
+model.layers.1.self_attn.q_b_proj.weight [20,6]
+model.layers.1.self_attn.kv_a_proj_with_mqa.weight [10,10]
+model.layers.1.self_attn.kv_a_layernorm.weight [8]
+model.layers.1.self_attn.kv_b_proj.weight [48,8]
+model.layers.1.self_attn.o_proj.weight [10,36]
+model.layers.1.post_attention_layernorm.weight [10]
+model.layers.1.mlp.gate.weight [2,10]
+model.layers.1.mlp.gate.e_score_correction_bias [2] F32
+model.layers.1.mlp.experts.0.gate_proj.weight [5,10]
+model.layers.1.mlp.experts.0.up_proj.weight [5,10]
+model.layers.1.mlp.experts.0.down_proj.weight [10,5]
+model.layers.1.mlp.experts.1.gate_proj.weight [5,10]
+model.layers.1.mlp.experts.1.up_proj.weight [5,10]
+model.layers.1.mlp.experts.1.down_proj.weight [10,5]
+model.layers.1.mlp.shared_experts.gate_proj.weight [15,10]
+model.layers.1.mlp.shared_experts.up_proj.weight [15,10]
+model.layers.1.mlp.shared_experts.down_proj.weight [10,15]
+model.norm.weight [10]
+lm_head.weight [11,10]
+)");
+  auto without_q_rank = small_mla();
+  without_q_rank.q_lora_rank = 0;
+  without_q_rank.mtp_layers = 1;
+  const auto names = listing(without_q_rank);
+  CHECK(names.find("model.layers.1.self_attn.q_proj.weight [20,10]\n") != std::string::npos);
+  CHECK(names.find("q_a_") == std::string::npos);
+  CHECK(names.find("q_b_") == std::string::npos);
+  CHECK(names.find("model.layers.2.") == std::string::npos);
+}
+
+TEST_CASE("GLM-4.5 has biases of q, k and v, norms if its config says so, and shared experts") {
+  auto config = small_with_shared_experts(Architecture::kGlm4Moe);
+  config.kv_heads = 2;
+  config.head_dim = 3;
+  config.attention_bias = true;
+  CHECK(listing(config).find("norm.weight [3]") == std::string::npos);
+  config.qk_norm = true;
+  const auto names = listing(config);
+  const auto begin = names.find("model.layers.1.");
+  const auto end = names.find("model.layers.1.mlp.experts.0.");
+  REQUIRE(end != std::string::npos);
+  CHECK(names.substr(begin, end - begin) == R"(model.layers.1.input_layernorm.weight [10]
+model.layers.1.self_attn.q_proj.weight [12,10]
+model.layers.1.self_attn.q_proj.bias [12]
+model.layers.1.self_attn.k_proj.weight [6,10]
+model.layers.1.self_attn.k_proj.bias [6]
+model.layers.1.self_attn.v_proj.weight [6,10]
+model.layers.1.self_attn.v_proj.bias [6]
+model.layers.1.self_attn.o_proj.weight [10,12]
+model.layers.1.self_attn.q_norm.weight [3]
+model.layers.1.self_attn.k_norm.weight [3]
+model.layers.1.post_attention_layernorm.weight [10]
+model.layers.1.mlp.gate.weight [2,10]
+model.layers.1.mlp.gate.e_score_correction_bias [2] F32
+)");
+  CHECK(names.find("model.layers.1.mlp.shared_experts.down_proj.weight [10,15]\n") !=
+        std::string::npos);
+}
+
 TEST_CASE("tied embeddings have no lm_head and qwen2 has biases of q, k and v") {
   const auto tied = make_catalogue("m", preset_config("tiny-dense-tied"));
   CHECK_FALSE(tied.find("lm_head.weight"));
@@ -98,6 +230,9 @@ TEST_CASE("decoder_sparse_step makes every n-th layer an expert layer") {
     if (config.is_moe_layer(layer)) moe_layers.insert(layer);
   }
   CHECK(moe_layers == std::set<uint64_t>{2, 8, 11});
+  config.first_k_dense_replace = 3;
+  CHECK_FALSE(config.is_moe_layer(2));
+  CHECK(config.is_moe_layer(8));
 }
 
 TEST_CASE("a fingerprint tells models apart that differ in one property of one tensor") {
@@ -129,10 +264,13 @@ TEST_CASE("the small presets divide by 2, 3 and 4, and need vocabulary padding")
     if (!name.starts_with("tiny-")) continue;
     CAPTURE(name);
     const auto config = preset_config(name);
-    for (const uint64_t size : {config.layers, config.hidden, config.heads, config.kv_heads,
-                                config.intermediate, config.experts, config.moe_intermediate}) {
+    for (const uint64_t size :
+         {config.layers, config.hidden, config.heads, config.kv_heads, config.intermediate,
+          config.experts, config.moe_intermediate, config.q_lora_rank, config.kv_lora_rank,
+          config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim}) {
       CHECK(size % 12 == 0);
     }
     CHECK(config.vocab % 64 != 0);
+    CHECK((config.vocab + 63) / 64 * 64 % 12 == 0);
   }
 }

@@ -80,7 +80,8 @@ class CheckpointFixture {
 TEST_CASE_FIXTURE(CheckpointFixture, "a checkpoint holds what its source holds, in any sharding") {
   for (const uint64_t max_shard_bytes : {uint64_t{1}, uint64_t{250'000}, kDefaultShardBytes}) {
     CAPTURE(max_shard_bytes);
-    for (const char* preset : {"preset:tiny-moe", "preset:tiny-dense-bias"}) {
+    for (const char* preset :
+         {"preset:tiny-moe", "preset:tiny-dense-bias", "preset:tiny-mla", "preset:tiny-glm"}) {
       const auto source = open_model(preset, 2);
       write_checkpoint(*source, path(), max_shard_bytes, pool_);
       const auto read = open();
@@ -118,6 +119,41 @@ TEST_CASE_FIXTURE(CheckpointFixture, "a checkpoint keeps its first layers") {
   CHECK(digest_source(*kept, pool_) == digest_source(*source, pool_));
   test::check_refused([&] { (void)open_checkpoint(path(), 4); }, {"--layers 4", "3 layers"});
   test::check_refused([&] { (void)open_checkpoint(path(), 0); }, {"--layers 0"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "layers for multi-token prediction are ignored") {
+  auto config = preset_config("tiny-mla");
+  config.layers = 2;
+  write(config, kDefaultShardBytes);
+  const auto add = [&](const char* name) {
+    rewrite(kSingle, [&](auto& entries) { entries.push_back({name, DType::kBf16, {96, 192}}); });
+  };
+  add("model.layers.2.eh_proj.weight");
+  refuse({"model.layers.2.eh_proj.weight", "does not have"});
+  change_json("config.json", [](json& object) { object["num_nextn_predict_layers"] = 1; });
+  CHECK(open()->catalogue().config() == config);
+  CHECK(open()->catalogue().fingerprint() == make_catalogue("m", config).fingerprint());
+  CHECK(open_checkpoint(path(), 1)->catalogue().config().layers == 1);
+  add("model.layers.3.eh_proj.weight");
+  refuse({"model.layers.3.eh_proj.weight", "does not have"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "a router's bias has to be fp32 beside bf16 weights") {
+  auto config = preset_config("tiny-glm");
+  config.layers = 2;
+  write(config, kDefaultShardBytes);
+  const char* name = "model.layers.1.mlp.gate.e_score_correction_bias";
+  const auto give_it = [&](DType dtype) {
+    rewrite(kSingle, [&](auto& entries) {
+      for (auto& entry : entries) {
+        if (entry.name == name) entry.dtype = dtype;
+      }
+    });
+  };
+  give_it(DType::kBf16);
+  refuse({name, "BF16", "F32"});
+  give_it(DType::kF32);
+  CHECK(open() != nullptr);
 }
 
 TEST_CASE_FIXTURE(CheckpointFixture, "what is no checkpoint is refused") {

@@ -22,6 +22,29 @@ json llama() {
     "tie_word_embeddings": false, "torch_dtype": "bfloat16", "vocab_size": 128256})");
 }
 
+/// As published, but for the fp8 weights and the routing.
+json deepseek() {
+  return json::parse(R"({"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
+    "attention_bias": false, "ep_size": 1, "first_k_dense_replace": 3, "hidden_size": 7168,
+    "intermediate_size": 18432, "kv_lora_rank": 512, "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
+    "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "scoring_func": "sigmoid",
+    "tie_word_embeddings": false, "topk_group": 4, "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16", "v_head_dim": 128, "vocab_size": 129280})");
+}
+
+json glm_air() {
+  return json::parse(R"({"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe",
+    "attention_bias": true, "first_k_dense_replace": 1, "head_dim": 128, "hidden_size": 4096,
+    "intermediate_size": 10944, "moe_intermediate_size": 1408, "n_group": 1,
+    "n_routed_experts": 128, "n_shared_experts": 1, "num_attention_heads": 96,
+    "num_experts_per_tok": 8, "num_hidden_layers": 46, "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1, "partial_rotary_factor": 0.5, "tie_word_embeddings": false,
+    "topk_group": 1, "torch_dtype": "bfloat16", "use_qk_norm": false, "vocab_size": 151552})");
+}
+
 json moe() { return json::parse(config_to_json(preset_config("qwen3-30b-a3b"))); }
 
 ModelConfig parse(const json& object) { return parse_config(object.dump(), "dir/config.json"); }
@@ -43,8 +66,23 @@ void check_refused(const json& object, const char* field, const char* why) {
 
 }  // namespace
 
-TEST_CASE("a published Llama config gives the preset of that model") {
+TEST_CASE("a published config gives the preset of that model") {
   CHECK(parse(llama()) == preset_config("llama-3.1-8b"));
+  auto expected = preset_config("deepseek-v3");
+  expected.mtp_layers = 1;
+  CHECK(parse(deepseek()) == expected);
+  expected = preset_config("glm-4.5-air");
+  expected.mtp_layers = 1;
+  CHECK(parse(glm_air()) == expected);
+}
+
+TEST_CASE("Kimi-K2's config gives its preset, under its own model type") {
+  auto kimi = deepseek();
+  kimi.update(json::parse(R"({"model_type": "kimi_k2", "num_attention_heads": 64,
+    "num_key_value_heads": 64, "n_routed_experts": 384, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "vocab_size": 163840})"));
+  CHECK(parse(kimi) == preset_config("kimi-k2"));
+  CHECK(parse(without(kimi, "architectures")) == preset_config("kimi-k2"));
 }
 
 TEST_CASE("every preset survives config.json and back") {
@@ -62,6 +100,20 @@ TEST_CASE("dense layers among experts survive config.json and back") {
   CHECK(parse_config(config_to_json(config), "f") == config);
 }
 
+TEST_CASE(
+    "models without a latent q, shared experts or dense layers survive config.json and back") {
+  auto config = preset_config("tiny-mla");
+  config.q_lora_rank = 0;
+  config.shared_experts = 0;
+  config.first_k_dense_replace = 0;
+  config.mtp_layers = 2;
+  const auto text = config_to_json(config);
+  CHECK(parse_config(text, "f") == config);
+  const auto object = json::parse(text);
+  CHECK(object["q_lora_rank"].is_null());
+  CHECK(object["n_shared_experts"].is_null());
+}
+
 TEST_CASE("absent and null fields take transformers' defaults") {
   CHECK(parse(without(llama(), "num_key_value_heads")).kv_heads == 32);
   CHECK(parse(with(llama(), "head_dim", nullptr)).head_dim == 128);
@@ -73,6 +125,37 @@ TEST_CASE("absent and null fields take transformers' defaults") {
         preset_config("qwen3-30b-a3b"));
   auto qwen3 = json::parse(config_to_json(preset_config("qwen3-4b")));
   CHECK(parse(without(qwen3, "head_dim")).head_dim == 128);
+}
+
+TEST_CASE("models with shared experts take transformers' defaults") {
+  auto few = deepseek();
+  for (const char* field :
+       {"first_k_dense_replace", "kv_lora_rank", "moe_intermediate_size", "moe_layer_freq",
+        "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "num_nextn_predict_layers",
+        "num_key_value_heads", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        "topk_method", "attention_bias"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("deepseek-v3"));
+  CHECK(parse(with(few, "q_lora_rank", nullptr)).q_lora_rank == 0);
+  few = glm_air();
+  for (const char* field :
+       {"first_k_dense_replace", "moe_intermediate_size", "n_routed_experts", "n_shared_experts",
+        "num_experts_per_tok", "num_key_value_heads", "num_nextn_predict_layers", "use_qk_norm"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("glm-4.5-air"));
+}
+
+TEST_CASE("KV heads and a head size do not change latent attention") {
+  auto object = with(with(deepseek(), "num_key_value_heads", 7), "head_dim", 64);
+  CHECK(parse(object) == parse(deepseek()));
+}
+
+TEST_CASE("GLM-4.5 has biases of q, k and v, and their norms, if its config says so") {
+  CHECK_FALSE(parse(with(glm_air(), "attention_bias", false)).attention_bias);
+  CHECK_FALSE(parse(without(glm_air(), "attention_bias")).attention_bias);
+  CHECK(parse(with(glm_air(), "use_qk_norm", true)).qk_norm);
 }
 
 TEST_CASE("qwen2 always has biases of q, k and v") {
@@ -92,6 +175,16 @@ TEST_CASE("missing and absurd sizes are refused with field, value and file") {
     check_refused(with(moe(), field, "128"), field, "is \"128\";");
     check_refused(with(moe(), field, 4294967297), field, "is 4294967297;");
     check_refused(with(moe(), field, 1e300), field, "is 1e+300;");
+  }
+  for (const char* field : {"q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+                            "v_head_dim", "n_routed_experts", "n_shared_experts"}) {
+    check_refused(with(deepseek(), field, 0), field, "is 0;");
+    check_refused(with(deepseek(), field, 1.5), field, "is 1.5;");
+    check_refused(with(deepseek(), field, 4294967297), field, "is 4294967297;");
+  }
+  for (const char* field : {"first_k_dense_replace", "num_nextn_predict_layers"}) {
+    check_refused(with(deepseek(), field, -1), field, "from 0 to");
+    check_refused(with(deepseek(), field, 4294967297), field, "from 0 to");
   }
   for (const char* field : {"num_hidden_layers", "hidden_size", "num_attention_heads",
                             "intermediate_size", "vocab_size", "torch_dtype"}) {
@@ -113,6 +206,13 @@ TEST_CASE("sizes that are possible alone but not together are refused") {
                 "16777216");
   check_refused(with(with(moe(), "num_experts", 1 << 20), "num_hidden_layers", 50), "num_experts",
                 "1048576");
+  for (const char* rank : {"q_lora_rank", "kv_lora_rank"}) {
+    check_refused(with(with(deepseek(), rank, 1 << 24), "num_attention_heads", 1 << 24),
+                  "num_hidden_layers", "n_routed_experts");
+  }
+  check_refused(
+      with(with(deepseek(), "n_shared_experts", 1 << 24), "moe_intermediate_size", 1 << 24),
+      "num_hidden_layers", "n_routed_experts");
 }
 
 TEST_CASE("models that we cannot lay out are refused") {
@@ -128,6 +228,16 @@ TEST_CASE("models that we cannot lay out are refused") {
   check_refused(with(llama(), "torch_dtype", "int8"), "torch_dtype", "int8");
   check_refused(with(llama(), "quantization_config", {{"quant_method", "fp8"}}),
                 "quantization_config", "fp8");
+  check_refused(with(deepseek(), "quantization_config", {{"quant_method", "fp8"}}),
+                "quantization_config", "fp8");
+  check_refused(with(deepseek(), "attention_bias", true), "attention_bias", "o_proj");
+  check_refused(with(deepseek(), "moe_layer_freq", 2), "moe_layer_freq", "is 2;");
+  check_refused(with(deepseek(), "topk_method", "greedy"), "topk_method", "noaux_tc");
+  check_refused(with(deepseek(), "model_type", "deepseek_v2"), "model_type", "deepseek_v2");
+  check_refused(with(deepseek(), "model_type", "glm4_moe"), "model_type", "contradicts");
+  check_refused(with(llama(), "model_type", "kimi_k2"), "model_type", "contradicts");
+  check_refused(with(glm_air(), "num_experts_per_tok", 129), "num_experts_per_tok", "128");
+  check_refused(without(with(glm_air(), "hidden_size", 5120), "head_dim"), "head_dim", "5120");
   check_refused(with(llama(), "tie_word_embeddings", "yes"), "tie_word_embeddings",
                 "true or false");
 }
@@ -156,6 +266,9 @@ TEST_CASE("keeping layers drops the later ones and nothing else") {
   CHECK(kept.layers == 4);
   CHECK(kept.mlp_only_layers == std::set<uint64_t>{1});
   CHECK(keep_first_layers(config, 12, "m") == config);
+  const auto published = parse(deepseek());
+  CHECK(keep_first_layers(published, 61, "m") == preset_config("deepseek-v3"));
+  CHECK_FALSE(keep_first_layers(published, 2, "m").is_moe_layer(1));
   test::check_refused([&] { (void)keep_first_layers(config, 0, "the-model"); },
                       {"--layers 0", "the-model", "12"});
   test::check_refused([&] { (void)keep_first_layers(config, 13, "the-model"); },

@@ -36,7 +36,8 @@ def main():
                 directory = pathlib.Path(root) / f"{kind}-{shards}"
                 write_checkpoint.write(kind, shards, directory)
                 results.append(compare(f"{kind} in {shards} shards, read by us", directory))
-        for preset, shard_bytes in (("tiny-moe", 10**6), ("tiny-dense-bias", 10**9)):
+        for preset, shard_bytes in (("tiny-moe", 10**6), ("tiny-dense-bias", 10**9),
+                                    ("tiny-mla", 10**6), ("tiny-glm", 10**9)):
             directory = pathlib.Path(root) / preset
             lines([TOOL, "write", "preset:" + preset, str(directory), str(shard_bytes)])
             results.append(compare(f"{preset}, written by us", directory))

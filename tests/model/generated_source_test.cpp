@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -30,6 +31,21 @@ std::vector<uint16_t> read_all(const WeightSource& source, const char* name) {
   return read_elements(source, tensor, 0, source.catalogue().tensors()[tensor].elements());
 }
 
+std::vector<float> read_floats(const WeightSource& source, const char* name, uint64_t first,
+                               uint64_t count) {
+  std::vector<float> elements(count);
+  source.read(source.catalogue().index_of(name), first,
+              std::as_writable_bytes(std::span(elements)));
+  return elements;
+}
+
+std::unique_ptr<WeightSource> generate_tiny(DType dtype) {
+  auto config = preset_config("tiny-dense");
+  config.layers = 1;
+  config.dtype = dtype;
+  return generate_weights(make_catalogue("m", config));
+}
+
 }  // namespace
 
 TEST_CASE("an element's value does not depend on where the reading begins") {
@@ -53,6 +69,45 @@ TEST_CASE("values are those of every machine and every release") {
         std::vector<uint16_t>{0x3f82, 0x3f77, 0x3f81});
   CHECK(read_elements(*source, index("lm_head.weight"), 0, 3) ==
         std::vector<uint16_t>{0x3d05, 0xbd4c, 0xbcf0});
+}
+
+TEST_CASE("fp32 biases stand among 16-bit weights, with values of their own") {
+  const auto source = open_model("preset:tiny-mla", 2);
+  const char* name = "model.layers.1.mlp.gate.e_score_correction_bias";
+  const auto bias = read_floats(*source, name, 0, 12);
+  for (const float value : bias) CHECK(std::abs(value) <= 0.05F);
+  CHECK(std::set<float>(bias.begin(), bias.end()).size() == 12);
+  CHECK(read_floats(*source, name, 7, 3) ==
+        std::vector<float>(bias.begin() + 7, bias.begin() + 10));
+  CHECK(std::bit_cast<uint32_t>(bias[0]) == 0x3c68e000U);
+  CHECK(std::bit_cast<uint32_t>(bias[3]) == 0x3ce3b667U);
+  std::vector<float> room(2);
+  const auto tensor = source->catalogue().index_of(name);
+  CHECK_THROWS_AS(source->read(tensor, 11, std::as_writable_bytes(std::span(room))), Error);
+}
+
+TEST_CASE("16-bit weights are the fp32 weights, rounded") {
+  const auto f32 = generate_tiny(DType::kF32);
+  const auto f16 = generate_tiny(DType::kF16);
+  const auto bf16 = generate_tiny(DType::kBf16);
+  for (const char* name : {"lm_head.weight", "model.layers.0.input_layernorm.weight"}) {
+    const auto halves = read_all(*f16, name);
+    const auto brains = read_all(*bf16, name);
+    const auto floats = read_floats(*f32, name, 0, halves.size());
+    uint64_t inexact = 0;
+    for (size_t i = 0; i < floats.size(); ++i) {
+      REQUIRE(halves[i] == f32_to_f16(floats[i]));
+      REQUIRE(brains[i] == f32_to_bf16(floats[i]));
+      if (bf16_to_f32(brains[i]) != floats[i]) ++inexact;
+    }
+    CHECK(inexact > floats.size() / 2);
+  }
+}
+
+TEST_CASE("dtypes that cannot be generated are refused by name") {
+  CHECK_THROWS_WITH_AS(
+      (void)generate_weights(Catalogue("m", {}, {{"t", DType::kF8E4M3, 2, 2, false}})),
+      "cannot generate F8_E4M3 weights", Error);
 }
 
 TEST_CASE("weights are spread around 0 and norms around 1") {

@@ -3,8 +3,9 @@
 
 usage: write_checkpoint.py ARCHITECTURE SHARDS DIR
 
-ARCHITECTURE is llama, qwen2, qwen3 or qwen3_moe; with one shard there is no index. The sizes are odd
-where the architecture allows it.
+ARCHITECTURE is a model type of CLASSES; with one shard there is no index. The sizes are odd where the
+architecture allows it. deepseek_v3 and glm4_moe have a layer for multi-token prediction behind the
+others, as the published files have.
 """
 import json
 import pathlib
@@ -14,9 +15,15 @@ import numpy
 import safetensors
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, LAYERS = 20, 6, 3, 7, 33, 101, 3
-EXPERTS, MOE_INTERMEDIATE = 5, 9
+EXPERTS, MOE_INTERMEDIATE, SHARED_EXPERTS = 5, 9, 2
+Q_RANK, KV_RANK, NOPE, ROPE, V_HEAD = 13, 11, 5, 4, 3
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-           "qwen3_moe": "Qwen3MoeForCausalLM"}
+           "qwen3_moe": "Qwen3MoeForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM",
+           "kimi_k2": "DeepseekV3ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM"}
+LATENT = ("deepseek_v3", "kimi_k2")  # the second without q_lora_rank
+BESIDE_SHARED = (*LATENT, "glm4_moe")
+QK_NORM = ("qwen3", "qwen3_moe", "glm4_moe")
+QKV_BIAS = ("qwen2", "glm4_moe")
 
 
 def config(kind):
@@ -30,7 +37,22 @@ def config(kind):
     if kind == "qwen3_moe":
         result |= {"num_experts": EXPERTS, "num_experts_per_tok": 2, "decoder_sparse_step": 1,
                    "moe_intermediate_size": MOE_INTERMEDIATE, "mlp_only_layers": [1]}
+    if kind in LATENT:
+        del result["head_dim"]
+        result |= {"q_lora_rank": Q_RANK if kind == "deepseek_v3" else None, "kv_lora_rank": KV_RANK,
+                   "qk_nope_head_dim": NOPE, "qk_rope_head_dim": ROPE, "v_head_dim": V_HEAD,
+                   "num_key_value_heads": HEADS, "moe_layer_freq": 1, "topk_method": "noaux_tc"}
+    if kind in BESIDE_SHARED:
+        result |= {"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "n_group": 1,
+                   "moe_intermediate_size": MOE_INTERMEDIATE, "n_shared_experts": SHARED_EXPERTS,
+                   "first_k_dense_replace": 1, "num_nextn_predict_layers": mtp_layers(kind)}
+    if kind == "glm4_moe":
+        result |= {"attention_bias": True, "use_qk_norm": True}
     return result
+
+
+def mtp_layers(kind):
+    return 1 if kind in ("deepseek_v3", "glm4_moe") else 0
 
 
 def mlp(prefix, size):
@@ -38,29 +60,76 @@ def mlp(prefix, size):
             prefix + "down_proj.weight": (HIDDEN, size)}
 
 
+def grouped_attention(kind, prefix):
+    result = {}
+    for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
+        result[f"{prefix}{name}_proj.weight"] = (heads * HEAD_DIM, HIDDEN)
+        if kind in QKV_BIAS:
+            result[f"{prefix}{name}_proj.bias"] = (heads * HEAD_DIM,)
+    result[prefix + "o_proj.weight"] = (HIDDEN, HEADS * HEAD_DIM)
+    if kind in QK_NORM:
+        result |= {prefix + "q_norm.weight": (HEAD_DIM,), prefix + "k_norm.weight": (HEAD_DIM,)}
+    if kind == "llama":
+        result[prefix + "rotary_emb.inv_freq"] = (HEAD_DIM,)
+    return result
+
+
+def latent_attention(kind, prefix):
+    q_rows = HEADS * (NOPE + ROPE)
+    if kind == "kimi_k2":
+        result = {prefix + "q_proj.weight": (q_rows, HIDDEN)}
+    else:
+        result = {prefix + "q_a_proj.weight": (Q_RANK, HIDDEN),
+                  prefix + "q_a_layernorm.weight": (Q_RANK,),
+                  prefix + "q_b_proj.weight": (q_rows, Q_RANK)}
+    return result | {prefix + "kv_a_proj_with_mqa.weight": (KV_RANK + ROPE, HIDDEN),
+                     prefix + "kv_a_layernorm.weight": (KV_RANK,),
+                     prefix + "kv_b_proj.weight": (HEADS * (NOPE + V_HEAD), KV_RANK),
+                     prefix + "o_proj.weight": (HIDDEN, HEADS * V_HEAD)}
+
+
+def experts(kind, prefix):
+    result = {prefix + "gate.weight": (EXPERTS, HIDDEN)}
+    for expert in range(EXPERTS):
+        result |= mlp(f"{prefix}experts.{expert}.", MOE_INTERMEDIATE)
+    if kind in BESIDE_SHARED:
+        result[prefix + "gate.e_score_correction_bias"] = (EXPERTS,)
+        result |= mlp(prefix + "shared_experts.", SHARED_EXPERTS * MOE_INTERMEDIATE)
+    return result
+
+
+def has_experts(kind, layer):
+    return layer != 1 if kind == "qwen3_moe" else kind in BESIDE_SHARED and layer >= 1
+
+
+def decoder_layer(kind, layer):
+    prefix = f"model.layers.{layer}."
+    attention = latent_attention if kind in LATENT else grouped_attention
+    result = attention(kind, prefix + "self_attn.")
+    if has_experts(kind, layer):
+        result |= experts(kind, prefix + "mlp.")
+    else:
+        result |= mlp(prefix + "mlp.", INTERMEDIATE)
+    return result | {prefix + "input_layernorm.weight": (HIDDEN,),
+                     prefix + "post_attention_layernorm.weight": (HIDDEN,)}
+
+
+def mtp_layer(kind, layer):
+    prefix = f"model.layers.{layer}."
+    return decoder_layer(kind, layer) | {
+        prefix + "embed_tokens.weight": (VOCAB, HIDDEN), prefix + "enorm.weight": (HIDDEN,),
+        prefix + "hnorm.weight": (HIDDEN,), prefix + "eh_proj.weight": (HIDDEN, 2 * HIDDEN),
+        prefix + "shared_head.norm.weight": (HIDDEN,),
+        prefix + "shared_head.head.weight": (VOCAB, HIDDEN)}
+
+
 def shapes(kind):
     """Tensor name to shape, in the order of transformers' modules."""
     result = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
     for layer in range(LAYERS):
-        prefix = f"model.layers.{layer}."
-        for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
-            result[f"{prefix}self_attn.{name}_proj.weight"] = (heads * HEAD_DIM, HIDDEN)
-            if kind == "qwen2":
-                result[f"{prefix}self_attn.{name}_proj.bias"] = (heads * HEAD_DIM,)
-        result[prefix + "self_attn.o_proj.weight"] = (HIDDEN, HEADS * HEAD_DIM)
-        if kind in ("qwen3", "qwen3_moe"):
-            result[prefix + "self_attn.q_norm.weight"] = (HEAD_DIM,)
-            result[prefix + "self_attn.k_norm.weight"] = (HEAD_DIM,)
-        if kind == "llama":
-            result[prefix + "self_attn.rotary_emb.inv_freq"] = (HEAD_DIM,)
-        if kind == "qwen3_moe" and layer != 1:
-            result[prefix + "mlp.gate.weight"] = (EXPERTS, HIDDEN)
-            for expert in range(EXPERTS):
-                result |= mlp(f"{prefix}mlp.experts.{expert}.", MOE_INTERMEDIATE)
-        else:
-            result |= mlp(prefix + "mlp.", INTERMEDIATE)
-        result[prefix + "input_layernorm.weight"] = (HIDDEN,)
-        result[prefix + "post_attention_layernorm.weight"] = (HIDDEN,)
+        result |= decoder_layer(kind, layer)
+    for layer in range(LAYERS, LAYERS + mtp_layers(kind)):
+        result |= mtp_layer(kind, layer)
     result["model.norm.weight"] = (HIDDEN,)
     result["lm_head.weight"] = (VOCAB, HIDDEN)  # tied qwen2 files may carry it, too
     return result
@@ -74,11 +143,20 @@ def specification(dtype, bits, shape):
     return {"dtype": dtype, "shape": list(shape), "data": bits.tobytes()}
 
 
-def write_shard(path, tensors, dtype, random):
+def dtype_of(name, model_dtype):
+    return "float32" if name.endswith("e_score_correction_bias") else model_dtype
+
+
+def random_bits(dtype, shape, random):
     unsigned = numpy.uint16 if dtype == "bfloat16" else numpy.uint32
-    data = {name: random.integers(0, numpy.iinfo(unsigned).max, shape, unsigned, endpoint=True)
+    return random.integers(0, numpy.iinfo(unsigned).max, shape, unsigned, endpoint=True)
+
+
+def write_shard(path, tensors, model_dtype, random):
+    data = {name: random_bits(dtype_of(name, model_dtype), shape, random)
             for name, shape in tensors.items()}
-    specifications = {name: specification(dtype, bits, bits.shape) for name, bits in data.items()}
+    specifications = {name: specification(dtype_of(name, model_dtype), bits, bits.shape)
+                      for name, bits in data.items()}
     safetensors.serialize_file(specifications, str(path), {"format": "pt"})
 
 
