@@ -1,140 +1,247 @@
 #include "layout/megatron.hpp"
 
+#include <utility>
+
 #include "base/checked.hpp"
 #include "layout/builder.hpp"
+#include "layout/layer_tensors.hpp"
+#include "layout/megatron_options.hpp"
 
 namespace awex {
 namespace {
 
-class MegatronLayout final : public Layout {
+/// What a Megatron trainer is made of, shared by all its ranks.
+struct Trainer {
+  const Catalogue& catalogue;
+  MegatronOptions options;
+  Pipeline pipeline;
+  std::vector<LayerTensors> layers;
+  uint32_t embedding;
+  uint32_t final_norm;
+  uint32_t head;  ///< The embedding when they are tied.
+};
+
+/// A rank's places in the groups that split weights, and which replica it holds.
+struct Place {
+  Part tp;
+  Part etp;
+  Part ep;
+  uint32_t replica = 0;         ///< Over data and context parallel ranks.
+  uint32_t expert_replica = 0;  ///< Over expert data parallel ranks.
+
+  /// `rank` is that within the pipeline stage (core/parallel_state.py).
+  static Place of(const MegatronOptions& options, uint32_t rank) {
+    const uint32_t tp = options.tp;
+    const uint32_t etp = options.etp;
+    const uint32_t ep = options.ep;
+    return {.tp = {tp, rank % tp},
+            .etp = {etp, rank % etp},
+            .ep = {ep, rank / etp % ep},
+            .replica = rank / tp,
+            .expert_replica = rank / (etp * ep)};
+  }
+};
+
+/// Writes what one rank holds.
+class RankWriter {
  public:
-  MegatronLayout(const Catalogue& catalogue, uint32_t tp, uint32_t ranks)
-      : catalogue_(catalogue), config_(catalogue.config()), tp_(tp), ranks_(ranks) {}
+  RankWriter(const Trainer& trainer, const Place& place)
+      : trainer_(trainer), place_(place), builder_(trainer.catalogue, place.replica) {}
 
-  [[nodiscard]] std::string describe() const override { return fmt::format("megatron:tp={}", tp_); }
-  [[nodiscard]] uint32_t ranks() const override { return ranks_; }
-
-  [[nodiscard]] RankLayout rank_layout(uint32_t rank) const override {
-    RankLayoutBuilder builder(catalogue_, rank / tp_);
-    const Part tp{tp_, rank % tp_};
-    builder.split_padded_rows("embedding.word_embeddings.weight", "model.embed_tokens.weight",
-                              padded_vocab(), tp);
-    for (uint64_t layer = 0; layer < config_.layers; ++layer) add_layer(builder, layer, tp);
-    builder.replicated("decoder.final_layernorm.weight", "model.norm.weight", tp);
-    if (!config_.tied_embeddings) {
-      builder.split_padded_rows("output_layer.weight", "lm_head.weight", padded_vocab(), tp);
+  RankLayout all(const std::vector<PipelineChunk>& chunks) && {
+    for (size_t chunk = 0; chunk < chunks.size(); ++chunk) {
+      prefix_ = chunk == 0 ? "" : fmt::format("chunk{}.", chunk);
+      add_chunk(chunks[chunk]);
     }
-    return builder.finish();
+    return builder_.finish();
   }
 
  private:
-  /// training/vocab_utils.py: a multiple of 128 on every tensor-parallel rank.
-  [[nodiscard]] uint64_t padded_vocab() const {
-    return round_up(config_.vocab, uint64_t{128} * tp_);
-  }
-
-  void add_layer(RankLayoutBuilder& builder, uint64_t layer, Part tp) const {
-    const auto mcore = fmt::format("decoder.layers.{}.", layer);
-    const auto hf = fmt::format("model.layers.{}.", layer);
-    add_attention(builder, mcore + "self_attention.", hf, tp);
-    if (config_.is_moe_layer(layer)) {
-      builder.replicated(mcore + "pre_mlp_layernorm.weight", hf + "post_attention_layernorm.weight",
-                         tp);
-      add_experts(builder, mcore + "mlp.", hf + "mlp.", tp);
-    } else {
-      builder.replicated(mcore + "mlp.linear_fc1.layer_norm_weight",
-                         hf + "post_attention_layernorm.weight", tp);
-      add_mlp(builder, mcore + "mlp.linear_fc1.weight", mcore + "mlp.linear_fc2.weight",
-              hf + "mlp.", tp);
+  void add_chunk(const PipelineChunk& chunk) {
+    // Copies of a tied embedding: the output layer has one of its own unless it can share.
+    const bool tied = trainer_.embedding == trainer_.head;
+    const bool has_copy = tied && !(chunk.embedding && chunk.head);
+    const uint32_t copies = has_copy ? 2 : 1;
+    if (chunk.embedding) {
+      add_vocabulary("embedding.word_embeddings.weight", trainer_.embedding, {copies, 0});
+    }
+    for (uint64_t layer = chunk.layers.begin; layer < chunk.layers.end; ++layer) {
+      add_layer(layer - chunk.layers.begin, trainer_.layers[layer]);
+    }
+    if (chunk.final_norm) {
+      builder_.replicated(prefix_ + "decoder.final_layernorm.weight", trainer_.final_norm,
+                          place_.tp);
+    }
+    if (chunk.head && (has_copy || !tied)) {
+      add_vocabulary("output_layer.weight", trainer_.head, {copies, copies - 1});
     }
   }
 
-  void add_attention(RankLayoutBuilder& builder, const std::string& mcore, const std::string& hf,
-                     Part tp) const {
-    builder.replicated(mcore + "linear_qkv.layer_norm_weight", hf + "input_layernorm.weight", tp);
-    add_interleaved_qkv(builder, mcore + "linear_qkv.weight", hf + "self_attn.", ".weight", tp);
-    if (config_.attention_bias) {
-      add_interleaved_qkv(builder, mcore + "linear_qkv.bias", hf + "self_attn.", ".bias", tp);
+  void add_vocabulary(const char* name, uint32_t tensor, Part copies) {
+    builder_.split_padded_rows(prefix_ + name, tensor,
+                               trainer_.options.padded_vocab(builder_.info(tensor).rows), place_.tp,
+                               copies);
+  }
+
+  void add_layer(uint64_t local, const LayerTensors& layer) {
+    const auto mcore = fmt::format("{}decoder.layers.{}.", prefix_, local);
+    layer.latent ? add_latent_attention(mcore, layer) : add_attention(mcore, layer);
+    builder_.split_cols(mcore + "self_attention.linear_proj.weight", layer.o, place_.tp);
+    // Transformer Engine fuses a norm into the linear layer behind it; a router is none.
+    const bool fused = layer.mlp && !trainer_.options.local_spec;
+    builder_.replicated(
+        mcore + (fused ? "mlp.linear_fc1.layer_norm_weight" : "pre_mlp_layernorm.weight"),
+        layer.post_attention_norm, place_.tp);
+    if (layer.mlp) add_mlp(mcore + "mlp.linear_fc", ".weight", *layer.mlp, place_.tp);
+    if (layer.moe) add_moe(mcore + "mlp.", *layer.moe);
+  }
+
+  void add_attention(const std::string& mcore, const LayerTensors& layer) {
+    const auto attention = mcore + "self_attention.";
+    builder_.replicated(trainer_.options.local_spec ? mcore + "input_layernorm.weight"
+                                                    : attention + "linear_qkv.layer_norm_weight",
+                        layer.input_norm, place_.tp);
+    add_interleaved_qkv(attention + "linear_qkv.weight", *layer.qkv);
+    if (layer.qkv_bias) add_interleaved_qkv(attention + "linear_qkv.bias", *layer.qkv_bias);
+    if (layer.q_norm) {
+      builder_.replicated(attention + "q_layernorm.weight", *layer.q_norm, place_.tp);
     }
-    if (config_.qk_norm) {
-      builder.replicated(mcore + "q_layernorm.weight", hf + "self_attn.q_norm.weight", tp);
-      builder.replicated(mcore + "k_layernorm.weight", hf + "self_attn.k_norm.weight", tp);
+    if (layer.k_norm) {
+      builder_.replicated(attention + "k_layernorm.weight", *layer.k_norm, place_.tp);
     }
-    builder.split_cols(mcore + "linear_proj.weight", hf + "self_attn.o_proj.weight", tp);
   }
 
   /// core/transformer/attention.py: for each query group its query heads, its key, its value. A
   /// rank owns a contiguous run of these rows, also when there are more ranks than groups.
-  void add_interleaved_qkv(RankLayoutBuilder& builder, const std::string& name,
-                           const std::string& prefix, const std::string& suffix, Part tp) const {
-    builder.begin(name);
-    const uint64_t head = config_.head_dim;
-    const uint64_t queries = config_.heads / config_.kv_heads * head;
+  void add_interleaved_qkv(std::string name, const QkvTensors& qkv) {
+    builder_.begin(std::move(name));
+    const uint64_t groups = trainer_.catalogue.config().kv_heads;
+    const uint64_t queries = builder_.info(qkv.q).rows / groups;
+    const uint64_t head = builder_.info(qkv.k).rows / groups;
     const uint64_t group_rows = queries + 2 * head;
-    const Range mine = tp.of(group_rows * config_.kv_heads);
-    const auto add_block = [&](const char* projection, uint64_t fused_begin, Range rows) {
+    const Range mine = place_.tp.of(group_rows * groups);
+    const auto add_block = [&](uint32_t tensor, uint64_t fused_begin, Range rows) {
       // Rows `rows` of the canonical tensor stand at fused_begin; keep what is this rank's.
       const Range held = intersect(mine, {fused_begin, fused_begin + rows.size()});
       if (held.empty()) return;
       const uint64_t begin = rows.begin + (held.begin - fused_begin);
-      const auto tensor = prefix + projection + suffix;
-      const auto& info = catalogue_.tensors()[catalogue_.index_of(tensor)];
-      builder.add(tensor, {{begin, begin + held.size()}, {0, info.cols}}, {});
+      builder_.add(tensor, {{begin, begin + held.size()}, {0, builder_.info(tensor).cols}}, {});
     };
     for (uint64_t g = mine.begin / group_rows; g <= (mine.end - 1) / group_rows; ++g) {
       const uint64_t base = g * group_rows;
-      add_block("q_proj", base, {g * queries, (g + 1) * queries});
-      add_block("k_proj", base + queries, {g * head, (g + 1) * head});
-      add_block("v_proj", base + queries + head, {g * head, (g + 1) * head});
+      add_block(qkv.q, base, {g * queries, (g + 1) * queries});
+      add_block(qkv.k, base + queries, {g * head, (g + 1) * head});
+      add_block(qkv.v, base + queries + head, {g * head, (g + 1) * head});
     }
   }
 
-  static void add_mlp(RankLayoutBuilder& builder, const std::string& fc1, const std::string& fc2,
-                      const std::string& hf, Part tp) {
-    builder.begin(fc1);
-    builder.add_rows(hf + "gate_proj.weight", tp);
-    builder.add_rows(hf + "up_proj.weight", tp);
-    builder.split_cols(fc2, hf + "down_proj.weight", tp);
+  /// core/transformer/multi_latent_attention.py. Transformer Engine fuses the latent norms into the
+  /// up projections and replicates the down projections; the local spec does neither.
+  void add_latent_attention(const std::string& mcore, const LayerTensors& layer) {
+    const LatentTensors& latent = *layer.latent;
+    const auto attention = mcore + "self_attention.";
+    builder_.replicated(mcore + "input_layernorm.weight", layer.input_norm, place_.tp);
+    if (latent.q_down) {
+      add_down_projection(attention + "linear_q_down_proj.weight", *latent.q_down);
+      add_latent_norm(attention, "q", *latent.q_norm);
+    }
+    builder_.split_rows(
+        attention + (latent.q_down ? "linear_q_up_proj.weight" : "linear_q_proj.weight"),
+        latent.q_up, place_.tp);
+    add_down_projection(attention + "linear_kv_down_proj.weight", latent.kv_down);
+    add_latent_norm(attention, "kv", latent.kv_norm);
+    builder_.split_rows(attention + "linear_kv_up_proj.weight", latent.kv_up, place_.tp);
   }
 
-  void add_experts(RankLayoutBuilder& builder, const std::string& mcore, const std::string& hf,
-                   Part tp) const {
-    builder.replicated(mcore + "router.weight", hf + "gate.weight", tp);
-    for (uint64_t e = 0; e < config_.experts; ++e) {
-      add_mlp(builder, fmt::format("{}experts.linear_fc1.weight{}", mcore, e),
-              fmt::format("{}experts.linear_fc2.weight{}", mcore, e),
-              fmt::format("{}experts.{}.", hf, e), tp);
+  void add_down_projection(std::string name, uint32_t tensor) {
+    if (trainer_.options.local_spec) {
+      builder_.split_rows(std::move(name), tensor, place_.tp);
+    } else {
+      builder_.replicated(std::move(name), tensor, place_.tp);
     }
   }
 
-  const Catalogue& catalogue_;
-  const ModelConfig& config_;
-  uint32_t tp_;
-  uint32_t ranks_;
+  void add_latent_norm(const std::string& attention, const char* which, uint32_t tensor) {
+    const char* const form = trainer_.options.local_spec ? "{}{}_layernorm.weight"
+                                                         : "{}linear_{}_up_proj.layer_norm_weight";
+    builder_.replicated(fmt::format(fmt::runtime(form), attention, which), tensor, place_.tp);
+  }
+
+  void add_moe(const std::string& mcore, const MoeTensors& moe) {
+    builder_.replicated(mcore + "router.weight", moe.router, place_.tp);
+    if (moe.router_bias) {
+      builder_.replicated(mcore + "router.expert_bias", *moe.router_bias, place_.tp);
+    }
+    builder_.set_replica_group(place_.expert_replica);
+    const Range mine = place_.ep.of(moe.experts);
+    for (uint64_t e = mine.begin; e < mine.end; ++e) {
+      add_expert(mcore + "experts.", e - mine.begin, moe.expert(static_cast<uint32_t>(e)));
+    }
+    builder_.set_replica_group(place_.replica);
+    if (moe.shared) {
+      add_mlp(mcore + "shared_experts.linear_fc", ".weight", *moe.shared, place_.tp);
+    }
+  }
+
+  void add_expert(const std::string& experts, uint64_t local, const MlpTensors& expert) {
+    if (trainer_.options.sequential_experts) {
+      add_mlp(fmt::format("{}local_experts.{}.linear_fc", experts, local), ".weight", expert,
+              place_.etp);
+    } else {
+      add_mlp(experts + "linear_fc", fmt::format(".weight{}", local), expert, place_.etp);
+    }
+  }
+
+  /// "<name>1<suffix>" holds this rank's gate rows, then its up rows; "<name>2<suffix>" its columns
+  /// of the down projection.
+  void add_mlp(const std::string& name, const std::string& suffix, const MlpTensors& mlp,
+               Part group) {
+    builder_.begin(name + "1" + suffix);
+    builder_.add_rows(mlp.gate, group);
+    builder_.add_rows(mlp.up, group);
+    builder_.split_cols(name + "2" + suffix, mlp.down, group);
+  }
+
+  const Trainer& trainer_;
+  const Place& place_;
+  RankLayoutBuilder builder_;
+  std::string prefix_;
 };
 
-void check_model(const ModelConfig& config, uint32_t tp) {
-  check_divides("num_attention_heads", config.heads, "tp", tp);
-  check_divides("rows of the fused QKV", (config.heads + 2 * config.kv_heads) * config.head_dim,
-                "tp", tp);
-  for (uint64_t layer = 0; layer < config.layers; ++layer) {
-    if (config.is_moe_layer(layer)) {
-      check_divides("moe_intermediate_size", config.moe_intermediate, "tp", tp);
-    } else {
-      check_divides("intermediate_size", config.intermediate, "tp", tp);
-    }
+class MegatronLayout final : public Layout {
+ public:
+  MegatronLayout(Trainer trainer, uint32_t ranks) : trainer_(std::move(trainer)), ranks_(ranks) {}
+
+  [[nodiscard]] std::string describe() const override { return trainer_.options.describe(); }
+  [[nodiscard]] uint32_t ranks() const override { return ranks_; }
+
+  [[nodiscard]] RankLayout rank_layout(uint32_t rank) const override {
+    const uint32_t stage_ranks = ranks_ / trainer_.options.pipeline.pp;
+    const Place place = Place::of(trainer_.options, rank % stage_ranks);
+    return RankWriter(trainer_, place).all(trainer_.pipeline[rank / stage_ranks]);
   }
-}
+
+ private:
+  Trainer trainer_;
+  uint32_t ranks_;
+};
 
 }  // namespace
 
 std::unique_ptr<Layout> make_megatron_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                              uint32_t ranks) {
-  spec.allow_only({"tp"});
-  const uint32_t tp = spec.count("tp", 1);
-  check_divides("trainer ranks", ranks, "tp", tp);
-  check_model(catalogue.config(), tp);
-  return std::make_unique<MegatronLayout>(catalogue, tp, ranks);
+  const auto options = MegatronOptions::read(spec);
+  auto layers = find_layer_tensors(catalogue);
+  options.check(catalogue, layers, ranks);
+  const uint32_t embedding = catalogue.index_of("model.embed_tokens.weight");
+  Trainer trainer{.catalogue = catalogue,
+                  .options = options,
+                  .pipeline = megatron_pipeline(options.pipeline, layers.size()),
+                  .layers = std::move(layers),
+                  .embedding = embedding,
+                  .final_norm = catalogue.index_of("model.norm.weight"),
+                  .head = catalogue.find("lm_head.weight").value_or(embedding)};
+  return std::make_unique<MegatronLayout>(std::move(trainer), ranks);
 }
 
 }  // namespace awex
