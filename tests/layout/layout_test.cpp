@@ -28,12 +28,13 @@ std::unique_ptr<Layout> make_layout(const EngineCase& engine, const Catalogue& c
                  : make_inference_layout(engine.spec(), catalogue, ranks);
 }
 
-/// That of the canonical elements in it; of all others but a score correction bias the model's.
-DType expected_dtype(const IdMatrix& content, const Catalogue& catalogue) {
+/// That of the canonical elements in it, or the model's where all is padding.
+DType dtype_of(const IdMatrix& content, const Catalogue& catalogue) {
   const auto real = std::find_if(content.ids.begin(), content.ids.end(),
                                  [](Identity id) { return id != kPadding; });
-  return real == content.ids.end() ? catalogue.config().dtype
-                                   : catalogue.tensors().at(tensor_of(*real)).dtype;
+  return real == content.ids.end()
+             ? catalogue.config().dtype
+             : expected_dtype(catalogue.config(), catalogue.tensors().at(tensor_of(*real)).name);
 }
 
 Difference compare_parameters(const RankLayout& layout, const RankContents& expected,
@@ -47,7 +48,7 @@ Difference compare_parameters(const RankLayout& layout, const RankContents& expe
       return fmt::format("\"{}\" is {} x {} instead of {} x {}", parameter.name, parameter.rows,
                          parameter.cols, content->second.rows, content->second.cols);
     }
-    if (parameter.dtype != expected_dtype(content->second, catalogue)) {
+    if (parameter.dtype != dtype_of(content->second, catalogue)) {
       return parameter.name + ": wrong dtype";
     }
   }
@@ -284,7 +285,7 @@ TEST_CASE("the catalogue has the tensors and shapes of Hugging Face") {
     std::map<std::string, std::pair<uint64_t, uint64_t>> got;
     for (const TensorInfo& tensor : catalogue.tensors()) {
       CHECK(got.emplace(tensor.name, std::pair{tensor.rows, tensor.cols}).second);
-      CHECK(tensor.dtype == config.dtype);
+      CHECK(tensor.dtype == expected_dtype(config, tensor.name));
     }
     CHECK(got == expected_tensors(config));
   }

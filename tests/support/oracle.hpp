@@ -62,6 +62,9 @@ struct EngineCase {
 [[nodiscard]] std::map<std::string, std::pair<uint64_t, uint64_t>> expected_tensors(
     const ModelConfig& config);
 
+/// The dtype of a canonical tensor: a router's correction bias is fp32 in any model.
+[[nodiscard]] DType expected_dtype(const ModelConfig& config, const std::string& tensor);
+
 /// What rank `rank` of a role of `ranks` ranks of `engine` holds. Throws DoesNotDivide.
 [[nodiscard]] RankContents expected_contents(const EngineCase& engine, const Catalogue& catalogue,
                                              uint64_t rank, uint64_t ranks);
