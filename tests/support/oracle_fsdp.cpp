@@ -49,7 +49,9 @@ class Fsdp : public Writer {
 RankContents fsdp_contents(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank,
                            uint64_t ranks) {
   const uint64_t left = divide(ranks, engine.tp, "ranks over tp");
-  const uint64_t shard = engine.number("shard", left);
+  const bool shards = engine.options.count("shard") > 0;
+  const uint64_t shard =
+      shards ? engine.number("shard") : divide(left, engine.number("replicate"), "replicate");
   const uint64_t replicate = divide(left, shard, "ranks over tp and shard");
   if (engine.number("replicate", replicate) != replicate) throw DoesNotDivide{"replicate"};
   const auto place = grid_place(rank, {engine.tp, shard, replicate});

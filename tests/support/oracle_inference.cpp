@@ -64,7 +64,6 @@ Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
     seat.experts = counting(0, experts);
     return seat;
   }
-  if (experts > 0 && experts < flat.count) throw DoesNotDivide{"a rank without experts"};
   uint64_t first = 0;
   for (uint64_t part = 0; part <= flat.index; ++part) {
     const uint64_t count = experts / flat.count + (part < experts % flat.count ? 1 : 0);
@@ -191,6 +190,7 @@ class Inference : public Writer {
     copy_if_there(at + "gate.e_score_correction_bias");
     std::vector<std::string> held;
     for (const uint64_t e : seat_.experts) held.push_back(fmt::format("{}experts.{}.", at, e));
+    if (held.empty()) throw DoesNotDivide{"a rank without experts"};
     if (has(at + "shared_experts.gate_proj.weight")) {
       if (seat_.fuses_shared) {
         if (config().shared_experts != 1) throw DoesNotDivide{"shared experts of another size"};

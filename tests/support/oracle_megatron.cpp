@@ -113,7 +113,6 @@ class Megatron : public Writer {
       if (tensor.name.find("gate_proj") == std::string::npos) continue;
       must_divide(tensor.rows, expert ? etp_.count : tp_.count, tensor.name);
     }
-    if (config().experts > 0) must_divide(config().experts, ep_.count, "experts");
   }
 
   [[nodiscard]] IdMatrix vocabulary(const std::string& name) const {
