@@ -2,6 +2,7 @@
 
 #include "base/error.hpp"
 #include "base/nearest.hpp"
+#include "layout/fsdp.hpp"
 #include "layout/hf.hpp"
 #include "layout/megatron.hpp"
 #include "layout/sglang.hpp"
@@ -31,8 +32,10 @@ std::unique_ptr<Layout> make_layout(const char* role, const std::map<std::string
 
 std::unique_ptr<Layout> make_trainer_layout(std::string_view spec, const Catalogue& catalogue,
                                             uint32_t ranks) {
-  return make_layout("trainer", {{"hf", make_hf_layout}, {"megatron", make_megatron_layout}}, spec,
-                     catalogue, ranks);
+  return make_layout(
+      "trainer",
+      {{"fsdp", make_fsdp_layout}, {"hf", make_hf_layout}, {"megatron", make_megatron_layout}},
+      spec, catalogue, ranks);
 }
 
 std::unique_ptr<Layout> make_inference_layout(std::string_view spec, const Catalogue& catalogue,

@@ -13,12 +13,12 @@ namespace awex {
 /// | option | meaning | default |
 /// | --- | --- | --- |
 /// | tp | tensor parallel ranks | 1 |
-/// | pp, first, last, account_for_embedding, account_for_loss, layout, vpp | MegatronPipelineOptions | 1 stage |
-/// | cp | context parallel ranks, which hold the same weights | 1 |
-/// | ep, etp | expert parallel ranks; tensor parallel ranks of an expert | 1; tp |
-/// | experts | `grouped` or `sequential` names of experts | grouped |
-/// | spec | `te` or `local` modules: where norms are and how MLA's down projections are split | te |
-/// | pad_vocab, pad_with_tp | the padded vocabulary is a multiple of pad_vocab, times tp if `on` | 128, on |
+/// | pp, first, last, account_for_embedding, account_for_loss, layout, vpp |
+/// MegatronPipelineOptions | 1 stage | | cp | context parallel ranks, which hold the same weights |
+/// 1 | | ep, etp | expert parallel ranks; tensor parallel ranks of an expert | 1; tp | | experts |
+/// `grouped` or `sequential` names of experts | grouped | | spec | `te` or `local` modules: where
+/// norms are and how MLA's down projections are split | te | | pad_vocab, pad_with_tp | the padded
+/// vocabulary is a multiple of pad_vocab, times tp if `on` | 128, on |
 ///
 /// What is left of the ranks is data parallel. Ranks run tp fastest, then cp, dp, pp; for experts
 /// etp, ep, edp, pp (core/parallel_state.py).

@@ -45,8 +45,7 @@ class LayerCheck {
 
 /// Appends ",key=value" where the value is not the default.
 template <class Value>
-void append_option(std::string& text, const char* key, const Value& value,
-                   const Value& otherwise) {
+void append_option(std::string& text, const char* key, const Value& value, const Value& otherwise) {
   if (value != otherwise) text += fmt::format(",{}={}", key, value);
 }
 
@@ -68,20 +67,21 @@ MegatronOptions MegatronOptions::read(const EngineSpec& spec) {
   spec.allow_only({"tp", "pp", "first", "last", "account_for_embedding", "account_for_loss",
                    "layout", "vpp", "cp", "ep", "etp", "experts", "spec", "pad_vocab",
                    "pad_with_tp"});
-  MegatronOptions options{.pipeline = MegatronPipelineOptions::read(spec),
-                          .tp = spec.count("tp", 1),
-                          .cp = spec.count("cp", 1),
-                          .ep = spec.count("ep", 1),
-                          .sequential_experts =
-                              spec.choice("experts", {"grouped", "sequential"}) == "sequential",
-                          .local_spec = spec.choice("spec", {"te", "local"}) == "local",
-                          .pad_vocab = spec.count("pad_vocab", 128),
-                          .pad_with_tp = spec.flag("pad_with_tp", true)};
+  MegatronOptions options{
+      .pipeline = MegatronPipelineOptions::read(spec),
+      .tp = spec.count("tp", 1),
+      .cp = spec.count("cp", 1),
+      .ep = spec.count("ep", 1),
+      .sequential_experts = spec.choice("experts", {"grouped", "sequential"}) == "sequential",
+      .local_spec = spec.choice("spec", {"te", "local"}) == "local",
+      .pad_vocab = spec.count("pad_vocab", 128),
+      .pad_with_tp = spec.flag("pad_with_tp", true)};
   options.etp = spec.count("etp", options.tp);
   return options;
 }
 
-void MegatronOptions::check(const Catalogue& catalogue, const std::vector<LayerTensors>& layers, uint32_t ranks) const {
+void MegatronOptions::check(const Catalogue& catalogue, const std::vector<LayerTensors>& layers,
+                            uint32_t ranks) const {
   const ModelConfig& config = catalogue.config();
   check_divides("trainer ranks", ranks, "pp", pipeline.pp);
   const uint64_t stage_ranks = ranks / pipeline.pp;
@@ -93,8 +93,8 @@ void MegatronOptions::check(const Catalogue& catalogue, const std::vector<LayerT
     check_divides("trainer ranks of a pipeline stage", stage_ranks, "etp", etp);
     check_divides("trainer ranks of a pipeline stage and etp rank", stage_ranks / etp, "ep", ep);
   } else if (ep > 1) {
-    throw request_error(
-        fmt::format("ep={}: model {} has no experts", ep, catalogue.model_name()), "leave ep out");
+    throw request_error(fmt::format("ep={}: model {} has no experts", ep, catalogue.model_name()),
+                        "leave ep out");
   }
   const LayerCheck layer_check(*this, catalogue);
   for (const auto& layer : layers) layer_check.check(layer);

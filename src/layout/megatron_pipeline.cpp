@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <tuple>
 
 #include "base/error.hpp"
 #include "layout/builder.hpp"
@@ -78,7 +77,8 @@ void check_letters(const std::string& layout, const std::string& places, uint64_
   if (wrong != std::string::npos) {
     refuse_layout(layout, fmt::format("has the letter '{}'", places[wrong]));
   }
-  if (count('E') != 1 || !places.starts_with('E')) refuse_layout(layout, "must begin with its one E");
+  if (count('E') != 1 || !places.starts_with('E'))
+    refuse_layout(layout, "must begin with its one E");
   if (count('L') != 1 || !places.ends_with('L')) refuse_layout(layout, "must end with its one L");
   if (count('t') != layers) {
     refuse_layout(layout, fmt::format("has {} layers, the model has {}", count('t'), layers));
@@ -158,16 +158,26 @@ std::vector<uint64_t> even_stages(const MegatronPipelineOptions& options, uint64
   return std::vector<uint64_t>(options.pp, places / options.pp);
 }
 
+/// Embedding or output layer stand for a layer of their chunk.
+void take_place(uint64_t& layers, const char* option) {
+  if (layers == 0) {
+    throw request_error(fmt::format("{}=on needs a place in a stage that has none left", option),
+                        "choose a smaller pp or vpp");
+  }
+  --layers;
+}
+
 }  // namespace
 
 MegatronPipelineOptions MegatronPipelineOptions::read(const EngineSpec& spec) {
-  MegatronPipelineOptions options{.pp = spec.count("pp", 1),
-                                  .vpp = spec.count("vpp", 1),
-                                  .first = spec.count("first"),
-                                  .last = spec.count("last"),
-                                  .account_for_embedding = spec.flag("account_for_embedding", false),
-                                  .account_for_loss = spec.flag("account_for_loss", false),
-                                  .layout = spec.text_of("layout")};
+  MegatronPipelineOptions options{
+      .pp = spec.count("pp", 1),
+      .vpp = spec.count("vpp", 1),
+      .first = spec.count("first"),
+      .last = spec.count("last"),
+      .account_for_embedding = spec.flag("account_for_embedding", false),
+      .account_for_loss = spec.flag("account_for_loss", false),
+      .layout = spec.text_of("layout")};
   const bool has_ends = options.first || options.last;
   const bool accounts = options.account_for_embedding || options.account_for_loss;
   if ((has_ends && accounts) || (options.layout && (has_ends || accounts))) {
@@ -201,16 +211,8 @@ Pipeline megatron_pipeline(const MegatronPipelineOptions& options, uint64_t laye
       layers_of.push_back(in_stage / options.vpp);
     }
   }
-  for (const auto [accounts, chunk, option] :
-       {std::tuple(options.account_for_embedding, &layers_of.front(), "account_for_embedding"),
-        std::tuple(options.account_for_loss, &layers_of.back(), "account_for_loss")}) {
-    if (!accounts) continue;
-    if (*chunk == 0) {
-      throw request_error(fmt::format("{}=on needs a place in a stage that has none left", option),
-                          "choose a smaller pp or vpp");
-    }
-    --*chunk;
-  }
+  if (options.account_for_embedding) take_place(layers_of.front(), "account_for_embedding");
+  if (options.account_for_loss) take_place(layers_of.back(), "account_for_loss");
   return make_pipeline(layers_of, options.pp);
 }
 

@@ -152,6 +152,7 @@ DType read_dtype(const Fields& fields) {
 uint64_t default_kv_heads(Architecture architecture, uint64_t heads) {
   switch (architecture) {
     case Architecture::kLlama:
+    case Architecture::kDeepseekV3:
       return heads;
     case Architecture::kQwen2:
     case Architecture::kQwen3:
@@ -160,8 +161,6 @@ uint64_t default_kv_heads(Architecture architecture, uint64_t heads) {
       return 4;
     case Architecture::kGlm4Moe:
       return 8;
-    case Architecture::kDeepseekV3:
-      return heads;
   }
   __builtin_unreachable();
 }
@@ -400,7 +399,8 @@ void add_experts(OrderedJson& object, const ModelConfig& config) {
   object["n_shared_experts"] = null_if_zero(config.shared_experts);
   object["first_k_dense_replace"] = config.first_k_dense_replace;
   object["num_nextn_predict_layers"] = config.mtp_layers;
-  // Engines read these without a default, or with one that fits DeepSeek-V3's 256 experts alone.
+  // A config does not keep how tokens are routed, but engines read these fields without a default,
+  // or with one that fits DeepSeek-V3 alone; a single group fits any number of experts.
   object["moe_layer_freq"] = 1;
   object["topk_method"] = kRouterMethod;
   object["scoring_func"] = "sigmoid";
