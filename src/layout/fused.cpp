@@ -157,13 +157,17 @@ class RankWriter {
     add_column_block(index(prefix + "down_proj.weight"), mine);
   }
 
+  [[nodiscard]] bool fuses_shared_experts() const {
+    return engine_.fuse_shared_experts && config_.shared_experts > 0;
+  }
+
   void add_moe(const std::string& prefix) {
     add_whole(prefix + "gate.weight");
     if (config_.has_score_correction_bias) {
       add_whole(prefix + "gate.e_score_correction_bias");
     }
     add_experts(prefix);
-    if (config_.shared_experts > 0 && !engine_.fuse_shared_experts) {
+    if (config_.shared_experts > 0 && !fuses_shared_experts()) {
       add_mlp(prefix + "shared_experts.", share(engine_.shared_experts));
     }
   }
@@ -177,19 +181,18 @@ class RankWriter {
     const uint32_t gate = first_expert(prefix, mine);
     const uint32_t up = gate + 1;
     const uint32_t down = gate + 2;
-    const bool fuse = engine_.fuse_shared_experts;
     builder_.begin(prefix + "experts.w13_weight");
     for (uint32_t e = 0; e < mine.size(); ++e) {
       add_row_block(gate + 3 * e, expert);
       add_row_block(up + 3 * e, expert);
     }
-    if (fuse) {
+    if (fuses_shared_experts()) {
       add_row_block(index(prefix + "shared_experts.gate_proj.weight"), share(engine_.experts));
       add_row_block(index(prefix + "shared_experts.up_proj.weight"), share(engine_.experts));
     }
     builder_.begin(prefix + "experts.w2_weight");
     for (uint32_t e = 0; e < mine.size(); ++e) add_column_block(down + 3 * e, expert);
-    if (fuse) {
+    if (fuses_shared_experts()) {
       add_column_block(index(prefix + "shared_experts.down_proj.weight"), share(engine_.experts));
     }
   }
@@ -286,14 +289,14 @@ void check_experts(const ModelConfig& config, const FusedEngine& engine) {
       "every rank must hold an expert: use a smaller ep, tp or dp");
 }
 
-/// Fused, they are one more expert, so there must be just one.
+/// Fused, they stand for one more expert, so there must not be several.
 void check_shared_experts(const ModelConfig& config, const FusedEngine& engine) {
   if (!engine.fuse_shared_experts) {
     check_divides("width of the shared experts", config.shared_experts * config.moe_intermediate,
                   engine.shared_experts.option, engine.shared_experts.count);
-  } else if (config.shared_experts != 1) {
+  } else if (config.shared_experts > 1) {
     throw request_error(
-        fmt::format("fuse_shared=on needs a model with one shared expert, this one has {}",
+        fmt::format("fuse_shared=on: the engine fuses one shared expert, this model has {}",
                     config.shared_experts),
         "leave fuse_shared off");
   }

@@ -192,6 +192,10 @@ TEST_CASE("SGLang: a fused shared expert is the last expert of every expert para
         "16x8: mlp.experts.2.down_proj.weight[0,8)x[0,8)#0 "
         "mlp.shared_experts.down_proj.weight[0,8)x[0,8)#2");
   CHECK(held(moe(), spec, 4, 3, mlp + "shared_experts.gate_up_proj.weight") == "none");
+  ModelConfig none = moe();
+  none.shared_experts = 0;
+  CHECK(held(none, "sglang:tp=4,ep=4,fuse_shared=on", 4, 2, mlp + "experts.w2_weight") ==
+        "8x8: mlp.experts.2.down_proj.weight[0,8)x[0,8)#0");
   CHECK(held(moe(), spec, 4, 3, mlp + "shared_experts.down_proj.weight") == "none");
 }
 
@@ -283,10 +287,10 @@ TEST_CASE("SGLang: what does not fit is refused with size, option and value") {
                 "moe_intermediate_size = 6 does not divide by tp/ep=4");
   check_refused(narrow, "sglang:tp=4,ep=4", 4,
                 "width of the shared experts = 6 does not divide by tp=4");
-  ModelConfig none = moe();
-  none.shared_experts = 0;
-  check_refused(none, "sglang:tp=2,fuse_shared=on", 2,
-                "fuse_shared=on needs a model with one shared expert, this one has 0");
+  ModelConfig several = moe();
+  several.shared_experts = 2;
+  check_refused(several, "sglang:tp=2,fuse_shared=on", 2,
+                "fuse_shared=on: the engine fuses one shared expert, this model has 2");
   ModelConfig odd = dense();
   odd.heads = 12;
   odd.kv_heads = 4;
