@@ -10,21 +10,31 @@ bool contains(const std::string& name, const std::string& part) {
   return name.find(part) != std::string::npos;
 }
 
-/// As torch.chunk: every chunk but the last ones has ceil(rows / count) rows.
-IdMatrix chunk(const IdMatrix& m, Slice slice) {
-  const uint64_t rows = padded_to(m.rows, slice.count) / slice.count;
-  const uint64_t first = std::min(slice.index * rows, m.rows);
-  return rows_of(m, first, std::min(rows, m.rows - first));
+/// As torch.chunk: every chunk but the last ones has ceil(size / count).
+std::pair<uint64_t, uint64_t> chunk(uint64_t size, Slice slice) {
+  const uint64_t full = padded_to(size, slice.count) / slice.count;
+  const uint64_t first = std::min(slice.index * full, size);
+  return {first, std::min(full, size - first)};
+}
+
+IdMatrix row_chunk(const IdMatrix& m, Slice slice) {
+  const auto [first, count] = chunk(m.rows, slice);
+  return rows_of(m, first, count);
+}
+
+IdMatrix col_chunk(const IdMatrix& m, Slice slice) {
+  const auto [first, count] = chunk(m.cols, slice);
+  return cols_of(m, first, count);
 }
 
 /// Column-parallel layers and the vocabulary are split in rows, row-parallel ones in columns.
 IdMatrix tensor_part(const IdMatrix& m, const std::string& name, Slice tp) {
   for (const char* part : {"o_proj.", "down_proj."}) {
-    if (contains(name, part)) return col_part(m, tp, name);
+    if (contains(name, part)) return col_chunk(m, tp);
   }
   for (const char* part : {"q_proj.", "k_proj.", "v_proj.", "gate_proj.", "up_proj.", "q_b_proj.",
                            "kv_b_proj.", "embed_tokens.", "lm_head."}) {
-    if (contains(name, part)) return row_part(m, tp, name);
+    if (contains(name, part)) return row_chunk(m, tp);
   }
   return m;
 }
@@ -36,9 +46,9 @@ class Fsdp : public Writer {
     must_divide(config().heads, tp.count, "attention heads");
     must_divide(config().kv_heads, tp.count, "KV heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
-      IdMatrix held = chunk(tensor_part(canonical(tensor.name), tensor.name, tp), shard);
+      IdMatrix held = row_chunk(tensor_part(canonical(tensor.name), tensor.name, tp), shard);
       // A layout has no parameters without elements.
-      if (held.rows > 0) put(tensor.name, std::move(held));
+      if (!held.ids.empty()) put(tensor.name, std::move(held));
     }
     return take();
   }

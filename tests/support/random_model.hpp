@@ -190,7 +190,7 @@ inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
   if (config.experts == 0) return engine;
   maybe(dice, engine, "ep", {"1", "2", "3", "4"});
   maybe(dice, engine, "shared_experts", {"tp", "replicated"});
-  if (config.shared_experts == 1) maybe(dice, engine, "fuse_shared", {"on", "off"});
+  maybe(dice, engine, "fuse_shared", {"on", "off"});
   return engine;
 }
 
