@@ -319,7 +319,7 @@ TEST_CASE("every engine, tp and architecture holds what its engine's sources say
 TEST_CASE("random models, engines and worlds") {
   Dice dice(2);
   std::map<std::string, size_t> checked;
-  for (int round = 0; round < 4000; ++round) {
+  for (int round = 0; round < 20'000; ++round) {
     const ModelConfig config = random_model(dice);
     CAPTURE(round);
     CAPTURE(model_text(config));
@@ -329,11 +329,46 @@ TEST_CASE("random models, engines and worlds") {
         trainer ? any_trainer(dice, catalogue) : any_inference(dice, catalogue);
     const auto ranks = static_cast<uint32_t>(
         dice.one_in(4) ? dice.between(1, 24) : dice.one_of({2, 4, 6, 8, 12, 16, 24}));
-    checked[engine.engine] += check_or_refused(engine, catalogue, ranks, trainer) ? 1 : 0;
+    if (!check_or_refused(engine, catalogue, ranks, trainer)) continue;
+    ++checked[engine.engine];
+    for (const auto& [key, value] : engine.options) {
+      if (value != "1") ++checked[engine.engine + " " + key];
+    }
   }
-  for (const std::string engine : {"megatron", "fsdp", "sglang", "vllm"}) {
-    MESSAGE(checked[engine] << " layouts of " << engine << " checked");
-    CHECK(checked[engine] > 100);
+  for (const std::string seen : {"megatron",
+                                 "fsdp",
+                                 "sglang",
+                                 "vllm",
+                                 "megatron pp",
+                                 "megatron vpp",
+                                 "megatron first",
+                                 "megatron last",
+                                 "megatron layout",
+                                 "megatron account_for_embedding",
+                                 "megatron account_for_loss",
+                                 "megatron cp",
+                                 "megatron ep",
+                                 "megatron etp",
+                                 "megatron experts",
+                                 "megatron spec",
+                                 "megatron pad_vocab",
+                                 "megatron pad_with_tp",
+                                 "fsdp shard",
+                                 "fsdp replicate",
+                                 "sglang pp",
+                                 "sglang ep",
+                                 "sglang attn_dp",
+                                 "sglang embed",
+                                 "sglang dp_lm_head",
+                                 "sglang fuse_shared",
+                                 "sglang dense_mlp",
+                                 "sglang shared_experts",
+                                 "vllm pp",
+                                 "vllm ep",
+                                 "vllm dp",
+                                 "vllm shared_experts"}) {
+    MESSAGE(checked[seen] << " layouts with " << seen);
+    CHECK(checked[seen] >= 20);
   }
 }
 

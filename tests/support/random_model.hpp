@@ -65,7 +65,7 @@ inline void add_random_latent_attention(Dice& dice, ModelConfig& config) {
   config.v_head_dim = dice.between(1, 4);
 }
 
-/// A model of a few thousand elements of any architecture and dtype. Its sizes divide by some of 1,
+/// A model of some thousand elements of any architecture and dtype. Its sizes divide by some of 1,
 /// 2, 3, 4, 6 and 8; hidden, which no engine splits, may be any number.
 [[nodiscard]] inline ModelConfig random_model(Dice& dice) {
   ModelConfig config;
@@ -76,7 +76,7 @@ inline void add_random_latent_attention(Dice& dice, ModelConfig& config) {
   const bool deepseek = config.architecture == Architecture::kDeepseekV3;
   const bool glm = config.architecture == Architecture::kGlm4Moe;
   config.dtype = dice.one_in(4) ? DType::kF32 : DType::kBf16;
-  config.layers = dice.between(1, 4);
+  config.layers = dice.one_in(2) ? dice.between(1, 3) : dice.one_of({4, 6, 8});
   config.hidden = dice.one_of({1, 3, 5, 8});
   config.kv_heads = dice.one_of({1, 2, 3, 4, 6, 8});
   config.heads = config.kv_heads * dice.one_of({1, 2, 3, 4});

@@ -339,4 +339,39 @@ TEST_CASE("heads cut in the middle and KV heads that ranks share") {
   }
 }
 
+TEST_CASE("pipelines, experts and latent attention deliver every byte") {
+  const auto ranks = static_cast<uint64_t>(job().size()) / 2;
+  const std::string all = std::to_string(ranks);
+  const std::vector<EngineCase> trainers{{"megatron", 1, {{"pp", all}}},
+                                         {"megatron", 1, {{"ep", all}, {"etp", "1"}}},
+                                         {"megatron", ranks, {{"ep", all}, {"etp", "1"}}},
+                                         {"fsdp", 1, {{"shard", all}}}};
+  const std::vector<EngineCase> engines{
+      {"sglang", ranks, {{"ep", all}}},
+      {"sglang", ranks, {{"attn_dp", all}, {"fuse_shared", "on"}}},
+      {"vllm", 1, {{"dp", all}, {"ep", "on"}}},
+      {"vllm", 1, {{"pp", all}}}};
+  size_t turn = 0;
+  size_t run = 0;
+  for (const char* model : {"preset:tiny-mla", "preset:tiny-glm", "preset:tiny-moe"}) {
+    const std::optional<uint64_t> layers = std::max<uint64_t>(ranks, 2);
+    const auto source = open_model(model, layers);
+    for (const EngineCase& trainer : trainers) {
+      const EngineCase& inference = engines[turn++ % engines.size()];
+      if (!divides(trainer, source->catalogue(), ranks)) continue;
+      if (!divides(inference, source->catalogue(), ranks)) continue;
+      if (!run_update({.model = model,
+                       .layers = layers,
+                       .trainer = trainer,
+                       .inference = inference,
+                       .versions = trainer.engine == "fsdp" ? 2U : 1U})) {
+        return;
+      }
+      ++run;
+    }
+    ++turn;
+  }
+  CHECK(run > 0);
+}
+
 }  // namespace awex::test
