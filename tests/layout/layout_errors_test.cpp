@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "layout/engines.hpp"
 #include "model/catalogue.hpp"
+#include "model/presets.hpp"
 
 namespace awex::test {
 namespace {
@@ -100,6 +101,47 @@ TEST_CASE("a tp that the model's sizes do not divide by is refused, and the size
                 {"tp", "3", "8"});
   check_refused([&] { (void)make_trainer_layout("megatron:tp=16", catalogue, 16); },
                 {"tp", "16", "8"});
+}
+
+TEST_CASE("parallel sizes that fit neither ranks nor model are refused, and the option is named") {
+  struct Wrong {
+    std::string spec;
+    uint32_t ranks;
+    std::vector<std::string> words;
+  };
+  const Catalogue dense = small_model();
+  const Catalogue moe = make_catalogue("moe", preset_config("tiny-moe"));
+  const auto check_all = [](auto make, const Catalogue& catalogue, const std::vector<Wrong>& all) {
+    for (const Wrong& wrong : all) {
+      CAPTURE(wrong.spec);
+      check_refused([&] { (void)make(wrong.spec, catalogue, wrong.ranks); }, wrong.words);
+    }
+  };
+  check_all(make_trainer_layout, moe,
+            {{"megatron:pp=5", 5, {"pp", "5", "12"}},
+             {"megatron:tp=2,pp=3", 8, {"pp=3", "8"}},
+             {"megatron:pp=2,first=13", 2, {"first", "13", "12"}},
+             {"megatron:pp=3,first=2,account_for_loss=on", 3, {"first", "account_for_loss"}},
+             {"megatron:pp=2,vpp=5", 2, {"vpp", "5"}},
+             {"megatron:pp=2,layout=Ettt|tttL", 2, {"layout", "12"}},
+             {"megatron:pp=2,layout=Et*6|x*6L", 2, {"layout", "x"}},
+             {"megatron:ep=5", 5, {"ep", "5", "12"}},
+             {"megatron:tp=4,etp=5,ep=1", 20, {"etp", "5", "48"}},
+             {"megatron:ep=4,etp=2", 4, {"etp", "4"}},
+             {"megatron:experts=group", 1, {"experts", "group", "grouped"}},
+             {"megatron:pad_with_tp=yes", 1, {"pad_with_tp", "yes", "on"}},
+             {"fsdp:shard=3", 8, {"shard", "3", "8"}},
+             {"fsdp:shard=4,replicate=3", 8, {"replicate", "3"}},
+             {"fsdp:tp=5", 5, {"tp", "5"}}});
+  check_all(make_inference_layout, moe,
+            {{"sglang:tp=4,ep=3", 4, {"ep", "3", "4"}},
+             {"sglang:tp=4,attn_dp=3", 4, {"attn_dp", "3", "4"}},
+             {"sglang:tp=2,embed=none", 2, {"embed", "none", "replicated"}},
+             {"sglang:pp=13", 13, {"pp", "13", "12"}},
+             {"vllm:tp=2,pp=2", 6, {"pp", "6"}},
+             {"vllm:tp=1,dp=5,ep=off", 5, {"dp", "48", "5"}},
+             {"vllm:tp=1,dp=13,ep=on", 13, {"12", "13"}}});
+  check_all(make_trainer_layout, dense, {{"megatron:pp=2", 2, {"pp", "2", "1"}}});
 }
 
 }  // namespace awex::test

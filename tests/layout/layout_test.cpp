@@ -28,6 +28,15 @@ std::unique_ptr<Layout> make_layout(const EngineCase& engine, const Catalogue& c
                  : make_inference_layout(engine.spec(), catalogue, ranks);
 }
 
+/// That of the canonical elements in it, or the model's where all is padding.
+DType dtype_of(const IdMatrix& content, const Catalogue& catalogue) {
+  const auto real = std::find_if(content.ids.begin(), content.ids.end(),
+                                 [](Identity id) { return id != kPadding; });
+  return real == content.ids.end()
+             ? catalogue.config().dtype
+             : expected_dtype(catalogue.config(), catalogue.tensors().at(tensor_of(*real)).name);
+}
+
 Difference compare_parameters(const RankLayout& layout, const RankContents& expected,
                               const Catalogue& catalogue) {
   std::set<std::string> seen;
@@ -39,7 +48,9 @@ Difference compare_parameters(const RankLayout& layout, const RankContents& expe
       return fmt::format("\"{}\" is {} x {} instead of {} x {}", parameter.name, parameter.rows,
                          parameter.cols, content->second.rows, content->second.cols);
     }
-    if (parameter.dtype != catalogue.config().dtype) return parameter.name + ": wrong dtype";
+    if (parameter.dtype != dtype_of(content->second, catalogue)) {
+      return parameter.name + ": wrong dtype";
+    }
   }
   for (const auto& [name, content] : expected) {
     if (seen.count(name) == 0) return fmt::format("\"{}\" is missing", name);
@@ -81,14 +92,17 @@ Difference rasterise(const Shard& shard, const RankLayout& layout, const Catalog
   for (uint64_t row = 0; row < shard.box.rows.size(); ++row) {
     for (uint64_t col = 0; col < shard.box.cols.size(); ++col) {
       const uint64_t byte = shard.offset_bytes + (row * shard.row_stride + col) * size;
-      if (byte % size != 0 || byte < parameter.offset_bytes ||
+      if (byte < parameter.offset_bytes ||
           byte + size > parameter.offset_bytes + parameter.bytes()) {
         return fmt::format("{}: byte {} is not in the parameter", parameter.name, byte);
       }
-      Identity& place = region.at(byte / size);
-      if (place != kPadding) return fmt::format("{}: byte {} twice", parameter.name, byte);
-      place = identity_of(shard.tensor,
-                          (shard.box.rows.begin + row) * tensor.cols + shard.box.cols.begin + col);
+      for (uint64_t i = 0; i < size; ++i) {
+        Identity& place = region.at(byte + i);
+        if (place != kPadding) return fmt::format("{}: byte {} twice", parameter.name, byte + i);
+        place = i > 0 ? kRest
+                      : identity_of(shard.tensor, (shard.box.rows.begin + row) * tensor.cols +
+                                                      shard.box.cols.begin + col);
+      }
     }
   }
   return {};
@@ -96,9 +110,8 @@ Difference rasterise(const Shard& shard, const RankLayout& layout, const Catalog
 
 Difference compare_contents(const RankLayout& layout, const RankContents& expected,
                             const Catalogue& catalogue) {
-  const uint64_t size = element_bytes(catalogue.config().dtype);
-  const std::vector<Identity> want = expected_region(expected, layout, catalogue);
-  std::vector<Identity> region(layout.bytes / size, kPadding);
+  const std::vector<Identity> want = expected_region(expected, layout);
+  std::vector<Identity> region(layout.bytes, kPadding);
   for (const Shard& shard : layout.shards) {
     if (Difference wrong = rasterise(shard, layout, catalogue, region); !wrong.empty()) {
       return wrong;
@@ -106,18 +119,15 @@ Difference compare_contents(const RankLayout& layout, const RankContents& expect
   }
   const auto [got, should] = std::mismatch(region.begin(), region.end(), want.begin());
   if (got == region.end()) return {};
-  return fmt::format("byte {} holds {} instead of {}", (got - region.begin()) * size,
+  return fmt::format("byte {} holds {} instead of {}", got - region.begin(),
                      describe_identity(catalogue, *got), describe_identity(catalogue, *should));
 }
 
 /// gaps() must be the maximal runs of bytes that hold no canonical element.
 Difference compare_gaps(const RankLayout& layout, const RankContents& expected,
                         const Catalogue& catalogue) {
-  const uint64_t size = element_bytes(catalogue.config().dtype);
   std::vector<bool> uncovered;
-  for (const Identity id : expected_region(expected, layout, catalogue)) {
-    uncovered.insert(uncovered.end(), size, id == kPadding);
-  }
+  for (const Identity id : expected_region(expected, layout)) uncovered.push_back(id == kPadding);
   std::vector<bool> gaps(uncovered.size(), false);
   uint64_t end = 0;
   for (const Gap& gap : layout.gaps(catalogue)) {
@@ -161,16 +171,33 @@ Difference check_replicas(const std::vector<RankLayout>& ranks, const Catalogue&
   return tensors.size() == catalogue.tensors().size() ? "" : "a tensor that no rank holds";
 }
 
+/// What a layout says that it is makes the same layout again.
+void check_description(const Layout& layout, const Catalogue& catalogue, bool trainer) {
+  const std::string description = layout.describe();
+  CAPTURE(description);
+  const auto again = trainer ? make_trainer_layout(description, catalogue, layout.ranks())
+                             : make_inference_layout(description, catalogue, layout.ranks());
+  CHECK(again->describe() == description);
+  const auto same = [](const Parameter& a, const Parameter& b) {
+    return a.name == b.name && a.rows == b.rows && a.cols == b.cols;
+  };
+  for (const uint32_t rank : {0U, layout.ranks() - 1}) {
+    const auto one = layout.rank_layout(rank).parameters;
+    const auto two = again->rank_layout(rank).parameters;
+    CHECK(std::equal(one.begin(), one.end(), two.begin(), two.end(), same));
+  }
+}
+
 /// All checks of all ranks of one engine.
 void check_engine(const EngineCase& engine, const Catalogue& catalogue, uint32_t ranks,
                   bool trainer) {
   const auto layout = make_layout(engine, catalogue, ranks, trainer);
   REQUIRE(layout->ranks() == ranks);
-  CHECK(layout->describe() == engine.spec());
+  check_description(*layout, catalogue, trainer);
   std::vector<RankLayout> all;
   for (uint32_t rank = 0; rank < ranks; ++rank) {
     CAPTURE(rank);
-    const RankContents expected = expected_contents(engine, catalogue, rank);
+    const RankContents expected = expected_contents(engine, catalogue, rank, ranks);
     const RankLayout& mine = all.emplace_back(layout->rank_layout(rank));
     const Difference names = compare_parameters(mine, expected, catalogue);
     const Difference offsets = check_offsets(mine);
@@ -185,11 +212,21 @@ void check_engine(const EngineCase& engine, const Catalogue& catalogue, uint32_t
   CHECK_MESSAGE(replicas.empty(), replicas);
 }
 
+/// Whether the text has an option of the engine, so that a reader knows what to change.
+bool names_an_option(const std::string& text, const EngineCase& engine) {
+  return text.find("tp") != std::string::npos ||
+         std::any_of(engine.options.begin(), engine.options.end(), [&](const auto& option) {
+           return text.find(option.first) != std::string::npos;
+         });
+}
+
 /// Where the oracle can chop the model the product must, and where it cannot the product must say
 /// so.
 bool check_or_refused(const EngineCase& engine, const Catalogue& catalogue, uint32_t ranks,
                       bool trainer) {
-  if (divides(engine, catalogue)) {
+  CAPTURE(engine.spec());
+  CAPTURE(ranks);
+  if (divides(engine, catalogue, ranks)) {
     check_engine(engine, catalogue, ranks, trainer);
     return true;
   }
@@ -198,18 +235,20 @@ bool check_or_refused(const EngineCase& engine, const Catalogue& catalogue, uint
     FAIL_CHECK("a layout that does not divide was accepted");
   } catch (const Error& error) {
     CHECK(error.code() == ExitCode::kRequest);
-    CHECK_MESSAGE(std::string(error.what()).find("tp") != std::string::npos, error.what());
+    CHECK_MESSAGE(names_an_option(std::string(error.what()) + error.hint(), engine), error.what());
   }
   return false;
 }
 
 std::string model_text(const ModelConfig& config) {
   return fmt::format(
-      "arch {} dtype {} layers {} hidden {} heads {}/{} x {} intermediate {} vocab {} tied {} "
-      "experts {} x {} step {}",
+      "arch {} dtype {} layers {} hidden {} heads {}/{} x {} latent {}/{} intermediate {} vocab {} "
+      "tied {} experts {} x {} shared {} step {} first dense {}",
       static_cast<int>(config.architecture), dtype_name(config.dtype), config.layers, config.hidden,
-      config.heads, config.kv_heads, config.head_dim, config.intermediate, config.vocab,
-      config.tied_embeddings, config.experts, config.moe_intermediate, config.decoder_sparse_step);
+      config.heads, config.kv_heads, config.head_dim, config.q_lora_rank, config.kv_lora_rank,
+      config.intermediate, config.vocab, config.tied_embeddings, config.experts,
+      config.moe_intermediate, config.shared_experts, config.decoder_sparse_step,
+      config.first_k_dense_replace);
 }
 
 /// A model that every tp of the named test divides; `kv_heads` decides about replication.
@@ -246,7 +285,7 @@ TEST_CASE("the catalogue has the tensors and shapes of Hugging Face") {
     std::map<std::string, std::pair<uint64_t, uint64_t>> got;
     for (const TensorInfo& tensor : catalogue.tensors()) {
       CHECK(got.emplace(tensor.name, std::pair{tensor.rows, tensor.cols}).second);
-      CHECK(tensor.dtype == config.dtype);
+      CHECK(tensor.dtype == expected_dtype(config, tensor.name));
     }
     CHECK(got == expected_tensors(config));
   }
@@ -262,8 +301,8 @@ TEST_CASE("every engine, tp and architecture holds what its engine's sources say
         config.tied_embeddings = tied;
         CAPTURE(model_text(config));
         const Catalogue catalogue = make_catalogue("divisible", config);
-        check_engine({"hf", 1}, catalogue, 2, true);
-        check_engine({"hf", 1}, catalogue, 2, false);
+        check_engine({"hf"}, catalogue, 2, true);
+        check_engine({"hf"}, catalogue, 2, false);
         for (const uint64_t tp : {1, 2, 3, 4, 6, 8}) {
           CAPTURE(tp);
           const auto ranks = static_cast<uint32_t>(tp * (tp < 4 ? 2 : 1));
@@ -277,22 +316,60 @@ TEST_CASE("every engine, tp and architecture holds what its engine's sources say
   CHECK(checked > 300);
 }
 
-TEST_CASE("random models and worlds") {
+TEST_CASE("random models, engines and worlds") {
   Dice dice(2);
-  size_t checked = 0;
-  for (int round = 0; round < 300; ++round) {
+  std::map<std::string, size_t> checked;
+  for (int round = 0; round < 20'000; ++round) {
     const ModelConfig config = random_model(dice);
-    const uint64_t tp = dice.one_of({1, 2, 3, 4, 6, 8});
-    const auto ranks = static_cast<uint32_t>(tp * dice.between(1, 3));
+    CAPTURE(round);
     CAPTURE(model_text(config));
-    CAPTURE(tp);
-    CAPTURE(ranks);
     const Catalogue catalogue = make_catalogue("random", config);
     const bool trainer = dice.one_in(2);
-    checked += check_or_refused({trainer ? "megatron" : "sglang", tp}, catalogue, ranks, trainer);
+    const EngineCase engine =
+        trainer ? any_trainer(dice, catalogue) : any_inference(dice, catalogue);
+    const auto ranks = static_cast<uint32_t>(
+        dice.one_in(4) ? dice.between(1, 24) : dice.one_of({2, 4, 6, 8, 12, 16, 24}));
+    if (!check_or_refused(engine, catalogue, ranks, trainer)) continue;
+    ++checked[engine.engine];
+    for (const auto& [key, value] : engine.options) {
+      if (value != "1") ++checked[engine.engine + " " + key];
+    }
   }
-  MESSAGE(checked << " layouts checked");
-  CHECK(checked > 100);
+  for (const std::string seen : {"megatron",
+                                 "fsdp",
+                                 "sglang",
+                                 "vllm",
+                                 "megatron pp",
+                                 "megatron vpp",
+                                 "megatron first",
+                                 "megatron last",
+                                 "megatron layout",
+                                 "megatron account_for_embedding",
+                                 "megatron account_for_loss",
+                                 "megatron cp",
+                                 "megatron ep",
+                                 "megatron etp",
+                                 "megatron experts",
+                                 "megatron spec",
+                                 "megatron pad_vocab",
+                                 "megatron pad_with_tp",
+                                 "fsdp shard",
+                                 "fsdp replicate",
+                                 "sglang pp",
+                                 "sglang ep",
+                                 "sglang attn_dp",
+                                 "sglang embed",
+                                 "sglang dp_lm_head",
+                                 "sglang fuse_shared",
+                                 "sglang dense_mlp",
+                                 "sglang shared_experts",
+                                 "vllm pp",
+                                 "vllm ep",
+                                 "vllm dp",
+                                 "vllm shared_experts"}) {
+    MESSAGE(checked[seen] << " layouts with " << seen);
+    CHECK(checked[seen] >= 20);
+  }
 }
 
 TEST_CASE("QKV rows of a published model at more ranks than KV heads") {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "layout/layout.hpp"
@@ -48,25 +48,39 @@ struct DoesNotDivide {
 
 /// An engine and its parallelism. `tp` is 1 for "hf".
 struct EngineCase {
-  std::string engine;  ///< "hf", "megatron" or "sglang".
+  std::string engine;  ///< "hf", "megatron", "fsdp", "sglang" or "vllm".
   uint64_t tp = 1;
+  std::map<std::string, std::string> options{};  ///< The others, as a spec writes them.
 
   [[nodiscard]] std::string spec() const;
+  [[nodiscard]] uint64_t number(const std::string& key, uint64_t otherwise = 1) const;
+  [[nodiscard]] std::string text(const std::string& key, const std::string& otherwise) const;
+  [[nodiscard]] bool on(const std::string& key, bool otherwise = false) const;
 };
 
 /// The canonical tensors that a config must have, names and shapes, in no particular order.
 [[nodiscard]] std::map<std::string, std::pair<uint64_t, uint64_t>> expected_tensors(
     const ModelConfig& config);
 
-/// What rank `rank` of a role of `engine` holds; ranks beyond the first tp repeat them. Throws
-/// DoesNotDivide.
-[[nodiscard]] RankContents expected_contents(const EngineCase& engine, const Catalogue& catalogue,
-                                             uint32_t rank);
+/// The dtype of a canonical tensor: a router's correction bias is fp32 in any model.
+[[nodiscard]] DType expected_dtype(const ModelConfig& config, const std::string& tensor);
 
-/// The identities of a whole weights region, element by element, with the expected contents at the
-/// places where `layout` puts the parameters. Requires the same names and shapes in both.
+/// What rank `rank` of a role of `ranks` ranks of `engine` holds. Throws DoesNotDivide.
+[[nodiscard]] RankContents expected_contents(const EngineCase& engine, const Catalogue& catalogue,
+                                             uint64_t rank, uint64_t ranks);
+
+/// The layers of each pipeline stage of an inference engine, or of each of Megatron's model chunks
+/// (chunk * pp + stage). Throws DoesNotDivide.
+[[nodiscard]] std::vector<std::vector<uint64_t>> expected_stages(const EngineCase& engine,
+                                                                 uint64_t layers);
+
+/// A whole weights region, byte by byte: the identity of an element where its first byte lies,
+/// kRest on its other bytes, kPadding where no canonical element is. The contents stand where
+/// `layout` puts the parameters. Requires the same names and shapes in both.
 [[nodiscard]] std::vector<Identity> expected_region(const RankContents& contents,
-                                                    const RankLayout& layout,
-                                                    const Catalogue& catalogue);
+                                                    const RankLayout& layout);
+
+/// A byte of an element that is not its first.
+inline constexpr Identity kRest = kPadding - 1;
 
 }  // namespace awex::test

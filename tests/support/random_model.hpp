@@ -1,5 +1,7 @@
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cstdint>
 #include <initializer_list>
 #include <random>
@@ -27,6 +29,10 @@ class Dice {
     return *(values.begin() + below(values.size()));
   }
   template <class T>
+  [[nodiscard]] T any_of(std::initializer_list<T> values) {
+    return *(values.begin() + below(values.size()));
+  }
+  template <class T>
   void shuffle(std::vector<T>& values) {
     for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[below(i)]);
   }
@@ -35,57 +41,188 @@ class Dice {
   std::mt19937_64 engine_;
 };
 
-/// A model of a few thousand elements of any architecture and dtype. Its sizes divide by some of 1,
+inline void add_random_experts(Dice& dice, ModelConfig& config) {
+  config.experts = dice.one_of({1, 2, 3, 4, 6, 8});
+  config.experts_per_token = 1;
+  config.moe_intermediate = dice.one_of({8, 12, 24});
+  if (config.architecture == Architecture::kQwen3Moe) {
+    config.decoder_sparse_step = dice.between(1, 2);
+    if (dice.one_in(3)) config.mlp_only_layers.insert(dice.below(config.layers));
+    return;
+  }
+  config.shared_experts = dice.between(1, 2);
+  config.has_score_correction_bias = true;
+  config.first_k_dense_replace = dice.below(config.layers + 1);
+}
+
+inline void add_random_latent_attention(Dice& dice, ModelConfig& config) {
+  config.kv_heads = config.heads;
+  config.head_dim = 0;
+  config.q_lora_rank = dice.one_of({0, 5, 8, 12});
+  config.kv_lora_rank = dice.one_of({3, 8, 10});
+  config.qk_nope_head_dim = dice.between(1, 4);
+  config.qk_rope_head_dim = dice.one_of({2, 4});
+  config.v_head_dim = dice.between(1, 4);
+}
+
+/// A model of some thousand elements of any architecture and dtype. Its sizes divide by some of 1,
 /// 2, 3, 4, 6 and 8; hidden, which no engine splits, may be any number.
 [[nodiscard]] inline ModelConfig random_model(Dice& dice) {
   ModelConfig config;
   config.architecture =
-      std::initializer_list<Architecture>{Architecture::kLlama, Architecture::kQwen2,
-                                          Architecture::kQwen3, Architecture::kQwen3Moe}
-          .begin()[dice.below(4)];
+      dice.any_of({Architecture::kLlama, Architecture::kQwen2, Architecture::kQwen3,
+                   Architecture::kQwen3Moe, Architecture::kDeepseekV3, Architecture::kGlm4Moe});
+  const bool qwen3_moe = config.architecture == Architecture::kQwen3Moe;
+  const bool deepseek = config.architecture == Architecture::kDeepseekV3;
+  const bool glm = config.architecture == Architecture::kGlm4Moe;
   config.dtype = dice.one_in(4) ? DType::kF32 : DType::kBf16;
-  config.layers = dice.between(1, 3);
+  config.layers = dice.one_in(2) ? dice.between(1, 3) : dice.one_of({4, 6, 8});
   config.hidden = dice.one_of({1, 3, 5, 8});
   config.kv_heads = dice.one_of({1, 2, 3, 4, 6, 8});
-  config.heads = config.kv_heads * dice.one_of({1, 2, 3, 4, 8});
+  config.heads = config.kv_heads * dice.one_of({1, 2, 3, 4});
   config.head_dim = dice.one_of({1, 2, 4, 6});
   config.intermediate = dice.one_of({4, 6, 24, 48});
   config.vocab = dice.one_of({1, 60, 64, 129, 150, 192, 257, 320, 384});
   config.tied_embeddings = dice.one_in(2);
-  config.attention_bias = config.architecture == Architecture::kQwen2;
+  config.attention_bias = config.architecture == Architecture::kQwen2 || (glm && dice.one_in(2));
   config.qk_norm =
-      config.architecture == Architecture::kQwen3 || config.architecture == Architecture::kQwen3Moe;
-  if (config.architecture == Architecture::kQwen3Moe) {
-    config.experts = dice.between(1, 5);
-    config.experts_per_token = 1;
-    config.moe_intermediate = dice.one_of({8, 12, 24});
-    config.decoder_sparse_step = dice.between(1, 2);
-    if (dice.one_in(3)) config.mlp_only_layers.insert(dice.below(config.layers));
-  }
+      config.architecture == Architecture::kQwen3 || qwen3_moe || (glm && dice.one_in(2));
+  if (qwen3_moe || deepseek || glm) add_random_experts(dice, config);
+  if (deepseek) add_random_latent_attention(dice, config);
   return config;
 }
 
-/// Whether the model can be spread by the engine at all.
-[[nodiscard]] inline bool divides(const EngineCase& engine, const Catalogue& catalogue) {
+/// Whether the model can be spread by the engine over so many ranks at all.
+[[nodiscard]] inline bool divides(const EngineCase& engine, const Catalogue& catalogue,
+                                  uint64_t ranks) {
   try {
-    (void)expected_contents(engine, catalogue, 0);
+    for (uint64_t rank = 0; rank < ranks; ++rank) {
+      (void)expected_contents(engine, catalogue, rank, ranks);
+    }
     return true;
   } catch (const DoesNotDivide&) {
     return false;
   }
 }
 
-/// An engine out of `fused` and "hf" with a tp that divides both the ranks and the model; half of
-/// the time the largest such tp.
-[[nodiscard]] inline EngineCase random_engine(Dice& dice, const std::string& fused,
-                                              const Catalogue& catalogue, uint32_t ranks) {
-  if (dice.one_in(6)) return {"hf", 1};
-  std::vector<EngineCase> possible;
-  for (uint64_t tp = 1; tp <= ranks; ++tp) {
-    const EngineCase engine{fused, tp};
-    if (ranks % tp == 0 && divides(engine, catalogue)) possible.push_back(engine);
+/// Sets an option to one of `values`, most often leaving it out.
+inline void maybe(Dice& dice, EngineCase& engine, const std::string& key,
+                  std::initializer_list<const char*> values) {
+  if (dice.one_in(2)) engine.options[key] = dice.any_of<const char*>(values);
+}
+
+inline std::string random_on_off(Dice& dice) { return dice.one_in(2) ? "on" : "off"; }
+
+/// A custom pipeline layout: any number of layers, also none, on each chunk.
+[[nodiscard]] inline std::string random_pipeline_layout(Dice& dice, uint64_t layers,
+                                                        uint64_t chunks) {
+  std::vector<uint64_t> sizes(chunks, 0);
+  for (uint64_t layer = 0; layer < layers; ++layer) ++sizes[dice.below(chunks)];
+  std::string text = "E";
+  for (uint64_t chunk = 0; chunk < chunks; ++chunk) {
+    if (chunk > 0) text += "|";
+    if (sizes[chunk] == 0) continue;
+    const std::string plain(sizes[chunk], 't');
+    text += dice.any_of<std::string>(
+        {plain, fmt::format("t*{}", sizes[chunk]), fmt::format("(t)*{}", sizes[chunk])});
   }
-  return dice.one_in(2) ? possible.back() : possible.at(dice.below(possible.size()));
+  return text + dice.any_of<std::string>({"L", "L", "mL", ",L"});
+}
+
+inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
+  const uint64_t pp = dice.one_of({1, 1, 2, 3, 4});
+  const uint64_t vpp = pp > 1 ? dice.one_of({1, 1, 2}) : 1;
+  if (pp > 1) engine.options["pp"] = std::to_string(pp);
+  if (pp > 1 && dice.one_in(4)) {
+    engine.options["layout"] = random_pipeline_layout(dice, layers, pp * vpp);
+    return;
+  }
+  if (vpp > 1) engine.options["vpp"] = std::to_string(vpp);
+  if (pp == 1) return;
+  switch (dice.below(4)) {
+    case 0:
+      return;
+    case 1:
+      engine.options["account_for_embedding"] = random_on_off(dice);
+      engine.options["account_for_loss"] = random_on_off(dice);
+      return;
+    case 2:
+      engine.options["first"] = std::to_string(dice.between(1, layers));
+      return;
+    default:
+      engine.options["last"] = std::to_string(dice.between(1, layers));
+      if (dice.one_in(2)) engine.options["first"] = std::to_string(dice.between(1, layers));
+  }
+}
+
+[[nodiscard]] inline EngineCase random_megatron(Dice& dice, const Catalogue& catalogue) {
+  const ModelConfig& config = catalogue.config();
+  EngineCase engine{"megatron", dice.one_of({1, 2, 3, 4, 6, 8})};
+  choose_pipeline(dice, engine, config.layers);
+  maybe(dice, engine, "cp", {"1", "2"});
+  maybe(dice, engine, "pad_vocab", {"1", "64", "128"});
+  maybe(dice, engine, "pad_with_tp", {"on", "off"});
+  maybe(dice, engine, "spec", {"te", "local"});
+  if (config.experts == 0) return engine;
+  maybe(dice, engine, "ep", {"1", "2", "3", "4"});
+  maybe(dice, engine, "etp", {"1", "2", "4"});
+  maybe(dice, engine, "experts", {"grouped", "sequential"});
+  return engine;
+}
+
+[[nodiscard]] inline EngineCase random_fsdp(Dice& dice) {
+  EngineCase engine{"fsdp", dice.one_of({1, 1, 1, 2, 3, 4})};
+  maybe(dice, engine, "shard", {"1", "2", "3", "4", "5", "6", "7", "8"});
+  maybe(dice, engine, "replicate", {"1", "2", "3"});
+  return engine;
+}
+
+[[nodiscard]] inline EngineCase random_sglang(Dice& dice, const Catalogue& catalogue) {
+  const ModelConfig& config = catalogue.config();
+  EngineCase engine{"sglang", dice.one_of({1, 2, 3, 4, 6, 8})};
+  maybe(dice, engine, "pp", {"1", "2", "3"});
+  if (dice.one_in(2)) {
+    engine.options["attn_dp"] = std::to_string(dice.one_of({1, 2, 3, 4}));
+    engine.options["embed"] = dice.any_of<const char*>({"tp", "attn_tp", "replicated"});
+    engine.options["dp_lm_head"] = random_on_off(dice);
+  }
+  maybe(dice, engine, "dense_mlp", {"tp", "replicated"});
+  if (config.experts == 0) return engine;
+  maybe(dice, engine, "ep", {"1", "2", "3", "4"});
+  maybe(dice, engine, "shared_experts", {"tp", "replicated"});
+  maybe(dice, engine, "fuse_shared", {"on", "off"});
+  return engine;
+}
+
+[[nodiscard]] inline EngineCase random_vllm(Dice& dice, const Catalogue& catalogue) {
+  EngineCase engine{"vllm", dice.one_of({1, 2, 3, 4, 6})};
+  maybe(dice, engine, "pp", {"1", "2", "3"});
+  maybe(dice, engine, "dp", {"1", "2", "3"});
+  if (catalogue.config().experts == 0) return engine;
+  maybe(dice, engine, "ep", {"on", "off"});
+  maybe(dice, engine, "shared_experts", {"tp", "replicated"});
+  return engine;
+}
+
+/// A trainer as it comes, whether or not it can spread the model over any ranks.
+[[nodiscard]] inline EngineCase any_trainer(Dice& dice, const Catalogue& catalogue) {
+  return dice.one_in(3) ? random_fsdp(dice) : random_megatron(dice, catalogue);
+}
+[[nodiscard]] inline EngineCase any_inference(Dice& dice, const Catalogue& catalogue) {
+  return dice.one_in(2) ? random_vllm(dice, catalogue) : random_sglang(dice, catalogue);
+}
+
+/// An engine out of `any` that can spread the model over `ranks` ranks, or "hf", which always can.
+template <class Any>
+[[nodiscard]] EngineCase random_engine(Dice& dice, Any any, const Catalogue& catalogue,
+                                       uint64_t ranks) {
+  if (dice.one_in(8)) return {"hf"};
+  constexpr int kTries = 40;
+  for (int i = 0; i < kTries; ++i) {
+    EngineCase engine = any(dice, catalogue);
+    if (divides(engine, catalogue, ranks)) return engine;
+  }
+  return {"hf"};
 }
 
 }  // namespace awex::test

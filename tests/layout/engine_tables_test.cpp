@@ -1,0 +1,169 @@
+// Layouts of published models against tables of what the real engines create (engine_tables/).
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "layout/engines.hpp"
+#include "model/catalogue.hpp"
+#include "model/presets.hpp"
+
+namespace awex::test {
+namespace {
+
+using Shape = std::vector<uint64_t>;
+using Parameters = std::map<std::string, Shape>;
+
+/// One parallel setting of one model.
+struct Table {
+  std::string model;
+  std::string spec;
+  std::vector<Parameters> ranks;
+};
+
+/// "7" or "3-7" -> first and last.
+std::pair<uint64_t, uint64_t> read_interval(const std::string& text) {
+  const size_t dash = text.find('-');
+  const uint64_t first = std::stoull(text);
+  return {first, dash == std::string::npos ? first : std::stoull(text.substr(dash + 1))};
+}
+
+/// "a.{0-1}.b{2-3}" -> all four names.
+std::vector<std::string> spell_out(const std::string& name) {
+  const size_t open = name.find('{');
+  if (open == std::string::npos) return {name};
+  const size_t close = name.find('}', open);
+  const auto [first, last] = read_interval(name.substr(open + 1, close - open - 1));
+  std::vector<std::string> names;
+  for (const std::string& rest : spell_out(name.substr(close + 1))) {
+    for (uint64_t i = first; i <= last; ++i) {
+      names.push_back(fmt::format("{}{}{}", name.substr(0, open), i, rest));
+    }
+  }
+  return names;
+}
+
+class TableReader {
+ public:
+  std::vector<Table> read(const std::filesystem::path& file) && {
+    std::ifstream in(file);
+    REQUIRE_MESSAGE(in.is_open(), file.string());
+    for (std::string line; std::getline(in, line);) {
+      CAPTURE(line);
+      std::istringstream words(line);
+      std::string first;
+      if (words >> first && first[0] != '#') read_line(first, words);
+    }
+    return std::move(tables_);
+  }
+
+ private:
+  void read_line(const std::string& first, std::istringstream& words) {
+    if (first == "model") {
+      words >> model_;
+    } else if (first == "spec") {
+      tables_.push_back({.model = model_, .spec = {}, .ranks = {}});
+      words >> tables_.back().spec;
+    } else if (first == "ranks") {
+      size_t ranks = 0;
+      words >> ranks;
+      tables_.back().ranks.resize(ranks);
+    } else if (first == "on") {
+      on_.clear();
+      for (std::string text; words >> text;) on_.push_back(read_interval(text));
+    } else {
+      Shape shape;
+      for (uint64_t size = 0; words >> size;) shape.push_back(size);
+      REQUIRE(!shape.empty());
+      add(first, shape);
+    }
+  }
+
+  void add(const std::string& names, const Shape& shape) {
+    const std::vector<std::string> all = spell_out(names);
+    for (const auto& [first, last] : on_) {
+      for (uint64_t rank = first; rank <= last; ++rank) {
+        for (const std::string& name : all) {
+          REQUIRE_MESSAGE(tables_.back().ranks.at(rank).emplace(name, shape).second, name);
+        }
+      }
+    }
+  }
+
+  std::string model_;
+  std::vector<std::pair<uint64_t, uint64_t>> on_;
+  std::vector<Table> tables_;
+};
+
+/// A layout's matrix is the engine's tensor with all dimensions but the last as rows; a vector has
+/// one column.
+std::pair<uint64_t, uint64_t> matrix_of(const Shape& shape) {
+  uint64_t elements = 1;
+  for (const uint64_t size : shape) elements *= size;
+  const uint64_t cols = shape.size() == 1 ? 1 : shape.back();
+  return {elements / cols, cols};
+}
+
+/// The first difference, or empty.
+std::string compare(const RankLayout& layout, const Parameters& expected) {
+  std::set<std::string> seen;
+  for (const Parameter& parameter : layout.parameters) {
+    const auto found = expected.find(parameter.name);
+    if (found == expected.end()) return "the engine has no " + parameter.name;
+    seen.insert(parameter.name);
+    const auto [rows, cols] = matrix_of(found->second);
+    if (parameter.rows != rows || parameter.cols != cols) {
+      return fmt::format("{} is {} x {}, the engine's is {} x {}", parameter.name, parameter.rows,
+                         parameter.cols, rows, cols);
+    }
+  }
+  for (const auto& [name, shape] : expected) {
+    if (seen.count(name) == 0) return "the layout has no " + name;
+  }
+  return {};
+}
+
+void check_table(const Table& table) {
+  CAPTURE(table.model);
+  CAPTURE(table.spec);
+  const Catalogue catalogue = make_catalogue(table.model, preset_config(table.model));
+  const auto ranks = static_cast<uint32_t>(table.ranks.size());
+  const bool trainer = table.spec.starts_with("megatron");
+  const auto layout = trainer ? make_trainer_layout(table.spec, catalogue, ranks)
+                              : make_inference_layout(table.spec, catalogue, ranks);
+  for (uint32_t rank = 0; rank < ranks; ++rank) {
+    CAPTURE(rank);
+    const std::string difference = compare(layout->rank_layout(rank), table.ranks[rank]);
+    REQUIRE_MESSAGE(difference.empty(), difference);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("published models are laid out as the engines' own code creates them") {
+  std::map<std::string, int> settings;
+  for (const auto& entry : std::filesystem::directory_iterator(AWEX_ENGINE_TABLES)) {
+    if (entry.path().extension() != ".txt") continue;
+    CAPTURE(entry.path().filename().string());
+    for (const Table& table : TableReader().read(entry.path())) {
+      check_table(table);
+      ++settings[entry.path().stem().string()];
+    }
+  }
+  for (const char* engine : {"megatron", "sglang", "vllm"}) {
+    for (const char* model : {"qwen3-8b", "qwen3-30b-a3b", "deepseek-v3"}) {
+      CAPTURE(engine);
+      CAPTURE(model);
+      CHECK(settings[fmt::format("{}_{}", engine, model)] >= 2);
+    }
+  }
+}
+
+}  // namespace awex::test

@@ -1,0 +1,238 @@
+// SGLang (srt/distributed/parallel_state.py, layers/{linear,vocab_parallel_embedding}.py,
+// layers/moe/fused_moe_triton/layer.py, models/qwen3_moe.py, models/deepseek_v2.py) and vLLM
+// (distributed/utils.py, model_executor/layers/fused_moe/config.py, models/deepseek_v2.py).
+#include <fmt/format.h>
+
+#include "support/oracle_writer.hpp"
+
+namespace awex::test {
+namespace {
+
+/// What a rank does, whichever of the two engines it is of.
+struct Seat {
+  uint64_t stage = 0;
+  Slice dense;      ///< Dense MLPs.
+  Slice shared;     ///< Shared experts.
+  Slice attention;  ///< Heads.
+  Slice embedding;
+  Slice head;
+  Slice expert;                   ///< The inside of an expert.
+  std::vector<uint64_t> experts;  ///< Those that it holds.
+  bool fuses_shared = false;
+};
+
+std::vector<uint64_t> counting(uint64_t first, uint64_t count) {
+  std::vector<uint64_t> out;
+  for (uint64_t i = 0; i < count; ++i) out.push_back(first + i);
+  return out;
+}
+
+Seat sglang_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
+  const uint64_t tp = engine.tp;
+  const uint64_t attention = divide(tp, engine.number("attn_dp"), "tp over attn_dp");
+  const uint64_t ep = experts == 0 ? 1 : engine.number("ep");
+  const uint64_t inside = divide(tp, ep, "tp over ep");
+  const uint64_t t = rank % tp;
+  Seat seat;
+  seat.stage = rank / tp % engine.number("pp");
+  const Slice tensor{tp, t};
+  seat.dense = engine.text("dense_mlp", "tp") == "tp" ? tensor : Slice{};
+  seat.shared = engine.text("shared_experts", "tp") == "tp" ? tensor : Slice{};
+  seat.attention = {attention, t % attention};
+  const std::string embed = engine.text("embed", "attn_tp");
+  seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : seat.attention;
+  seat.head = engine.on("dp_lm_head") ? seat.attention : tensor;
+  seat.expert = {inside, t % inside};
+  const uint64_t local = divide(experts, ep, "experts");
+  seat.experts = counting(t / inside % ep * local, local);
+  seat.fuses_shared = engine.on("fuse_shared");
+  return seat;
+}
+
+Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
+  const uint64_t tp = engine.tp;
+  const uint64_t dp = engine.number("dp");
+  const auto place =
+      grid_place(rank % (tp * engine.number("pp") * dp), {tp, engine.number("pp"), dp});
+  Seat seat;
+  seat.stage = place[1];
+  seat.dense = seat.shared = seat.attention = seat.embedding = seat.head = {tp, place[0]};
+  const Slice flat{dp * tp, place[2] * tp + place[0]};
+  if (engine.text("shared_experts", "tp") != "tp") seat.shared = {};
+  if (!engine.on("ep")) {
+    seat.expert = flat;
+    seat.experts = counting(0, experts);
+    return seat;
+  }
+  uint64_t first = 0;
+  for (uint64_t part = 0; part <= flat.index; ++part) {
+    const uint64_t count = experts / flat.count + (part < experts % flat.count ? 1 : 0);
+    seat.experts = counting(first, count);
+    first += count;
+  }
+  return seat;
+}
+
+class Inference : public Writer {
+ public:
+  Inference(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank)
+      : Writer(catalogue),
+        sglang_(engine.engine == "sglang"),
+        stages_(inference_stages(engine, config().layers)),
+        seat_(sglang_ ? sglang_seat(engine, config().experts, rank)
+                      : vllm_seat(engine, config().experts, rank)) {}
+
+  RankContents contents() {
+    check_all_ranks();
+    const bool first = seat_.stage == 0;
+    const bool last = seat_.stage + 1 == stages_.size();
+    const bool tied = !has("lm_head.weight");
+    // vLLM's last stage uses an embedding of its own as the tied output; SGLang's has an lm_head.
+    if (first || (last && tied && !sglang_)) {
+      put("model.embed_tokens.weight", vocabulary("model.embed_tokens.weight", seat_.embedding));
+    }
+    for (const uint64_t layer : stages_.at(seat_.stage)) {
+      write_layer(fmt::format("model.layers.{}.", layer));
+    }
+    if (last) put("model.norm.weight", canonical("model.norm.weight"));
+    if (last && !tied) put("lm_head.weight", vocabulary("lm_head.weight", seat_.head));
+    if (last && tied && !first && sglang_) {
+      put("lm_head.weight", vocabulary("model.embed_tokens.weight", seat_.head));
+    }
+    return take();
+  }
+
+ private:
+  /// A size may not divide on a stage that this rank is not in.
+  void check_all_ranks() const {
+    must_divide(config().heads, seat_.attention.count, "attention heads");
+    for (const TensorInfo& tensor : catalogue().tensors()) {
+      const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
+      if (tensor.name.find("gate_proj") == std::string::npos) continue;
+      const bool shared = tensor.name.find(".shared_experts.") != std::string::npos;
+      const Slice& slice = expert ? seat_.expert : shared ? seat_.shared : seat_.dense;
+      if (!shared || !seat_.fuses_shared) must_divide(tensor.rows, slice.count, tensor.name);
+    }
+    const uint64_t vocab = padded_to(config().vocab, 64);
+    must_divide(vocab, seat_.embedding.count, "vocabulary");
+    must_divide(vocab, seat_.head.count, "vocabulary");
+  }
+
+  [[nodiscard]] IdMatrix vocabulary(const std::string& name, Slice slice) const {
+    return row_part(pad_rows(canonical(name), padded_to(config().vocab, 64)), slice, "vocabulary");
+  }
+
+  void copy(const std::string& name) { put(name, canonical(name)); }
+  void copy_if_there(const std::string& name) {
+    if (has(name)) copy(name);
+  }
+
+  void write_layer(const std::string& at) {
+    copy(at + "input_layernorm.weight");
+    copy(at + "post_attention_layernorm.weight");
+    if (has(at + "self_attn.kv_b_proj.weight")) {
+      write_latent_attention(at + "self_attn.");
+    } else {
+      write_attention(at + "self_attn.");
+    }
+    put(at + "self_attn.o_proj.weight",
+        col_part(canonical(at + "self_attn.o_proj.weight"), seat_.attention, "o_proj columns"));
+    if (has(at + "mlp.gate.weight")) {
+      write_experts(at + "mlp.");
+    } else {
+      write_mlp(at + "mlp.", seat_.dense);
+    }
+  }
+
+  void write_attention(const std::string& at) {
+    put(at + "qkv_proj.weight", fused_qkv(at, "weight"));
+    if (has(at + "q_proj.bias")) put(at + "qkv_proj.bias", fused_qkv(at, "bias"));
+    copy_if_there(at + "q_norm.weight");
+    copy_if_there(at + "k_norm.weight");
+  }
+
+  [[nodiscard]] IdMatrix fused_qkv(const std::string& at, const std::string& kind) const {
+    const uint64_t kv = config().kv_heads;
+    // With more ranks than KV heads, neighbouring ranks hold the same one.
+    const uint64_t blocks = seat_.attention.count >= kv ? kv : seat_.attention.count;
+    must_divide(kv, blocks, "KV heads");
+    const uint64_t sharers = divide(seat_.attention.count, blocks, "ranks a KV head");
+    const Slice block{blocks, seat_.attention.index / sharers};
+    return stack({row_part(canonical(at + "q_proj." + kind), seat_.attention, "q rows"),
+                  row_part(canonical(at + "k_proj." + kind), block, "k rows"),
+                  row_part(canonical(at + "v_proj." + kind), block, "v rows")});
+  }
+
+  void write_latent_attention(const std::string& at) {
+    copy(at + "kv_a_layernorm.weight");
+    put(at + "kv_b_proj.weight",
+        row_part(canonical(at + "kv_b_proj.weight"), seat_.attention, "kv_b_proj rows"));
+    if (!has(at + "q_a_proj.weight")) {
+      copy(at + "kv_a_proj_with_mqa.weight");
+      put(at + "q_proj.weight",
+          row_part(canonical(at + "q_proj.weight"), seat_.attention, "q_proj rows"));
+      return;
+    }
+    put(at + (sglang_ ? "fused_qkv_a_proj_with_mqa.weight" : "fused_qkv_a_proj.weight"),
+        stack({canonical(at + "q_a_proj.weight"), canonical(at + "kv_a_proj_with_mqa.weight")}));
+    copy(at + "q_a_layernorm.weight");
+    put(at + "q_b_proj.weight",
+        row_part(canonical(at + "q_b_proj.weight"), seat_.attention, "q_b_proj rows"));
+  }
+
+  void write_mlp(const std::string& at, Slice slice) {
+    put(at + "gate_up_proj.weight", gate_up(at, slice));
+    put(at + "down_proj.weight", down(at, slice));
+  }
+
+  void write_experts(const std::string& at) {
+    copy(at + "gate.weight");
+    copy_if_there(at + "gate.e_score_correction_bias");
+    std::vector<std::string> held;
+    for (const uint64_t e : seat_.experts) held.push_back(fmt::format("{}experts.{}.", at, e));
+    if (held.empty()) throw DoesNotDivide{"a rank without experts"};
+    if (has(at + "shared_experts.gate_proj.weight")) {
+      if (seat_.fuses_shared) {
+        if (config().shared_experts != 1) throw DoesNotDivide{"shared experts of another size"};
+        held.push_back(at + "shared_experts.");
+      } else {
+        write_mlp(at + "shared_experts.", seat_.shared);
+      }
+    }
+    std::vector<IdMatrix> w13;
+    std::vector<IdMatrix> w2;
+    for (const std::string& expert : held) {
+      w13.push_back(gate_up(expert, seat_.expert));
+      w2.push_back(down(expert, seat_.expert));
+    }
+    put(at + "experts.w13_weight", stack(w13));
+    put(at + "experts.w2_weight", stack(w2));
+  }
+
+  bool sglang_;
+  std::vector<std::vector<uint64_t>> stages_;
+  Seat seat_;
+};
+
+}  // namespace
+
+std::vector<std::vector<uint64_t>> inference_stages(const EngineCase& engine, uint64_t layers) {
+  const uint64_t pp = engine.number("pp");
+  if (pp > layers) throw DoesNotDivide{"a pipeline stage without layers"};
+  std::vector<uint64_t> sizes(pp, layers / pp);
+  const uint64_t more = layers % pp;
+  for (uint64_t i = 0; i < more; ++i) {
+    // SGLang favours the last stages, vLLM those before the last.
+    ++sizes.at(engine.engine == "sglang" ? pp - 1 - i : pp - 2 - i);
+  }
+  return deal_layers(sizes, layers);
+}
+
+RankContents inference_contents(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank,
+                                uint64_t ranks) {
+  const uint64_t dp = engine.engine == "vllm" ? engine.number("dp") : 1;
+  must_divide(ranks, engine.tp * engine.number("pp") * dp, "ranks over the engine's own");
+  return Inference(engine, catalogue, rank).contents();
+}
+
+}  // namespace awex::test

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "support/oracle.hpp"
+
+/// What the oracle's engines share: scissors, glue, and the model's whole tensors.
+namespace awex::test {
+
+/// `whole` / `parts`; throws DoesNotDivide with `what` in its text.
+[[nodiscard]] uint64_t divide(uint64_t whole, uint64_t parts, const std::string& what);
+inline void must_divide(uint64_t whole, uint64_t parts, const std::string& what) {
+  (void)divide(whole, parts, what);
+}
+[[nodiscard]] uint64_t padded_to(uint64_t value, uint64_t step);
+
+[[nodiscard]] IdMatrix rows_of(const IdMatrix& m, uint64_t first, uint64_t count);
+[[nodiscard]] IdMatrix cols_of(const IdMatrix& m, uint64_t first, uint64_t count);
+/// One above the other.
+[[nodiscard]] IdMatrix stack(const std::vector<IdMatrix>& parts);
+/// Adds rows of padding below, up to `rows`.
+[[nodiscard]] IdMatrix pad_rows(IdMatrix m, uint64_t rows);
+
+/// A place in a group that splits something: part `index` of `count`.
+struct Slice {
+  uint64_t count = 1;
+  uint64_t index = 0;
+};
+
+[[nodiscard]] IdMatrix row_part(const IdMatrix& m, Slice slice, const std::string& what);
+[[nodiscard]] IdMatrix col_part(const IdMatrix& m, Slice slice, const std::string& what);
+
+/// The digits of `rank` for a grid whose first size varies fastest. Throws DoesNotDivide when the
+/// rank is beyond the grid.
+[[nodiscard]] std::vector<uint64_t> grid_place(uint64_t rank, const std::vector<uint64_t>& sizes);
+
+/// Gives consecutive layers to stages of the given sizes, which must add up to `layers`.
+[[nodiscard]] std::vector<std::vector<uint64_t>> deal_layers(const std::vector<uint64_t>& sizes,
+                                                             uint64_t layers);
+
+/// Builds one rank's contents, parameter by parameter. Which parameters a layer has is seen from
+/// the canonical tensors that the model has.
+class Writer {
+ public:
+  explicit Writer(const Catalogue& catalogue) : catalogue_(catalogue) {}
+
+ protected:
+  [[nodiscard]] const Catalogue& catalogue() const { return catalogue_; }
+  [[nodiscard]] const ModelConfig& config() const { return catalogue_.config(); }
+  [[nodiscard]] bool has(const std::string& name) const {
+    return catalogue_.find(name).has_value();
+  }
+  [[nodiscard]] IdMatrix canonical(const std::string& name) const;
+  void put(const std::string& name, IdMatrix m);
+  /// gate's part above up's part.
+  [[nodiscard]] IdMatrix gate_up(const std::string& mlp, Slice slice) const;
+  [[nodiscard]] IdMatrix down(const std::string& mlp, Slice slice) const;
+  /// The canonical tensor of the output projection of the vocabulary.
+  [[nodiscard]] IdMatrix output_matrix() const;
+  [[nodiscard]] RankContents take() { return std::move(out_); }
+
+ private:
+  const Catalogue& catalogue_;
+  RankContents out_;
+};
+
+[[nodiscard]] RankContents megatron_contents(const EngineCase& engine, const Catalogue& catalogue,
+                                             uint64_t rank, uint64_t ranks);
+[[nodiscard]] RankContents fsdp_contents(const EngineCase& engine, const Catalogue& catalogue,
+                                         uint64_t rank, uint64_t ranks);
+/// "sglang" and "vllm".
+[[nodiscard]] RankContents inference_contents(const EngineCase& engine, const Catalogue& catalogue,
+                                              uint64_t rank, uint64_t ranks);
+
+[[nodiscard]] std::vector<std::vector<uint64_t>> megatron_chunks(const EngineCase& engine,
+                                                                 uint64_t layers);
+[[nodiscard]] std::vector<std::vector<uint64_t>> inference_stages(const EngineCase& engine,
+                                                                  uint64_t layers);
+
+}  // namespace awex::test
