@@ -1,6 +1,7 @@
 #include "layout/megatron.hpp"
 
 #include <utility>
+#include <vector>
 
 #include "base/checked.hpp"
 #include "layout/builder.hpp"
@@ -236,7 +237,7 @@ std::unique_ptr<Layout> make_megatron_layout(const EngineSpec& spec, const Catal
   const uint32_t embedding = catalogue.index_of("model.embed_tokens.weight");
   Trainer trainer{.catalogue = catalogue,
                   .options = options,
-                  .pipeline = megatron_pipeline(options.pipeline, layers.size()),
+                  .pipeline = megatron_pipeline(options.pipeline, catalogue.config().layers),
                   .layers = std::move(layers),
                   .embedding = embedding,
                   .final_norm = catalogue.index_of("model.norm.weight"),

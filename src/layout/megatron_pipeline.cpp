@@ -44,7 +44,7 @@ class LayoutUnroller {
   /// A letter, or what stands in parentheses.
   [[nodiscard]] std::string take_unit(std::string_view& text) const {
     if (text.front() != '(') {
-      const std::string letter(1, text.front());
+      std::string letter(1, text.front());
       text.remove_prefix(1);
       return letter;
     }
