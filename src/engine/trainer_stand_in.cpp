@@ -1,6 +1,7 @@
 #include "engine/trainer_stand_in.hpp"
 
 #include <array>
+#include <set>
 #include <utility>
 
 #include "base/checked.hpp"
@@ -36,7 +37,12 @@ TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bo
       weights_(device, "trainer weights", Tag::kWeights, layout_.bytes) {
   if (!with_optimizer) return;
   optimizer_.emplace(device, "trainer optimizer", Tag::kOptimizer, optimizer_bytes(layout_));
-  adamw_ = make_adamw(device, kernels, optimizer_views(), catalogue.config().dtype, host_threads);
+  // Routers' correction biases are fp32 among bf16 weights.
+  std::set<DType> dtypes;
+  for (const auto& parameter : layout_.parameters) dtypes.insert(parameter.dtype);
+  for (const DType dtype : dtypes) {
+    adamw_.push_back(make_adamw(device, kernels, optimizer_views(dtype), dtype, host_threads));
+  }
 }
 
 void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue& queue,
@@ -50,22 +56,24 @@ void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue&
   // Alignment gaps between states are part of the digests: give them a value.
   queue.fill_zero(optimizer_->data(), optimizer_->bytes());
   queue.finish("clearing the optimizer state", deadline, monitor);
-  adamw_->initialise();
+  for (const auto& adamw : adamw_) adamw->initialise();
   kernels_.wait("initialising the optimizer", deadline, monitor);
 }
 
 void TrainerStandIn::train(const Deadline& deadline, WaitMonitor& monitor) {
-  if (!adamw_) return;
-  adamw_->step(make_step({}, ++steps_));
+  if (!optimizer_) return;
+  const AdamWStep step = make_step({}, ++steps_);
+  for (const auto& adamw : adamw_) adamw->step(step);
   kernels_.wait(fmt::format("train step {}", steps_), deadline, monitor);
 }
 
-std::vector<AdamWView> TrainerStandIn::optimizer_views() const {
+std::vector<AdamWView> TrainerStandIn::optimizer_views(DType dtype) const {
   const auto starts = state_starts(layout_);
   auto* state = reinterpret_cast<float*>(optimizer_->data());
   std::vector<AdamWView> views;
   for (const auto& shard : layout_.shards) {
     const TensorInfo& tensor = catalogue_.tensors()[shard.tensor];
+    if (tensor.dtype != dtype) continue;
     const Parameter& parameter = layout_.parameters[shard.parameter];
     const uint64_t in_parameter =
         (shard.offset_bytes - parameter.offset_bytes) / element_bytes(tensor.dtype);

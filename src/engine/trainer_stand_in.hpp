@@ -44,15 +44,15 @@ class TrainerStandIn {
   [[nodiscard]] static uint64_t optimizer_bytes(const RankLayout& layout);
 
  private:
-  [[nodiscard]] std::vector<AdamWView> optimizer_views() const;
+  [[nodiscard]] std::vector<AdamWView> optimizer_views(DType dtype) const;
 
   const Catalogue& catalogue_;
   RankLayout layout_;
   Kernels& kernels_;
   Region weights_;
   std::optional<Region> optimizer_;
-  std::unique_ptr<AdamW> adamw_;
-  std::unique_ptr<HostBlock> window_;  ///< While weights are loaded.
+  std::vector<std::unique_ptr<AdamW>> adamw_;  ///< One for each dtype of the weights.
+  std::unique_ptr<HostBlock> window_;          ///< While weights are loaded.
   uint64_t steps_ = 0;
 };
 
