@@ -7,6 +7,7 @@
 
 #include "base/units.hpp"
 #include "cli/text_table.hpp"
+#include "transfer/plan_copies.hpp"
 
 namespace awex {
 namespace {
@@ -143,7 +144,8 @@ std::string listed_table(const Plan& part, const Catalogue& catalogue) {
                    fmt::format("[{}, {})", rows.begin, rows.end),
                    fmt::format("[{}, {})", cols.begin, cols.end), describe_choice(piece)});
   }
-  return table.text();
+  return table.text() + fmt::format("{} pieces, merged into {} strided copies\n",
+                                    part.pieces.size(), merge_pieces(part.pieces).size());
 }
 
 std::string describe(const Misfit& misfit) {

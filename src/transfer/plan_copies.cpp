@@ -1,0 +1,71 @@
+#include "transfer/plan_copies.hpp"
+
+#include <utility>
+
+namespace awex {
+namespace {
+
+MergedCopy copy_of(const Piece& piece) {
+  const uint64_t rows = piece.box.rows.size();
+  MergedCopy copy{piece.source,        piece.target,        rows,
+                  piece.row_bytes,     piece.source_offset, piece.source_stride,
+                  piece.target_offset, piece.target_stride};
+  const bool contiguous =
+      rows > 1 && copy.source_stride == copy.row_bytes && copy.target_stride == copy.row_bytes;
+  if (contiguous) copy.row_bytes *= std::exchange(copy.rows, 1);
+  return copy;
+}
+
+bool same_ends(const MergedCopy& a, const MergedCopy& b) {
+  return a.source == b.source && a.target == b.target;
+}
+
+/// Makes one row of two that touch on both sides.
+bool lengthen(MergedCopy& copy, const MergedCopy& next) {
+  const bool touches = same_ends(copy, next) && copy.rows == 1 && next.rows == 1 &&
+                       copy.source_offset + copy.row_bytes == next.source_offset &&
+                       copy.target_offset + copy.row_bytes == next.target_offset;
+  if (touches) copy.row_bytes += next.row_bytes;
+  return touches;
+}
+
+/// Appends rows that keep the distance of the rows before them. One row alone has no distance yet.
+bool append_rows(MergedCopy& copy, const MergedCopy& next) {
+  const bool behind =
+      next.source_offset > copy.source_offset && next.target_offset > copy.target_offset;
+  if (!same_ends(copy, next) || !behind || copy.row_bytes != next.row_bytes) return false;
+  const uint64_t source_distance = next.source_offset - copy.source_offset;
+  const uint64_t target_distance = next.target_offset - copy.target_offset;
+  const uint64_t source_stride = copy.rows > 1 ? copy.source_stride : source_distance;
+  const uint64_t target_stride = copy.rows > 1 ? copy.target_stride : target_distance;
+  const bool regular =
+      source_distance == copy.rows * source_stride && target_distance == copy.rows * target_stride;
+  const bool alike = next.rows == 1 ||
+                     (next.source_stride == source_stride && next.target_stride == target_stride);
+  if (!regular || !alike) return false;
+  copy.rows += next.rows;
+  copy.source_stride = source_stride;
+  copy.target_stride = target_stride;
+  return true;
+}
+
+/// Joins each copy to the one before it where `join` can.
+std::vector<MergedCopy> join_neighbours(const std::vector<MergedCopy>& copies,
+                                        bool (*join)(MergedCopy&, const MergedCopy&)) {
+  std::vector<MergedCopy> joined;
+  for (const auto& copy : copies) {
+    if (joined.empty() || !join(joined.back(), copy)) joined.push_back(copy);
+  }
+  return joined;
+}
+
+}  // namespace
+
+std::vector<MergedCopy> merge_pieces(std::span<const Piece> pieces) {
+  std::vector<MergedCopy> copies;
+  for (const auto& piece : pieces) copies.push_back(copy_of(piece));
+  // Long rows first: gate and up of an expert are one row before experts become rows of one copy.
+  return join_neighbours(join_neighbours(copies, lengthen), append_rows);
+}
+
+}  // namespace awex
