@@ -19,7 +19,7 @@ trap 'rm -rf "$work"' EXIT
 model=$work/tiny-dense
 build/awex-colocate checkpoint --preset tiny-dense --out "$model" >&2
 
-run=(mpirun -np "$ranks" --oversubscribe build/awex-colocate update --model "$model"
+run=(mpirun -np "$ranks" --oversubscribe --bind-to none build/awex-colocate update --model "$model"
   --trainer "megatron:tp=$tensor_parallel" --inference sglang:tp=1 --versions 2)
 step "$gpus GPUs here: $ranks ranks"
 printf '$ %s\n\n' "${run[*]}" >&2
