@@ -13,7 +13,7 @@
 
 #include "base/unique_fd.hpp"
 #include "cli/job_options.hpp"
-#include "cli/temporary_directory.hpp"
+#include "support/temporary_directory.hpp"
 
 namespace awex {
 namespace {

@@ -8,7 +8,7 @@
 #include <sstream>
 
 #include "cli/sample_report.hpp"
-#include "cli/temporary_directory.hpp"
+#include "support/temporary_directory.hpp"
 
 namespace awex {
 namespace {

@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "layout/engines.hpp"
+#include "layout/layout_text.hpp"
 #include "model/catalogue.hpp"
 #include "model/presets.hpp"
 
@@ -23,22 +24,6 @@ Catalogue small_model() {
   config.intermediate = 16;
   config.vocab = 256;
   return make_catalogue("small", config);
-}
-
-/// The call must throw a request error whose message or hint has every one of `words`.
-void check_refused(const std::function<void()>& call, const std::vector<std::string>& words) {
-  try {
-    call();
-    FAIL_CHECK("accepted");
-  } catch (const Error& error) {
-    CHECK(error.code() == ExitCode::kRequest);
-    const std::string text = std::string(error.what()) + "\n" + error.hint();
-    CAPTURE(text);
-    for (const std::string& word : words) {
-      CAPTURE(word);
-      CHECK(text.find(word) != std::string::npos);
-    }
-  }
 }
 
 }  // namespace
@@ -70,37 +55,38 @@ TEST_CASE("specs that say nothing sensible are refused with what is wrong in the
                              Wrong{"megatron:tp=99999999999999999999999", {"tp", "99999999999"}},
                              Wrong{"hf:tp=2", {"tp"}}}) {
     CAPTURE(wrong.spec);
-    check_refused([&] { (void)make_trainer_layout(wrong.spec, catalogue, 2); }, wrong.words);
+    check_request_refused([&] { (void)make_trainer_layout(wrong.spec, catalogue, 2); },
+                          wrong.words);
   }
 }
 
 TEST_CASE("an engine is refused in the role that it does not have") {
   const Catalogue catalogue = small_model();
-  check_refused([&] { (void)make_trainer_layout("sglang:tp=2", catalogue, 2); },
-                {"sglang", "megatron"});
-  check_refused([&] { (void)make_inference_layout("megatron:tp=2", catalogue, 2); },
-                {"megatron", "sglang"});
+  check_request_refused([&] { (void)make_trainer_layout("sglang:tp=2", catalogue, 2); },
+                        {"sglang", "megatron"});
+  check_request_refused([&] { (void)make_inference_layout("megatron:tp=2", catalogue, 2); },
+                        {"megatron", "sglang"});
 }
 
 TEST_CASE("ranks that the engine's world does not divide are refused") {
   const Catalogue catalogue = small_model();
   for (const uint32_t ranks : {1U, 3U, 5U}) {
     CAPTURE(ranks);
-    check_refused([&] { (void)make_trainer_layout("megatron:tp=2", catalogue, ranks); },
-                  {"tp=2", std::to_string(ranks)});
-    check_refused([&] { (void)make_inference_layout("sglang:tp=2", catalogue, ranks); },
-                  {"tp=2", std::to_string(ranks)});
+    check_request_refused([&] { (void)make_trainer_layout("megatron:tp=2", catalogue, ranks); },
+                          {"tp=2", std::to_string(ranks)});
+    check_request_refused([&] { (void)make_inference_layout("sglang:tp=2", catalogue, ranks); },
+                          {"tp=2", std::to_string(ranks)});
   }
 }
 
 TEST_CASE("a tp that the model's sizes do not divide by is refused, and the size is named") {
   const Catalogue catalogue = small_model();
-  check_refused([&] { (void)make_trainer_layout("megatron:tp=3", catalogue, 3); },
-                {"tp", "3", "8"});
-  check_refused([&] { (void)make_inference_layout("sglang:tp=3", catalogue, 3); },
-                {"tp", "3", "8"});
-  check_refused([&] { (void)make_trainer_layout("megatron:tp=16", catalogue, 16); },
-                {"tp", "16", "8"});
+  check_request_refused([&] { (void)make_trainer_layout("megatron:tp=3", catalogue, 3); },
+                        {"tp", "3", "8"});
+  check_request_refused([&] { (void)make_inference_layout("sglang:tp=3", catalogue, 3); },
+                        {"tp", "3", "8"});
+  check_request_refused([&] { (void)make_trainer_layout("megatron:tp=16", catalogue, 16); },
+                        {"tp", "16", "8"});
 }
 
 TEST_CASE("parallel sizes that fit neither ranks nor model are refused, and the option is named") {
@@ -114,7 +100,7 @@ TEST_CASE("parallel sizes that fit neither ranks nor model are refused, and the 
   const auto check_all = [](auto make, const Catalogue& catalogue, const std::vector<Wrong>& all) {
     for (const Wrong& wrong : all) {
       CAPTURE(wrong.spec);
-      check_refused([&] { (void)make(wrong.spec, catalogue, wrong.ranks); }, wrong.words);
+      check_request_refused([&] { (void)make(wrong.spec, catalogue, wrong.ranks); }, wrong.words);
     }
   };
   check_all(make_trainer_layout, moe,

@@ -264,14 +264,7 @@ TEST_CASE("SGLang: the shards of one replica hold every element once, in every m
       if (config.experts > 0) specs.insert(specs.end(), with_experts.begin(), with_experts.end());
       for (const auto& spec : specs) {
         CAPTURE(spec);
-        const auto layout = make_inference_layout(spec, catalogue, 120);
-        CHECK(layout->describe() == spec);
-        CHECK(wrong_replica(catalogue, *layout) == "");
-        for (uint32_t rank = 0; rank < 120; ++rank) {
-          CAPTURE(rank);
-          CHECK(is_like_its_first(*layout, rank));
-        }
-        CHECK(layout->first_like(119) < 119);
+        check_replicas(spec, catalogue);
       }
     }
   }

@@ -89,4 +89,18 @@ inline std::string layers_text(const Catalogue& catalogue, const RankLayout& lay
                      *std::max_element(layers.begin(), layers.end()));
 }
 
+/// Over 120 ranks, which several instances of the engine fill: the shards of each replica hold
+/// every element once, and ranks that the layout calls alike are.
+inline void check_replicas(const std::string& spec, const Catalogue& catalogue) {
+  constexpr uint32_t kRanks = 120;
+  const auto layout = make_inference_layout(spec, catalogue, kRanks);
+  CHECK(layout->describe() == spec);
+  CHECK(wrong_replica(catalogue, *layout) == "");
+  for (uint32_t rank = 0; rank < kRanks; ++rank) {
+    CAPTURE(rank);
+    CHECK(is_like_its_first(*layout, rank));
+  }
+  CHECK(layout->first_like(kRanks - 1) < kRanks - 1);
+}
+
 }  // namespace awex::test

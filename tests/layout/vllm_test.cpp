@@ -192,14 +192,7 @@ TEST_CASE("vLLM: the shards of one replica hold every element once, in every mod
                                "vllm:tp=2,pp=2,ep=on,dp=2", "vllm:tp=4,pp=5,dp=2",
                                "vllm:tp=4,ep=on,shared_experts=replicated"}) {
         CAPTURE(spec);
-        const auto layout = make_inference_layout(spec, catalogue, 120);
-        CHECK(layout->describe() == spec);
-        CHECK(wrong_replica(catalogue, *layout) == "");
-        for (uint32_t rank = 0; rank < 120; ++rank) {
-          CAPTURE(rank);
-          CHECK(is_like_its_first(*layout, rank));
-        }
-        CHECK(layout->first_like(119) < 119);
+        check_replicas(spec, catalogue);
       }
     }
   }

@@ -13,7 +13,7 @@
 #include "model/presets.hpp"
 #include "model/refusal.hpp"
 #include "model/safetensors.hpp"
-#include "model/temporary_directory.hpp"
+#include "support/temporary_directory.hpp"
 
 using namespace awex;
 using nlohmann::json;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "model/refusal.hpp"
-#include "model/temporary_directory.hpp"
+#include "support/temporary_directory.hpp"
 
 using namespace awex;
 
