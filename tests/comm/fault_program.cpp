@@ -21,7 +21,10 @@ struct Plan {
 
 void harm(const std::string& fault) {
   if (fault == "kill") std::raise(SIGKILL);
-  if (fault == "crash") std::raise(SIGSEGV);
+  if (fault == "crash") {
+    std::signal(SIGSEGV, SIG_DFL);  // sanitizers have a handler of their own
+    std::raise(SIGSEGV);
+  }
   if (fault == "stop") std::raise(SIGSTOP);
   if (fault == "terminate") std::raise(SIGTERM);
   if (fault == "throw") throw awex::runtime_error("a fault on purpose").about_tensor("a.weight");
