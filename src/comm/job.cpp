@@ -40,7 +40,7 @@ constexpr Seconds kAbortGrace{1.5};
 // What MPI itself may need to start and to end, on top of or instead of a short timeout.
 constexpr Seconds kStartAllowance{60};
 constexpr Seconds kEndAllowance{5};
-// After SIGTERM another rank's failure may still be on its way; it says more than the signal.
+// Another rank's failure may still be on its way; it says more than SIGTERM or that rank's end.
 constexpr Seconds kCauseGrace{0.1};
 
 constexpr Clock::duration kListenInterval = std::chrono::microseconds(20);
@@ -177,6 +177,7 @@ struct Job::State {
 
   void poll();
   void listen();
+  void listen_for_cause();
   void look_for_lost();
   void look_for_signal(int signal_number);
   [[noreturn]] void fail(const Error& error);
@@ -305,9 +306,21 @@ void Job::State::listen() {
   }
 }
 
+/// Takes in what arrives for a moment; throws if it is a failure, which then is the cause.
+void Job::State::listen_for_cause() {
+  const Deadline grace(kCauseGrace);
+  for (uint64_t spins = 0; !grace.expired(); ++spins) {
+    listen();
+    if (failure) throw Error(*failure);
+    pause_in_wait(spins);
+  }
+}
+
 void Job::State::look_for_lost() {
   const auto gone = watch.gone();
   if (gone.empty()) return;
+  // It may have told its failure before it ended.
+  listen_for_cause();
   lost.insert(gone.begin(), gone.end());
   std::vector<std::string> names;
   for (const int other : gone) {

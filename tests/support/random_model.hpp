@@ -65,6 +65,15 @@ inline void add_random_latent_attention(Dice& dice, ModelConfig& config) {
   config.v_head_dim = dice.between(1, 4);
 }
 
+/// How many random cases a test runs: a fifth where a sanitizer makes each many times slower.
+constexpr int random_cases(int usual) {
+#ifdef __SANITIZE_ADDRESS__
+  return usual / 5;
+#else
+  return usual;
+#endif
+}
+
 /// A model of some thousand elements of any architecture and dtype. Its sizes divide by some of 1,
 /// 2, 3, 4, 6 and 8; hidden, which no engine splits, may be any number.
 [[nodiscard]] inline ModelConfig random_model(Dice& dice) {

@@ -414,18 +414,18 @@ World plain_world(const EngineCase& trainer, const EngineCase& inference,
 TEST_CASE("random plans bring every element once, by the shortest way") {
   Dice dice(11);
   int both_split = 0;
-  for (int round = 0; round < 6000; ++round) {
+  for (int round = 0; round < random_cases(6000); ++round) {
     CAPTURE(round);
     const auto world = random_world(dice);
     both_split += world->trainer_engine.engine != "hf" && world->inference_engine.engine != "hf";
     check_plan(*world);
   }
-  CHECK(both_split > 3000);
+  CHECK(both_split > random_cases(3000));
 }
 
 TEST_CASE("random plans between roles that are not, or only in part, on the same devices") {
   Dice dice(12);
-  for (int round = 0; round < 3000; ++round) {
+  for (int round = 0; round < random_cases(3000); ++round) {
     CAPTURE(round);
     check_plan(*random_world(dice, false));
   }
@@ -433,7 +433,7 @@ TEST_CASE("random plans between roles that are not, or only in part, on the same
 
 TEST_CASE("boxes that cross in rows and columns are cut into what is left of them") {
   Dice dice(15);
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < random_cases(1000); ++round) {
     CAPTURE(round);
     check_plan(*random_tiles(dice));
   }
