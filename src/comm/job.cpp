@@ -335,13 +335,8 @@ void Job::State::look_for_lost() {
 }
 
 void Job::State::look_for_signal(int signal_number) {
-  const Deadline grace(kCauseGrace);
-  for (uint64_t spins = 0; !grace.expired(); ++spins) {
-    listen();
-    if (failure) throw Error(*failure);
-    look_for_lost();
-    pause_in_wait(spins);
-  }
+  listen_for_cause();
+  look_for_lost();
   const char* name = signal_number == SIGINT ? "SIGINT" : "SIGTERM";
   fail(runtime_error(fmt::format("told to end by {} {}", name, in_phase(phase)),
                      "mpirun sends it to all ranks when one has died or the job is cancelled"));

@@ -21,18 +21,8 @@ bool can_load_fours(const AdamWView& view, uint64_t element_size) {
          (view.cols | row_stride) % kCount == 0;
 }
 
-/// The same elements as one row, if neither memory nor canonical indices have gaps between rows.
-AdamWView collapse(AdamWView view) {
-  if (view.rows > 1 && (view.row_stride != view.cols || view.canonical_cols != view.cols)) {
-    return view;
-  }
-  view.cols *= view.rows;
-  view.rows = view.cols == 0 ? 0 : 1;
-  return view;
-}
-
 cuda::AdamWPiece describe_view(const AdamWView& original, uint64_t element_size) {
-  const auto view = collapse(original);
+  const auto view = cuda::collapse(original);
   cuda::AdamWPiece piece;
   piece.weights = view.weights;
   piece.master = view.master;

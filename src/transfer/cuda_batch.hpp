@@ -14,6 +14,18 @@
 
 namespace awex::cuda {
 
+/// The elements of a DigestView or AdamWView as one row, if neither memory nor canonical indices
+/// have gaps between its rows.
+template <class View>
+[[nodiscard]] View collapse(View view) {
+  if (view.rows > 1 && (view.row_stride != view.cols || view.canonical_cols != view.cols)) {
+    return view;
+  }
+  view.cols *= view.rows;
+  view.rows = view.cols == 0 ? 0 : 1;
+  return view;
+}
+
 /// Numbers the tiles of all pieces (which have a UnitGrid `grid`) and tells each tile's piece.
 template <class Piece>
 [[nodiscard]] std::vector<uint32_t> lay_tiles(std::span<Piece> pieces) {

@@ -117,16 +117,6 @@ bool has_whole_groups(const DigestView& view) {
          (view.first_index | view.cols | row_step) % kDigestLanes == 0;
 }
 
-/// The same elements as one row, if neither memory nor canonical indices have gaps between rows.
-DigestView collapse(DigestView view) {
-  if (view.rows > 1 && (view.row_stride != view.cols || view.canonical_cols != view.cols)) {
-    return view;
-  }
-  view.cols *= view.rows;
-  view.rows = view.cols == 0 ? 0 : 1;
-  return view;
-}
-
 cuda::DigestPiece describe_view(const DigestView& original, uint32_t slots) {
   const std::array known_sizes{1U, 2U, 4U};
   if (original.slot >= slots ||
@@ -134,7 +124,7 @@ cuda::DigestPiece describe_view(const DigestView& original, uint32_t slots) {
     throw runtime_error(fmt::format("cannot digest elements of {} bytes into slot {} of {}",
                                     original.element_size, original.slot, slots));
   }
-  const auto view = collapse(original);
+  const auto view = cuda::collapse(original);
   cuda::DigestPiece piece;
   piece.data = view.data;
   piece.row_stride = view.row_stride;

@@ -62,19 +62,6 @@ std::string held(const ModelConfig& config, const std::string& spec, uint32_t ra
   return parameter_text(catalogue, layout->rank_layout(rank), name);
 }
 
-void check_refused(const ModelConfig& config, const std::string& spec, uint32_t ranks,
-                   const std::string& message) {
-  CAPTURE(spec);
-  const Catalogue catalogue = make_catalogue("small", config);
-  try {
-    (void)make_inference_layout(spec, catalogue, ranks);
-    FAIL_CHECK("accepted");
-  } catch (const Error& error) {
-    CHECK(error.code() == ExitCode::kRequest);
-    CHECK(error.what() == message);
-  }
-}
-
 }  // namespace
 
 TEST_CASE("SGLang: the last stages take the spare layers, and layers keep their numbers") {

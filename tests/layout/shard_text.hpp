@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.hpp"
 #include "layout/engines.hpp"
 #include "layout/layout.hpp"
 #include "model/catalogue.hpp"
@@ -101,6 +102,20 @@ inline void check_replicas(const std::string& spec, const Catalogue& catalogue) 
     CHECK(is_like_its_first(*layout, rank));
   }
   CHECK(layout->first_like(kRanks - 1) < kRanks - 1);
+}
+
+/// An inference layout of this model must be refused as a wrong request, with just this message.
+inline void check_refused(const ModelConfig& config, const std::string& spec, uint32_t ranks,
+                          const std::string& message) {
+  CAPTURE(spec);
+  const Catalogue catalogue = make_catalogue("small", config);
+  try {
+    (void)make_inference_layout(spec, catalogue, ranks);
+    FAIL_CHECK("accepted");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kRequest);
+    CHECK(error.what() == message);
+  }
 }
 
 }  // namespace awex::test

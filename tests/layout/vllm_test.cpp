@@ -67,19 +67,6 @@ std::vector<std::string> stages(const std::string& spec, uint32_t ranks, uint64_
   return found;
 }
 
-void check_refused(const ModelConfig& config, const std::string& spec, uint32_t ranks,
-                   const std::string& message) {
-  CAPTURE(spec);
-  const Catalogue catalogue = make_catalogue("small", config);
-  try {
-    (void)make_inference_layout(spec, catalogue, ranks);
-    FAIL_CHECK("accepted");
-  } catch (const Error& error) {
-    CHECK(error.code() == ExitCode::kRequest);
-    CHECK(error.what() == message);
-  }
-}
-
 }  // namespace
 
 TEST_CASE("vLLM: the stages before the last take the spare layers, the nearest first") {
