@@ -138,6 +138,14 @@ inline std::string random_on_off(Dice& dice) { return dice.one_in(2) ? "on" : "o
   return text + dice.any_of<std::string>({"L", "L", "mL", ",L"});
 }
 
+/// How many of the layers an uneven end stage holds: most often so that `middle` stages of equal
+/// size take the rest.
+inline std::string random_end_stage(Dice& dice, uint64_t layers, uint64_t middle) {
+  const uint64_t most = layers / (middle + 1);
+  if (most == 0 || dice.one_in(4)) return std::to_string(dice.between(1, layers));
+  return std::to_string(layers - middle * dice.between(1, most));
+}
+
 inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
   const uint64_t pp = dice.one_of({1, 1, 2, 3, 4});
   const uint64_t vpp = pp > 1 ? dice.one_of({1, 1, 2}) : 1;
@@ -156,10 +164,10 @@ inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
       engine.options["account_for_loss"] = random_on_off(dice);
       return;
     case 2:
-      engine.options["first"] = std::to_string(dice.between(1, layers));
+      engine.options["first"] = random_end_stage(dice, layers, pp - 1);
       return;
     default:
-      engine.options["last"] = std::to_string(dice.between(1, layers));
+      engine.options["last"] = random_end_stage(dice, layers, pp - 1);
       if (dice.one_in(2)) engine.options["first"] = std::to_string(dice.between(1, layers));
   }
 }
