@@ -67,7 +67,7 @@ std::string metadata(const Forecast& forecast, const Catalogue& catalogue,
   line("trainer", forecast.trainer->describe());
   line("inference", forecast.inference->describe());
   line("world", fmt::format("{} GPUs, {} nodes", options.gpus, nodes_of(forecast)));
-  line("plan", fmt::format("{} pieces for the whole cluster in {}", forecast.pieces,
+  line("plan", fmt::format("{} pieces for the whole cluster in {}", forecast.totals.total_pieces,
                            format_seconds(forecast.plan_seconds)));
   line("local", fmt::format("{} from the own GPU", format_bytes(plan.local_bytes)));
   line("remote",
@@ -202,7 +202,7 @@ Json phases_json(const Forecast& forecast) {
 Json plan_json(const Forecast& forecast) {
   const auto sending = sending_of(forecast);
   return {{"seconds", forecast.plan_seconds},
-          {"pieces", forecast.pieces},
+          {"pieces", forecast.totals.total_pieces},
           {"local_bytes", forecast.totals.local_bytes},
           {"remote_bytes", forecast.totals.remote_bytes},
           {"remote_bytes_lower_bound", forecast.totals.remote_bytes_lower_bound},

@@ -5,9 +5,8 @@
 #include "base/checked.hpp"
 #include "base/units.hpp"
 #include "base/wait.hpp"
-#include "engine/trainer_stand_in.hpp"
+#include "cycle/needs.hpp"
 #include "layout/engines.hpp"
-#include "transfer/weight_transfer.hpp"
 
 namespace awex {
 namespace {
@@ -22,29 +21,6 @@ Placement place(uint32_t gpus, uint32_t gpus_per_node) {
   return placement;
 }
 
-/// What every GPU holds. Layouts are evaluated once for each group of ranks that hold the same.
-std::vector<DeviceNeeds> needs_of_devices(const Layout& trainer, const Layout& inference,
-                                          const ForecastOptions& options, bool remote) {
-  std::vector<DeviceNeeds> needs(options.gpus);
-  for (uint32_t gpu = 0; gpu < options.gpus; ++gpu) {
-    auto& own = needs[gpu];
-    own.kv_cache = options.kv_cache_bytes;
-    own.staging = remote ? 2 * kStagingBytes : 0;
-    if (const uint32_t like = trainer.first_like(gpu); like != gpu) {
-      own.trainer_weights = needs[like].trainer_weights;
-      own.optimizer = needs[like].optimizer;
-    } else {
-      const RankLayout layout = trainer.rank_layout(gpu);
-      own.trainer_weights = layout.bytes;
-      own.optimizer = options.optimizer ? TrainerStandIn::optimizer_bytes(layout) : 0;
-    }
-    const uint32_t like = inference.first_like(gpu);
-    own.inference_weights =
-        like != gpu ? needs[like].inference_weights : inference.rank_layout(gpu).bytes;
-  }
-  return needs;
-}
-
 void count_traffic(const Planner& planner, Forecast& forecast) {
   const auto gpus = narrow<uint32_t>(forecast.placement.device_node.size());
   const uint32_t nodes = forecast.placement.device_node.back() + 1;
@@ -55,7 +31,6 @@ void count_traffic(const Planner& planner, Forecast& forecast) {
   forecast.matrix.assign(size_t{forecast.groups} * forecast.groups, 0);
   forecast.devices.assign(gpus, {});
   planner.for_each_flow([&](const Flow& flow) {
-    forecast.pieces += flow.pieces;
     const size_t row = flow.source / forecast.group_gpus;
     forecast.matrix[row * forecast.groups + flow.target / forecast.group_gpus] += flow.bytes;
     auto& source = forecast.devices[flow.source];
@@ -181,9 +156,13 @@ std::string with_option(const std::string& spec, const std::string& key, uint32_
 /// Searches for one changed option that makes everything fit. Every suggestion has been tried.
 class Adviser {
  public:
-  Adviser(const Catalogue& catalogue, const ForecastOptions& options,
+  Adviser(const Catalogue& catalogue, const ForecastOptions& options, const Placement& placement,
           const std::vector<DeviceNeeds>& needs, bool remote)
-      : catalogue_(catalogue), options_(options), needs_(needs), remote_(remote) {}
+      : catalogue_(catalogue),
+        options_(options),
+        placement_(placement),
+        needs_(needs),
+        remote_(remote) {}
 
   [[nodiscard]] std::string advice() const {
     std::vector<std::string> all;
@@ -249,7 +228,8 @@ class Adviser {
     try {
       const auto trainer = make_trainer_layout(changed.trainer, catalogue_, changed.gpus);
       const auto inference = make_inference_layout(changed.inference, catalogue_, changed.gpus);
-      return fits(needs_of_devices(*trainer, *inference, changed, remote_), changed);
+      const Belongings belongings{changed.optimizer, changed.kv_cache_bytes, remote_};
+      return fits(needs_of_devices(*trainer, *inference, placement_, belongings), changed);
     } catch (const Error&) {
       return false;  // The engine has no such option, or the model does not divide so.
     }
@@ -257,6 +237,7 @@ class Adviser {
 
   const Catalogue& catalogue_;
   const ForecastOptions& options_;
+  const Placement& placement_;
   const std::vector<DeviceNeeds>& needs_;
   bool remote_;
 };
@@ -268,7 +249,7 @@ void find_misfits(const Catalogue& catalogue, const std::vector<DeviceNeeds>& ne
   }
   if (forecast.misfits.empty()) return;
   const bool remote = forecast.totals.remote_bytes > 0;
-  const auto advice = Adviser(catalogue, options, needs, remote).advice();
+  const auto advice = Adviser(catalogue, options, forecast.placement, needs, remote).advice();
   for (auto& misfit : forecast.misfits) misfit.hint = advice;
 }
 
@@ -292,8 +273,9 @@ Forecast make_forecast(const Catalogue& catalogue, const ForecastOptions& option
     prove_received(*forecast.listed, catalogue, *forecast.trainer, *forecast.inference,
                    *listed_gpu);
   }
-  const auto needs = needs_of_devices(*forecast.trainer, *forecast.inference, options,
-                                      forecast.totals.remote_bytes > 0);
+  const auto needs = needs_of_devices(
+      *forecast.trainer, *forecast.inference, forecast.placement,
+      {options.optimizer, options.kv_cache_bytes, forecast.totals.remote_bytes > 0});
   foretell_phases(needs, options, forecast);
   find_misfits(catalogue, needs, options, forecast);
   return forecast;

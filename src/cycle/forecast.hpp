@@ -70,8 +70,7 @@ struct Forecast {
   std::unique_ptr<Layout> trainer;
   std::unique_ptr<Layout> inference;
   Placement placement;
-  Plan totals;  ///< Without pieces.
-  uint64_t pieces = 0;
+  Plan totals;              ///< Without pieces.
   double plan_seconds = 0;  ///< That planning itself took, for the whole cluster.
   std::vector<DeviceTraffic> devices;
   /// Bytes from group to group of GPUs, row by row: `groups` groups of `group_gpus` neighbours.

@@ -15,9 +15,8 @@ InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache
                                  Kernels& kernels, CopyQueue& queue, Exchange& exchange)
     : job_(job),
       queue_(queue),
-      trainer_bytes_(setup.trainer_ranks[role_rank_of(job, setup.devices.partner)].bytes),
-      inference_(setup.catalogue(), setup.inference_ranks[role_rank_of(job, job.rank())],
-                 kv_cache_bytes, *setup.device) {
+      trainer_bytes_(setup.trainer_here.bytes),
+      inference_(setup.catalogue(), setup.inference_here, kv_cache_bytes, *setup.device) {
   trainer_weights_ = setup.device->reserve_import("trainer weights", trainer_bytes_,
                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(

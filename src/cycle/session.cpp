@@ -287,7 +287,7 @@ class Session {
                                     fmt::format("{} {}", peer.device.index, peer.device.name)});
     }
     report_.plan =
-        PlanReport{setup_.plan_seconds, setup_.plan.pieces.size(), setup_.plan.local_bytes,
+        PlanReport{setup_.plan_seconds, setup_.plan.total_pieces, setup_.plan.local_bytes,
                    setup_.plan.remote_bytes, setup_.plan.remote_bytes_lower_bound};
   }
 

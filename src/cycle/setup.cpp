@@ -7,13 +7,12 @@
 
 #include "base/checked.hpp"
 #include "base/log.hpp"
-#include "cycle/budget.hpp"
 #include "cycle/common_options.hpp"
-#include "engine/trainer_stand_in.hpp"
+#include "cycle/needs.hpp"
 #include "layout/engines.hpp"
 #include "memory/host_memory.hpp"
 #include "model/digest.hpp"
-#include "transfer/weight_transfer.hpp"
+#include "transfer/planner.hpp"
 #include "version.hpp"
 
 namespace awex {
@@ -24,10 +23,12 @@ void lay_out(Setup& setup, const RunOptions& options) {
   const Catalogue& catalogue = setup.catalogue();
   setup.trainer = make_trainer_layout(options.trainer, catalogue, setup.roles.per_role);
   setup.inference = make_inference_layout(options.inference, catalogue, setup.roles.per_role);
-  setup.trainer_ranks = all_rank_layouts(*setup.trainer);
-  setup.inference_ranks = all_rank_layouts(*setup.inference);
-  setup.trainer_copies = copies_of_tensors(catalogue, setup.trainer_ranks);
-  setup.inference_copies = copies_of_tensors(catalogue, setup.inference_ranks);
+  const Stopwatch watch;
+  setup.trainer_shards = RoleShards(catalogue, *setup.trainer);
+  setup.inference_shards = RoleShards(catalogue, *setup.inference);
+  setup.plan_seconds = watch.seconds();
+  setup.trainer_copies = setup.trainer_shards.copies_of_tensors(catalogue);
+  setup.inference_copies = setup.inference_shards.copies_of_tensors(catalogue);
   const auto identity =
       fmt::format("{} {:#x} {} {} {}", kVersion, catalogue.fingerprint(), setup.trainer->describe(),
                   setup.inference->describe(), setup.roles.per_role);
@@ -43,44 +44,48 @@ void check_same_model(Job& job, const Setup& setup) {
                                    "give every rank the same --model and --layers"));
 }
 
-void plan(Setup& setup) {
+void plan(const Job& job, Setup& setup) {
+  const auto& own = job.peers()[static_cast<size_t>(job.rank())];
+  const auto& partner = job.peers()[static_cast<size_t>(setup.devices.partner)];
+  const bool trains = own.role == Role::kTrainer;
+  const uint32_t trainer = (trains ? own : partner).role_rank;
+  const uint32_t inference = (trains ? partner : own).role_rank;
+  setup.trainer_here = setup.trainer->rank_layout(trainer);
+  setup.inference_here = setup.inference->rank_layout(inference);
   const Stopwatch watch;
-  setup.plan = make_plan(setup.catalogue(), setup.trainer_ranks, setup.inference_ranks,
-                         setup.devices.placement);
-  setup.plan_seconds = watch.seconds();
-  prove_plan(setup.plan, setup.catalogue(), setup.trainer_ranks, setup.inference_ranks);
+  const Planner planner(setup.catalogue(), setup.trainer_shards, setup.inference_shards,
+                        setup.devices.placement);
+  setup.plan = planner.part(setup.devices.placement.inference_device[inference]);
+  setup.plan_seconds += watch.seconds();
+  // Every inference rank proves what it receives: together they prove the whole plan.
+  if (trains) return;
+  prove_received(setup.plan, setup.catalogue(), *setup.trainer, *setup.inference, inference);
 }
 
-DeviceNeeds needs_of_device(const Setup& setup, const RunOptions& options, uint32_t device) {
-  const auto& placement = setup.devices.placement;
-  DeviceNeeds needs;
-  for (uint32_t rank = 0; rank < setup.roles.per_role; ++rank) {
-    if (placement.trainer_device[rank] == device) {
-      needs.trainer_weights = held_bytes_for(setup.trainer_ranks[rank].bytes);
-      if (options.optimizer) {
-        needs.optimizer =
-            held_bytes_for(TrainerStandIn::optimizer_bytes(setup.trainer_ranks[rank]));
-      }
-    }
-    if (placement.inference_device[rank] == device) {
-      needs.inference_weights = held_bytes_for(setup.inference_ranks[rank].bytes);
+/// By device, in whole chunks as they are taken.
+std::vector<DeviceNeeds> needs_in_chunks(const Setup& setup, const RunOptions& options) {
+  auto needs =
+      needs_of_devices(*setup.trainer, *setup.inference, setup.devices.placement,
+                       {options.optimizer, options.kv_cache_bytes, setup.plan.remote_bytes > 0});
+  for (auto& device : needs) {
+    for (uint64_t* bytes : {&device.trainer_weights, &device.optimizer, &device.inference_weights,
+                            &device.kv_cache, &device.staging}) {
+      *bytes = held_bytes_for(*bytes);
     }
   }
-  needs.kv_cache = held_bytes_for(options.kv_cache_bytes);
-  needs.staging = setup.plan.remote_bytes > 0 ? held_bytes_for(2 * kStagingBytes) : 0;
   return needs;
 }
 
 /// The peaks of all pairs that share a GPU, added up, against its budget.
 void check_budget(const Job& job, const Setup& setup, const RunOptions& options,
-                  const std::vector<uint64_t>& free_bytes) {
+                  const std::vector<DeviceNeeds>& needs, const std::vector<uint64_t>& free_bytes) {
   std::vector<uint64_t> peak(static_cast<size_t>(setup.devices.gpus), 0);
   std::vector<std::string> moment(peak.size());
   for (const auto& peer : job.peers()) {
     if (peer.role != Role::kTrainer) continue;
     const auto device = setup.devices.placement.trainer_device[peer.role_rank];
     const auto gpu = setup.devices.physical[static_cast<size_t>(peer.rank)];
-    const auto of_pair = peak_of_cycle(needs_of_device(setup, options, device), options.offload);
+    const auto of_pair = peak_of_cycle(needs[device], options.offload);
     peak[gpu] = checked_add(peak[gpu], of_pair.bytes, "the memory of a GPU");
     moment[gpu] = of_pair.moment;
   }
@@ -101,23 +106,23 @@ void check_budget(const Job& job, const Setup& setup, const RunOptions& options,
 }
 
 /// Warns where a node has less memory than its ranks will hold there: the kernel would end one.
-void check_host_memory(Job& job, const Setup& setup, const RunOptions& options) {
+void check_host_memory(Job& job, const Setup& setup, const RunOptions& options,
+                       const std::vector<DeviceNeeds>& needs) {
   const auto available = job.all_gather_value(available_host_memory(), "available host memory");
-  std::map<std::string, uint64_t> needs;
+  std::map<std::string, uint64_t> wanted;
   std::map<std::string, uint64_t> least;
   for (const auto& peer : job.peers()) {
     const uint64_t has = available[static_cast<size_t>(peer.rank)];
     least[peer.host] = std::min(least.try_emplace(peer.host, has).first->second, has);
     if (peer.role != Role::kTrainer) continue;
     const auto device = setup.devices.placement.trainer_device[peer.role_rank];
-    const auto of_device = needs_of_device(setup, options, device);
-    needs[peer.host] += host_bytes_of_cycle(of_device, options.offload);
+    wanted[peer.host] += host_bytes_of_cycle(needs[device], options.offload);
     if (setup.backend == BackendKind::kHost) {
-      needs[peer.host] += peak_of_cycle(of_device, options.offload).bytes;
+      wanted[peer.host] += peak_of_cycle(needs[device], options.offload).bytes;
     }
   }
   if (job.rank() != 0) return;
-  for (const auto& [host, bytes] : needs) {
+  for (const auto& [host, bytes] : wanted) {
     if (bytes <= least[host]) continue;
     log::warning(
         fmt::format("host {} will hold {} of host memory and has {}: the kernel may end a "
@@ -140,11 +145,13 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
       [&] { setup.device = open_device(job, setup.roles, setup.backend, setup.host_threads); });
   setup.devices = pair_devices(job, setup.roles, *setup.device, options.share_gpu);
   const auto free_bytes = job.all_gather_value(setup.device->memory().free_bytes, "free memory");
+  std::vector<DeviceNeeds> needs;
   job.do_and_agree([&] {
-    plan(setup);
-    check_budget(job, setup, options, free_bytes);
+    plan(job, setup);
+    needs = needs_in_chunks(setup, options);
+    check_budget(job, setup, options, needs, free_bytes);
   });
-  check_host_memory(job, setup, options);
+  check_host_memory(job, setup, options, needs);
   return setup;
 }
 

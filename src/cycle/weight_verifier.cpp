@@ -23,8 +23,7 @@ WeightVerifier::WeightVerifier(Job& job, const Setup& setup, Kernels& kernels,
     : job_(job), setup_(setup), kernels_(kernels) {
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;
-  const auto& layout =
-      (role_ == Role::kTrainer ? setup.trainer_ranks : setup.inference_ranks)[me.role_rank];
+  const auto& layout = role_ == Role::kTrainer ? setup.trainer_here : setup.inference_here;
   const auto views = shard_views(setup.catalogue(), layout, weights);
   for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
   batch_ = kernels.prepare_digests(views, narrow<uint32_t>(2 * setup.catalogue().tensors().size()));

@@ -138,17 +138,6 @@ std::vector<RankLayout> all_rank_layouts(const Layout& layout) {
   return ranks;
 }
 
-std::vector<uint64_t> copies_of_tensors(const Catalogue& catalogue,
-                                        const std::vector<RankLayout>& ranks) {
-  std::vector<uint64_t> copies(catalogue.tensors().size(), 0);
-  for (const auto& rank : ranks) {
-    for (const auto& shard : rank.shards) {
-      copies[shard.tensor] = std::max<uint64_t>(copies[shard.tensor], shard.replica + 1);
-    }
-  }
-  return copies;
-}
-
 std::string describe_choice(const Piece& piece) {
   const auto one_of = [&](const char* where) {
     return piece.choices == 1 ? fmt::format("the only source {}", where)

@@ -39,22 +39,19 @@ struct Piece {
   [[nodiscard]] uint64_t bytes() const { return box.rows.size() * row_bytes; }
 };
 
-/// What moves in an update, or one device's part of it; the bytes are always those of the whole.
+/// What moves in an update, or one device's part of it; the totals are always those of the whole.
 struct Plan {
   std::vector<Piece> pieces;  ///< By target, then by offset in the target's memory.
-  uint64_t local_bytes = 0;   ///< Source and target on one device.
+  uint64_t total_pieces = 0;
+  uint64_t local_bytes = 0;  ///< Source and target on one device.
   uint64_t remote_bytes = 0;
   /// Bytes of inference shards that no trainer shard on the same device holds: no plan can move
   /// fewer between devices.
   uint64_t remote_bytes_lower_bound = 0;
 };
 
-/// What one role's ranks hold, evaluated once.
+/// What one role's ranks hold, evaluated once: for small worlds.
 [[nodiscard]] std::vector<RankLayout> all_rank_layouts(const Layout& layout);
-
-/// For each tensor the number of copies that the ranks hold together (its replicas).
-[[nodiscard]] std::vector<uint64_t> copies_of_tensors(const Catalogue& catalogue,
-                                                      const std::vector<RankLayout>& ranks);
 
 /// "on the same GPU", "the only source on the node", "one of 8 sources in the cluster": why a piece
 /// comes from where it does.

@@ -61,6 +61,16 @@ std::vector<MergedCopy> join_neighbours(const std::vector<MergedCopy>& copies,
 
 }  // namespace
 
+MergedCopy part_of(const MergedCopy& copy, uint64_t row, uint64_t rows, uint64_t byte,
+                   uint64_t row_bytes) {
+  MergedCopy part = copy;
+  part.rows = rows;
+  part.row_bytes = row_bytes;
+  part.source_offset += row * copy.source_stride + byte;
+  part.target_offset += row * copy.target_stride + byte;
+  return part;
+}
+
 std::vector<MergedCopy> merge_pieces(std::span<const Piece> pieces) {
   std::vector<MergedCopy> copies;
   for (const auto& piece : pieces) copies.push_back(copy_of(piece));

@@ -20,7 +20,13 @@ struct MergedCopy {
   uint64_t source_stride = 0;
   uint64_t target_offset = 0;
   uint64_t target_stride = 0;
+
+  [[nodiscard]] uint64_t bytes() const { return rows * row_bytes; }
 };
+
+/// The rows [row, row + rows) of a copy, and of each row the bytes [byte, byte + row_bytes).
+[[nodiscard]] MergedCopy part_of(const MergedCopy& copy, uint64_t row, uint64_t rows, uint64_t byte,
+                                 uint64_t row_bytes);
 
 /// Merges pieces that follow each other (as a Plan orders them) and have the same two ends into
 /// strided copies: what is contiguous on both sides becomes one row, rows at regular distances

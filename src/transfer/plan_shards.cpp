@@ -36,6 +36,18 @@ RoleShards::RoleShards(const Catalogue& catalogue, const std::vector<RankLayout>
   sort_by_tensor(catalogue.tensors().size(), entries);
 }
 
+std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) const {
+  std::vector<uint64_t> copies;
+  for (uint32_t tensor = 0; tensor < catalogue.tensors().size(); ++tensor) {
+    uint64_t held = 0;
+    for (const auto& shard : of(tensor)) {
+      held += shard.box.elements() * ranks_of(shard.content).size();
+    }
+    copies.push_back(held / catalogue.tensors()[tensor].elements());
+  }
+  return copies;
+}
+
 void RoleShards::add_content(const RankLayout& layout, std::vector<Entry>& entries) {
   const auto content = narrow<uint32_t>(members_.size());
   members_.emplace_back();

@@ -21,6 +21,8 @@ struct HeldShard {
 /// which is kept once: the size is that of the distinct contents, not of the cluster.
 class RoleShards {
  public:
+  /// A role without ranks.
+  RoleShards() = default;
   /// Evaluates the layout of one rank of each content (Layout::first_like).
   RoleShards(const Catalogue& catalogue, const Layout& layout);
   /// Takes each rank as a content of its own.
@@ -36,6 +38,8 @@ class RoleShards {
   [[nodiscard]] std::span<const HeldShard> of(uint32_t tensor) const {
     return std::span(shards_).subspan(first_[tensor], first_[tensor + 1] - first_[tensor]);
   }
+  /// For each tensor the number of copies that the ranks hold together (its replicas).
+  [[nodiscard]] std::vector<uint64_t> copies_of_tensors(const Catalogue& catalogue) const;
 
  private:
   struct Entry {

@@ -363,6 +363,7 @@ void Planner::add_up() {
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
       const uint64_t bytes = route.part.elements() * kind.element * kind.tensors.size();
+      totals_.total_pieces += kind.tensors.size();
       (route.near == Near::kDevice ? totals_.local_bytes : totals_.remote_bytes) += bytes;
     }
     totals_.remote_bytes_lower_bound += missing_on_device(kind) * kind.element;

@@ -2,99 +2,107 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "base/checked.hpp"
 
 namespace awex {
 namespace {
 
-/// The rows [row, row + rows) and bytes [byte, byte + row_bytes) of each row of a piece.
-Piece part_of(const Piece& piece, uint64_t row, uint64_t rows, uint64_t byte, uint64_t row_bytes) {
-  const uint64_t element = piece.row_bytes / piece.box.cols.size();
-  const uint64_t col = piece.box.cols.begin + byte / element;
-  Piece part = piece;
-  part.box = {{piece.box.rows.begin + row, piece.box.rows.begin + row + rows},
-              {col, col + row_bytes / element}};
-  part.row_bytes = row_bytes;
-  part.source_offset += row * piece.source_stride + byte;
-  part.target_offset += row * piece.target_stride + byte;
-  return part;
-}
-
-/// Splits a piece into parts of at most `most` bytes each: by whole rows, or within rows that are
+/// Splits a copy into parts of at most `most` bytes each: by whole rows, or within rows that are
 /// longer than that.
-std::vector<Piece> split(const Piece& piece, uint64_t most) {
-  std::vector<Piece> parts;
-  const uint64_t width = std::min(piece.row_bytes, most);
-  const uint64_t rows_at_once = std::max<uint64_t>(1, most / piece.row_bytes);
-  for (uint64_t row = 0; row < piece.box.rows.size(); row += rows_at_once) {
-    const uint64_t rows = std::min(rows_at_once, piece.box.rows.size() - row);
-    for (uint64_t byte = 0; byte < piece.row_bytes; byte += width) {
-      parts.push_back(part_of(piece, row, rows, byte, std::min(width, piece.row_bytes - byte)));
+std::vector<MergedCopy> split(const MergedCopy& copy, uint64_t most) {
+  std::vector<MergedCopy> parts;
+  const uint64_t width = std::min(copy.row_bytes, most);
+  const uint64_t rows_at_once = std::max<uint64_t>(1, most / copy.row_bytes);
+  for (uint64_t row = 0; row < copy.rows; row += rows_at_once) {
+    const uint64_t rows = std::min(rows_at_once, copy.rows - row);
+    for (uint64_t byte = 0; byte < copy.row_bytes; byte += width) {
+      parts.push_back(part_of(copy, row, rows, byte, std::min(width, copy.row_bytes - byte)));
     }
   }
   return parts;
 }
 
 /// The messages of one ordered pair of ranks, one a round.
-class PairStream {
- public:
-  PairStream(uint32_t peer, uint64_t slot_bytes) : peer_(peer), slot_bytes_(slot_bytes) {}
-
-  void add(const Piece& piece) {
-    for (const auto& part : split(piece, slot_bytes_)) {
+std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, uint64_t most) {
+  std::vector<PackedMessage> messages;
+  for (const auto& copy : merge_pieces(pieces)) {
+    for (const auto& part : split(copy, most)) {
       const uint64_t bytes = round_up(part.bytes(), kPackAlignment);
-      if (messages_.empty() || messages_.back().bytes + bytes > slot_bytes_) {
-        messages_.push_back({peer_, {}, 0});
+      if (messages.empty() || messages.back().bytes + bytes > most) {
+        messages.push_back({peer, {}, 0});
       }
-      auto& message = messages_.back();
+      auto& message = messages.back();
       message.parts.push_back({part, message.bytes});
       message.bytes += bytes;
     }
   }
+  return messages;
+}
 
-  [[nodiscard]] std::vector<PackedMessage>& messages() { return messages_; }
+/// The inference rank on each device.
+std::vector<uint32_t> inference_on_devices(const Placement& placement) {
+  std::vector<uint32_t> rank_on(placement.device_node.size());
+  for (uint32_t rank = 0; rank < placement.inference_device.size(); ++rank) {
+    rank_on[placement.inference_device[rank]] = rank;
+  }
+  return rank_on;
+}
 
- private:
-  uint32_t peer_;
-  uint64_t slot_bytes_;
-  std::vector<PackedMessage> messages_;
-};
+/// The order in which all ranks go through rounds: group of distances, then message.
+using Step = std::pair<uint32_t, size_t>;
 
-using Streams = std::map<uint32_t, PairStream>;
+/// One rank's rounds in the making.
+class Schedule {
+ public:
+  Schedule(uint32_t ranks, uint64_t staging_bytes)
+      : ranks_(ranks),
+        at_once_(std::clamp(ranks - 1, 1U, kMostPeersAtOnce)),
+        most_(staging_bytes / at_once_ / kPackAlignment * kPackAlignment) {}
 
-void place(Streams& streams, std::vector<PackedMessage> Round::*side, std::vector<Round>& rounds) {
-  for (auto& [peer, stream] : streams) {
-    auto& messages = stream.messages();
-    if (rounds.size() < messages.size()) rounds.resize(messages.size());
-    for (size_t i = 0; i < messages.size(); ++i) {
-      (rounds[i].*side).push_back(std::move(messages[i]));
+  /// Adds what goes from rank `sender` to rank `receiver`, one of which is `peer`.
+  void add(uint32_t sender, uint32_t receiver, uint32_t peer, std::span<const Piece> pieces,
+           std::vector<PackedMessage> Round::*side) {
+    const uint32_t distance = (receiver + ranks_ - sender) % ranks_;
+    size_t index = 0;
+    for (auto& message : pack(peer, pieces, most_)) {
+      (rounds_[{(distance - 1) / at_once_, index++}].*side).push_back(std::move(message));
     }
   }
-}
+
+  [[nodiscard]] std::vector<Round> finish() {
+    std::vector<Round> rounds;
+    for (auto& [step, round] : rounds_) rounds.push_back(std::move(round));
+    return rounds;
+  }
+
+ private:
+  uint32_t ranks_;
+  uint32_t at_once_;
+  uint64_t most_;
+  std::map<Step, Round> rounds_;
+};
 
 }  // namespace
 
 std::vector<Round> make_rounds(const Plan& plan, const Placement& placement, uint32_t me,
-                               uint64_t slot_bytes) {
-  std::vector<uint32_t> inference_on(placement.device_node.size());
-  for (uint32_t rank = 0; rank < placement.inference_device.size(); ++rank) {
-    inference_on[placement.inference_device[rank]] = rank;
-  }
-  Streams sends;
-  Streams receives;
+                               uint64_t staging_bytes) {
+  const auto inference_on = inference_on_devices(placement);
+  std::map<uint32_t, std::vector<Piece>> sends;
+  std::map<uint32_t, std::vector<Piece>> receives;
   for (const auto& piece : plan.pieces) {
     const uint32_t sender = inference_on[placement.trainer_device[piece.source]];
     if (sender == piece.target) continue;
-    if (sender == me)
-      sends.try_emplace(piece.target, piece.target, slot_bytes).first->second.add(piece);
-    if (piece.target == me)
-      receives.try_emplace(sender, sender, slot_bytes).first->second.add(piece);
+    if (sender == me) sends[piece.target].push_back(piece);
+    if (piece.target == me) receives[sender].push_back(piece);
   }
-  std::vector<Round> rounds;
-  place(sends, &Round::sends, rounds);
-  place(receives, &Round::receives, rounds);
-  return rounds;
+  Schedule schedule(narrow<uint32_t>(placement.inference_device.size()), staging_bytes);
+  for (const auto& [peer, pieces] : sends) schedule.add(me, peer, peer, pieces, &Round::sends);
+  for (const auto& [peer, pieces] : receives) {
+    schedule.add(peer, me, peer, pieces, &Round::receives);
+  }
+  return schedule.finish();
 }
 
 }  // namespace awex

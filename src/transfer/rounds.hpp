@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "transfer/plan.hpp"
+#include "transfer/plan_copies.hpp"
 
 namespace awex {
 
@@ -11,9 +12,14 @@ namespace awex {
 /// unpacking copy in wide words.
 inline constexpr uint64_t kPackAlignment = 16;
 
-/// A piece, or some of its rows or columns, and where it lies in its packed message.
+/// Peers that a rank sends to, and receives from, in one round: enough to keep a link busy, few
+/// enough for long messages in clusters of any size.
+inline constexpr uint32_t kMostPeersAtOnce = 6;
+
+/// A strided copy, or some of its rows or columns, and where it lies in its packed message, its
+/// rows one after the other.
 struct PackedPart {
-  Piece piece;
+  MergedCopy copy;
   uint64_t packed_offset = 0;
 };
 
@@ -21,7 +27,7 @@ struct PackedPart {
 struct PackedMessage {
   uint32_t peer = 0;  ///< Inference role rank.
   std::vector<PackedPart> parts;
-  uint64_t bytes = 0;  ///< At most the slot size of make_rounds.
+  uint64_t bytes = 0;  ///< A multiple of kPackAlignment.
 };
 
 /// One step of the remote exchange as one inference rank sees it.
@@ -30,11 +36,17 @@ struct Round {
   std::vector<PackedMessage> receives;
 };
 
-/// Cuts the remote pieces that inference rank `me` sends (for the trainer on its device) and
-/// receives into rounds in which no message exceeds `slot_bytes` (a multiple of kPackAlignment).
-/// Pieces larger than a slot are split. Pure; sender and receiver of a pair get the same messages
-/// in the same rounds because both evaluate this on the same plan.
+/// Cuts what inference rank `me` sends (for the trainer on its device) and receives into rounds in
+/// which the messages of each direction fit `staging_bytes`. Copies larger than a message are
+/// split. Pure; sender and receiver of a pair get the same messages because both evaluate this on
+/// the same plan.
+///
+/// Ranks meet their peers by distance, kMostPeersAtOnce distances at a time: all that a rank r
+/// sends to r + 1 … r + 6 (mod ranks), then to the next six, and so on, message by message. A rank
+/// leaves out rounds in which it has nothing to do. As every rank goes through the same order, the
+/// earliest message that any rank waits for is one that its peer can handle: rounds never wait for
+/// each other in a circle.
 [[nodiscard]] std::vector<Round> make_rounds(const Plan& plan, const Placement& placement,
-                                             uint32_t me, uint64_t slot_bytes);
+                                             uint32_t me, uint64_t staging_bytes);
 
 }  // namespace awex

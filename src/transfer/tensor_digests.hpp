@@ -29,8 +29,8 @@ struct DigestComparison {
 };
 
 /// Compares every copy that inference holds with the trainer's first copy, and the trainer's
-/// further copies with its first. `*_copies` are from copies_of_tensors: c - 1 further copies of
-/// equal content add up to c - 1 times the first.
+/// further copies with its first. `*_copies` are from RoleShards::copies_of_tensors: c - 1 further
+/// copies of equal content add up to c - 1 times the first.
 [[nodiscard]] DigestComparison compare_digests(const Catalogue& catalogue, RoleSums trainer,
                                                const std::vector<uint64_t>& trainer_copies,
                                                RoleSums inference,

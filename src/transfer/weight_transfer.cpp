@@ -8,34 +8,31 @@
 namespace awex {
 namespace {
 
-StridedCopy local_copy(const Piece& piece, const std::byte* from, std::byte* to) {
-  return {.from = from + piece.source_offset,
-          .to = to + piece.target_offset,
-          .rows = piece.box.rows.size(),
-          .row_bytes = piece.row_bytes,
-          .from_stride = piece.source_stride,
-          .to_stride = piece.target_stride};
+StridedCopy local_copy(const MergedCopy& copy, const std::byte* from, std::byte* to) {
+  return {.from = from + copy.source_offset,
+          .to = to + copy.target_offset,
+          .rows = copy.rows,
+          .row_bytes = copy.row_bytes,
+          .from_stride = copy.source_stride,
+          .to_stride = copy.target_stride};
 }
 
 StridedCopy pack_copy(const PackedPart& part, const std::byte* trainer, std::byte* message) {
-  auto copy = local_copy(part.piece, trainer, nullptr);
-  copy.to = message + part.packed_offset;
-  copy.to_stride = part.piece.row_bytes;
-  return copy;
+  return {.from = trainer + part.copy.source_offset,
+          .to = message + part.packed_offset,
+          .rows = part.copy.rows,
+          .row_bytes = part.copy.row_bytes,
+          .from_stride = part.copy.source_stride,
+          .to_stride = part.copy.row_bytes};
 }
 
 StridedCopy unpack_copy(const PackedPart& part, const std::byte* message, std::byte* own) {
-  auto copy = local_copy(part.piece, nullptr, own);
-  copy.from = message + part.packed_offset;
-  copy.from_stride = part.piece.row_bytes;
-  return copy;
-}
-
-WrongElement locate(const Piece& piece, const Difference& difference, uint64_t canonical_cols) {
-  const uint64_t element = piece.row_bytes / piece.box.cols.size();
-  const uint64_t row = piece.box.rows.begin + difference.row;
-  const uint64_t col = piece.box.cols.begin + difference.byte_in_row / element;
-  return {piece.tensor, row * canonical_cols + col};
+  return {.from = message + part.packed_offset,
+          .to = own + part.copy.target_offset,
+          .rows = part.copy.rows,
+          .row_bytes = part.copy.row_bytes,
+          .from_stride = part.copy.row_bytes,
+          .to_stride = part.copy.target_stride};
 }
 
 }  // namespace
@@ -49,50 +46,71 @@ WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
       own_weights_(own_weights),
       kernels_(kernels),
       exchange_(exchange) {
-  prepare_local(plan, placement, me);
-  const uint64_t peers = std::max<uint64_t>(1, placement.inference_device.size() - 1);
-  const uint64_t slot_bytes = kStagingBytes / peers / kPackAlignment * kPackAlignment;
-  const auto rounds = make_rounds(plan, placement, me, slot_bytes);
+  for (const auto& piece : plan.pieces) {
+    if (piece.target == me) pieces_.push_back(piece);
+  }
+  prepare_local(placement, me);
+  const auto rounds = make_rounds(plan, placement, me, kStagingBytes);
   if (rounds.empty()) return;
   staging_ = device.reserve("staging", 2 * kStagingBytes);
   for (uint64_t chunk = 0; chunk < staging_->chunks(); ++chunk) staging_->take_chunk(chunk);
-  for (const auto& round : rounds) prepare_round(round, slot_bytes);
+  for (const auto& round : rounds) prepare_round(round);
 }
 
-void WeightTransfer::prepare_local(const Plan& plan, const Placement& placement, uint32_t me) {
-  std::vector<StridedCopy> copies;
-  for (const auto& piece : plan.pieces) {
-    if (piece.target != me) continue;
+void WeightTransfer::prepare_local(const Placement& placement, uint32_t me) {
+  std::vector<Piece> local;
+  for (const auto& piece : pieces_) {
     bytes_ += piece.bytes();
-    if (placement.trainer_device[piece.source] != placement.inference_device[me]) continue;
-    local_pieces_.push_back(piece);
-    copies.push_back(local_copy(piece, trainer_weights_, own_weights_));
+    const bool is_local = placement.trainer_device[piece.source] == placement.inference_device[me];
+    if (is_local) local.push_back(piece);
+  }
+  local_copies_ = merge_pieces(local);
+  std::vector<StridedCopy> copies;
+  for (const auto& copy : local_copies_) {
+    copies.push_back(local_copy(copy, trainer_weights_, own_weights_));
   }
   local_ = kernels_.prepare_copies(copies);
 }
 
-void WeightTransfer::prepare_round(const Round& round, uint64_t slot_bytes) {
+void WeightTransfer::prepare_round(const Round& round) {
   ReadyRound ready;
   std::vector<StridedCopy> packs;
-  std::byte* slot = staging_->data();
+  std::byte* at = staging_->data();
   for (const auto& message : round.sends) {
-    for (const auto& part : message.parts) packs.push_back(pack_copy(part, trainer_weights_, slot));
-    ready.sends.push_back({message.peer, slot, message.bytes});
-    slot += slot_bytes;
+    for (const auto& part : message.parts) packs.push_back(pack_copy(part, trainer_weights_, at));
+    ready.sends.push_back({message.peer, at, message.bytes});
+    at += message.bytes;
   }
   std::vector<StridedCopy> unpacks;
-  slot = staging_->data() + kStagingBytes;
+  at = staging_->data() + kStagingBytes;
   for (const auto& message : round.receives) {
     for (const auto& part : message.parts) {
-      unpacks.push_back(unpack_copy(part, slot, own_weights_));
-      ready.received.push_back(part.piece);
+      unpacks.push_back(unpack_copy(part, at, own_weights_));
+      ready.received.push_back(part.copy);
     }
-    ready.receives.push_back({message.peer, slot, message.bytes});
-    slot += slot_bytes;
+    ready.receives.push_back({message.peer, at, message.bytes});
+    at += message.bytes;
   }
   ready.pack = kernels_.prepare_copies(packs);
   ready.unpack = kernels_.prepare_copies(unpacks);
   rounds_.push_back(std::move(ready));
+}
+
+WrongElement WeightTransfer::element_at(uint64_t offset) const {
+  for (const auto& piece : pieces_) {
+    if (offset < piece.target_offset) continue;
+    const uint64_t row = (offset - piece.target_offset) / piece.target_stride;
+    const uint64_t byte = (offset - piece.target_offset) % piece.target_stride;
+    if (row >= piece.box.rows.size() || byte >= piece.row_bytes) continue;
+    const uint64_t element = piece.row_bytes / piece.box.cols.size();
+    const uint64_t cols = catalogue_.tensors()[piece.tensor].cols;
+    return {piece.tensor,
+            (piece.box.rows.begin + row) * cols + piece.box.cols.begin + byte / element};
+  }
+  throw runtime_error(fmt::format("byte {} of the weights differs and no piece of the plan holds "
+                                  "it",
+                                  offset),
+                      "this is a fault of awex-colocate: please report it");
 }
 
 void WeightTransfer::exchange_round(ReadyRound& round) {
@@ -130,15 +148,16 @@ void WeightTransfer::copy() {
 
 std::optional<WrongElement> WeightTransfer::compare() {
   std::optional<WrongElement> first;
-  const auto note = [&](const CopyBatch& batch, const std::vector<Piece>& pieces) {
+  const auto note = [&](const CopyBatch& batch, const std::vector<MergedCopy>& copies) {
     const auto difference = batch.difference();
     if (!difference || first) return;
-    const Piece& piece = pieces[difference->copy];
-    first = locate(piece, *difference, catalogue_.tensors()[piece.tensor].cols);
+    const MergedCopy& copy = copies[difference->copy];
+    first = element_at(copy.target_offset + difference->row * copy.target_stride +
+                       difference->byte_in_row);
   };
   local_->compare();
   exchange_.wait();
-  note(*local_, local_pieces_);
+  note(*local_, local_copies_);
   // Every round is exchanged, also after a difference: the other ranks take part in them.
   for (auto& round : rounds_) {
     exchange_round(round);

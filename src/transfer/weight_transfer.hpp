@@ -54,15 +54,18 @@ class WeightTransfer {
   struct ReadyRound {
     std::vector<Message> sends;
     std::vector<Message> receives;
-    std::vector<Piece> received;  ///< What `unpack` writes, copy by copy.
+    std::vector<MergedCopy> received;  ///< What `unpack` writes, copy by copy.
     std::unique_ptr<CopyBatch> pack;
     std::unique_ptr<CopyBatch> unpack;
   };
 
-  void prepare_local(const Plan& plan, const Placement& placement, uint32_t me);
-  void prepare_round(const Round& round, uint64_t slot_bytes);
+  void prepare_local(const Placement& placement, uint32_t me);
+  void prepare_round(const Round& round);
   /// Packs a round's sends and exchanges them, ordered before later work on the kernels' stream.
   void exchange_round(ReadyRound& round);
+
+  /// The element that a byte of this rank's region belongs to.
+  [[nodiscard]] WrongElement element_at(uint64_t offset) const;
 
   const Catalogue& catalogue_;
   const std::byte* trainer_weights_;
@@ -70,7 +73,8 @@ class WeightTransfer {
   Kernels& kernels_;
   Exchange& exchange_;
   std::unique_ptr<DeviceRange> staging_;
-  std::vector<Piece> local_pieces_;
+  std::vector<Piece> pieces_;  ///< All that this rank receives.
+  std::vector<MergedCopy> local_copies_;
   std::unique_ptr<CopyBatch> local_;
   std::vector<ReadyRound> rounds_;
   uint64_t bytes_ = 0;

@@ -249,6 +249,7 @@ TEST_CASE("flows add up to the plan") {
   for (const auto& piece : whole.pieces) pieces[{piece.source, piece.target}] += piece.bytes();
   CHECK(flows == pieces);
   CHECK(count == whole.pieces.size());
+  CHECK(count == whole.total_pieces);
 }
 
 TEST_CASE("a part that lacks a piece, or has one from elsewhere, is not proven") {

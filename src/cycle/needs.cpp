@@ -1,0 +1,52 @@
+#include "cycle/needs.hpp"
+
+#include "engine/trainer_stand_in.hpp"
+#include "transfer/weight_transfer.hpp"
+
+namespace awex {
+namespace {
+
+/// Bytes of a rank's weights and of what an optimizer keeps for them.
+struct Held {
+  uint64_t weights = 0;
+  uint64_t optimizer = 0;
+};
+
+/// By role rank.
+std::vector<Held> held_by_ranks(const Layout& layout) {
+  std::vector<Held> held;
+  for (uint32_t rank = 0; rank < layout.ranks(); ++rank) {
+    if (const uint32_t like = layout.first_like(rank); like != rank) {
+      held.push_back(held[like]);
+      continue;
+    }
+    const RankLayout own = layout.rank_layout(rank);
+    held.push_back({own.bytes, TrainerStandIn::optimizer_bytes(own)});
+  }
+  return held;
+}
+
+}  // namespace
+
+std::vector<DeviceNeeds> needs_of_devices(const Layout& trainer, const Layout& inference,
+                                          const Placement& placement,
+                                          const Belongings& belongings) {
+  std::vector<DeviceNeeds> needs(placement.device_node.size());
+  for (auto& device : needs) {
+    device.kv_cache = belongings.kv_cache_bytes;
+    device.staging = belongings.staging ? 2 * kStagingBytes : 0;
+  }
+  const auto trainers = held_by_ranks(trainer);
+  for (size_t rank = 0; rank < trainers.size(); ++rank) {
+    auto& device = needs[placement.trainer_device[rank]];
+    device.trainer_weights = trainers[rank].weights;
+    if (belongings.optimizer) device.optimizer = trainers[rank].optimizer;
+  }
+  const auto receivers = held_by_ranks(inference);
+  for (size_t rank = 0; rank < receivers.size(); ++rank) {
+    needs[placement.inference_device[rank]].inference_weights = receivers[rank].weights;
+  }
+  return needs;
+}
+
+}  // namespace awex
