@@ -25,10 +25,8 @@ std::optional<Leak> MemoryAccount::add(const std::vector<MemorySample>& samples)
 }
 
 int64_t MemoryAccount::booked_bytes(const MemorySample& sample) const {
-  // Measured on H100: the GPU's page tables of registered host memory have 8 bytes for 4 KiB.
-  constexpr uint64_t kHostBytesPerTableByte = 512;
   const uint64_t host = sample.host[0] + sample.host[1] + sample.host[2];
-  const uint64_t tables = backend_ == BackendKind::kCuda ? host / kHostBytesPerTableByte : 0;
+  const uint64_t tables = backend_ == BackendKind::kCuda ? page_table_bytes(host) : 0;
   return static_cast<int64_t>(sample.all_held() + tables);
 }
 
@@ -57,14 +55,12 @@ std::vector<int64_t> MemoryAccount::unexplained(const std::vector<MemorySample>&
 }
 
 void MemoryAccount::note_peaks(const std::vector<MemorySample>& samples) {
-  std::vector<uint64_t> on_gpu(static_cast<size_t>(devices_.gpus), 0);
   std::array<std::array<uint64_t, kTags>, 2> now{};
   for (size_t rank = 0; rank < samples.size(); ++rank) {
-    on_gpu[devices_.physical[rank]] += samples[rank].all_held();
+    device_peak_ = std::max(device_peak_, samples[rank].device_peak);
     auto& role = now.at(static_cast<size_t>(peers_[rank].role));
     for (size_t tag = 0; tag < kTags; ++tag) role.at(tag) += samples[rank].held.at(tag);
   }
-  device_peak_ = std::max(device_peak_, *std::max_element(on_gpu.begin(), on_gpu.end()));
   for (size_t role = 0; role < now.size(); ++role) {
     for (size_t tag = 0; tag < kTags; ++tag) {
       auto& peak = peak_by_role_.at(role).at(tag);

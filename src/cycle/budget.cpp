@@ -16,7 +16,8 @@ uint64_t sum(std::initializer_list<uint64_t> parts) {
 
 }  // namespace
 
-std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload) {
+std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload,
+                                        std::optional<uint64_t> budget) {
   const uint64_t weights = needs.trainer_weights;
   const uint64_t optimizer = needs.optimizer;
   const uint64_t staging = needs.staging;
@@ -31,19 +32,25 @@ std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload) 
   const uint64_t moving = sum({weights, needs.inference_weights, staging});
   const uint64_t serving = sum({needs.inference_weights, needs.kv_cache, staging});
   const uint64_t kept = sum({weights, optimizer});
+  // What both roles hold while one gives and the other takes.
+  const auto both = [&](uint64_t least, uint64_t most) {
+    return std::max(least, std::min(most, budget.value_or(least)));
+  };
+  const uint64_t arriving = both(moving, sum({training, needs.inference_weights}));
+  const uint64_t growing = both(serving, sum({moving, needs.kv_cache}));
   return {{"train", "trainer", "", "the train step", training, 0, 0},
           {"offload", "trainer", "optimizer", "the train step", training, optimizer, optimizer},
-          {"resume", "inference", "weights", "the transfer", moving, optimizer, 0},
-          {"transfer", "both", "weights", "the transfer", moving, optimizer, 0},
+          {"resume", "inference", "weights", "the transfer", arriving, optimizer, 0},
+          {"transfer", "both", "weights", "the transfer", arriving, optimizer, 0},
           {"offload", "trainer", "weights", "the transfer", moving, kept, weights},
-          {"resume", "inference", "kv_cache", "the rollout", serving, kept, 0},
+          {"resume", "inference", "kv_cache", "the rollout", growing, kept, 0},
           {"rollout", "inference", "", "the rollout", serving, kept, 0},
           {"resume", "trainer", "weights", "the train step", weights + staging, kept, weights},
           {"resume", "trainer", "optimizer", "the train step", training, optimizer, optimizer}};
 }
 
-DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload) {
-  const auto phases = phases_of_cycle(needs, offload);
+DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload, std::optional<uint64_t> budget) {
+  const auto phases = phases_of_cycle(needs, offload, budget);
   const auto fullest = std::max_element(
       phases.begin(), phases.end(),
       [](const auto& a, const auto& b) { return a.device_bytes < b.device_bytes; });

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,12 @@ struct CyclePhase {
   uint64_t link_bytes = 0;    ///< Moved between host and device, either way.
 };
 
-/// The phases of the strictly sequential cycle, in order; without offloading everything is resident
-/// throughout.
-[[nodiscard]] std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload);
+/// The phases of a cycle, in order; without offloading everything is resident throughout. Inference
+/// takes its weights and its KV cache while the trainer gives memory back, as early as `budget`
+/// bytes of the device allow. Without a budget it takes them when the trainer has given all: that
+/// is the least memory that a cycle needs.
+[[nodiscard]] std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload,
+                                                      std::optional<uint64_t> budget = {});
 
 /// The fullest moment of a cycle on one device.
 struct DevicePeak {
@@ -36,7 +40,9 @@ struct DevicePeak {
   std::string moment;  ///< "the train step", "the transfer", "the rollout", "the whole cycle".
 };
 
-[[nodiscard]] DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload);
+/// Of phases_of_cycle.
+[[nodiscard]] DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload,
+                                       std::optional<uint64_t> budget = {});
 
 /// The most host memory that the trainer's offloaded bytes take at a time.
 [[nodiscard]] uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload);

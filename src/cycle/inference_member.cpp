@@ -12,16 +12,18 @@ uint32_t role_rank_of(const Job& job, int rank) {
 }  // namespace
 
 InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes,
-                                 Kernels& kernels, CopyQueue& queue, Exchange& exchange)
+                                 MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
+                                 Exchange& exchange)
     : job_(job),
       queue_(queue),
       trainer_bytes_(setup.trainer_here.bytes),
-      inference_(setup.catalogue(), setup.inference_here, kv_cache_bytes, *setup.device) {
+      inference_(setup.catalogue(), setup.inference_here, kv_cache_bytes, *setup.device, ledger) {
   trainer_weights_ = setup.device->reserve_import("trainer weights", trainer_bytes_,
                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(
       setup.catalogue(), setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
       trainer_weights_->data(), inference_.weights().data(), *setup.device, kernels, exchange);
+  ledger.reserve(staging_bytes(), "staging memory", job.deadline(), job);
 }
 
 Region* InferenceMember::region(Tag tag) {
@@ -40,7 +42,7 @@ uint64_t InferenceMember::take(Tag tag) {
   if (tag == Tag::kWeights) {
     inference_.take_weights(queue_, job_.deadline(), job_);
   } else {
-    region(tag)->take();
+    region(tag)->take(job_.deadline(), job_);
   }
   return 0;
 }

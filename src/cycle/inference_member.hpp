@@ -17,8 +17,8 @@ namespace awex {
 /// they throw on this rank alone.
 class InferenceMember {
  public:
-  InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, Kernels& kernels,
-                  CopyQueue& queue, Exchange& exchange);
+  InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, MemoryLedger& ledger,
+                  Kernels& kernels, CopyQueue& queue, Exchange& exchange);
 
   [[nodiscard]] Region* region(Tag tag);
   [[nodiscard]] uint64_t staging_bytes() const { return transfer_->staging_bytes(); }

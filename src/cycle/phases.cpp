@@ -1,17 +1,21 @@
 #include "cycle/phases.hpp"
 
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <utility>
 
 namespace awex {
 
-/// What one rank tells the others of a phase.
+/// What one rank tells the others of the phases that it has been through.
 struct PhaseRunner::Sample {
-  int32_t takes_part = 0;
-  double start_s = 0;
-  double seconds = 0;
-  uint64_t bytes = 0;
+  struct Part {
+    int32_t takes_part = 0;
+    double start_s = 0;
+    double seconds = 0;
+    uint64_t bytes = 0;
+  };
+  std::array<Part, kMostSteps> parts{};  ///< By step.
   MemorySample memory;
 };
 
@@ -46,43 +50,53 @@ void PhaseRunner::take_baseline() {
   check_leaks(job_.all_gather_value(sample_(), "memory samples"));
 }
 
-void PhaseRunner::run(const Phase& phase, Region* region, const std::function<uint64_t()>& work) {
-  const Role mine = job_.peers()[static_cast<size_t>(job_.rank())].role;
-  const PhaseEvent event{.phase = phase.name,
-                         .role = phase.role ? role_name(*phase.role) : "all",
-                         .tag = phase.tag ? tag_name(*phase.tag) : "",
-                         .version = report_.versions.back().version,
-                         .takes_part = !phase.role || *phase.role == mine,
-                         .region = region};
-  job_.set_phase(event.phase);
-  Sample sample;
-  sample.takes_part = event.takes_part ? 1 : 0;
-  sample.start_s = job_.now();
-  sample.bytes = perform(event, work);
-  sample.seconds = job_.now() - sample.start_s;
+void PhaseRunner::run(std::span<const Step> steps) {
+  Sample sample = perform(steps);
   job_.agree(nullptr);
   // Nobody works between the agreement and the gathering of samples.
   sample.memory = sample_();
   const auto samples = job_.all_gather_value(sample, "the results of the phase");
-  record(phase, event, samples);
+  for (size_t i = 0; i < steps.size(); ++i) record(steps[i], i, samples);
   std::vector<MemorySample> memory;
   for (const auto& one : samples) memory.push_back(one.memory);
   check_leaks(memory);
 }
 
-uint64_t PhaseRunner::perform(const PhaseEvent& event, const std::function<uint64_t()>& work) {
-  try {
-    observer_.phase_started(event);
-    return event.takes_part ? work() : 0;
-  } catch (const Error& error) {
-    // A mismatch is found when all work is done: the other ranks are on their way to agree.
-    if (error.code() == ExitCode::kMismatch) job_.agree(&error);
-    throw;
-  }
+PhaseEvent PhaseRunner::event_of(const Step& step) const {
+  const Role mine = job_.peers()[static_cast<size_t>(job_.rank())].role;
+  const Phase& phase = step.phase;
+  return {.phase = phase.name,
+          .role = phase.role ? role_name(*phase.role) : "all",
+          .tag = phase.tag ? tag_name(*phase.tag) : "",
+          .version = report_.versions.back().version,
+          .takes_part = !phase.role || *phase.role == mine,
+          .region = step.region};
 }
 
-void PhaseRunner::record(const Phase& phase, const PhaseEvent& event,
-                         const std::vector<Sample>& samples) {
+PhaseRunner::Sample PhaseRunner::perform(std::span<const Step> steps) {
+  Sample sample;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const PhaseEvent event = event_of(steps[i]);
+    auto& part = sample.parts.at(i);
+    // A rank that only looks on is already on its way to the next of its own.
+    if (event.takes_part || steps.size() == 1) job_.set_phase(event.phase);
+    part.takes_part = event.takes_part ? 1 : 0;
+    part.start_s = job_.now();
+    try {
+      observer_.phase_started(event);
+      if (event.takes_part) part.bytes = steps[i].work();
+    } catch (const Error& error) {
+      // A mismatch is found when all that others wait for is done: they are on their way to agree.
+      if (error.code() == ExitCode::kMismatch) job_.agree(&error);
+      throw;
+    }
+    part.seconds = job_.now() - part.start_s;
+  }
+  return sample;
+}
+
+void PhaseRunner::record(const Step& step, size_t index, const std::vector<Sample>& samples) {
+  const PhaseEvent event = event_of(step);
   PhaseReport result;
   result.phase = event.phase;
   result.role = event.role;
@@ -90,7 +104,7 @@ void PhaseRunner::record(const Phase& phase, const PhaseEvent& event,
   double end = 0;
   double moving_ranks = 0;
   for (size_t rank = 0; rank < samples.size(); ++rank) {
-    const auto& one = samples[rank];
+    const auto& one = samples[rank].parts.at(index);
     if (one.takes_part == 0) continue;
     result.start_s = result.ranks.empty() ? one.start_s : std::min(result.start_s, one.start_s);
     end = std::max(end, one.start_s + one.seconds);
@@ -99,7 +113,7 @@ void PhaseRunner::record(const Phase& phase, const PhaseEvent& event,
     result.ranks.push_back({static_cast<int>(rank), one.start_s, one.seconds, one.bytes});
   }
   result.seconds = end - result.start_s;
-  const auto limit = limit_of(phase.link, report_.limits);
+  const auto limit = limit_of(step.phase.link, report_.limits);
   if (limit && moving_ranks > 0) result.limit_bytes_per_s = *limit * moving_ranks;
   observer_.phase_finished(event, result.seconds, result.bytes);
   report_.versions.back().phases.push_back(std::move(result));

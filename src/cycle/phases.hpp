@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "comm/job.hpp"
@@ -23,8 +24,16 @@ struct Phase {
   Link link = Link::kNone;
 };
 
+/// A phase, and what this rank does in it if it takes part. `work` returns the bytes it moved or
+/// read; `region` is what it works on, for observers.
+struct Step {
+  Phase phase;
+  Region* region = nullptr;
+  std::function<uint64_t()> work;
+};
+
 /// Runs phases as collective steps that end in agreement: every rank finishes or all learn why not.
-/// After each phase it compares the devices' memory with the books and adds to the report.
+/// After each agreement it compares the devices' memory with the books and adds to the report.
 class PhaseRunner {
  public:
   /// `sample` reads this rank's memory at a quiet moment. All references must outlive the runner;
@@ -35,15 +44,21 @@ class PhaseRunner {
   /// Sets the memory account's baseline. Collective.
   void take_baseline();
 
-  /// Lets this rank work, if it takes part, and returns when all ranks have. `work` returns the
-  /// bytes it moved or read; `region` is what it works on, for observers. Throws the first cause of
-  /// a failure on every rank, agreed where `work` threw Error(kMismatch) or memory leaked.
-  void run(const Phase& phase, Region* region, const std::function<uint64_t()>& work);
+  /// Runs phases side by side: each rank does those in which it takes part, in the order given,
+  /// while ranks of the other role do theirs, and returns when all ranks have done all. Throws the
+  /// first cause of a failure on every rank, agreed where `work` threw Error(kMismatch) or memory
+  /// leaked. Steps that other ranks wait for come before those that may find a mismatch: what
+  /// follows a mismatch is not done. At most kMostSteps.
+  void run(std::span<const Step> steps);
+  void run(Step step) { run(std::span(&step, 1)); }
+
+  static constexpr size_t kMostSteps = 8;
 
  private:
   struct Sample;
-  [[nodiscard]] uint64_t perform(const PhaseEvent& event, const std::function<uint64_t()>& work);
-  void record(const Phase& phase, const PhaseEvent& event, const std::vector<Sample>& samples);
+  [[nodiscard]] PhaseEvent event_of(const Step& step) const;
+  [[nodiscard]] Sample perform(std::span<const Step> steps);
+  void record(const Step& step, size_t index, const std::vector<Sample>& samples);
   void check_leaks(const std::vector<MemorySample>& samples);
 
   Job& job_;

@@ -4,11 +4,13 @@
 
 #include <chrono>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <optional>
 
 #include "base/log.hpp"
 #include "cycle/accounting.hpp"
+#include "cycle/gpu_ledger.hpp"
 #include "cycle/inference_member.hpp"
 #include "cycle/phases.hpp"
 #include "cycle/setup.hpp"
@@ -52,12 +54,14 @@ class Session {
   /// failure that is not agreed on, device work may be in flight: the session must then not be
   /// destroyed.
   void run() {
+    ledger_ = std::make_unique<GpuLedger>(job_, setup_.devices, setup_.gpu_budget);
     exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.share_gpu);
     if (options_.measure_limits) measure_limits();
     make_member();
     job_.set_phase("load");
     if (inference_) inference_->connect();
     if (trainer_) trainer_->load();
+    if (command_ == Command::kUpdate || command_ == Command::kTransfer) map_trainer();
     phases_.take_baseline();
     job_.synchronise_clocks();
     run_phases();
@@ -66,6 +70,8 @@ class Session {
   [[nodiscard]] MemoryReport memory() const { return account_.report(); }
 
  private:
+  using Steps = std::vector<Step>;
+
   void run_phases() {
     switch (command_) {
       case Command::kUpdate:
@@ -77,15 +83,12 @@ class Session {
         break;
       case Command::kTransfer:
         begin_version(1);
-        keep(Tag::kOptimizer);
         bring_weights();
         break;
       case Command::kResume:
         begin_version(1);
-        keep(Tag::kWeights);
-        keep(Tag::kOptimizer);
-        restore(Tag::kWeights);
-        restore(Tag::kOptimizer);
+        run(together({keeping(Tag::kWeights), keeping(Tag::kOptimizer)}));
+        restore();
         break;
     }
     end_version();
@@ -93,103 +96,151 @@ class Session {
 
   void update(uint64_t version) {
     begin_version(version);
+    bring_weights();
     if (options_.offload) {
-      update_with_offload();
+      run(together({keeping(Tag::kWeights), taking(Tag::kKvCache)}));
+      // Here inference generates with the new weights.
+      run(together({discarding(Tag::kKvCache), discarding(Tag::kWeights)}));
+      report_.poisoned = false;
+      restore();
     } else {
-      bring_weights();
-      take(Tag::kKvCache);
+      run(taking(Tag::kKvCache));
     }
     train();
     end_version();
   }
 
-  void update_with_offload() {
-    keep(Tag::kOptimizer);
-    bring_weights();
-    keep(Tag::kWeights);
-    take(Tag::kKvCache);
-    // Here inference generates with the new weights.
-    discard(Tag::kKvCache);
-    discard(Tag::kWeights);
-    restore(Tag::kWeights);
-    restore(Tag::kOptimizer);
-  }
-
+  /// While the trainer's optimizer state goes, inference takes its weights and brings them up to
+  /// date.
   void bring_weights() {
-    take(Tag::kWeights);
-    transfer();
+    report_.poisoned = true;
+    Steps trainer;
+    Steps inference = together({taking(Tag::kWeights), transferring()});
+    if (options_.verify != Verify::kOff) {
+      trainer = digesting(Role::kTrainer);
+      append(inference, digesting(Role::kInference));
+    }
+    if (lets_go()) {
+      append(trainer, keeping(Tag::kOptimizer));
+      append(inference, unmapping());
+    }
+    run(together({std::move(trainer), std::move(inference)}));
     if (options_.verify != Verify::kOff) verify();
     commit();
   }
 
   void offload_trainer() {
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
-      keep(tag);
-      if (!has(tag) || options_.verify == Verify::kOff) continue;
-      phases_.run({"verify", kTrainers, tag}, region(tag),
-                  [&, tag] { return trainer_->check_backup(tag); });
+      auto steps = keeping(tag);
+      if (has(tag) && options_.verify != Verify::kOff) {
+        steps.push_back({{"verify", kTrainers, tag}, region(tag), [this, tag] {
+                           return trainer_->check_backup(tag);
+                         }});
+      }
+      run(steps);
     }
+  }
+
+  /// The trainer's memory comes back, and is what it was. As soon as its weights are there,
+  /// inference maps them, so that the next transfer finds them ready.
+  void restore() {
+    auto steps = resuming(Tag::kWeights);
+    if (command_ == Command::kUpdate) append(steps, mapping());
+    append(steps, resuming(Tag::kOptimizer));
+    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) append(steps, checking(tag));
+    run(steps);
   }
 
   /// The trainer's memory of a tag goes to host memory.
-  void keep(Tag tag) {
-    if (!has(tag)) return;
+  [[nodiscard]] Steps keeping(Tag tag) {
+    if (!has(tag)) return {};
+    Steps steps;
     if (options_.verify != Verify::kOff) {
-      phases_.run({"digest", kTrainers, tag}, region(tag), [&] { return trainer_->record(tag); });
+      steps.push_back(
+          {{"record", kTrainers, tag}, region(tag), [this, tag] { return trainer_->record(tag); }});
     }
-    phases_.run({"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag),
-                [&] { return trainer_->offload(tag); });
+    steps.push_back({{"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag), [this, tag] {
+                       return trainer_->offload(tag);
+                     }});
+    return steps;
   }
 
-  /// It comes back, and is what it was.
-  void restore(Tag tag) {
-    if (!has(tag)) return;
-    phases_.run({"resume", kTrainers, tag, Link::kHostToDevice}, region(tag),
-                [&] { return trainer_->resume(tag); });
-    if (options_.verify == Verify::kOff) return;
-    phases_.run({"verify", kTrainers, tag}, region(tag), [&] { return trainer_->check(tag); });
+  [[nodiscard]] Steps resuming(Tag tag) {
+    if (!has(tag)) return {};
+    return {{{"resume", kTrainers, tag, Link::kHostToDevice}, region(tag), [this, tag] {
+               return trainer_->resume(tag);
+             }}};
   }
 
-  void take(Tag tag) {
-    if (!has(tag)) return;
-    if (tag == Tag::kWeights) report_.poisoned = true;
-    phases_.run({"resume", kInference, tag}, region(tag), [&] { return inference_->take(tag); });
+  [[nodiscard]] Steps checking(Tag tag) {
+    if (!has(tag) || options_.verify == Verify::kOff) return {};
+    return {
+        {{"verify", kTrainers, tag}, region(tag), [this, tag] { return trainer_->check(tag); }}};
   }
 
-  void discard(Tag tag) {
-    if (!has(tag)) return;
-    phases_.run({"discard", kInference, tag}, region(tag),
-                [&] { return inference_->discard(tag); });
-    if (tag == Tag::kWeights) report_.poisoned = false;
+  [[nodiscard]] Steps taking(Tag tag) {
+    if (!has(tag)) return {};
+    return {
+        {{"resume", kInference, tag}, region(tag), [this, tag] { return inference_->take(tag); }}};
   }
 
-  void transfer() {
-    report_.poisoned = true;
-    phases_.run({"transfer", kEveryone, Tag::kWeights, Link::kDeviceToDevice},
-                region(Tag::kWeights), [&]() -> uint64_t {
-                  auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
-                  auto received =
-                      swap_handles(job_, offered, setup_.devices.partner, setup_.fingerprint);
-                  if (!inference_) return 0;
-                  inference_->map_trainer(std::move(received));
-                  return inference_->transfer();
-                });
+  [[nodiscard]] Steps discarding(Tag tag) {
+    if (!has(tag)) return {};
+    return {{{"discard", kInference, tag}, region(tag), [this, tag] {
+               return inference_->discard(tag);
+             }}};
+  }
+
+  [[nodiscard]] Steps transferring() {
+    return {{{"transfer", kInference, Tag::kWeights, Link::kDeviceToDevice},
+             region(Tag::kWeights),
+             [this] { return inference_->transfer(); }}};
+  }
+
+  [[nodiscard]] Steps digesting(Role role) {
+    return {{{"digest", role, Tag::kWeights}, region(Tag::kWeights), [this] {
+               if (inference_ && options_.verify == Verify::kFull) wrong_ = inference_->compare();
+               return verifier_->digest();
+             }}};
+  }
+
+  [[nodiscard]] Steps mapping() {
+    return {{{"map", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
+               map_trainer();
+               return 0;
+             }}};
+  }
+
+  /// What another process has mapped does not become free when it is given back.
+  [[nodiscard]] Steps unmapping() {
+    return {{{"unmap", kInference, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
+               inference_->unmap_trainer();
+               return 0;
+             }}};
+  }
+
+  /// Whether the trainer gives memory back in this run.
+  [[nodiscard]] bool lets_go() const { return options_.offload || command_ == Command::kTransfer; }
+
+  /// Every inference rank maps the weights of the trainer on its device. Collective.
+  void map_trainer() {
+    auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
+    auto received = swap_handles(job_, offered, setup_.devices.partner, setup_.fingerprint);
+    if (inference_) inference_->map_trainer(std::move(received));
   }
 
   void verify() {
-    phases_.run({"verify", kEveryone, Tag::kWeights}, region(Tag::kWeights), [&] {
-      std::optional<WrongElement> wrong;
-      if (inference_ && options_.verify == Verify::kFull) wrong = inference_->compare();
-      return verifier_->verify(wrong, report_.versions.back().digest.emplace());
-    });
+    run({{{"verify", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
+            verifier_->verify(wrong_, report_.versions.back().digest.emplace());
+            return 0;
+          }}});
   }
 
-  /// Every rank has agreed that the version is right; the trainer's memory is let go.
+  /// Every rank has agreed that the version is right; the trainer's memory may go.
   void commit() {
-    phases_.run({"commit", kEveryone, Tag::kWeights}, region(Tag::kWeights), [&]() -> uint64_t {
-      if (inference_) inference_->unmap_trainer();
-      return 0;
-    });
+    run({{{"commit", kEveryone, Tag::kWeights}, region(Tag::kWeights), []() -> uint64_t {
+            return 0;
+          }}});
     report_.versions.back().committed = true;
     report_.committed_version = report_.versions.back().version;
     report_.poisoned = false;
@@ -197,7 +248,22 @@ class Session {
 
   void train() {
     if (!options_.optimizer) return;
-    phases_.run({"train", kTrainers, std::nullopt}, nullptr, [&] { return trainer_->train(); });
+    run({{{"train", kTrainers, std::nullopt}, nullptr, [this] { return trainer_->train(); }}});
+  }
+
+  void run(const Steps& steps) {
+    if (!steps.empty()) phases_.run(steps);
+  }
+
+  static void append(Steps& steps, Steps more) {
+    std::move(more.begin(), more.end(), std::back_inserter(steps));
+  }
+
+  /// One list of several; each role goes through its own steps in this order.
+  [[nodiscard]] static Steps together(std::vector<Steps> lists) {
+    Steps steps;
+    for (auto& list : lists) append(steps, std::move(list));
+    return steps;
   }
 
   void begin_version(uint64_t version) {
@@ -230,11 +296,11 @@ class Session {
 
   void make_member() {
     if (role() == Role::kInference) {
-      inference_ = std::make_unique<InferenceMember>(job_, setup_, options_.kv_cache_bytes,
-                                                     *kernels_, *queue_, *exchange_);
+      inference_ = std::make_unique<InferenceMember>(
+          job_, setup_, options_.kv_cache_bytes, ledger_->ledger(), *kernels_, *queue_, *exchange_);
     } else {
-      trainer_ =
-          std::make_unique<TrainerMember>(job_, setup_, options_.optimizer, *kernels_, *queue_);
+      trainer_ = std::make_unique<TrainerMember>(job_, setup_, options_.optimizer,
+                                                 ledger_->ledger(), *kernels_, *queue_);
     }
     verifier_ =
         std::make_unique<WeightVerifier>(job_, setup_, *kernels_, region(Tag::kWeights)->data());
@@ -250,6 +316,7 @@ class Session {
     }
     if (inference_) sample.other_held = inference_->staging_bytes();
     sample.free_bytes = setup_.device->memory().free_bytes;
+    sample.device_peak = ledger_->ledger().peak_bytes();
     return sample;
   }
 
@@ -298,10 +365,12 @@ class Session {
   Setup setup_;
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<CopyQueue> queue_;
+  std::unique_ptr<GpuLedger> ledger_;
   std::unique_ptr<Exchange> exchange_;  ///< On inference ranks.
   std::unique_ptr<TrainerMember> trainer_;
   std::unique_ptr<InferenceMember> inference_;
   std::unique_ptr<WeightVerifier> verifier_;
+  std::optional<WrongElement> wrong_;  ///< What the last comparison of bytes found here.
   MemoryAccount account_;
   PhaseRunner phases_;
   double version_start_ = 0;

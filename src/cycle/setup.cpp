@@ -1,12 +1,14 @@
 #include "cycle/setup.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <string>
 #include <string_view>
 
 #include "base/checked.hpp"
 #include "base/log.hpp"
+#include "cycle/accounting.hpp"
 #include "cycle/common_options.hpp"
 #include "cycle/needs.hpp"
 #include "layout/engines.hpp"
@@ -76,33 +78,64 @@ std::vector<DeviceNeeds> needs_in_chunks(const Setup& setup, const RunOptions& o
   return needs;
 }
 
-/// The peaks of all pairs that share a GPU, added up, against its budget.
-void check_budget(const Job& job, const Setup& setup, const RunOptions& options,
-                  const std::vector<DeviceNeeds>& needs, const std::vector<uint64_t>& free_bytes) {
-  std::vector<uint64_t> peak(static_cast<size_t>(setup.devices.gpus), 0);
-  std::vector<std::string> moment(peak.size());
+/// What the pairs of ranks on a GPU need together, at least, and may have.
+struct GpuNeeds {
+  uint64_t peak = 0;
+  std::string moment;  ///< Of the fullest pair.
+  uint64_t pinned = 0;
+  uint64_t free = std::numeric_limits<uint64_t>::max();
+};
+
+std::vector<GpuNeeds> needs_of_gpus(const Job& job, const Setup& setup, const RunOptions& options,
+                                    const std::vector<DeviceNeeds>& needs,
+                                    const std::vector<uint64_t>& free_bytes) {
+  std::vector<GpuNeeds> gpus(static_cast<size_t>(setup.devices.gpus));
   for (const auto& peer : job.peers()) {
+    auto& gpu = gpus[setup.devices.physical[static_cast<size_t>(peer.rank)]];
+    gpu.free = std::min(gpu.free, free_bytes[static_cast<size_t>(peer.rank)]);
     if (peer.role != Role::kTrainer) continue;
-    const auto device = setup.devices.placement.trainer_device[peer.role_rank];
-    const auto gpu = setup.devices.physical[static_cast<size_t>(peer.rank)];
-    const auto of_pair = peak_of_cycle(needs[device], options.offload);
-    peak[gpu] = checked_add(peak[gpu], of_pair.bytes, "the memory of a GPU");
-    moment[gpu] = of_pair.moment;
+    const auto& own = needs[setup.devices.placement.trainer_device[peer.role_rank]];
+    const auto peak = peak_of_cycle(own, options.offload);
+    gpu.peak = checked_add(gpu.peak, peak.bytes, "the memory of a GPU");
+    gpu.moment = peak.moment;
+    gpu.pinned += host_bytes_of_cycle(own, options.offload);
   }
+  return gpus;
+}
+
+/// The least that the cycles on a GPU need must be there.
+void check_budget(const Job& job, const Setup& setup, const RunOptions& options,
+                  const std::vector<GpuNeeds>& gpus) {
   for (const auto& peer : job.peers()) {
-    const auto gpu = setup.devices.physical[static_cast<size_t>(peer.rank)];
-    const uint64_t free = free_bytes[static_cast<size_t>(peer.rank)];
-    const uint64_t budget = options.gpu_memory.value_or(free);
-    if (peak[gpu] <= std::min(budget, free)) continue;
+    const auto& gpu = gpus[setup.devices.physical[static_cast<size_t>(peer.rank)]];
+    const uint64_t budget = options.gpu_memory.value_or(gpu.free);
+    if (gpu.peak <= std::min(budget, gpu.free)) continue;
     throw request_error(fmt::format("the GPU of {} needs {} in {}, and has {}", peer.describe(),
-                                    format_bytes(peak[gpu]), moment[gpu],
-                                    budget < free ? format_bytes(budget) + " by --gpu-memory"
-                                                  : format_bytes(free) + " free"),
+                                    format_bytes(gpu.peak), gpu.moment,
+                                    budget < gpu.free ? format_bytes(budget) + " by --gpu-memory"
+                                                      : format_bytes(gpu.free) + " free"),
                         options.offload
                             ? "spread the model over more GPUs, keep fewer --layers, or shrink "
                               "--kv-cache"
                             : "leave out --no-offload");
   }
+}
+
+/// What the ranks on a GPU may hold: as asked for, or what is free, less what the driver will take
+/// for itself. Host memory serves all devices of a node, and their offloaded bytes.
+uint64_t budget_of(const GpuNeeds& gpu, const RunOptions& options, BackendKind backend,
+                   size_t gpus) {
+  constexpr uint64_t kDriverBytes = 512ULL << 20;
+  uint64_t spare = 0;
+  switch (backend) {
+    case BackendKind::kCuda:
+      spare = gpu.free - std::min(gpu.free, kDriverBytes + page_table_bytes(gpu.pinned));
+      break;
+    case BackendKind::kHost:
+      spare = gpu.free / 2 / gpus;
+      break;
+  }
+  return std::max(gpu.peak, std::min(options.gpu_memory.value_or(spare), gpu.free));
 }
 
 /// Warns where a node has less memory than its ranks will hold there: the kernel would end one.
@@ -118,7 +151,7 @@ void check_host_memory(Job& job, const Setup& setup, const RunOptions& options,
     const auto device = setup.devices.placement.trainer_device[peer.role_rank];
     wanted[peer.host] += host_bytes_of_cycle(needs[device], options.offload);
     if (setup.backend == BackendKind::kHost) {
-      wanted[peer.host] += peak_of_cycle(needs[device], options.offload).bytes;
+      wanted[peer.host] += peak_of_cycle(needs[device], options.offload, setup.gpu_budget).bytes;
     }
   }
   if (job.rank() != 0) return;
@@ -149,7 +182,10 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   job.do_and_agree([&] {
     plan(job, setup);
     needs = needs_in_chunks(setup, options);
-    check_budget(job, setup, options, needs, free_bytes);
+    const auto gpus = needs_of_gpus(job, setup, options, needs, free_bytes);
+    check_budget(job, setup, options, gpus);
+    const auto& mine = gpus[setup.devices.physical[static_cast<size_t>(job.rank())]];
+    setup.gpu_budget = budget_of(mine, options, setup.backend, gpus.size());
   });
   check_host_memory(job, setup, options, needs);
   return setup;

@@ -33,6 +33,7 @@ struct Setup {
   RankLayout trainer_here;    ///< Of the trainer rank on this rank's device.
   RankLayout inference_here;  ///< Of the inference rank there.
   Plan plan;                  ///< This device's part.
+  uint64_t gpu_budget = 0;    ///< Bytes that all ranks on this rank's GPU may hold together.
   double plan_seconds = 0;
 
   [[nodiscard]] const Catalogue& catalogue() const { return source->catalogue(); }

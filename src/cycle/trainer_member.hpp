@@ -16,8 +16,8 @@ namespace awex {
 /// read; they throw on this rank alone.
 class TrainerMember {
  public:
-  TrainerMember(Job& job, const Setup& setup, bool with_optimizer, Kernels& kernels,
-                CopyQueue& queue);
+  TrainerMember(Job& job, const Setup& setup, bool with_optimizer, MemoryLedger& ledger,
+                Kernels& kernels, CopyQueue& queue);
 
   [[nodiscard]] Region* region(Tag tag);
 

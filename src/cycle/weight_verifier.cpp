@@ -29,14 +29,17 @@ WeightVerifier::WeightVerifier(Job& job, const Setup& setup, Kernels& kernels,
   batch_ = kernels.prepare_digests(views, narrow<uint32_t>(2 * setup.catalogue().tensors().size()));
 }
 
-uint64_t WeightVerifier::verify(const std::optional<WrongElement>& wrong_element,
-                                DigestReport& report) {
+uint64_t WeightVerifier::digest() {
   batch_->run();
   kernels_.wait("the digest of the weights", job_.deadline(), job_);
+  return bytes_;
+}
+
+void WeightVerifier::verify(const std::optional<WrongElement>& wrong_element,
+                            DigestReport& report) {
   const auto sums = reduce_sums();
   compare_bytes(wrong_element);
   compare_sums(sums, report);
-  return bytes_;
 }
 
 /// The trainers' sums over all ranks, then inference's.

@@ -19,11 +19,12 @@ class WeightVerifier {
   /// `weights` is the base of this rank's own weights region.
   WeightVerifier(Job& job, const Setup& setup, Kernels& kernels, const std::byte* weights);
 
-  /// Digests this rank's weights, which must be resident, and compares all. `wrong_element` is what
-  /// a comparison of bytes found on this rank, if one was made. Fills `report`. Every rank throws
-  /// the same Error(kMismatch) that names the first wrong tensor. Returns the bytes read.
-  /// Collective.
-  uint64_t verify(const std::optional<WrongElement>& wrong_element, DigestReport& report);
+  /// Digests this rank's weights, which must be resident. Returns the bytes read.
+  uint64_t digest();
+  /// Compares what all ranks' last `digest` found. `wrong_element` is what a comparison of bytes
+  /// found on this rank, if one was made. Fills `report`. Every rank throws the same
+  /// Error(kMismatch) that names the first wrong tensor. Collective.
+  void verify(const std::optional<WrongElement>& wrong_element, DigestReport& report);
 
  private:
   [[nodiscard]] std::vector<uint64_t> reduce_sums();

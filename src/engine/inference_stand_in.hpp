@@ -13,9 +13,10 @@ namespace awex {
 /// The built-in inference engine of one rank: holds its fused weights and a KV cache.
 class InferenceStandIn {
  public:
-  /// Reserves addresses; takes no memory. `kv_cache_bytes` 0 means none. `device` must outlive it.
+  /// Reserves addresses; takes no memory. `kv_cache_bytes` 0 means none. `device` and `ledger`
+  /// must outlive it.
   InferenceStandIn(const Catalogue& catalogue, RankLayout layout, uint64_t kv_cache_bytes,
-                   Device& device);
+                   Device& device, MemoryLedger& ledger);
 
   [[nodiscard]] const RankLayout& layout() const { return layout_; }
   [[nodiscard]] Region& weights() { return weights_; }

@@ -30,13 +30,15 @@ uint64_t TrainerStandIn::optimizer_bytes(const RankLayout& layout) {
 }
 
 TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bool with_optimizer,
-                               Device& device, Kernels& kernels, size_t host_threads)
+                               Device& device, MemoryLedger& ledger, Kernels& kernels,
+                               size_t host_threads)
     : catalogue_(catalogue),
       layout_(std::move(layout)),
       kernels_(kernels),
-      weights_(device, "trainer weights", Tag::kWeights, layout_.bytes) {
+      weights_(device, "trainer weights", Tag::kWeights, layout_.bytes, &ledger) {
   if (!with_optimizer) return;
-  optimizer_.emplace(device, "trainer optimizer", Tag::kOptimizer, optimizer_bytes(layout_));
+  optimizer_.emplace(device, "trainer optimizer", Tag::kOptimizer, optimizer_bytes(layout_),
+                     &ledger);
   // Routers' correction biases are fp32 among bf16 weights.
   std::set<DType> dtypes;
   for (const auto& parameter : layout_.parameters) dtypes.insert(parameter.dtype);
@@ -47,12 +49,12 @@ TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bo
 
 void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue& queue,
                           ThreadPool& threads, const Deadline& deadline, WaitMonitor& monitor) {
-  weights_.take();
+  weights_.take(deadline, monitor);
   window_ = device.allocate_host(load_window_bytes(catalogue_, layout_));
   load_region(source, layout_, weights_, *window_, queue, threads, deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
-  optimizer_->take();
+  optimizer_->take(deadline, monitor);
   // Alignment gaps between states are part of the digests: give them a value.
   queue.fill_zero(optimizer_->data(), optimizer_->bytes());
   queue.finish("clearing the optimizer state", deadline, monitor);

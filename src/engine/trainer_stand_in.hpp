@@ -19,10 +19,10 @@ namespace awex {
 /// gradients. Its next weights depend on every byte of its state.
 class TrainerStandIn {
  public:
-  /// Reserves addresses; takes no memory. `catalogue`, `device` and `kernels` must outlive it.
-  /// Throws a request error when the model's dtype cannot be trained.
+  /// Reserves addresses; takes no memory. `catalogue`, `device`, `ledger` and `kernels` must
+  /// outlive it. Throws a request error when the model's dtype cannot be trained.
   TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bool with_optimizer, Device& device,
-                 Kernels& kernels, size_t host_threads);
+                 MemoryLedger& ledger, Kernels& kernels, size_t host_threads);
 
   [[nodiscard]] const RankLayout& layout() const { return layout_; }
   [[nodiscard]] Region& weights() { return weights_; }

@@ -53,8 +53,12 @@ const char* state_name(RegionState state) {
   return "unknown";
 }
 
-Region::Region(Device& device, std::string name, Tag tag, uint64_t bytes)
-    : device_(device), name_(std::move(name)), tag_(tag), range_(device.reserve(name_, bytes)) {
+Region::Region(Device& device, std::string name, Tag tag, uint64_t bytes, MemoryLedger* ledger)
+    : device_(device),
+      ledger_(ledger),
+      name_(std::move(name)),
+      tag_(tag),
+      range_(device.reserve(name_, bytes)) {
   chunks_.resize(range_->chunks());
 }
 
@@ -64,14 +68,16 @@ uint64_t Region::host_bytes() const {
   return bytes;
 }
 
-RegionChange Region::take() {
+RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
   if (state_ == RegionState::kResident) return {};
   return about_tag(tag_, [&]() -> RegionChange {
     // A resume that failed may end as resident as well, but not by a take, which brings no bytes.
     if (state_ != RegionState::kDiscarded) throw illegal_move(RegionState::kResident);
     enter(RegionState::kResident);
     try {
-      for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) take_chunk(chunk);
+      for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+        take_chunk(chunk, deadline, monitor);
+      }
     } catch (...) {
       state_ = RegionState::kDiscarded;
       release_all();
@@ -127,14 +133,14 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
 
 RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
   if (state_ == RegionState::kResident) return {};
-  if (state_ == RegionState::kDiscarded) return take();
+  if (state_ == RegionState::kDiscarded) return take(deadline, monitor);
   return about_tag(tag_, [&] {
     enter(RegionState::kResuming);
     RegionChange change{.changed = true};
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (!chunks_[chunk].bytes_in_host) continue;
       monitor.poll();
-      take_chunk(chunk);
+      take_chunk(chunk, deadline, monitor);
       const auto host = backup(chunk);
       queue.copy(chunk_data(chunk), host.data(), host.size());
       change.moved_bytes += host.size();
@@ -174,9 +180,16 @@ void Region::enter(RegionState to) {
   state_ = to;
 }
 
-void Region::take_chunk(uint64_t chunk) {
+void Region::take_chunk(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor) {
   if (chunks_[chunk].is_taken) return;
-  range_->take_chunk(chunk);
+  const uint64_t bytes = range_->chunk_bytes();
+  if (ledger_ != nullptr) ledger_->reserve(bytes, fmt::format("\"{}\"", name_), deadline, monitor);
+  try {
+    range_->take_chunk(chunk);
+  } catch (...) {
+    if (ledger_ != nullptr) ledger_->release(bytes);
+    throw;
+  }
   chunks_[chunk].is_taken = true;
 }
 
@@ -184,6 +197,7 @@ void Region::release_chunk(uint64_t chunk) {
   if (!chunks_[chunk].is_taken) return;
   range_->release_chunk(chunk);
   chunks_[chunk].is_taken = false;
+  if (ledger_ != nullptr) ledger_->release(range_->chunk_bytes());
 }
 
 void Region::release_all() {

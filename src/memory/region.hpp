@@ -10,6 +10,7 @@
 #include "base/error.hpp"
 #include "base/wait.hpp"
 #include "memory/device.hpp"
+#include "memory/ledger.hpp"
 
 namespace awex {
 
@@ -75,8 +76,9 @@ struct RegionChange {
 /// the region.
 class Region {
  public:
-  /// Reserves addresses for `bytes` (> 0) and takes no memory. `device` must outlive the region.
-  Region(Device& device, std::string name, Tag tag, uint64_t bytes);
+  /// Reserves addresses for `bytes` (> 0) and takes no memory. `device` must outlive the region,
+  /// and so must `ledger`, on which it books its device memory; without one that is not limited.
+  Region(Device& device, std::string name, Tag tag, uint64_t bytes, MemoryLedger* ledger = nullptr);
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] Tag tag() const { return tag_; }
@@ -89,8 +91,9 @@ class Region {
   /// Host memory held now.
   [[nodiscard]] uint64_t host_bytes() const;
 
-  /// Discarded to resident, with undefined content. All or nothing.
-  RegionChange take();
+  /// Discarded to resident, with undefined content. All or nothing. Like `resume` it waits for room
+  /// on the ledger, chunk by chunk.
+  RegionChange take(const Deadline& deadline, WaitMonitor& monitor);
   /// Resident to discarded: the bytes are gone. No device work on them may be in flight. Bytes that
   /// were offloaded cannot be discarded.
   RegionChange discard();
@@ -118,13 +121,14 @@ class Region {
 
   [[nodiscard]] Error illegal_move(RegionState to) const;
   void enter(RegionState to);
-  void take_chunk(uint64_t chunk);
+  void take_chunk(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
   void release_chunk(uint64_t chunk);
   void release_all();
   void ensure_backup(uint64_t chunk);
   [[nodiscard]] std::byte* chunk_data(uint64_t chunk) const;
 
   Device& device_;
+  MemoryLedger* ledger_;
   std::string name_;
   Tag tag_;
   RegionState state_ = RegionState::kDiscarded;

@@ -8,16 +8,9 @@
 
 #include "base/checked.hpp"
 #include "base/fixed_text.hpp"
-#include "base/log.hpp"
-#include "transfer/fd_transport.hpp"
 
 namespace awex {
 namespace {
-
-constexpr auto kHandOver = "the hand-over of memory descriptors";
-
-/// How the importer has fetched, or will; it tells the exporter.
-enum class Way : int32_t { kDone, kBySocket };
 
 std::string describe(const HandleRecord& record) {
   return fmt::format("rank {} ({}, host {})", record.rank, role_name(record.role),
@@ -103,39 +96,6 @@ std::string weights_of(const Job& job, int trainer) {
   return fmt::format("the weights of {}", job.describe(trainer));
 }
 
-/// Keeps the descriptors open until the partner has them.
-void serve(Job& job, const HandleRecord& record, FdSocket& socket) {
-  Way way = Way::kDone;
-  const Incoming from_partner{record.partner, std::as_writable_bytes(std::span(&way, 1))};
-  job.exchange({}, {&from_partner, 1}, kHandOver);
-  if (way == Way::kDone) return;
-  const auto& partner = job.peers().at(static_cast<size_t>(record.partner));
-  socket.serve(partner.pid, std::span(record.fds).first(record.chunk_count),
-               weights_of(job, record.rank), job.deadline(), job);
-}
-
-std::vector<UniqueFd> fetch(Job& job, const HandleRecord& trainer, FdTransport transport) {
-  const auto tell = [&](Way way) {
-    const Outgoing to_partner{trainer.rank, std::as_bytes(std::span(&way, 1))};
-    job.exchange({&to_partner, 1}, {}, kHandOver);
-  };
-  if (transport != FdTransport::kSocket) {
-    auto result = fetch_by_pidfd(trainer.pid, std::span(trainer.fds).first(trainer.chunk_count));
-    if (result.refusal == 0) {
-      tell(Way::kDone);
-      return std::move(result.fds);
-    }
-    auto refusal =
-        errno_error(fmt::format("take the descriptors of {}", weights_of(job, trainer.rank)),
-                    "pidfd_getfd", result.refusal);
-    if (transport == FdTransport::kPidfd) throw std::move(refusal);
-    log::detail(fmt::format("{}; taking them through a socket", refusal.what()));
-  }
-  tell(Way::kBySocket);
-  return fetch_by_socket(text_of(trainer.socket), trainer.pid, trainer.chunk_count,
-                         weights_of(job, trainer.rank), job.deadline(), job);
-}
-
 }  // namespace
 
 void check_handles(std::span<const HandleRecord> records) {
@@ -160,11 +120,15 @@ ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank, uin
   // Every rank sees the same records, so every rank comes to the same verdict.
   job.do_and_agree([&] { check_handles(records); });
   if (socket) {
-    serve(job, record, *socket);
+    hand_out_fds(job, partner_rank, *socket, std::span(record.fds).first(record.chunk_count),
+                 weights_of(job, record.rank));
     return {};
   }
   const auto& trainer = records[static_cast<size_t>(partner_rank)];
-  return {trainer.bytes, trainer.chunk_bytes, fetch(job, trainer, transport)};
+  auto fds = take_fds(job, {trainer.rank, trainer.pid, trainer.socket},
+                      std::span(trainer.fds).first(trainer.chunk_count),
+                      weights_of(job, trainer.rank), transport);
+  return {trainer.bytes, trainer.chunk_bytes, std::move(fds)};
 }
 
 }  // namespace awex

@@ -10,6 +10,7 @@
 #include "base/unique_fd.hpp"
 #include "comm/job.hpp"
 #include "memory/device.hpp"
+#include "transfer/fd_exchange.hpp"
 
 namespace awex {
 
@@ -38,10 +39,6 @@ inline constexpr uint32_t kHandleProtocol = 1;
 /// all, partners that name each other, are of different roles and share host and device, and offers
 /// that make sense. Throws a request error that names both sides and what differs. Pure.
 void check_handles(std::span<const HandleRecord> records);
-
-/// How descriptors travel. kAuto tries pidfd_getfd and falls back to SCM_RIGHTS where the system
-/// forbids it; the others force one way (tests).
-enum class FdTransport : uint8_t { kAuto, kPidfd, kSocket };
 
 /// Descriptors of a trainer's range, opened in this process.
 struct ReceivedRange {

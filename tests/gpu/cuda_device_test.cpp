@@ -194,10 +194,10 @@ TEST_CASE("a region's bytes survive offload and resume, and its memory is given 
   const uint64_t bytes = 3 * 64 * kMiB + 12'345;
   Region region(*bench.device, "trainer optimizer", Tag::kOptimizer, bytes);
   const uint64_t before = bench.free_bytes();
-  region.take();
+  const Deadline deadline(Seconds(60));
+  region.take(deadline, bench.monitor);
   const auto content = named_bytes(bytes);
   bench.write(region.data(), content);
-  const Deadline deadline(Seconds(60));
   for (int cycle = 0; cycle < 2; ++cycle) {
     CHECK(region.offload(*bench.queue, deadline, bench.monitor).moved_bytes == bytes);
     CHECK(region.held_bytes() == 0);

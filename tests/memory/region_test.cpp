@@ -166,11 +166,12 @@ struct Fixture {
   NoMonitor monitor;
   Deadline deadline{Seconds(60)};
 
+  RegionChange take() { return region.take(deadline, monitor); }
   RegionChange offload() { return region.offload(*queue, deadline, monitor); }
   RegionChange resume() { return region.resume(*queue, deadline, monitor); }
 
   void take_and_fill() {
-    region.take();
+    take();
     for (uint64_t i = 0; i < kBytes; ++i) region.data()[i] = named(i);
     script.calls.clear();
   }
@@ -240,7 +241,7 @@ TEST_CASE("every call in every state does what the table says") {
       CAPTURE(state_name(kStates[i]));
       const std::string call = row.call;
       const auto act = [&] {
-        if (call == "take") return f.region.take();
+        if (call == "take") return f.take();
         if (call == "discard") return f.region.discard();
         return call == "offload" ? f.offload() : f.resume();
       };
@@ -279,7 +280,7 @@ TEST_CASE("asking for what is so already does nothing and says so") {
   Fixture f;
   CHECK_FALSE(f.region.discard().changed);
   f.take_and_fill();
-  CHECK_FALSE(f.region.take().changed);
+  CHECK_FALSE(f.take().changed);
   CHECK_FALSE(f.resume().changed);
   CHECK(f.script.calls.empty());
   f.offload();
@@ -340,10 +341,10 @@ TEST_CASE("taking is all or nothing") {
   for (int after = 0; after < 4; ++after) {
     Fixture f;
     f.fail("take", after);
-    CHECK_THROWS_WITH_AS(f.region.take(), "scripted failure of take", Error);
+    CHECK_THROWS_WITH_AS(f.take(), "scripted failure of take", Error);
     CHECK(f.region.state() == RegionState::kDiscarded);
     CHECK(f.region.held_bytes() == 0);
-    CHECK(f.region.take().changed);
+    CHECK(f.take().changed);
     CHECK(f.region.held_bytes() == 4 * kFakeChunk);
   }
 }
@@ -465,7 +466,7 @@ TEST_CASE("on host memory, an offload really frees the device and a resume bring
   const auto queue = device->make_queue();
   NoMonitor monitor;
   const Deadline deadline{Seconds(60)};
-  region.take();
+  region.take(deadline, monitor);
   std::byte* const data = region.data();
   for (uint64_t i = 0; i < kBytes; ++i) data[i] = named(i >> 3);
   CHECK(free_at_start - device->memory().free_bytes == region.held_bytes());
