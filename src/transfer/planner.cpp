@@ -412,16 +412,23 @@ Plan Planner::whole() const {
 }
 
 Plan Planner::part(uint32_t device) const {
-  const auto is_here = [&](const Route& route, const Source& source) {
-    return placement_.inference_device[route.target] == device ||
-           placement_.trainer_device[source.rank] == device;
-  };
+  const uint32_t sender = trainer_on_[device];
+  const auto is_sender = [sender](const Source& source) { return source.rank == sender; };
+  // Most of a cluster's routes concern other devices: they are passed over without dealing them.
+  std::vector<bool> takes_part(deals_.size());
+  std::transform(deals_.begin(), deals_.end(), takes_part.begin(), [&](const Deal& deal) {
+    return std::any_of(deal.sources.begin(), deal.sources.end(), is_sender);
+  });
   std::vector<Piece> pieces;
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
-      if (!route.deal && !is_here(route, route.only)) continue;
+      const bool receives = placement_.inference_device[route.target] == device;
+      const bool may_send = route.deal ? takes_part[*route.deal] : is_sender(route.only);
+      if (!receives && !may_send) continue;
       for (size_t i = 0; i < kind.tensors.size(); ++i) {
-        if (is_here(route, source_of(kind, route, i))) pieces.push_back(piece_of(kind, route, i));
+        if (receives || is_sender(source_of(kind, route, i))) {
+          pieces.push_back(piece_of(kind, route, i));
+        }
       }
     }
   }
