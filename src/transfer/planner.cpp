@@ -14,6 +14,7 @@ namespace awex {
 namespace {
 
 constexpr uint32_t kNobody = ~uint32_t{0};
+constexpr uint64_t kHashFactor = 0x9e3779b97f4a7c15;  // Odd, with bits everywhere.
 
 std::string describe(const Box& box) {
   return fmt::format("rows [{}, {}) x columns [{}, {})", box.rows.begin, box.rows.end,
@@ -42,14 +43,14 @@ uint64_t offset_of(const HeldShard& shard, const Box& part, uint64_t element) {
   return shard.offset_bytes + (rows * shard.row_stride + cols) * element;
 }
 
+/// Says what equal_spread compares: equal spreads have equal hashes.
 uint64_t hash_of(std::span<const HeldShard> shards, uint64_t hash) {
-  const auto add = [&hash](uint64_t value) { hash = mix64(hash ^ value) + value; };
   for (const auto& shard : shards) {
-    add(shard.content);
-    for (const uint64_t bound : key_of(shard.box)) add(bound);
+    uint64_t word = shard.content;
+    for (const uint64_t bound : key_of(shard.box)) word = word * kHashFactor + bound;
+    hash = mix64(hash ^ word);
   }
-  add(shards.size());
-  return hash;
+  return mix64(hash + shards.size());
 }
 
 bool equal_spread(std::span<const HeldShard> a, std::span<const HeldShard> b) {
