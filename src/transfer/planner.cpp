@@ -161,26 +161,28 @@ class Planner::Router {
   void look_from(uint32_t target, Hit& hit) const {
     const uint32_t device = planner_.placement_.inference_device[target];
     const uint32_t node = planner_.placement_.device_node[device];
-    const auto& all = hit.supply->sources;
-    const auto begin = first_at(all, {node, 0});
-    const auto end = first_at(all, {node + 1, 0});
-    if (begin == end) {
+    const std::span<const Source> all = hit.supply->sources;
+    const auto near = from_place(all, {node, 0});
+    if (near.empty() || node_of(near.front().rank) != node) {
       hit.near = Near::kCluster;
       hit.sources = all;
       return;
     }
     const uint32_t local = planner_.trainer_on_[device];
-    const auto here = first_at(all, {node, local});
-    const bool is_here = here != end && here->rank == local;
+    const auto here = from_place(near, {node, local});
+    const bool is_here = !here.empty() && here.front().rank == local;
     hit.near = is_here ? Near::kDevice : Near::kNode;
-    hit.sources = is_here ? std::span(here, 1) : std::span(begin, end);
+    hit.sources =
+        is_here ? here.first(1) : near.first(near.size() - from_place(near, {node + 1, 0}).size());
   }
 
-  [[nodiscard]] std::vector<Source>::const_iterator first_at(
-      const std::vector<Source>& sources, std::pair<uint32_t, uint32_t> place) const {
-    return std::lower_bound(
+  /// The sources at a place and after it.
+  [[nodiscard]] std::span<const Source> from_place(std::span<const Source> sources,
+                                                   std::pair<uint32_t, uint32_t> place) const {
+    const auto begin = std::lower_bound(
         sources.begin(), sources.end(), place,
         [this](const Source& source, const auto& wanted) { return place_of(source) < wanted; });
+    return {begin, sources.end()};
   }
 
   /// Cuts a demanded box into boxes to take from the hits, the nearest first.
