@@ -131,31 +131,38 @@ class Planner::Router {
     }
   }
 
-  /// Adds the routes of all targets that hold the demanded shard.
+  /// Adds the routes of all targets that hold the demanded shard: neighbours that see the sources
+  /// equally near are served together.
   void serve(uint32_t index, const HeldShard& demand) {
     deals_.clear();
     hits_.clear();
     for (const auto& supply : supplies_) {
       if (!intersect(supply.box, demand.box).empty()) hits_.push_back({.supply = &supply});
     }
-    std::vector<Part> parts;
-    for (const uint32_t target : planner_.inference_.ranks_of(demand.content)) {
-      // Most targets see the sources as near as the one before, and are served in the same way.
-      const bool as_before = find_nearest(target) && !parts.empty();
-      if (!as_before) parts = divide(demand.box, target);
-      for (const auto& part : parts) add_route(target, index, part);
+    auto targets = planner_.inference_.ranks_of(demand.content);
+    while (!targets.empty()) {
+      look_from(targets.front());
+      size_t alike = 1;
+      while (alike < targets.size() && sees_the_same(targets[alike])) ++alike;
+      for (const auto& part : divide(demand.box, targets.front())) {
+        add_route(targets.first(alike), index, part);
+      }
+      targets = targets.subspan(alike);
     }
   }
 
-  /// Looks at all hits from a target; whether they are as near as the last target saw them.
-  bool find_nearest(uint32_t target) {
-    bool unchanged = true;
-    for (auto& hit : hits_) {
-      const Near before = hit.near;
-      look_from(target, hit);
-      unchanged = unchanged && hit.near == before;
-    }
-    return unchanged;
+  void look_from(uint32_t target) {
+    for (auto& hit : hits_) look_from(target, hit);
+  }
+
+  /// Whether the target sees all hits as the one looked from does.
+  [[nodiscard]] bool sees_the_same(uint32_t target) const {
+    return std::all_of(hits_.begin(), hits_.end(), [&](const Hit& hit) {
+      Hit seen = hit;
+      look_from(target, seen);
+      return seen.near == hit.near && seen.sources.data() == hit.sources.data() &&
+             seen.sources.size() == hit.sources.size();
+    });
   }
 
   void look_from(uint32_t target, Hit& hit) const {
@@ -213,18 +220,18 @@ class Planner::Router {
                                     planner_.catalogue_.tensors()[tensor].name, target));
   }
 
-  void add_route(uint32_t target, uint32_t demand, const Part& part) {
+  void add_route(std::span<const uint32_t> targets, uint32_t demand, const Part& part) {
     const Hit& hit = hits_[part.hit];
-    Kind& kind = planner_.kinds_[kind_];
-    Route route{.target = target, .demand = demand, .part = part.box, .near = hit.near};
+    Route route{.targets = targets, .demand = demand, .part = part.box, .near = hit.near};
     if (hit.sources.size() == 1) {
       route.only = hit.sources.front();
     } else {
       Deal& deal = deal_for(part, route);
       route.deal = static_cast<uint32_t>(&deal - planner_.deals_.data());
-      route.turn = deal.turns++;
+      route.first_turn = deal.turns;
+      deal.turns += static_cast<uint32_t>(targets.size());
     }
-    kind.routes.push_back(route);
+    planner_.kinds_[kind_].routes.push_back(route);
   }
 
   /// The deal of all targets that want the same box from the same sources.
@@ -286,12 +293,16 @@ void Planner::find_kinds() {
   }
 }
 
+uint64_t Planner::bytes_of(const Kind& kind, const Route& route) {
+  return route.part.elements() * kind.element * kind.tensors.size() * route.targets.size();
+}
+
 void Planner::level_loads() {
   std::vector<uint64_t> sent(trainers_.ranks(), 0);
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
       if (route.deal || route.near == Near::kDevice) continue;
-      sent[route.only.rank] += route.part.elements() * kind.element * kind.tensors.size();
+      sent[route.only.rank] += bytes_of(kind, route);
     }
   }
   std::vector<uint32_t> order(deals_.size());
@@ -335,22 +346,24 @@ void Planner::share_out(Deal& deal, std::vector<uint64_t>& sent) const {
   while (std::gcd(deal.stride, pieces) != 1) ++deal.stride;
 }
 
-Planner::Source Planner::source_of(const Kind& kind, const Route& route, size_t index) const {
+Planner::Source Planner::source_of(const Kind& kind, const Route& route, size_t target,
+                                   size_t index) const {
   if (!route.deal) return route.only;
   const Deal& deal = deals_[*route.deal];
   const uint64_t pieces = deal.turns * kind.tensors.size();
-  const uint64_t at = (index * deal.turns + route.turn) % pieces * deal.stride % pieces;
+  const uint64_t turn = route.first_turn + target;
+  const uint64_t at = (index * deal.turns + turn) % pieces * deal.stride % pieces;
   const auto end = std::upper_bound(deal.shares_end.begin(), deal.shares_end.end(), at);
   return deal.sources[static_cast<size_t>(end - deal.shares_end.begin())];
 }
 
-Piece Planner::piece_of(const Kind& kind, const Route& route, size_t index) const {
+Piece Planner::piece_of(const Kind& kind, const Route& route, size_t target, size_t index) const {
   const uint32_t tensor = kind.tensors[index];
-  const Source source = source_of(kind, route, index);
+  const Source source = source_of(kind, route, target, index);
   const HeldShard& from = trainers_.of(tensor)[source.holder];
   const HeldShard& to = inference_.of(tensor)[route.demand];
   return {.source = source.rank,
-          .target = route.target,
+          .target = route.targets[target],
           .tensor = tensor,
           .box = route.part,
           .row_bytes = route.part.cols.size() * kind.element,
@@ -365,8 +378,8 @@ Piece Planner::piece_of(const Kind& kind, const Route& route, size_t index) cons
 void Planner::add_up() {
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
-      const uint64_t bytes = route.part.elements() * kind.element * kind.tensors.size();
-      (route.near == Near::kDevice ? totals_.local_bytes : totals_.remote_bytes) += bytes;
+      const bool local = route.near == Near::kDevice;
+      (local ? totals_.local_bytes : totals_.remote_bytes) += bytes_of(kind, route);
     }
     totals_.remote_bytes_lower_bound += missing_on_device(kind) * kind.element;
   }
@@ -408,7 +421,11 @@ Plan Planner::whole() const {
   std::vector<Piece> pieces;
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
-      for (size_t i = 0; i < kind.tensors.size(); ++i) pieces.push_back(piece_of(kind, route, i));
+      for (size_t target = 0; target < route.targets.size(); ++target) {
+        for (size_t i = 0; i < kind.tensors.size(); ++i) {
+          pieces.push_back(piece_of(kind, route, target, i));
+        }
+      }
     }
   }
   return sorted(std::move(pieces));
@@ -425,12 +442,14 @@ Plan Planner::part(uint32_t device) const {
   std::vector<Piece> pieces;
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
-      const bool receives = placement_.inference_device[route.target] == device;
       const bool may_send = route.deal ? takes_part[*route.deal] : is_sender(route.only);
-      if (!receives && !may_send) continue;
-      for (size_t i = 0; i < kind.tensors.size(); ++i) {
-        if (receives || is_sender(source_of(kind, route, i))) {
-          pieces.push_back(piece_of(kind, route, i));
+      for (size_t target = 0; target < route.targets.size(); ++target) {
+        const bool receives = placement_.inference_device[route.targets[target]] == device;
+        if (!receives && !may_send) continue;
+        for (size_t i = 0; i < kind.tensors.size(); ++i) {
+          if (receives || is_sender(source_of(kind, route, target, i))) {
+            pieces.push_back(piece_of(kind, route, target, i));
+          }
         }
       }
     }
@@ -440,15 +459,18 @@ Plan Planner::part(uint32_t device) const {
 
 void Planner::for_each_flow(const std::function<void(const Flow&)>& visit) const {
   for (const auto& kind : kinds_) {
+    const size_t tensors = kind.tensors.size();
     for (const auto& route : kind.routes) {
       const uint64_t bytes = route.part.elements() * kind.element;
-      const size_t tensors = kind.tensors.size();
-      if (!route.deal) {
-        visit({route.only.rank, route.target, route.near, tensors, bytes * tensors});
-        continue;
-      }
-      for (size_t i = 0; i < tensors; ++i) {
-        visit({source_of(kind, route, i).rank, route.target, route.near, 1, bytes});
+      for (size_t target = 0; target < route.targets.size(); ++target) {
+        const uint32_t to = route.targets[target];
+        if (!route.deal) {
+          visit({route.only.rank, to, route.near, tensors, bytes * tensors});
+          continue;
+        }
+        for (size_t i = 0; i < tensors; ++i) {
+          visit({source_of(kind, route, target, i).rank, to, route.near, 1, bytes});
+        }
       }
     }
   }
