@@ -42,13 +42,7 @@ class RoleShards {
   [[nodiscard]] std::vector<uint64_t> copies_of_tensors(const Catalogue& catalogue) const;
 
  private:
-  struct Entry {
-    uint32_t tensor = 0;
-    HeldShard shard;
-  };
-
-  void add_content(const RankLayout& layout, std::vector<Entry>& entries);
-  void sort_by_tensor(size_t tensors, const std::vector<Entry>& entries);
+  void sort_by_tensor(size_t tensors, const std::vector<std::span<const Shard>>& contents);
 
   std::vector<uint32_t> content_;               ///< By rank.
   std::vector<std::vector<uint32_t>> members_;  ///< By content.

@@ -274,4 +274,33 @@ TEST_CASE("a part that lacks a piece, or has one from elsewhere, is not proven")
   CHECK_THROWS_AS(prove_received(nowhere, catalogue, trainer, inference, 5), Error);
 }
 
+TEST_CASE("Kimi-K2 on 1,024 GPUs: exact totals, a proven part") {
+  const Catalogue catalogue = make_catalogue("kimi-k2", preset_config("kimi-k2"));
+  const uint32_t gpus = 1024;
+  const auto trainer =
+      make_trainer_layout("megatron:tp=8,pp=16,last=1,ep=64,etp=1", catalogue, gpus);
+  const auto inference = make_inference_layout("sglang:tp=32,ep=32", catalogue, gpus);
+  const Planned world(catalogue, *trainer, *inference, colocated(gpus, 8));
+  uint64_t wanted = 0;
+  uint64_t local = 0;
+  for (uint32_t gpu = 0; gpu < gpus; ++gpu) {
+    std::map<uint32_t, std::vector<Box>> held;
+    for (const auto& shard : trainer->rank_layout(gpu).shards) {
+      held[shard.tensor].push_back(shard.box);
+    }
+    for (const auto& shard : inference->rank_layout(gpu).shards) {
+      const uint64_t element = element_bytes(catalogue.tensors()[shard.tensor].dtype);
+      wanted += shard.box.elements() * element;
+      for (const auto& box : held[shard.tensor]) {
+        local += intersect(box, shard.box).elements() * element;
+      }
+    }
+  }
+  const Plan& totals = world.planner.totals();
+  CHECK(totals.local_bytes == local);
+  CHECK(totals.remote_bytes == wanted - local);
+  CHECK(totals.remote_bytes_lower_bound == wanted - local);
+  CHECK_NOTHROW(prove_received(world.planner.part(777), catalogue, *trainer, *inference, 777));
+}
+
 }  // namespace awex::test
