@@ -27,7 +27,7 @@ struct DTypeRules {
   /// error for values that are no dtypes, and for a block without fp8.
   [[nodiscard]] static DTypeRules read(const EngineSpec& spec, const ModelConfig& config);
   /// The dtype in which inference holds a tensor of the model.
-  [[nodiscard]] DType dtype_of(const TensorInfo& tensor, const ModelConfig& config) const;
+  [[nodiscard]] DType dtype_of(const TensorInfo& tensor) const;
   /// ",dtype=fp8,block=64": what a spec says after its other options; empty without rules.
   [[nodiscard]] std::string text() const;
 };

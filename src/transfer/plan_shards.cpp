@@ -40,7 +40,8 @@ void RoleShards::add_content(const RankLayout& layout, std::vector<Entry>& entri
   const auto content = narrow<uint32_t>(members_.size());
   members_.emplace_back();
   for (const auto& shard : layout.shards) {
-    entries.push_back({shard.tensor, {content, shard.box, shard.offset_bytes, shard.row_stride}});
+    entries.push_back(
+        {shard.tensor, {content, shard.box, shard.offset_bytes, shard.row_stride, shard.scales}});
   }
 }
 

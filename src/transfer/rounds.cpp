@@ -8,21 +8,24 @@
 namespace awex {
 namespace {
 
-/// The rows [row, row + rows) and bytes [byte, byte + row_bytes) of each row of a piece.
+/// The rows [row, row + rows) and bytes [byte, byte + row_bytes) of each row of a piece, as its
+/// target holds them.
 Piece part_of(const Piece& piece, uint64_t row, uint64_t rows, uint64_t byte, uint64_t row_bytes) {
-  const uint64_t element = piece.row_bytes / piece.box.cols.size();
-  const uint64_t col = piece.box.cols.begin + byte / element;
+  const uint64_t element = element_bytes(piece.to);
+  const uint64_t skipped = byte / element;
+  const uint64_t col = piece.box.cols.begin + skipped;
   Piece part = piece;
   part.box = {{piece.box.rows.begin + row, piece.box.rows.begin + row + rows},
               {col, col + row_bytes / element}};
   part.row_bytes = row_bytes;
-  part.source_offset += row * piece.source_stride + byte;
+  part.source_offset += row * piece.source_stride + skipped * element_bytes(piece.from);
+  if (part.scales) part.scales = part.scales->moved(row, skipped);
   part.target_offset += row * piece.target_stride + byte;
   return part;
 }
 
-/// Splits a piece into parts of at most `most` bytes each: by whole rows, or within rows that are
-/// longer than that.
+/// Splits a piece into parts of at most `most` packed bytes each: by whole rows, or within rows
+/// that are longer than that.
 std::vector<Piece> split(const Piece& piece, uint64_t most) {
   std::vector<Piece> parts;
   const uint64_t width = std::min(piece.row_bytes, most);
