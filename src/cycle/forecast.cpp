@@ -7,6 +7,8 @@
 #include "base/wait.hpp"
 #include "engine/trainer_stand_in.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
+#include "layout/trainer_scales.hpp"
 #include "transfer/weight_transfer.hpp"
 
 namespace awex {
@@ -22,27 +24,31 @@ Placement place(uint32_t gpus, uint32_t gpus_per_node) {
   return placement;
 }
 
-/// What every GPU holds. Layouts are evaluated once for each group of ranks that hold the same.
+/// What every GPU holds. `trainer` has no scales yet: no optimizer trains them. Layouts are
+/// evaluated once for each group of ranks that hold the same.
 std::vector<DeviceNeeds> needs_of_devices(const Layout& trainer, const Layout& inference,
-                                          const ForecastOptions& options, bool remote) {
+                                          const Catalogue& held, const ForecastOptions& options) {
   std::vector<DeviceNeeds> needs(options.gpus);
   for (uint32_t gpu = 0; gpu < options.gpus; ++gpu) {
     auto& own = needs[gpu];
     own.kv_cache = options.kv_cache_bytes;
-    own.staging = remote ? 2 * kStagingBytes : 0;
     if (const uint32_t like = trainer.first_like(gpu); like != gpu) {
       own.trainer_weights = needs[like].trainer_weights;
       own.optimizer = needs[like].optimizer;
     } else {
-      const RankLayout layout = trainer.rank_layout(gpu);
-      own.trainer_weights = layout.bytes;
+      RankLayout layout = trainer.rank_layout(gpu);
       own.optimizer = options.optimizer ? TrainerStandIn::optimizer_bytes(layout) : 0;
+      own.trainer_weights = add_scales(std::move(layout), held).bytes;
     }
     const uint32_t like = inference.first_like(gpu);
     own.inference_weights =
         like != gpu ? needs[like].inference_weights : inference.rank_layout(gpu).bytes;
   }
   return needs;
+}
+
+void add_staging(std::vector<DeviceNeeds>& needs, bool remote) {
+  for (auto& own : needs) own.staging = remote ? 2 * kStagingBytes : 0;
 }
 
 void count_traffic(const Planner& planner, Forecast& forecast) {
@@ -181,9 +187,9 @@ std::string with_option(const std::string& spec, const std::string& key, uint32_
 /// Searches for one changed option that makes everything fit. Every suggestion has been tried.
 class Adviser {
  public:
-  Adviser(const Catalogue& catalogue, const ForecastOptions& options,
+  Adviser(const Catalogue& catalogue, const Catalogue& held, const ForecastOptions& options,
           const std::vector<DeviceNeeds>& needs, bool remote)
-      : catalogue_(catalogue), options_(options), needs_(needs), remote_(remote) {}
+      : catalogue_(catalogue), held_(held), options_(options), needs_(needs), remote_(remote) {}
 
   [[nodiscard]] std::string advice() const {
     std::vector<std::string> all;
@@ -248,14 +254,17 @@ class Adviser {
   [[nodiscard]] bool would_fit(const ForecastOptions& changed) const {
     try {
       const auto trainer = make_trainer_layout(changed.trainer, catalogue_, changed.gpus);
-      const auto inference = make_inference_layout(changed.inference, catalogue_, changed.gpus);
-      return fits(needs_of_devices(*trainer, *inference, changed, remote_), changed);
+      const auto inference = make_inference_layout(changed.inference, held_, changed.gpus);
+      auto needs = needs_of_devices(*trainer, *inference, held_, changed);
+      add_staging(needs, remote_);
+      return fits(needs, changed);
     } catch (const Error&) {
       return false;  // The engine has no such option, or the model does not divide so.
     }
   }
 
   const Catalogue& catalogue_;
+  const Catalogue& held_;
   const ForecastOptions& options_;
   const std::vector<DeviceNeeds>& needs_;
   bool remote_;
@@ -268,7 +277,7 @@ void find_misfits(const Catalogue& catalogue, const std::vector<DeviceNeeds>& ne
   }
   if (forecast.misfits.empty()) return;
   const bool remote = forecast.totals.remote_bytes > 0;
-  const auto advice = Adviser(catalogue, options, needs, remote).advice();
+  const auto advice = Adviser(catalogue, *forecast.held, options, needs, remote).advice();
   for (auto& misfit : forecast.misfits) misfit.hint = advice;
 }
 
@@ -278,22 +287,24 @@ Forecast make_forecast(const Catalogue& catalogue, const ForecastOptions& option
                        std::optional<uint32_t> listed_gpu) {
   Forecast forecast;
   forecast.placement = place(options.gpus, options.gpus_per_node);
-  forecast.trainer = make_trainer_layout(options.trainer, catalogue, options.gpus);
-  forecast.inference = make_inference_layout(options.inference, catalogue, options.gpus);
+  forecast.held = std::make_unique<Catalogue>(held_catalogue(options.inference, catalogue));
+  const Catalogue& held = *forecast.held;
+  auto trainer = make_trainer_layout(options.trainer, catalogue, options.gpus);
+  forecast.inference = make_inference_layout(options.inference, held, options.gpus);
+  auto needs = needs_of_devices(*trainer, *forecast.inference, held, options);
+  forecast.trainer = with_scales(std::move(trainer), held);
   const Stopwatch watch;
-  const RoleShards from(catalogue, *forecast.trainer);
-  const RoleShards to(catalogue, *forecast.inference);
-  const Planner planner(catalogue, from, to, forecast.placement);
+  const RoleShards from(held, *forecast.trainer);
+  const RoleShards to(held, *forecast.inference);
+  const Planner planner(held, from, to, forecast.placement);
   count_traffic(planner, forecast);
   forecast.plan_seconds = watch.seconds();
   forecast.totals = planner.totals();
   if (listed_gpu) {
     forecast.listed = planner.part(*listed_gpu);
-    prove_received(*forecast.listed, catalogue, *forecast.trainer, *forecast.inference,
-                   *listed_gpu);
+    prove_received(*forecast.listed, held, *forecast.trainer, *forecast.inference, *listed_gpu);
   }
-  const auto needs = needs_of_devices(*forecast.trainer, *forecast.inference, options,
-                                      forecast.totals.remote_bytes > 0);
+  add_staging(needs, forecast.totals.remote_bytes > 0);
   foretell_phases(needs, options, forecast);
   find_misfits(catalogue, needs, options, forecast);
   return forecast;
