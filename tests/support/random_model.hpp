@@ -202,7 +202,7 @@ inline void choose_dtypes(Dice& dice, EngineCase& engine) {
   if (dice.one_in(2)) return;
   engine.options["dtype"] = dice.any_of<const char*>({"bf16", "fp16", "fp32", "fp8", "fp8", "fp8"});
   if (engine.options["dtype"] != "fp8" || dice.one_in(8)) return;
-  engine.options["block"] = dice.any_of<const char*>({"1", "2", "3", "4", "6", "8"});
+  engine.options["block"] = dice.any_of<const char*>({"1", "2", "2", "3", "4", "6"});
 }
 
 [[nodiscard]] inline EngineCase random_sglang(Dice& dice, const Catalogue& catalogue) {
@@ -239,7 +239,7 @@ inline void choose_dtypes(Dice& dice, EngineCase& engine) {
   return dice.one_in(3) ? random_fsdp(dice) : random_megatron(dice, catalogue);
 }
 [[nodiscard]] inline EngineCase any_inference(Dice& dice, const Catalogue& catalogue) {
-  if (dice.one_in(12)) {
+  if (dice.one_in(24)) {
     EngineCase hf;
     choose_dtypes(dice, hf);
     return hf;
@@ -252,7 +252,7 @@ template <class Any>
 [[nodiscard]] EngineCase random_engine(Dice& dice, Any any, const Catalogue& catalogue,
                                        uint64_t ranks) {
   if (dice.one_in(8)) return {"hf"};
-  constexpr int kTries = 40;
+  constexpr int kTries = 60;
   for (int i = 0; i < kTries; ++i) {
     EngineCase engine = any(dice, catalogue);
     if (divides(engine, catalogue, ranks)) return engine;
