@@ -1,9 +1,9 @@
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "layout/block_scales.hpp"
@@ -42,7 +42,10 @@ struct BlockId {
   uint32_t row = 0;
   uint32_t col = 0;
 
-  constexpr auto operator<=>(const BlockId&) const = default;
+  constexpr bool operator==(const BlockId&) const = default;
+  constexpr bool operator<(const BlockId& other) const {
+    return std::tie(tensor, row, col) < std::tie(other.tensor, other.row, other.col);
+  }
 };
 
 /// The blocks that some shard of the trainers holds only in part, in ascending order; usually none.
