@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,6 +16,7 @@ struct HeldShard {
   Box box;
   uint64_t offset_bytes = 0;  ///< From the start of the weights region.
   uint64_t row_stride = 0;    ///< Elements.
+  std::optional<TouchedScales> scales{};
 };
 
 /// What the ranks of one role hold, found by tensor. Ranks that hold the same have one *content*,

@@ -43,6 +43,13 @@ uint64_t offset_of(const HeldShard& shard, const Box& part, uint64_t element) {
   return shard.offset_bytes + (rows * shard.row_stride + cols) * element;
 }
 
+/// Where the scales of `part` lie at its source; absent where it is not quantised.
+std::optional<ScalePlace> scales_of(const HeldShard& shard, const Box& part,
+                                    const TensorInfo& info) {
+  if (!info.scaling || !shard.scales) return std::nullopt;
+  return scale_place(*shard.scales, shard.box, part, info.scaling->block);
+}
+
 /// Says what equal_spread compares: equal spreads have equal hashes.
 uint64_t hash_of(std::span<const HeldShard> shards, uint64_t hash) {
   for (const auto& shard : shards) {
@@ -362,15 +369,20 @@ Piece Planner::piece_of(const Kind& kind, const Route& route, size_t target, siz
   const Source source = source_of(kind, route, target, index);
   const HeldShard& from = trainers_.of(tensor)[source.holder];
   const HeldShard& to = inference_.of(tensor)[route.demand];
+  const TensorInfo& info = catalogue_.tensors()[tensor];
+  const uint64_t source_element = element_bytes(info.source_dtype());
   return {.source = source.rank,
           .target = route.targets[target],
           .tensor = tensor,
           .box = route.part,
+          .from = info.source_dtype(),
+          .to = info.dtype,
           .row_bytes = route.part.cols.size() * kind.element,
-          .source_offset = offset_of(from, route.part, kind.element),
-          .source_stride = from.row_stride * kind.element,
+          .source_offset = offset_of(from, route.part, source_element),
+          .source_stride = from.row_stride * source_element,
           .target_offset = offset_of(to, route.part, kind.element),
           .target_stride = to.row_stride * kind.element,
+          .scales = scales_of(from, route.part, info),
           .near = route.near,
           .choices = route.deal ? static_cast<uint32_t>(deals_[*route.deal].sources.size()) : 1};
 }

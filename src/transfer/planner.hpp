@@ -79,7 +79,7 @@ class Planner {
 
   struct Kind {
     std::vector<uint32_t> tensors = {};
-    uint64_t element = 0;  ///< Bytes.
+    uint64_t element = 0;  ///< Bytes, as inference holds it.
     std::vector<Route> routes = {};
   };
 
