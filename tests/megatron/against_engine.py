@@ -11,21 +11,33 @@ usage: against_engine.py --layout-tool PROGRAM --models FOLDER [--write FOLDER] 
 --write FOLDER also writes what megatron-core holds as the tables that engine_tables_test reads.
 """
 import argparse
+import datetime
 import json
-import os
+import logging
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
+
+logging.disable(logging.WARNING)  # of a machine without a GPU, when these are imported
+import megatron.core
+import safetensors.torch
+import torch
+import torch.multiprocessing
+import transformers
+from megatron.core import parallel_state
+
+import engine
 
 RANKS = 4
 SETTINGS = {
     "small-llama": ["tp=2", "pp=2", "tp=4", "tp=2,pp=2,vpp=2", "tp=2,pp=2,pad_with_tp=off"],
-    "small-qwen2": ["tp=2", "pp=2", "tp=2,pp=2,first=2", "pp=4,account_for_embedding=on,account_for_loss=on"],
-    "small-qwen3": ["tp=2", "tp=2,pp=2,last=1", "tp=2,pp=2,layout=Et|(tt|)*2tL", "pp=2,vpp=3,pad_vocab=64"],
+    "small-qwen2": ["tp=2", "pp=2", "tp=2,pp=2,first=2",
+                    "pp=4,account_for_embedding=on,account_for_loss=on"],
+    "small-qwen3": ["tp=2", "tp=2,pp=2,last=1", "tp=2,pp=2,layout=Et|(tt|)*2tL",
+                    "pp=2,vpp=3,pad_vocab=64"],
     "small-qwen3-moe": ["ep=2", "tp=2", "tp=2,ep=2,etp=1", "tp=2,ep=2", "pp=2,ep=2", "ep=4"],
     "small-deepseek": ["tp=2", "pp=2,ep=2", "tp=2,ep=4,etp=1", "tp=2,pp=2,ep=2,etp=1"],
     "small-deepseek-one-q": ["tp=2,ep=2", "pp=2,vpp=2,ep=2"],
@@ -52,25 +64,21 @@ def run(*command):
 
 
 def example_tokens(model):
-    import torch
     return torch.randint(0, model["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(5))
 
 
-def work_one(engine, model, spec, folder):
+def work_one(model, spec, folder):
     """Leaves this rank's weights in `folder`, and the logits where this rank has them."""
-    import safetensors.torch
-    import torch
-    from megatron.core import parallel_state
     options = engine.options_of(spec)
     engine.start_groups(options)
     chunks = engine.build(model, options)
     weights = engine.weights_of(chunks)
     engine.randomize(weights)
     rank = torch.distributed.get_rank()
-    safetensors.torch.save_file({name: weight.detach().contiguous() for name, weight in weights.items()},
-                                folder / f"rank-{rank}.safetensors")
+    values = {name: weight.detach().contiguous() for name, weight in weights.items()}
+    safetensors.torch.save_file(values, folder / f"rank-{rank}.safetensors")
     with torch.no_grad():
-        logits = engine.logits(chunks, model, example_tokens(model), options)
+        logits = engine.logits(chunks, model, example_tokens(model))
     if logits is not None:
         torch.save(logits, folder / f"logits-{rank}.pt")
     parallel_state.destroy_model_parallel()
@@ -78,15 +86,12 @@ def work_one(engine, model, spec, folder):
 
 def work(rank, cases, folder):
     """Everything that one rank does, for all cases."""
-    warnings.simplefilter("ignore")
-    import torch
-    import engine
     torch.set_num_threads(1)
     engine.run_without_gpu()
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
-                                         world_size=RANKS)
+                                         world_size=RANKS, timeout=datetime.timedelta(minutes=5))
     for number, (_, model, spec) in enumerate(cases):
-        work_one(engine, model, spec, folder / str(number))
+        work_one(model, spec, folder / str(number))
         torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -96,7 +101,6 @@ def work(rank, cases, folder):
 
 def engine_shapes(folder):
     """For each rank, name to shape."""
-    import safetensors
     ranks = []
     for rank in range(RANKS):
         with safetensors.safe_open(folder / f"rank-{rank}.safetensors", "pt") as file:
@@ -129,8 +133,6 @@ def difference(engine, layout):
 def largest_difference(model, config, tool, spec, folder):
     """Between the logits of megatron-core on any rank and those of transformers with the checkpoint
     that the layout makes."""
-    import torch
-    import transformers
     checkpoint = folder / "checkpoint"
     run(tool, "gather", config, spec, str(RANKS), folder, checkpoint)
     shutil.copy(config, checkpoint / "config.json")  # with what only matters for computing
@@ -149,24 +151,24 @@ def largest_difference(model, config, tool, spec, folder):
 # ---- tables
 
 
-def join_numbers(entries):
-    """Entries (name, shape) with numbers that count up in a name written as {first-last}, the last
-    number of a name first."""
-    for depth in range(2):
-        groups = {}
-        for name, shape in entries:
-            parts = re.split(r"(?<=\.)(\d+)(?=\.)", name)
-            at = len(parts) - 2 if depth == 0 else 1
-            if len(parts) < 2 * (2 - depth) + 1:
-                groups[name, None, shape] = None
-                continue
-            key = "".join(parts[:at]), "".join(parts[at + 1:]), shape
-            groups.setdefault(key, []).append(int(parts[at]))
-        entries = []
-        for (head, tail, shape), numbers in groups.items():
-            entries += [(head, shape)] if numbers is None else [
-                (f"{head}{{{first}-{last}}}{tail}", shape) for first, last in intervals(numbers)]
-    return entries
+def join_numbers(weights):
+    """Lines "name shape" with the names of experts, then those of layers, that differ in a number
+    alone written as one, {first-last} for the number."""
+    lines = [f"{name} {' '.join(map(str, shape))}" for name, shape in weights.items()]
+    for pattern in (r"(.*local_experts\.)(\d+)(\..*)", r"(.*layers\.)(\d+)(\..*)"):
+        numbers = {}
+        for line in lines:
+            match = re.fullmatch(pattern, line)
+            head, number, tail = match.groups() if match else (line, None, "")
+            numbers.setdefault((head, tail), []).append(number)
+        lines = [line for (head, tail), found in numbers.items() for line in join(head, found, tail)]
+    return lines
+
+
+def join(head, numbers, tail):
+    if numbers == [None]:
+        return [head + tail]
+    return [f"{head}{{{first}-{last}}}{tail}" for first, last in intervals(map(int, numbers))]
 
 
 def intervals(numbers):
@@ -180,22 +182,63 @@ def intervals(numbers):
 
 
 def table(spec, ranks):
+    """As tests/layout/engine_tables/README.md says."""
     lines = [f"spec {spec}", f"ranks {len(ranks)}"]
     rest = list(range(len(ranks)))
     while rest:
         alike = [rank for rank in rest if ranks[rank] == ranks[rest[0]]]
         lines.append("on " + " ".join(f"{first}-{last}" for first, last in intervals(alike)))
-        lines += [f"{name} {' '.join(map(str, shape))}" for name, shape in join_numbers(ranks[rest[0]].items())]
+        lines += join_numbers(ranks[rest[0]])
         rest = [rank for rank in rest if rank not in alike]
     return "\n".join(lines) + "\n"
 
 
 def write_tables(folder, tables):
-    import megatron.core
     for name, parts in tables.items():
-        text = (f"# Written by scripts/test-megatron.sh --write: what megatron-core {megatron.core.__version__} "
-                f"itself holds.\nmodel {name}\n\n")
+        text = ("# Written by scripts/test-megatron.sh --write: what megatron-core "
+                f"{megatron.core.__version__} itself holds.\nmodel {name}\n\n")
         (folder / f"megatron-core_{name}.txt").write_text(text + "\n".join(parts))
+
+
+def find_cases(folder, only):
+    """(model's name, its config, a layout's spec) for every setting."""
+    cases = []
+    for name, settings in SETTINGS.items():
+        model = json.loads((folder / f"{name}.json").read_text())
+        if only in (None, name):
+            cases += [(name, model, spec_of(setting, model)) for setting in settings]
+    return cases
+
+
+def check(case, shapes, arguments, folder):
+    """Whether this case's layout is right; says so."""
+    name, model, spec = case
+    config = arguments.models / f"{name}.json"
+    wrong = difference(shapes, layout_shapes(arguments.layout_tool, config, spec))
+    if wrong is None:
+        largest = largest_difference(model, config, arguments.layout_tool, spec, folder)
+        if not largest < TOLERANCE:
+            wrong = f"logits differ by {largest:.2g}"
+    right = f"ok, {sum(map(len, shapes))} weights on {RANKS} ranks"
+    print(f"{name} {spec}: {wrong or right}", flush=True)
+    return wrong is None
+
+
+def run_cases(cases, arguments, folder):
+    """How many cases passed."""
+    transformers.utils.logging.disable_progress_bar()
+    for number in range(len(cases)):
+        (folder / str(number)).mkdir()
+    torch.multiprocessing.spawn(work, (cases, folder), nprocs=RANKS)
+    tables = {}
+    passed = 0
+    for number, case in enumerate(cases):
+        shapes = engine_shapes(folder / str(number))
+        passed += check(case, shapes, arguments, folder / str(number))
+        tables.setdefault(case[0], []).append(table(case[2], shapes))
+    if arguments.write:
+        write_tables(arguments.write, tables)
+    return passed
 
 
 def main():
@@ -203,40 +246,14 @@ def main():
     parser.add_argument("--layout-tool", required=True, type=pathlib.Path)
     parser.add_argument("--models", required=True, type=pathlib.Path)
     parser.add_argument("--write", type=pathlib.Path)
-    parser.add_argument("--only")
+    parser.add_argument("--only", choices=SETTINGS)
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import torch.multiprocessing
-    cases = []
-    for name, settings in SETTINGS.items():
-        model = json.loads((arguments.models / f"{name}.json").read_text())
-        if arguments.only in (None, name):
-            cases += [(name, model, spec_of(setting, model)) for setting in settings]
-    failed = 0
-    tables = {}
+    cases = find_cases(arguments.models, arguments.only)
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        for number in range(len(cases)):
-            (folder / str(number)).mkdir()
-        torch.multiprocessing.spawn(work, (cases, folder), nprocs=RANKS)
-        for number, (name, model, spec) in enumerate(cases):
-            config = arguments.models / f"{name}.json"
-            shapes = engine_shapes(folder / str(number))
-            tables.setdefault(name, []).append(table(spec, shapes))
-            wrong = difference(shapes, layout_shapes(arguments.layout_tool, config, spec))
-            if wrong is None:
-                largest = largest_difference(model, config, arguments.layout_tool, spec, folder / str(number))
-                if not largest < TOLERANCE:
-                    wrong = f"logits differ by {largest:.2g}"
-            failed += wrong is not None
-            print(f"{name} {spec}: " + (wrong or f"ok, {len(shapes[0])} weights on rank 0, logits within "
-                                        f"{largest:.1g}"), flush=True)
-    if arguments.write:
-        write_tables(arguments.write, tables)
-    print(f"{len(cases) - failed} passed, {failed} failed")
-    return 1 if failed or not cases else 0
+        passed = run_cases(cases, arguments, pathlib.Path(folder))
+    print(f"{passed} passed, {len(cases) - passed} failed")
+    return 0 if passed == len(cases) else 1
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main())

@@ -17,6 +17,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
 from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
 
 def run_without_gpu():
@@ -35,8 +36,10 @@ def options_of(spec):
     given = dict(part.split("=", 1) for part in spec.removeprefix("megatron:").split(","))
     assert given.pop("spec") == "local", "Transformer Engine needs a GPU"
     assert given.pop("experts", "sequential") == "sequential", "grouped experts need a GPU"
-    number = {name: int(given.pop(name, 0)) for name in ("tp", "pp", "vpp", "ep", "etp", "first", "last")}
-    flag = {name: given.pop(name, "off") == "on" for name in ("account_for_embedding", "account_for_loss")}
+    number = {name: int(given.pop(name, 0))
+              for name in ("tp", "pp", "vpp", "ep", "etp", "first", "last")}
+    flag = {name: given.pop(name, "off") == "on"
+            for name in ("account_for_embedding", "account_for_loss")}
     options = types.SimpleNamespace(
         **number, **flag, layout=given.pop("layout", None), pad_vocab=int(given.pop("pad_vocab", 128)),
         pad_with_tp=given.pop("pad_with_tp", "on") == "on")
@@ -45,14 +48,9 @@ def options_of(spec):
         setattr(options, name, max(1, getattr(options, name)))
     options.etp = options.etp or options.tp
     if options.layout:
-        options.vpp = len(expand(options.layout).split("|")) // options.pp
+        stages = PipelineParallelLayerLayout.parse_str_to_list(options.layout)
+        options.vpp = len(stages) // options.pp
     return options
-
-
-def expand(layout):
-    """A custom pipeline layout with its repetitions written out."""
-    from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
-    return "|".join("t" * len(stage) for stage in PipelineParallelLayerLayout.parse_str_to_list(layout))
 
 
 def start_groups(options):
@@ -214,7 +212,7 @@ def randomize(weights):
 
 
 def hand_on(tensor, shape, source, target):
-    """`tensor` of rank `source`, on rank `target`."""
+    """`tensor` of rank `source`, on rank `target`; on others what they had."""
     if torch.distributed.get_rank() == source:
         torch.distributed.send(tensor.contiguous(), target)
     if torch.distributed.get_rank() == target:
@@ -223,26 +221,20 @@ def hand_on(tensor, shape, source, target):
     return tensor
 
 
-def logits(chunks, model, tokens, options):
+def logits(chunks, model, tokens):
     """Of the whole model [batch, position, vocabulary], on ranks of the last stage; else None."""
     batch, length = tokens.shape
     mask = torch.ones(1, 1, length, length).triu(1).bool()
     positions = torch.arange(length).expand(batch, -1)
-    rank = parallel_state.get_pipeline_model_parallel_rank()
+    ranks = torch.distributed.get_process_group_ranks(
+        parallel_state.get_pipeline_model_parallel_group())
+    here = torch.distributed.get_rank()
     output = None
     for chunk, module in enumerate(chunks):
-        for stage in range(options.pp):
-            if chunk + stage > 0:
-                shape = (length, batch, model["hidden_size"])
-                here, before = torch.distributed.get_rank(), stage_ranks()
-                if options.pp > 1 and here in (before[stage], before[stage - 1]):
-                    output = hand_on(output, shape, before[stage - 1], before[stage])
-            if rank == stage:
+        for stage, rank in enumerate(ranks):
+            if chunk + stage > 0 and len(ranks) > 1:
+                output = hand_on(output, (length, batch, model["hidden_size"]), ranks[stage - 1], rank)
+            if rank == here:
                 module.set_input_tensor(output)
                 output = module(tokens, positions, mask)
-    return output[:, :, :model["vocab_size"]] if rank == options.pp - 1 else None
-
-
-def stage_ranks():
-    """The ranks of this rank's pipeline, by stage."""
-    return torch.distributed.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())
+    return output[:, :, :model["vocab_size"]] if here == ranks[-1] else None
