@@ -6,7 +6,7 @@
 # tests/megatron/against_engine.py (--only MODEL).
 source "$(dirname "$0")/common.sh"
 
-# The last release of megatron-core for Debian 12's Python; versions are fixed so that a failure is ours.
+# The last megatron-core for the Python of Debian 12; fixed, so that a failure is ours.
 packages=(megatron-core==0.16.1 torch==2.15.0 transformers==5.23.0 safetensors einops)
 tables=tests/layout/engine_tables
 options=()
