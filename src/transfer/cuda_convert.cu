@@ -1,5 +1,8 @@
 // Compiled with IEEE division, nvcc's default: the host divides by the same scales.
 #include <cstring>
+#include <iterator>
+#include <type_traits>
+#include <utility>
 
 #include "transfer/cuda_convert_launch.hpp"
 #include "transfer/cuda_digest.cuh"
