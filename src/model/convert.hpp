@@ -78,8 +78,7 @@ inline constexpr float kLargestE4M3 = 448.0F;
   return std::bit_cast<float>(sign | magnitude);
 }
 
-/// Saturates at +-448, infinities too; every NaN becomes 0x7f. Both ways of rounding are computed
-/// always, so that loops over it need no branch.
+/// Saturates at +-448, infinities too; every NaN becomes 0x7f.
 [[nodiscard]] constexpr uint8_t f32_to_e4m3(float value) {
   constexpr uint32_t kNan = 0x7fU;
   constexpr uint32_t kLargest = 0x7eU;

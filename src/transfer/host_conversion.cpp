@@ -21,7 +21,7 @@ void convert_run(const std::byte* from, std::byte* to, uint64_t count, float sca
   }
 }
 
-/// One run for each block that the elements lie in, because a loop with one scale is vectorised.
+/// One run for each block that the elements lie in: its scale is looked up once.
 template <class From>
 void quantise(const ScaleGrid& grid, uint64_t row, uint64_t col, uint64_t count,
               const std::byte* from, std::byte* to) {
