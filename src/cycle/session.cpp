@@ -14,9 +14,11 @@
 #include "cycle/setup.hpp"
 #include "cycle/trainer_member.hpp"
 #include "cycle/weight_verifier.hpp"
+#include "layout/held_catalogue.hpp"
 #include "memory/link_limits.hpp"
 #include "transfer/exchange.hpp"
 #include "transfer/kernels.hpp"
+#include "transfer/scale_search.hpp"
 
 namespace awex {
 namespace {
@@ -116,6 +118,7 @@ class Session {
   }
 
   void bring_weights() {
+    if (scales_) find_scales();
     take(Tag::kWeights);
     transfer();
     if (options_.verify != Verify::kOff) verify();
@@ -174,6 +177,12 @@ class Session {
                   inference_->map_trainer(std::move(received));
                   return inference_->transfer();
                 });
+  }
+
+  /// What is quantised on its way needs the scales of its blocks.
+  void find_scales() {
+    phases_.run({"scale", kEveryone, Tag::kWeights}, region(Tag::kWeights),
+                [&] { return scales_->run(); });
   }
 
   void verify() {
@@ -235,6 +244,12 @@ class Session {
     } else {
       trainer_ =
           std::make_unique<TrainerMember>(job_, setup_, options_.optimizer, *kernels_, *queue_);
+    }
+    const Catalogue& held = *setup_.held;
+    if (model_tensors(held) < held.tensors().size()) {
+      scales_ = std::make_unique<ScaleSearch>(
+          job_, held, setup_.trainer_here, trainer_ ? region(Tag::kWeights)->data() : nullptr,
+          shared_blocks(*setup_.trainer_base, held), *setup_.device, *kernels_, *queue_);
     }
     verifier_ =
         std::make_unique<WeightVerifier>(job_, setup_, *kernels_, region(Tag::kWeights)->data());
@@ -301,6 +316,7 @@ class Session {
   std::unique_ptr<Exchange> exchange_;  ///< On inference ranks.
   std::unique_ptr<TrainerMember> trainer_;
   std::unique_ptr<InferenceMember> inference_;
+  std::unique_ptr<ScaleSearch> scales_;  ///< Where anything is quantised.
   std::unique_ptr<WeightVerifier> verifier_;
   MemoryAccount account_;
   PhaseRunner phases_;

@@ -63,7 +63,7 @@ void RoleShards::sort_by_tensor(size_t tensors,
   for (uint32_t content = 0; content < contents.size(); ++content) {
     for (const auto& shard : contents[content]) {
       shards_[next[shard.tensor]++] = {content, shard.box, shard.offset_bytes, shard.row_stride,
-                                      shard.scales};
+                                       shard.scales};
     }
   }
 }
