@@ -270,6 +270,7 @@ class Execution {
         const Piece piece{.source = merged.source,
                           .target = merged.target,
                           .tensor = tensor_of(id),
+                          .box = {},
                           .from = merged.from,
                           .to = merged.to,
                           .scales = merged.scales};
