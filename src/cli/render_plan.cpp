@@ -64,6 +64,13 @@ std::string metadata(const Forecast& forecast, const Catalogue& catalogue,
   line("model", fmt::format("{}: {} tensors, {} elements, {}", catalogue.model_name(),
                             catalogue.tensors().size(), catalogue.elements(),
                             format_bytes(catalogue.bytes())));
+  const auto& held = *forecast.held;
+  if (held.fingerprint() != catalogue.fingerprint()) {
+    line("holds",
+         fmt::format("{} tensors of inference, {} of them scales, {}", held.tensors().size(),
+                     held.tensors().size() - catalogue.tensors().size(),
+                     format_bytes(held.bytes())));
+  }
   line("trainer", forecast.trainer->describe());
   line("inference", forecast.inference->describe());
   line("world", fmt::format("{} GPUs, {} nodes", options.gpus, nodes_of(forecast)));
@@ -129,10 +136,17 @@ std::string phases_table(const Forecast& forecast, const ForecastOptions& option
   return table.text();
 }
 
-std::string listed_table(const Plan& part, const Catalogue& catalogue) {
+/// "BF16", or "BF16 -> F8_E4M3" where it is converted on the way.
+std::string dtypes_of(const Piece& piece) {
+  if (!piece.converts()) return std::string(dtype_name(piece.to));
+  return fmt::format("{} -> {}", dtype_name(piece.from), dtype_name(piece.to));
+}
+
+std::string listed_table(const Plan& part, const Catalogue& held) {
   TextTable table({{"from", "(GPU)"},
                    {"to", "(GPU)"},
                    {"bytes", ""},
+                   {"dtype", "", kLeft},
                    {"tensor", "", kLeft},
                    {"rows", "", kLeft},
                    {"columns", "", kLeft},
@@ -140,8 +154,8 @@ std::string listed_table(const Plan& part, const Catalogue& catalogue) {
   for (const auto& piece : part.pieces) {
     const auto& [rows, cols] = piece.box;
     table.add_row({fmt::format("{}", piece.source), fmt::format("{}", piece.target),
-                   fmt::format("{}", piece.bytes()), catalogue.tensors()[piece.tensor].name,
-                   fmt::format("[{}, {})", rows.begin, rows.end),
+                   fmt::format("{}", piece.bytes()), dtypes_of(piece),
+                   held.tensors()[piece.tensor].name, fmt::format("[{}, {})", rows.begin, rows.end),
                    fmt::format("[{}, {})", cols.begin, cols.end), describe_choice(piece)});
   }
   return table.text() + fmt::format("{} pieces, merged into {} strided copies\n",
@@ -223,13 +237,15 @@ Json misfits_json(const Forecast& forecast) {
   return misfits;
 }
 
-Json pieces_json(const std::optional<Plan>& listed, const Catalogue& catalogue) {
+Json pieces_json(const std::optional<Plan>& listed, const Catalogue& held) {
   if (!listed) return {};
   Json pieces = Json::array();
   for (const auto& piece : listed->pieces) {
     pieces.push_back({{"from", piece.source},
                       {"to", piece.target},
-                      {"tensor", catalogue.tensors()[piece.tensor].name},
+                      {"tensor", held.tensors()[piece.tensor].name},
+                      {"source_dtype", dtype_name(piece.from)},
+                      {"dtype", dtype_name(piece.to)},
                       {"rows", {piece.box.rows.begin, piece.box.rows.end}},
                       {"columns", {piece.box.cols.begin, piece.box.cols.end}},
                       {"bytes", piece.bytes()},
@@ -244,6 +260,7 @@ void add_forecast(Json& json, const Forecast& forecast, const Catalogue& catalog
                    {"tensors", catalogue.tensors().size()},
                    {"elements", catalogue.elements()},
                    {"bytes", catalogue.bytes()}};
+  json["held"] = {{"tensors", forecast.held->tensors().size()}, {"bytes", forecast.held->bytes()}};
   json["trainer"] = forecast.trainer->describe();
   json["inference"] = forecast.inference->describe();
   json["world"] = {
@@ -252,7 +269,7 @@ void add_forecast(Json& json, const Forecast& forecast, const Catalogue& catalog
   json["traffic"] = traffic_json(forecast);
   json["phases"] = phases_json(forecast);
   json["misfits"] = misfits_json(forecast);
-  json["pieces"] = pieces_json(forecast.listed, catalogue);
+  json["pieces"] = pieces_json(forecast.listed, *forecast.held);
 }
 
 }  // namespace
@@ -267,7 +284,7 @@ std::string render_plan(const Forecast& forecast, const Catalogue& catalogue,
                         const ForecastOptions& options, const TextStyle& style) {
   auto out = metadata(forecast, catalogue, options) + "\n" + traffic_table(forecast) + "\n" +
              phases_table(forecast, options) + "\n";
-  if (forecast.listed) out += listed_table(*forecast.listed, catalogue) + "\n";
+  if (forecast.listed) out += listed_table(*forecast.listed, *forecast.held) + "\n";
   return out + verdict(forecast, options, style);
 }
 

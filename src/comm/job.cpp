@@ -192,6 +192,7 @@ struct Job::State {
   void wait_for_collective(Done done, const std::string& what);
   [[nodiscard]] WireError decide(const WireError& mine);
   [[nodiscard]] WireError ask_for_outcome(const WireError& mine);
+  void all_reduce(std::span<uint64_t> values, MPI_Op operation, const std::string& what);
   void arrive(const std::string& what);
   void pause_until_ended(Seconds longest);
 };
@@ -626,25 +627,32 @@ std::vector<std::byte> Job::all_gather(std::span<const std::byte> send, const st
   return result;
 }
 
-void Job::all_reduce_sum(std::span<uint64_t> values, const std::string& what) {
-  auto& s = *state_;
+void Job::State::all_reduce(std::span<uint64_t> values, MPI_Op operation, const std::string& what) {
   const int count = narrow<int>(values.size());
-  s.arrive(what);
-  auto& sums = s.abandoned.emplace_back(values.size_bytes());
-  std::memcpy(sums.data(), values.data(), values.size_bytes());
+  arrive(what);
+  auto& results = abandoned.emplace_back(values.size_bytes());
+  std::memcpy(results.data(), values.data(), values.size_bytes());
   MPI_Request request = MPI_REQUEST_NULL;
   AWEX_MPI(
-      MPI_Iallreduce(MPI_IN_PLACE, sums.data(), count, MPI_UINT64_T, MPI_SUM, s.world, &request),
-      "add up {} numbers for '{}'", count, what);
-  s.wait_for_collective(
+      MPI_Iallreduce(MPI_IN_PLACE, results.data(), count, MPI_UINT64_T, operation, world, &request),
+      "reduce {} numbers for '{}'", count, what);
+  wait_for_collective(
       [&] {
         int done = 0;
-        AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "add up '{}'", what);
+        AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "reduce '{}'", what);
         return done != 0;
       },
       what);
-  std::memcpy(values.data(), sums.data(), values.size_bytes());
-  s.abandoned.clear();
+  std::memcpy(values.data(), results.data(), values.size_bytes());
+  abandoned.clear();
+}
+
+void Job::all_reduce_sum(std::span<uint64_t> values, const std::string& what) {
+  state_->all_reduce(values, MPI_SUM, what);
+}
+
+void Job::all_reduce_max(std::span<uint64_t> values, const std::string& what) {
+  state_->all_reduce(values, MPI_MAX, what);
 }
 
 void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,

@@ -128,6 +128,7 @@ class Job final : public WaitMonitor {
   [[nodiscard]] std::vector<std::byte> all_gather(std::span<const std::byte> send,
                                                   const std::string& what);
   void all_reduce_sum(std::span<uint64_t> values, const std::string& what);
+  void all_reduce_max(std::span<uint64_t> values, const std::string& what);
 
   /// Sends and receives point to point; done when all is done. Messages between two ranks arrive in
   /// the order of the spans. Error(kDeadline) names the ranks still missing.

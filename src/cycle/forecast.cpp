@@ -7,6 +7,8 @@
 #include "base/wait.hpp"
 #include "cycle/needs.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
+#include "layout/trainer_scales.hpp"
 
 namespace awex {
 namespace {
@@ -156,9 +158,10 @@ std::string with_option(const std::string& spec, const std::string& key, uint32_
 /// Searches for one changed option that makes everything fit. Every suggestion has been tried.
 class Adviser {
  public:
-  Adviser(const Catalogue& catalogue, const ForecastOptions& options, const Placement& placement,
-          const std::vector<DeviceNeeds>& needs, bool remote)
+  Adviser(const Catalogue& catalogue, const Catalogue& held, const ForecastOptions& options,
+          const Placement& placement, const std::vector<DeviceNeeds>& needs, bool remote)
       : catalogue_(catalogue),
+        held_(held),
         options_(options),
         placement_(placement),
         needs_(needs),
@@ -227,15 +230,16 @@ class Adviser {
   [[nodiscard]] bool would_fit(const ForecastOptions& changed) const {
     try {
       const auto trainer = make_trainer_layout(changed.trainer, catalogue_, changed.gpus);
-      const auto inference = make_inference_layout(changed.inference, catalogue_, changed.gpus);
+      const auto inference = make_inference_layout(changed.inference, held_, changed.gpus);
       const Belongings belongings{changed.optimizer, changed.kv_cache_bytes, remote_};
-      return fits(needs_of_devices(*trainer, *inference, placement_, belongings), changed);
+      return fits(needs_of_devices(*trainer, *inference, held_, placement_, belongings), changed);
     } catch (const Error&) {
       return false;  // The engine has no such option, or the model does not divide so.
     }
   }
 
   const Catalogue& catalogue_;
+  const Catalogue& held_;
   const ForecastOptions& options_;
   const Placement& placement_;
   const std::vector<DeviceNeeds>& needs_;
@@ -249,7 +253,8 @@ void find_misfits(const Catalogue& catalogue, const std::vector<DeviceNeeds>& ne
   }
   if (forecast.misfits.empty()) return;
   const bool remote = forecast.totals.remote_bytes > 0;
-  const auto advice = Adviser(catalogue, options, forecast.placement, needs, remote).advice();
+  const auto advice =
+      Adviser(catalogue, *forecast.held, options, forecast.placement, needs, remote).advice();
   for (auto& misfit : forecast.misfits) misfit.hint = advice;
 }
 
@@ -259,23 +264,27 @@ Forecast make_forecast(const Catalogue& catalogue, const ForecastOptions& option
                        std::optional<uint32_t> listed_gpu) {
   Forecast forecast;
   forecast.placement = place(options.gpus, options.gpus_per_node);
-  forecast.trainer = make_trainer_layout(options.trainer, catalogue, options.gpus);
-  forecast.inference = make_inference_layout(options.inference, catalogue, options.gpus);
+  forecast.held = std::make_unique<Catalogue>(held_catalogue(options.inference, catalogue));
+  const Catalogue& held = *forecast.held;
+  const auto base = make_trainer_layout(options.trainer, catalogue, options.gpus);
+  forecast.trainer =
+      with_scales(make_trainer_layout(options.trainer, catalogue, options.gpus), held);
+  forecast.inference = make_inference_layout(options.inference, held, options.gpus);
   const Stopwatch watch;
-  const RoleShards from(catalogue, *forecast.trainer);
-  const RoleShards to(catalogue, *forecast.inference);
-  const Planner planner(catalogue, from, to, forecast.placement);
+  const RoleShards from(held, *forecast.trainer);
+  const RoleShards to(held, *forecast.inference);
+  const Planner planner(held, from, to, forecast.placement);
   count_traffic(planner, forecast);
   forecast.plan_seconds = watch.seconds();
   forecast.totals = planner.totals();
   if (listed_gpu) {
     forecast.listed = planner.part(*listed_gpu);
-    prove_received(*forecast.listed, catalogue, *forecast.trainer, *forecast.inference,
-                   *listed_gpu);
+    prove_received(*forecast.listed, held, *forecast.trainer, *forecast.inference, *listed_gpu);
   }
-  const auto needs = needs_of_devices(
-      *forecast.trainer, *forecast.inference, forecast.placement,
-      {options.optimizer, options.kv_cache_bytes, forecast.totals.remote_bytes > 0});
+  const Belongings belongings{options.optimizer, options.kv_cache_bytes,
+                              forecast.totals.remote_bytes > 0};
+  const auto needs =
+      needs_of_devices(*base, *forecast.inference, held, forecast.placement, belongings);
   foretell_phases(needs, options, forecast);
   find_misfits(catalogue, needs, options, forecast);
   return forecast;

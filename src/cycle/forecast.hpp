@@ -67,7 +67,8 @@ struct Misfit {
 
 /// All that `plan` says.
 struct Forecast {
-  std::unique_ptr<Layout> trainer;
+  std::unique_ptr<Catalogue> held;  ///< What inference holds of the model.
+  std::unique_ptr<Layout> trainer;  ///< With the scales of what is quantised.
   std::unique_ptr<Layout> inference;
   Placement placement;
   Plan totals;              ///< Without pieces.

@@ -17,11 +17,11 @@ InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache
     : job_(job),
       queue_(queue),
       trainer_bytes_(setup.trainer_here.bytes),
-      inference_(setup.catalogue(), setup.inference_here, kv_cache_bytes, *setup.device, ledger) {
+      inference_(*setup.held, setup.inference_here, kv_cache_bytes, *setup.device, ledger) {
   trainer_weights_ = setup.device->reserve_import("trainer weights", trainer_bytes_,
                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(
-      setup.catalogue(), setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
+      *setup.held, setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
       trainer_weights_->data(), inference_.weights().data(), *setup.device, kernels, exchange);
   ledger.reserve(staging_bytes(), "staging memory", job.deadline(), job);
 }

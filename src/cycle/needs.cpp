@@ -1,6 +1,9 @@
 #include "cycle/needs.hpp"
 
+#include <utility>
+
 #include "engine/trainer_stand_in.hpp"
+#include "layout/trainer_scales.hpp"
 #include "transfer/weight_transfer.hpp"
 
 namespace awex {
@@ -12,16 +15,18 @@ struct Held {
   uint64_t optimizer = 0;
 };
 
-/// By role rank.
-std::vector<Held> held_by_ranks(const Layout& layout) {
+/// By role rank. `scaled` is the held catalogue for trainers.
+std::vector<Held> held_by_ranks(const Layout& layout, const Catalogue* scaled) {
   std::vector<Held> held;
   for (uint32_t rank = 0; rank < layout.ranks(); ++rank) {
     if (const uint32_t like = layout.first_like(rank); like != rank) {
       held.push_back(held[like]);
       continue;
     }
-    const RankLayout own = layout.rank_layout(rank);
-    held.push_back({own.bytes, TrainerStandIn::optimizer_bytes(own)});
+    RankLayout own = layout.rank_layout(rank);
+    const uint64_t optimizer = TrainerStandIn::optimizer_bytes(own);
+    if (scaled != nullptr) own = add_scales(std::move(own), *scaled);
+    held.push_back({own.bytes, optimizer});
   }
   return held;
 }
@@ -29,20 +34,20 @@ std::vector<Held> held_by_ranks(const Layout& layout) {
 }  // namespace
 
 std::vector<DeviceNeeds> needs_of_devices(const Layout& trainer, const Layout& inference,
-                                          const Placement& placement,
+                                          const Catalogue& held, const Placement& placement,
                                           const Belongings& belongings) {
   std::vector<DeviceNeeds> needs(placement.device_node.size());
   for (auto& device : needs) {
     device.kv_cache = belongings.kv_cache_bytes;
     device.staging = belongings.staging ? 2 * kStagingBytes : 0;
   }
-  const auto trainers = held_by_ranks(trainer);
+  const auto trainers = held_by_ranks(trainer, &held);
   for (size_t rank = 0; rank < trainers.size(); ++rank) {
     auto& device = needs[placement.trainer_device[rank]];
     device.trainer_weights = trainers[rank].weights;
     if (belongings.optimizer) device.optimizer = trainers[rank].optimizer;
   }
-  const auto receivers = held_by_ranks(inference);
+  const auto receivers = held_by_ranks(inference, nullptr);
   for (size_t rank = 0; rank < receivers.size(); ++rank) {
     needs[placement.inference_device[rank]].inference_weights = receivers[rank].weights;
   }

@@ -16,10 +16,12 @@ struct Belongings {
   bool staging = false;         ///< Whether any bytes go between devices.
 };
 
-/// What the two ranks of every device hold, by device. Layouts are evaluated once for each group of
-/// ranks that hold the same.
+/// What the two ranks of every device hold, by device. `trainer` is without scales, which no
+/// optimizer trains; those that `held` asks for are added. Layouts are evaluated once for each
+/// group of ranks that hold the same.
 [[nodiscard]] std::vector<DeviceNeeds> needs_of_devices(const Layout& trainer,
                                                         const Layout& inference,
+                                                        const Catalogue& held,
                                                         const Placement& placement,
                                                         const Belongings& belongings);
 

@@ -4,28 +4,21 @@
 
 #include <chrono>
 #include <exception>
-#include <iterator>
 #include <memory>
 #include <optional>
 
 #include "base/log.hpp"
 #include "cycle/accounting.hpp"
 #include "cycle/gpu_ledger.hpp"
-#include "cycle/inference_member.hpp"
 #include "cycle/phases.hpp"
 #include "cycle/setup.hpp"
-#include "cycle/trainer_member.hpp"
-#include "cycle/weight_verifier.hpp"
+#include "cycle/steps.hpp"
 #include "memory/link_limits.hpp"
 #include "transfer/exchange.hpp"
 #include "transfer/kernels.hpp"
 
 namespace awex {
 namespace {
-
-constexpr std::optional<Role> kTrainers = Role::kTrainer;
-constexpr std::optional<Role> kInference = Role::kInference;
-constexpr std::optional<Role> kEveryone = std::nullopt;
 
 std::string utc_now() {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
@@ -46,7 +39,7 @@ class Session {
         queue_(setup_.device->make_queue()),
         account_(setup_.backend, job.peers(), setup_.devices),
         phases_(
-            job, observer, account_, [this] { return sample(); }, report) {
+            job, observer, account_, [this] { return steps_->sample(); }, report) {
     describe_run();
   }
 
@@ -57,11 +50,10 @@ class Session {
     ledger_ = std::make_unique<GpuLedger>(job_, setup_.devices, setup_.gpu_budget);
     exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.share_gpu);
     if (options_.measure_limits) measure_limits();
-    make_member();
+    steps_ = std::make_unique<CycleSteps>(job_, setup_, options_, ledger_->ledger(), *kernels_,
+                                          *queue_, exchange_.get());
     job_.set_phase("load");
-    if (inference_) inference_->connect();
-    if (trainer_) trainer_->load();
-    if (command_ == Command::kUpdate || command_ == Command::kTransfer) map_trainer();
+    steps_->load(transfers());
     phases_.take_baseline();
     job_.synchronise_clocks();
     run_phases();
@@ -70,8 +62,6 @@ class Session {
   [[nodiscard]] MemoryReport memory() const { return account_.report(); }
 
  private:
-  using Steps = std::vector<Step>;
-
   void run_phases() {
     switch (command_) {
       case Command::kUpdate:
@@ -79,7 +69,9 @@ class Session {
         return;
       case Command::kOffload:
         begin_version(1);
-        offload_trainer();
+        for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+          run({steps_->offload(tag), steps_->check_backup(tag)});
+        }
         break;
       case Command::kTransfer:
         begin_version(1);
@@ -87,7 +79,7 @@ class Session {
         break;
       case Command::kResume:
         begin_version(1);
-        run(together({keeping(Tag::kWeights), keeping(Tag::kOptimizer)}));
+        run({steps_->offload(Tag::kWeights), steps_->offload(Tag::kOptimizer)});
         restore();
         break;
     }
@@ -98,15 +90,15 @@ class Session {
     begin_version(version);
     bring_weights();
     if (options_.offload) {
-      run(together({keeping(Tag::kWeights), taking(Tag::kKvCache)}));
+      run({steps_->offload(Tag::kWeights), steps_->take(Tag::kKvCache)});
       // Here inference generates with the new weights.
-      run(together({discarding(Tag::kKvCache), discarding(Tag::kWeights)}));
+      run({steps_->discard(Tag::kKvCache), steps_->discard(Tag::kWeights)});
       report_.poisoned = false;
       restore();
     } else {
-      run(taking(Tag::kKvCache));
+      run({steps_->take(Tag::kKvCache)});
     }
-    train();
+    run({steps_->train()});
     end_version();
   }
 
@@ -114,156 +106,39 @@ class Session {
   /// date.
   void bring_weights() {
     report_.poisoned = true;
-    Steps trainer;
-    Steps inference = together({taking(Tag::kWeights), transferring()});
+    run({steps_->scale()});
+    std::vector<Steps> trainer{steps_->digest(Role::kTrainer)};
+    std::vector<Steps> inference{steps_->take(Tag::kWeights), steps_->transfer(),
+                                 steps_->digest(Role::kInference)};
+    if (options_.offload) {
+      trainer.push_back(steps_->offload(Tag::kOptimizer));
+      inference.push_back(steps_->unmap());
+    }
+    run({together(std::move(trainer)), together(std::move(inference))});
     if (options_.verify != Verify::kOff) {
-      trainer = digesting(Role::kTrainer);
-      append(inference, digesting(Role::kInference));
+      run({steps_->verify(report_.versions.back().digest.emplace())});
     }
-    if (lets_go()) {
-      append(trainer, keeping(Tag::kOptimizer));
-      append(inference, unmapping());
-    }
-    run(together({std::move(trainer), std::move(inference)}));
-    if (options_.verify != Verify::kOff) verify();
-    commit();
-  }
-
-  void offload_trainer() {
-    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
-      auto steps = keeping(tag);
-      if (has(tag) && options_.verify != Verify::kOff) {
-        steps.push_back({{"verify", kTrainers, tag}, region(tag), [this, tag] {
-                           return trainer_->check_backup(tag);
-                         }});
-      }
-      run(steps);
-    }
-  }
-
-  /// The trainer's memory comes back, and is what it was. As soon as its weights are there,
-  /// inference maps them, so that the next transfer finds them ready.
-  void restore() {
-    auto steps = resuming(Tag::kWeights);
-    if (command_ == Command::kUpdate) append(steps, mapping());
-    append(steps, resuming(Tag::kOptimizer));
-    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) append(steps, checking(tag));
-    run(steps);
-  }
-
-  /// The trainer's memory of a tag goes to host memory.
-  [[nodiscard]] Steps keeping(Tag tag) {
-    if (!has(tag)) return {};
-    Steps steps;
-    if (options_.verify != Verify::kOff) {
-      steps.push_back(
-          {{"record", kTrainers, tag}, region(tag), [this, tag] { return trainer_->record(tag); }});
-    }
-    steps.push_back({{"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag), [this, tag] {
-                       return trainer_->offload(tag);
-                     }});
-    return steps;
-  }
-
-  [[nodiscard]] Steps resuming(Tag tag) {
-    if (!has(tag)) return {};
-    return {{{"resume", kTrainers, tag, Link::kHostToDevice}, region(tag), [this, tag] {
-               return trainer_->resume(tag);
-             }}};
-  }
-
-  [[nodiscard]] Steps checking(Tag tag) {
-    if (!has(tag) || options_.verify == Verify::kOff) return {};
-    return {
-        {{"verify", kTrainers, tag}, region(tag), [this, tag] { return trainer_->check(tag); }}};
-  }
-
-  [[nodiscard]] Steps taking(Tag tag) {
-    if (!has(tag)) return {};
-    return {
-        {{"resume", kInference, tag}, region(tag), [this, tag] { return inference_->take(tag); }}};
-  }
-
-  [[nodiscard]] Steps discarding(Tag tag) {
-    if (!has(tag)) return {};
-    return {{{"discard", kInference, tag}, region(tag), [this, tag] {
-               return inference_->discard(tag);
-             }}};
-  }
-
-  [[nodiscard]] Steps transferring() {
-    return {{{"transfer", kInference, Tag::kWeights, Link::kDeviceToDevice},
-             region(Tag::kWeights),
-             [this] { return inference_->transfer(); }}};
-  }
-
-  [[nodiscard]] Steps digesting(Role role) {
-    return {{{"digest", role, Tag::kWeights}, region(Tag::kWeights), [this] {
-               if (inference_ && options_.verify == Verify::kFull) wrong_ = inference_->compare();
-               return verifier_->digest();
-             }}};
-  }
-
-  [[nodiscard]] Steps mapping() {
-    return {{{"map", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
-               map_trainer();
-               return 0;
-             }}};
-  }
-
-  /// What another process has mapped does not become free when it is given back.
-  [[nodiscard]] Steps unmapping() {
-    return {{{"unmap", kInference, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
-               inference_->unmap_trainer();
-               return 0;
-             }}};
-  }
-
-  /// Whether the trainer gives memory back in this run.
-  [[nodiscard]] bool lets_go() const { return options_.offload || command_ == Command::kTransfer; }
-
-  /// Every inference rank maps the weights of the trainer on its device. Collective.
-  void map_trainer() {
-    auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
-    auto received = swap_handles(job_, offered, setup_.devices.partner, setup_.fingerprint);
-    if (inference_) inference_->map_trainer(std::move(received));
-  }
-
-  void verify() {
-    run({{{"verify", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
-            verifier_->verify(wrong_, report_.versions.back().digest.emplace());
-            return 0;
-          }}});
-  }
-
-  /// Every rank has agreed that the version is right; the trainer's memory may go.
-  void commit() {
-    run({{{"commit", kEveryone, Tag::kWeights}, region(Tag::kWeights), []() -> uint64_t {
-            return 0;
-          }}});
+    run({CycleSteps::commit()});
     report_.versions.back().committed = true;
     report_.committed_version = report_.versions.back().version;
     report_.poisoned = false;
   }
 
-  void train() {
-    if (!options_.optimizer) return;
-    run({{{"train", kTrainers, std::nullopt}, nullptr, [this] { return trainer_->train(); }}});
+  /// The trainer's memory comes back. As soon as its weights are there, inference maps them, so
+  /// that the next transfer finds them ready.
+  void restore() {
+    run({steps_->restore(Tag::kWeights), transfers() ? steps_->map() : Steps{},
+         steps_->restore(Tag::kOptimizer), steps_->check(Tag::kWeights),
+         steps_->check(Tag::kOptimizer)});
   }
 
-  void run(const Steps& steps) {
+  [[nodiscard]] bool transfers() const {
+    return command_ == Command::kUpdate || command_ == Command::kTransfer;
+  }
+
+  void run(std::vector<Steps> lists) {
+    const auto steps = together(std::move(lists));
     if (!steps.empty()) phases_.run(steps);
-  }
-
-  static void append(Steps& steps, Steps more) {
-    std::move(more.begin(), more.end(), std::back_inserter(steps));
-  }
-
-  /// One list of several; each role goes through its own steps in this order.
-  [[nodiscard]] static Steps together(std::vector<Steps> lists) {
-    Steps steps;
-    for (auto& list : lists) append(steps, std::move(list));
-    return steps;
   }
 
   void begin_version(uint64_t version) {
@@ -274,51 +149,7 @@ class Session {
 
   void end_version() { report_.versions.back().seconds = job_.now() - version_start_; }
 
-  /// Whether any rank of a role holds the tag; the same on every rank.
-  [[nodiscard]] bool has(Tag tag) const {
-    switch (tag) {
-      case Tag::kWeights:
-        return true;
-      case Tag::kOptimizer:
-        return options_.optimizer;
-      case Tag::kKvCache:
-        return options_.kv_cache_bytes > 0;
-    }
-    return false;
-  }
-
   [[nodiscard]] Role role() const { return job_.peers()[static_cast<size_t>(job_.rank())].role; }
-
-  /// This rank's own memory of a tag, if its role has such.
-  [[nodiscard]] Region* region(Tag tag) {
-    return trainer_ ? trainer_->region(tag) : inference_->region(tag);
-  }
-
-  void make_member() {
-    if (role() == Role::kInference) {
-      inference_ = std::make_unique<InferenceMember>(
-          job_, setup_, options_.kv_cache_bytes, ledger_->ledger(), *kernels_, *queue_, *exchange_);
-    } else {
-      trainer_ = std::make_unique<TrainerMember>(job_, setup_, options_.optimizer,
-                                                 ledger_->ledger(), *kernels_, *queue_);
-    }
-    verifier_ =
-        std::make_unique<WeightVerifier>(job_, setup_, *kernels_, region(Tag::kWeights)->data());
-  }
-
-  MemorySample sample() {
-    MemorySample sample;
-    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
-      const Region* memory = region(tag);
-      if (memory == nullptr) continue;
-      sample.held.at(static_cast<size_t>(tag)) = memory->held_bytes();
-      sample.host.at(static_cast<size_t>(tag)) = memory->host_bytes();
-    }
-    if (inference_) sample.other_held = inference_->staging_bytes();
-    sample.free_bytes = setup_.device->memory().free_bytes;
-    sample.device_peak = ledger_->ledger().peak_bytes();
-    return sample;
-  }
 
   /// Trainers measure their devices' links while inference ranks wait; the mean is the limit.
   void measure_limits() {
@@ -367,10 +198,7 @@ class Session {
   std::unique_ptr<CopyQueue> queue_;
   std::unique_ptr<GpuLedger> ledger_;
   std::unique_ptr<Exchange> exchange_;  ///< On inference ranks.
-  std::unique_ptr<TrainerMember> trainer_;
-  std::unique_ptr<InferenceMember> inference_;
-  std::unique_ptr<WeightVerifier> verifier_;
-  std::optional<WrongElement> wrong_;  ///< What the last comparison of bytes found here.
+  std::unique_ptr<CycleSteps> steps_;
   MemoryAccount account_;
   PhaseRunner phases_;
   double version_start_ = 0;

@@ -12,6 +12,8 @@
 #include "cycle/common_options.hpp"
 #include "cycle/needs.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
+#include "layout/trainer_scales.hpp"
 #include "memory/host_memory.hpp"
 #include "model/digest.hpp"
 #include "transfer/planner.hpp"
@@ -23,16 +25,20 @@ namespace {
 void lay_out(Setup& setup, const RunOptions& options) {
   setup.source = open_model(options.model, options.layers);
   const Catalogue& catalogue = setup.catalogue();
-  setup.trainer = make_trainer_layout(options.trainer, catalogue, setup.roles.per_role);
-  setup.inference = make_inference_layout(options.inference, catalogue, setup.roles.per_role);
+  const uint32_t ranks = setup.roles.per_role;
+  setup.held = std::make_unique<Catalogue>(held_catalogue(options.inference, catalogue));
+  const Catalogue& held = *setup.held;
+  setup.trainer_base = make_trainer_layout(options.trainer, catalogue, ranks);
+  setup.trainer = with_scales(make_trainer_layout(options.trainer, catalogue, ranks), held);
+  setup.inference = make_inference_layout(options.inference, held, ranks);
   const Stopwatch watch;
-  setup.trainer_shards = RoleShards(catalogue, *setup.trainer);
-  setup.inference_shards = RoleShards(catalogue, *setup.inference);
+  setup.trainer_shards = RoleShards(held, *setup.trainer);
+  setup.inference_shards = RoleShards(held, *setup.inference);
   setup.plan_seconds = watch.seconds();
-  setup.trainer_copies = setup.trainer_shards.copies_of_tensors(catalogue);
-  setup.inference_copies = setup.inference_shards.copies_of_tensors(catalogue);
+  setup.trainer_copies = setup.trainer_shards.copies_of_tensors(held);
+  setup.inference_copies = setup.inference_shards.copies_of_tensors(held);
   const auto identity =
-      fmt::format("{} {:#x} {} {} {}", kVersion, catalogue.fingerprint(), setup.trainer->describe(),
+      fmt::format("{} {:#x} {} {} {}", kVersion, held.fingerprint(), setup.trainer->describe(),
                   setup.inference->describe(), setup.roles.per_role);
   setup.fingerprint = tensor_key(identity);
 }
@@ -52,22 +58,23 @@ void plan(const Job& job, Setup& setup) {
   const bool trains = own.role == Role::kTrainer;
   const uint32_t trainer = (trains ? own : partner).role_rank;
   const uint32_t inference = (trains ? partner : own).role_rank;
+  setup.base_here = setup.trainer_base->rank_layout(trainer);
   setup.trainer_here = setup.trainer->rank_layout(trainer);
   setup.inference_here = setup.inference->rank_layout(inference);
   const Stopwatch watch;
-  const Planner planner(setup.catalogue(), setup.trainer_shards, setup.inference_shards,
+  const Planner planner(*setup.held, setup.trainer_shards, setup.inference_shards,
                         setup.devices.placement);
   setup.plan = planner.part(setup.devices.placement.inference_device[inference]);
   setup.plan_seconds += watch.seconds();
   // Every inference rank proves what it receives: together they prove the whole plan.
   if (trains) return;
-  prove_received(setup.plan, setup.catalogue(), *setup.trainer, *setup.inference, inference);
+  prove_received(setup.plan, *setup.held, *setup.trainer, *setup.inference, inference);
 }
 
 /// By device, in whole chunks as they are taken.
 std::vector<DeviceNeeds> needs_in_chunks(const Setup& setup, const RunOptions& options) {
   auto needs =
-      needs_of_devices(*setup.trainer, *setup.inference, setup.devices.placement,
+      needs_of_devices(*setup.trainer_base, *setup.inference, *setup.held, setup.devices.placement,
                        {options.optimizer, options.kv_cache_bytes, setup.plan.remote_bytes > 0});
   for (auto& device : needs) {
     for (uint64_t* bytes : {&device.trainer_weights, &device.optimizer, &device.inference_weights,

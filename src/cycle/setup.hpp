@@ -15,27 +15,31 @@
 namespace awex {
 
 /// Everything about a run that is settled before memory is taken. The same on every rank, but for
-/// what concerns this rank's device. Members refer to `source`'s catalogue: keep it whole.
+/// what concerns this rank's device. Members refer to both catalogues: keep it whole.
 struct Setup {
   std::unique_ptr<WeightSource> source;
+  std::unique_ptr<Catalogue> held;  ///< What inference holds of the model.
   RoleMap roles;
   BackendKind backend = BackendKind::kHost;
-  std::unique_ptr<Layout> trainer;
+  std::unique_ptr<Layout> trainer_base;  ///< What the trainer knows of: without scales.
+  std::unique_ptr<Layout> trainer;       ///< With the scales of what is quantised.
   std::unique_ptr<Layout> inference;
   RoleShards trainer_shards;
   RoleShards inference_shards;
-  std::vector<uint64_t> trainer_copies;    ///< By tensor.
-  std::vector<uint64_t> inference_copies;  ///< By tensor.
+  std::vector<uint64_t> trainer_copies;    ///< By held tensor.
+  std::vector<uint64_t> inference_copies;  ///< By held tensor.
   uint64_t fingerprint = 0;                ///< Of model, layouts and program version.
   size_t host_threads = 1;
   std::unique_ptr<Device> device;
   DeviceMap devices;
-  RankLayout trainer_here;    ///< Of the trainer rank on this rank's device.
+  RankLayout base_here;       ///< Of the trainer rank on this rank's device, without scales.
+  RankLayout trainer_here;    ///< The same with scales.
   RankLayout inference_here;  ///< Of the inference rank there.
   Plan plan;                  ///< This device's part.
   uint64_t gpu_budget = 0;    ///< Bytes that all ranks on this rank's GPU may hold together.
   double plan_seconds = 0;
 
+  /// The model's own tensors, as the trainer holds them.
   [[nodiscard]] const Catalogue& catalogue() const { return source->catalogue(); }
 };
 

@@ -8,8 +8,8 @@ TrainerMember::TrainerMember(Job& job, const Setup& setup, bool with_optimizer,
       setup_(setup),
       queue_(queue),
       threads_(setup.host_threads),
-      trainer_(setup.catalogue(), setup.trainer_here, with_optimizer, *setup.device, ledger,
-               kernels, setup.host_threads) {
+      trainer_(setup.catalogue(), setup.base_here, setup.trainer_here.bytes, with_optimizer,
+               *setup.device, ledger, kernels, setup.host_threads) {
   proofs_.try_emplace(Tag::kWeights, trainer_.weights(), trainer_.weight_segments(), kernels);
   if (trainer_.optimizer() == nullptr) return;
   proofs_.try_emplace(Tag::kOptimizer, *trainer_.optimizer(), trainer_.optimizer_segments(),

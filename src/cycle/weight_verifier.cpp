@@ -24,9 +24,9 @@ WeightVerifier::WeightVerifier(Job& job, const Setup& setup, Kernels& kernels,
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;
   const auto& layout = role_ == Role::kTrainer ? setup.trainer_here : setup.inference_here;
-  const auto views = shard_views(setup.catalogue(), layout, weights);
+  const auto views = shard_views(*setup.held, layout, weights);
   for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
-  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(2 * setup.catalogue().tensors().size()));
+  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(2 * setup.held->tensors().size()));
 }
 
 uint64_t WeightVerifier::digest() {
@@ -57,7 +57,7 @@ void WeightVerifier::compare_bytes(const std::optional<WrongElement>& wrong_elem
   const auto verdicts = job_.all_gather_value(mine, "the comparison of bytes");
   for (size_t rank = 0; rank < verdicts.size(); ++rank) {
     if (verdicts[rank].is_wrong == 0) continue;
-    const auto& name = setup_.catalogue().tensors()[verdicts[rank].element.tensor].name;
+    const auto& name = setup_.held->tensors()[verdicts[rank].element.tensor].name;
     throw Error(
         ExitCode::kMismatch,
         fmt::format("{} does not hold the trainer's bytes: {} differs first at element {}",
@@ -69,10 +69,10 @@ void WeightVerifier::compare_bytes(const std::optional<WrongElement>& wrong_elem
 }
 
 void WeightVerifier::compare_sums(const std::vector<uint64_t>& sums, DigestReport& report) const {
-  const auto& tensors = setup_.catalogue().tensors();
+  const auto& tensors = setup_.held->tensors();
   const size_t half = sums.size() / 2;
   const auto result =
-      compare_digests(setup_.catalogue(), std::span(sums).first(half), setup_.trainer_copies,
+      compare_digests(*setup_.held, std::span(sums).first(half), setup_.trainer_copies,
                       std::span(sums).subspan(half), setup_.inference_copies);
   report.tensors = tensors.size();
   report.model = result.model;

@@ -29,13 +29,13 @@ uint64_t TrainerStandIn::optimizer_bytes(const RankLayout& layout) {
   return state_starts(layout).back() * kStates.size() * sizeof(float);
 }
 
-TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bool with_optimizer,
-                               Device& device, MemoryLedger& ledger, Kernels& kernels,
-                               size_t host_threads)
+TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout,
+                               uint64_t weights_bytes, bool with_optimizer, Device& device,
+                               MemoryLedger& ledger, Kernels& kernels, size_t host_threads)
     : catalogue_(catalogue),
       layout_(std::move(layout)),
       kernels_(kernels),
-      weights_(device, "trainer weights", Tag::kWeights, layout_.bytes, &ledger) {
+      weights_(device, "trainer weights", Tag::kWeights, weights_bytes, &ledger) {
   if (!with_optimizer) return;
   optimizer_.emplace(device, "trainer optimizer", Tag::kOptimizer, optimizer_bytes(layout_),
                      &ledger);

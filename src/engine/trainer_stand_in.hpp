@@ -19,10 +19,13 @@ namespace awex {
 /// gradients. Its next weights depend on every byte of its state.
 class TrainerStandIn {
  public:
-  /// Reserves addresses; takes no memory. `catalogue`, `device`, `ledger` and `kernels` must
-  /// outlive it. Throws a request error when the model's dtype cannot be trained.
-  TrainerStandIn(const Catalogue& catalogue, RankLayout layout, bool with_optimizer, Device& device,
-                 MemoryLedger& ledger, Kernels& kernels, size_t host_threads);
+  /// Reserves addresses; takes no memory. The weights region has `weights_bytes`, of which what
+  /// lies behind the layout's own is left to others (the scales of layout/trainer_scales.hpp).
+  /// `catalogue`, `device`, `ledger` and `kernels` must outlive it. Throws a request error when the
+  /// model's dtype cannot be trained.
+  TrainerStandIn(const Catalogue& catalogue, RankLayout layout, uint64_t weights_bytes,
+                 bool with_optimizer, Device& device, MemoryLedger& ledger, Kernels& kernels,
+                 size_t host_threads);
 
   [[nodiscard]] const RankLayout& layout() const { return layout_; }
   [[nodiscard]] Region& weights() { return weights_; }

@@ -3,8 +3,19 @@
 #include <utility>
 
 #include "base/checked.hpp"
+#include "layout/block_scales.hpp"
 
 namespace awex {
+namespace {
+
+/// The first bound of a range that is neither at a block's begin nor at the tensor's end.
+std::optional<uint64_t> cutting_bound(Range range, uint64_t size, uint32_t block) {
+  if (range.begin % block != 0) return range.begin;
+  if (range.end % block != 0 && range.end != size) return range.end;
+  return std::nullopt;
+}
+
+}  // namespace
 
 void check_divides(const std::string& what, uint64_t value, const std::string& option,
                    uint32_t count) {
@@ -18,9 +29,36 @@ void RankLayoutBuilder::begin(std::string name) {
   const uint64_t offset = round_up(layout_.bytes, kParameterAlignment);
   layout_.parameters.push_back({.name = std::move(name), .offset_bytes = offset});
   open_ = true;
+  matrix_row_ = 0;
+  first_shard_ = layout_.shards.size();
 }
 
-void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies) {
+/// Engines refuse the same: a scale of theirs belongs to a whole block, or to one that the tensor
+/// ends in (layers/quantization/fp8.py of both).
+void RankLayoutBuilder::check_blocks(const TensorInfo& info, const Box& box,
+                                     const char* option) const {
+  const uint32_t block = info.scaling->block;
+  const auto& parameter = layout_.parameters.back();
+  const auto row = cutting_bound(box.rows, info.rows, block);
+  const auto col = cutting_bound(box.cols, info.cols, block);
+  if (row || col) {
+    throw request_error(
+        fmt::format("{} cuts {} at {} {}, within a block of {} that shares an fp8 scale", option,
+                    info.name, row ? "row" : "column", row ? *row : *col, block),
+        fmt::format("choose a {} whose parts are multiples of block={}, or a smaller block", option,
+                    block));
+  }
+  if (const uint64_t at = parameter.rows - matrix_row_; at % block != 0) {
+    throw request_error(
+        fmt::format(
+            "{} begins at row {} of a matrix of {}, within a block of {} that shares an fp8 "
+            "scale",
+            info.name, at, parameter.name, block),
+        fmt::format("choose a block that divides {}, or another dtype", at));
+  }
+}
+
+void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies, const char* option) {
   const TensorInfo& info = this->info(tensor);
   Parameter& parameter = layout_.parameters.back();
   if (parameter.cols == 0) {
@@ -32,6 +70,7 @@ void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies) {
                                     parameter.name, info.name));
   }
   if (box.empty()) return;
+  if (info.scaling) check_blocks(info, box, option);
   layout_.shards.push_back({.tensor = tensor,
                             .parameter = narrow<uint32_t>(layout_.parameters.size() - 1),
                             .replica = replica_group_ * copies.count + copies.index,
@@ -84,6 +123,31 @@ void RankLayoutBuilder::end_parameter() {
   const Parameter& parameter = layout_.parameters.back();
   layout_.bytes = parameter.offset_bytes + parameter.bytes();
   open_ = false;
+  if (parameter.dtype == DType::kF8E4M3) append_scales();
+}
+
+/// The scales of the last parameter, which check_blocks found to be of whole blocks.
+void RankLayoutBuilder::append_scales() {
+  const size_t shards = layout_.shards.size();
+  const auto index = narrow<uint32_t>(layout_.parameters.size());
+  Parameter scales{.name = layout_.parameters.back().name + "_scale_inv",
+                   .dtype = DType::kF32,
+                   .offset_bytes = round_up(layout_.bytes, kParameterAlignment)};
+  for (size_t i = first_shard_; i < shards; ++i) {
+    const Shard& shard = layout_.shards[i];
+    const BlockScaling& scaling = *info(shard.tensor).scaling;
+    const Box blocks = owned_blocks(shard.box, scaling.block);
+    scales.cols = blocks.cols.size();
+    layout_.shards.push_back({.tensor = scaling.scales,
+                              .parameter = index,
+                              .replica = shard.replica,
+                              .box = blocks,
+                              .offset_bytes = scales.offset_bytes + scales.bytes(),
+                              .row_stride = scales.cols});
+    scales.rows += blocks.rows.size();
+  }
+  layout_.bytes = scales.offset_bytes + scales.bytes();
+  layout_.parameters.push_back(std::move(scales));
 }
 
 RankLayout RankLayoutBuilder::finish() {

@@ -26,7 +26,8 @@ void check_divides(const std::string& what, uint64_t value, const std::string& o
 
 /// Writes a RankLayout parameter by parameter. A parameter is a stack of row blocks, each a box of
 /// a canonical tensor as wide as the parameter, or padding; parameters follow each other at
-/// kParameterAlignment.
+/// kParameterAlignment. A parameter of quantised tensors is followed by its scales
+/// ("<name>_scale_inv"), stacked as its own row blocks are.
 class RankLayoutBuilder {
  public:
   /// `replica_group` is the rank's data-parallel index (trainer) or engine instance (inference).
@@ -43,9 +44,13 @@ class RankLayoutBuilder {
 
   /// Begins a parameter; the row blocks that follow are its own.
   void begin(std::string name);
+  /// Begins the next matrix of a parameter that stacks several (experts): blocks of elements that
+  /// share a scale do not reach from one into the next.
+  void begin_matrix() { matrix_row_ = layout_.parameters.back().rows; }
   /// Adds a box of a canonical tensor. `copies` tells how many ranks of the same group hold this
-  /// block, and which of them this rank is.
-  void add(uint32_t tensor, Box box, Part copies);
+  /// block, and which of them this rank is. `option` is the one that split the tensor: a request
+  /// error names it when the box of a quantised tensor cuts blocks that share a scale.
+  void add(uint32_t tensor, Box box, Part copies, const char* option = "");
   void add(std::string_view tensor, Box box, Part copies) { add(index(tensor), box, copies); }
   /// Adds rows that hold no canonical element.
   void pad_rows(uint64_t rows);
@@ -87,6 +92,8 @@ class RankLayoutBuilder {
 
  private:
   void end_parameter();
+  void append_scales();
+  void check_blocks(const TensorInfo& info, const Box& box, const char* option) const;
   [[nodiscard]] uint32_t index(std::string_view tensor) const {
     return catalogue_.index_of(tensor);
   }
@@ -95,6 +102,8 @@ class RankLayoutBuilder {
   uint32_t replica_group_;
   RankLayout layout_;
   bool open_ = false;
+  uint64_t matrix_row_ = 0;  ///< Of the open parameter: where its last matrix begins.
+  size_t first_shard_ = 0;   ///< Of the open parameter.
 };
 
 }  // namespace awex

@@ -3,6 +3,7 @@
 #include "base/error.hpp"
 #include "base/nearest.hpp"
 #include "layout/fsdp.hpp"
+#include "layout/held_catalogue.hpp"
 #include "layout/hf.hpp"
 #include "layout/megatron.hpp"
 #include "layout/sglang.hpp"
@@ -40,10 +41,12 @@ std::unique_ptr<Layout> make_trainer_layout(std::string_view spec, const Catalog
 
 std::unique_ptr<Layout> make_inference_layout(std::string_view spec, const Catalogue& catalogue,
                                               uint32_t ranks) {
-  return make_layout(
-      "inference",
-      {{"hf", make_hf_layout}, {"sglang", make_sglang_layout}, {"vllm", make_vllm_layout}}, spec,
-      catalogue, ranks);
+  check_held(DTypeRules::read(EngineSpec(spec), catalogue.config()), catalogue);
+  return make_layout("inference",
+                     {{"hf", make_hf_inference_layout},
+                      {"sglang", make_sglang_layout},
+                      {"vllm", make_vllm_layout}},
+                     spec, catalogue, ranks);
 }
 
 }  // namespace awex

@@ -15,7 +15,8 @@ namespace awex {
                                                           uint32_t ranks);
 
 /// The same for an inference engine ("sglang:tp=2", "hf"); what the spec leaves of the ranks are
-/// further instances of the engine.
+/// further instances of the engine. `catalogue` is what the engine holds: held_catalogue of the
+/// same spec.
 [[nodiscard]] std::unique_ptr<Layout> make_inference_layout(std::string_view spec,
                                                             const Catalogue& catalogue,
                                                             uint32_t ranks);

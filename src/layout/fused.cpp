@@ -6,6 +6,7 @@
 
 #include "base/checked.hpp"
 #include "layout/builder.hpp"
+#include "layout/held_catalogue.hpp"
 
 namespace awex {
 namespace {
@@ -27,6 +28,7 @@ Range experts_of(uint64_t experts, uint32_t groups, uint32_t group) {
 struct Share {
   Part part;
   Part copies;
+  const char* option = "tp";  ///< That splits the tensor.
 };
 
 /// Adds the parameters of one rank. `rank` counts the ranks of a stage, dp-major.
@@ -56,7 +58,9 @@ class RankWriter {
   [[nodiscard]] uint32_t stage_ranks() const { return engine_.tp * engine_.dp; }
 
   [[nodiscard]] Share share(const Ways& ways) const {
-    return {{ways.count, rank_ % ways.count}, {stage_ranks() / ways.count, rank_ / ways.count}};
+    return {{ways.count, rank_ % ways.count},
+            {stage_ranks() / ways.count, rank_ / ways.count},
+            ways.option};
   }
 
   /// The embedding is there twice when the last of several stages has a tied copy.
@@ -124,7 +128,8 @@ class RankWriter {
         engine_.attention.count > kv_heads ? engine_.attention.count / kv_heads : 1;
     const Share heads{{queries.part.count / sharers, queries.part.index / sharers},
                       {queries.copies.count * sharers,
-                       queries.copies.index * sharers + queries.part.index % sharers}};
+                       queries.copies.index * sharers + queries.part.index % sharers},
+                      queries.option};
     builder_.begin(prefix + "qkv_proj" + suffix);
     add_row_block(index(prefix + "q_proj" + suffix), queries);
     add_row_block(index(prefix + "k_proj" + suffix), heads);
@@ -177,22 +182,28 @@ class RankWriter {
   void add_experts(const std::string& prefix) {
     const uint32_t groups = stage_ranks() / engine_.experts.count;
     const Range mine = experts_of(config_.experts, groups, rank_ / engine_.experts.count);
-    const Share expert{share(engine_.experts).part, {}};
+    const Share expert{share(engine_.experts).part, {}, engine_.experts.option};
     const uint32_t gate = first_expert(prefix, mine);
     const uint32_t up = gate + 1;
     const uint32_t down = gate + 2;
     builder_.begin(prefix + "experts.w13_weight");
     for (uint32_t e = 0; e < mine.size(); ++e) {
+      builder_.begin_matrix();
       add_row_block(gate + 3 * e, expert);
       add_row_block(up + 3 * e, expert);
     }
     if (fuses_shared_experts()) {
+      builder_.begin_matrix();
       add_row_block(index(prefix + "shared_experts.gate_proj.weight"), share(engine_.experts));
       add_row_block(index(prefix + "shared_experts.up_proj.weight"), share(engine_.experts));
     }
     builder_.begin(prefix + "experts.w2_weight");
-    for (uint32_t e = 0; e < mine.size(); ++e) add_column_block(down + 3 * e, expert);
+    for (uint32_t e = 0; e < mine.size(); ++e) {
+      builder_.begin_matrix();
+      add_column_block(down + 3 * e, expert);
+    }
     if (fuses_shared_experts()) {
+      builder_.begin_matrix();
       add_column_block(index(prefix + "shared_experts.down_proj.weight"), share(engine_.experts));
     }
   }
@@ -216,11 +227,11 @@ class RankWriter {
 
   void add_row_block(uint32_t tensor, Share mine) {
     const TensorInfo& info = catalogue_.tensors()[tensor];
-    builder_.add(tensor, {mine.part.of(info.rows), {0, info.cols}}, mine.copies);
+    builder_.add(tensor, {mine.part.of(info.rows), {0, info.cols}}, mine.copies, mine.option);
   }
   void add_column_block(uint32_t tensor, Share mine) {
     const TensorInfo& info = catalogue_.tensors()[tensor];
-    builder_.add(tensor, {{0, info.rows}, mine.part.of(info.cols)}, mine.copies);
+    builder_.add(tensor, {{0, info.rows}, mine.part.of(info.cols)}, mine.copies, mine.option);
   }
 
   /// Parameters that the engine names as the checkpoint does: whole, or split by attention heads.
@@ -261,6 +272,12 @@ class FusedLayout final : public Layout {
     const uint32_t dp = rank / engine_.tp / stages() % engine_.dp;
     const uint32_t instance = rank / engine_.tp / stages() / engine_.dp;
     return RankWriter(catalogue_, engine_, tp + engine_.tp * dp, stage, instance).write();
+  }
+
+  /// Throws a request error when a rank's part of a tensor cuts blocks that share a scale. Parts of
+  /// a tensor have one size: what cuts none on a stage's first rank cuts none at all.
+  void check_blocks() const {
+    for (uint32_t stage = 0; stage < stages(); ++stage) (void)rank_layout(stage * engine_.tp);
   }
 
  private:
@@ -352,7 +369,9 @@ void check_instances(uint32_t ranks, uint32_t tp, uint32_t pp, uint32_t dp) {
 std::unique_ptr<Layout> make_fused_layout(const Catalogue& catalogue, FusedEngine engine,
                                           uint32_t ranks) {
   check_model(catalogue.config(), engine);
-  return std::make_unique<FusedLayout>(catalogue, std::move(engine), ranks);
+  auto layout = std::make_unique<FusedLayout>(catalogue, std::move(engine), ranks);
+  if (model_tensors(catalogue) < catalogue.tensors().size()) layout->check_blocks();
+  return layout;
 }
 
 }  // namespace awex

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,15 @@
 #include "model/catalogue.hpp"
 
 namespace awex {
+
+/// Where a trainer keeps the scales of all blocks that a shard of a quantised tensor touches: fp32,
+/// row after row of blocks, from the block that holds the shard's first element on.
+struct TouchedScales {
+  uint64_t offset_bytes = 0;  ///< From the region's start.
+  uint64_t row_stride = 0;    ///< Scales from one row of blocks to the next.
+
+  constexpr bool operator==(const TouchedScales&) const = default;
+};
 
 /// One block of rows of an engine's parameter: a box of a canonical tensor, and where it lies in
 /// the rank's weights region. Columns of a row are contiguous; rows are `row_stride` elements
@@ -18,8 +28,9 @@ struct Shard {
   uint32_t parameter = 0;  ///< Index in RankLayout::parameters.
   uint32_t replica = 0;    ///< Shards of a tensor with the same replica cover it exactly once.
   Box box;
-  uint64_t offset_bytes = 0;  ///< Of the box's first element, from the region's start.
-  uint64_t row_stride = 0;    ///< Elements.
+  uint64_t offset_bytes = 0;              ///< Of the box's first element, from the region's start.
+  uint64_t row_stride = 0;                ///< Elements.
+  std::optional<TouchedScales> scales{};  ///< Of a trainer's shard that is to be quantised.
 };
 
 /// A tensor as the engine itself names and shapes it, in the rank's weights region.
@@ -46,7 +57,9 @@ struct RankLayout {
   std::vector<Shard> shards;
   uint64_t bytes = 0;  ///< Of the whole region; a multiple of kParameterAlignment.
 
-  /// What the shards leave uncovered, in order. Engines keep zeros there.
+  /// What the shards leave uncovered, in order. Engines keep zeros there. `catalogue` is the one
+  /// that the layout was made with; not for layouts with a trainer's scales (trainer_scales.hpp),
+  /// whose shards of scales are no whole rows.
   [[nodiscard]] std::vector<Gap> gaps(const Catalogue& catalogue) const;
 };
 

@@ -6,6 +6,7 @@
 #include "base/error.hpp"
 #include "layout/builder.hpp"
 #include "layout/fused.hpp"
+#include "layout/held_catalogue.hpp"
 
 namespace awex {
 namespace {
@@ -38,7 +39,7 @@ struct Options {
 
 Options read(const EngineSpec& spec) {
   spec.allow_only({"tp", "pp", "ep", "attn_dp", "embed", "dp_lm_head", "fuse_shared", "dense_mlp",
-                   "shared_experts"});
+                   "shared_experts", "dtype", "router_dtype", "block"});
   Options options{.tp = spec.count("tp", 1),
                   .pp = spec.count("pp", 1),
                   .ep = spec.count("ep", 1),
@@ -63,7 +64,7 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
   const Ways tp{options.tp, "tp"};
   const Ways attention{options.tp / options.attn_dp, options.attn_dp > 1 ? "tp/attn_dp" : "tp"};
   check_divides("number of experts", config.experts, "ep", options.ep);
-  FusedEngine engine{.spec = options.text(),
+  FusedEngine engine{.spec = options.text() + DTypeRules::read(spec, config).text(),
                      .tp = options.tp,
                      .stages = split_layers(config.layers, options.pp,
                                             {options.pp - config.layers % options.pp, options.pp}),

@@ -17,6 +17,7 @@ namespace awex {
 ///   fuse_shared  off, or on: the shared expert is the last expert of every ep rank
 ///   dense_mlp    tp, or replicated (--moe-dense-tp-size 1)
 ///   shared_experts  tp, or replicated (DeepEP)
+///   dtype, router_dtype, block  what it holds weights in (held_catalogue.hpp)
 /// Throws a request error when an option is unknown, or the model or the ranks do not divide.
 [[nodiscard]] std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec,
                                                          const Catalogue& catalogue,

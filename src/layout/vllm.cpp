@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "layout/fused.hpp"
+#include "layout/held_catalogue.hpp"
 
 namespace awex {
 namespace {
@@ -28,7 +29,7 @@ struct Options {
 };
 
 Options read(const EngineSpec& spec) {
-  spec.allow_only({"tp", "pp", "dp", "ep", "shared_experts"});
+  spec.allow_only({"tp", "pp", "dp", "ep", "shared_experts", "dtype", "router_dtype", "block"});
   return {.tp = spec.count("tp", 1),
           .pp = spec.count("pp", 1),
           .dp = spec.count("dp", 1),
@@ -47,7 +48,7 @@ std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue
   const Ways flat{options.tp * options.dp, options.dp > 1 ? "dp*tp" : "tp"};
   const uint32_t before_last = options.pp - 1;
   FusedEngine engine{
-      .spec = options.text(),
+      .spec = options.text() + DTypeRules::read(spec, catalogue.config()).text(),
       .tp = options.tp,
       .dp = options.dp,
       .stages = split_layers(layers, options.pp, {before_last - layers % options.pp, before_last}),

@@ -14,6 +14,7 @@ namespace awex {
 ///   ep      off: every expert is split over dp * tp; on: these ranks hold whole experts, the first
 ///           ranks one more when the experts do not divide
 ///   shared_experts  tp, or replicated (sequence parallel MoE)
+///   dtype, router_dtype, block  what it holds weights in (held_catalogue.hpp)
 /// Throws a request error when an option is unknown, or the model or the ranks do not divide.
 [[nodiscard]] std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec,
                                                        const Catalogue& catalogue, uint32_t ranks);

@@ -137,6 +137,8 @@ uint64_t Catalogue::fingerprint() const {
   for (const auto& tensor : tensors_) {
     add(tensor_key(tensor.name));
     add(static_cast<uint64_t>(tensor.dtype));
+    add(static_cast<uint64_t>(tensor.source_dtype()));
+    add(tensor.scaling ? tensor.scaling->block : 0);
     add(tensor.rows);
     add(tensor.cols);
     add(tensor.is_vector ? 1 : 0);

@@ -12,6 +12,16 @@
 
 namespace awex {
 
+/// How a quantised tensor is scaled: each block of `block` x `block` elements has one fp32 scale,
+/// the element of another tensor, of [ceil(rows / block), ceil(cols / block)]. Blocks at the end of
+/// a row or column may be smaller.
+struct BlockScaling {
+  uint32_t scales = 0;  ///< Index of the scales' tensor in the catalogue.
+  uint32_t block = 0;   ///< Elements.
+
+  constexpr bool operator==(const BlockScaling&) const = default;
+};
+
 /// A canonical tensor: Hugging Face name and shape. Every tensor is a matrix of rows x cols; a
 /// vector of n elements is n rows of one column, so that dimension 0 is always `rows`.
 struct TensorInfo {
@@ -20,7 +30,11 @@ struct TensorInfo {
   uint64_t rows = 0;
   uint64_t cols = 0;
   bool is_vector = false;  ///< Its shape in files is [rows], not [rows, cols].
+  /// The dtype of the trainer, where the one that inference holds (`dtype`) is another.
+  std::optional<DType> trainer_dtype{};
+  std::optional<BlockScaling> scaling{};  ///< Of a quantised tensor.
 
+  [[nodiscard]] DType source_dtype() const { return trainer_dtype.value_or(dtype); }
   [[nodiscard]] uint64_t elements() const { return rows * cols; }
   [[nodiscard]] uint64_t bytes() const { return elements() * element_bytes(dtype); }
 };
@@ -39,7 +53,7 @@ class Catalogue {
   [[nodiscard]] std::optional<uint32_t> find(std::string_view name) const;
   /// The index of a tensor that must exist; throws a request error that names it otherwise.
   [[nodiscard]] uint32_t index_of(std::string_view name) const;
-  /// 64-bit hash of model name-independent content: every tensor's name, dtype and shape.
+  /// 64-bit hash of model name-independent content: every tensor's name, dtypes, shape and block.
   [[nodiscard]] uint64_t fingerprint() const;
 
  private:

@@ -26,14 +26,15 @@ template <class View>
   return view;
 }
 
-/// Numbers the tiles of all pieces (which have a UnitGrid `grid`) and tells each tile's piece.
+/// Numbers the tiles, of `tile_units` units, of all pieces (which have a UnitGrid `grid`) and tells
+/// each tile's piece.
 template <class Piece>
-[[nodiscard]] std::vector<uint32_t> lay_tiles(std::span<Piece> pieces) {
+[[nodiscard]] std::vector<uint32_t> lay_tiles(std::span<Piece> pieces, uint32_t tile_units) {
   std::vector<uint32_t> owners;
   for (uint64_t i = 0; i < pieces.size(); ++i) {
     auto& grid = pieces[i].grid;
     grid.first_tile = owners.size();
-    const uint64_t tiles = grid.units / kTileUnits + (grid.units % kTileUnits != 0);
+    const uint64_t tiles = grid.units / tile_units + (grid.units % tile_units != 0);
     owners.resize(owners.size() + tiles, static_cast<uint32_t>(i));
   }
   // The limit of a launch's first dimension; pieces are fewer than tiles or empty.
@@ -49,8 +50,8 @@ template <class Piece>
 template <class Piece>
 class TiledBatch {
  public:
-  TiledBatch(std::vector<Piece> pieces, cudaStream_t stream)
-      : TiledBatch(lay_tiles(std::span<Piece>(pieces)), pieces, stream) {}
+  TiledBatch(std::vector<Piece> pieces, cudaStream_t stream, uint32_t tile_units = kTileUnits)
+      : TiledBatch(lay_tiles(std::span<Piece>(pieces), tile_units), pieces, stream) {}
 
   [[nodiscard]] const Piece* pieces() const { return pieces_.data(); }
   [[nodiscard]] const uint32_t* owners() const { return owners_.data(); }

@@ -1,17 +1,13 @@
 #include "transfer/cuda_launch.hpp"
 
-#include <type_traits>
 #include <utility>
 
 #include "model/digest.hpp"
+#include "transfer/cuda_digest.cuh"
 #include "transfer/cuda_tiles.cuh"
 
 namespace awex::cuda {
 namespace {
-
-// atomicMin and atomicAdd take no other 64-bit type.
-using Atomic = unsigned long long;
-static_assert(sizeof(Atomic) == sizeof(uint64_t));
 
 template <class Vector>
 __device__ const Vector* source_of(const CopyPiece& piece, const UnitWalk& walk) {
@@ -151,12 +147,6 @@ struct Group<4> {
   }
 };
 
-// As types, because device code cannot index an array that only the host has.
-template <size_t kLane>
-using LaneKey = std::integral_constant<uint64_t, kLaneKeys[kLane]>;
-
-using Lanes = std::make_index_sequence<kDigestLanes>;
-
 template <class Elements, size_t... kLane>
 __device__ uint64_t sum_lanes(const Elements& group, std::index_sequence<kLane...>) {
   constexpr uint64_t kSumOfKeys = (LaneKey<kLane>::value + ...);
@@ -224,21 +214,6 @@ template <uint32_t kElementSize>
 __device__ uint64_t digest_tile(const DigestPiece& piece) {
   return piece.whole_groups ? digest_whole_groups<kElementSize>(piece)
                             : digest_any_rows<kElementSize>(piece);
-}
-
-/// Adds what all threads of a block have to `*total`, with one atomic.
-__device__ void add_block_sum(uint64_t sum, Atomic* total) {
-  constexpr uint32_t kWarpThreads = 32;
-  __shared__ uint64_t warp_sums[kTileThreads / kWarpThreads];
-  for (uint32_t distance = kWarpThreads / 2; distance > 0; distance /= 2) {
-    sum += __shfl_down_sync(0xffffffffU, sum, distance);
-  }
-  if (threadIdx.x % kWarpThreads == 0) warp_sums[threadIdx.x / kWarpThreads] = sum;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  uint64_t block_sum = 0;
-  for (const uint64_t warp_sum : warp_sums) block_sum += warp_sum;
-  atomicAdd(total, static_cast<Atomic>(block_sum));
 }
 
 __global__ void __launch_bounds__(kTileThreads)

@@ -9,9 +9,11 @@ namespace awex::cuda {
 class UnitWalk {
  public:
   __device__ explicit UnitWalk(const UnitGrid& grid)
-      : units_(grid.units),
-        row_units_(grid.row_units),
-        unit_((blockIdx.x - grid.first_tile) * kTileUnits + threadIdx.x) {
+      : UnitWalk(grid.units, grid.row_units,
+                 (blockIdx.x - grid.first_tile) * kTileUnits + threadIdx.x) {}
+  /// From unit `first` on.
+  __device__ UnitWalk(uint64_t units, uint64_t row_units, uint64_t first)
+      : units_(units), row_units_(row_units), unit_(first) {
     row_ = unit_ / row_units_;
     col_ = unit_ - row_ * row_units_;
     row_step_ = kTileThreads / row_units_;

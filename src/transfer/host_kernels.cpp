@@ -1,6 +1,7 @@
 #include "transfer/host_kernels.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <mutex>
@@ -10,6 +11,7 @@
 #include "base/error.hpp"
 #include "base/thread_pool.hpp"
 #include "model/digest.hpp"
+#include "transfer/host_conversion.hpp"
 #include "transfer/host_tiles.hpp"
 
 namespace awex {
@@ -17,14 +19,40 @@ namespace {
 
 constexpr uint64_t kTileBytes = 256ULL << 10;
 
-/// The same bytes as one row, where rows follow each other without gaps on both sides.
-StridedCopy as_few_rows(StridedCopy copy) {
-  if (copy.from_stride == copy.row_bytes && copy.to_stride == copy.row_bytes && copy.rows > 0) {
-    copy.row_bytes = copy.bytes();
-    copy.rows = 1;
+/// Converted elements that are only looked at are kept on the stack, this many bytes at a time.
+constexpr uint64_t kBufferBytes = 4096;
+
+/// A StridedCopy in cells, which are what is never split: elements if they change dtype, else
+/// bytes.
+struct CellCopy {
+  explicit CellCopy(const StridedCopy& copy)
+      : from(copy.from),
+        to(copy.to),
+        from_stride(copy.from_stride),
+        to_stride(copy.to_stride),
+        conversion(copy.conversion),
+        rows(copy.rows),
+        from_cell(conversion ? element_bytes(conversion->from) : 1),
+        to_cell(conversion ? element_bytes(conversion->to) : 1),
+        cols(copy.row_bytes / to_cell) {
+    if (conversion) check_conversion(*conversion, rows, cols);
+    // Scales depend on the row; other rows without gaps on both sides are one.
+    const bool gapless = from_stride == cols * from_cell && to_stride == cols * to_cell;
+    if (!gapless || (conversion && conversion->to == DType::kF8E4M3)) return;
+    cols *= rows;
+    rows = std::min<uint64_t>(rows, 1);
   }
-  return copy;
-}
+
+  const std::byte* from;
+  std::byte* to;
+  uint64_t from_stride;  ///< Bytes.
+  uint64_t to_stride;
+  std::optional<Conversion> conversion;
+  uint64_t rows;
+  uint64_t from_cell;  ///< Bytes.
+  uint64_t to_cell;
+  uint64_t cols;
+};
 
 bool comes_before(const Difference& a, const Difference& b) {
   return std::tie(a.copy, a.row, a.byte_in_row) < std::tie(b.copy, b.row, b.byte_in_row);
@@ -35,15 +63,21 @@ class HostCopyBatch final : public CopyBatch {
   HostCopyBatch(std::span<const StridedCopy> copies, ThreadPool& pool) : pool_(pool) {
     for (const auto& copy : copies) {
       row_bytes_.push_back(copy.row_bytes);
-      copies_.push_back(as_few_rows(copy));
-      append_tiles(tiles_, copies_.size() - 1, copies_.back().rows, copies_.back().row_bytes,
-                   kTileBytes);
+      copies_.emplace_back(copy);
+      const auto& cells = copies_.back();
+      append_tiles(tiles_, copies_.size() - 1, cells.rows, cells.cols,
+                   kTileBytes / std::max(cells.from_cell, cells.to_cell));
     }
   }
 
   void copy() override {
     for_each_piece([](const Piece& piece) {
-      std::memcpy(piece.to, piece.from, piece.bytes);
+      const auto& conversion = piece.copy.conversion;
+      if (conversion) {
+        convert_elements(*conversion, piece.row, piece.col, piece.cells, piece.from, piece.to);
+      } else {
+        std::memcpy(piece.to, piece.from, piece.cells);
+      }
       return true;
     });
   }
@@ -51,22 +85,23 @@ class HostCopyBatch final : public CopyBatch {
   void compare() override {
     difference_.reset();
     for_each_piece([this](const Piece& piece) {
-      if (std::memcmp(piece.to, piece.from, piece.bytes) == 0) return true;
-      note_difference(piece);
-      return false;
+      return piece.copy.conversion ? compare_converted(piece)
+                                   : compare_bytes(piece, 0, piece.from, piece.cells);
     });
   }
 
   [[nodiscard]] std::optional<Difference> difference() const override { return difference_; }
 
  private:
-  /// Bytes that lie contiguously on both sides.
+  /// Cells that lie contiguously on both sides.
   struct Piece {
-    uint64_t copy;
-    uint64_t offset;  ///< Of the first byte, counted over the copy's rows without their gaps.
+    uint64_t index;  ///< Of the copy.
+    const CellCopy& copy;
+    uint64_t row;  ///< Of the first cell.
+    uint64_t col;
     const std::byte* from;
     std::byte* to;
-    uint64_t bytes;
+    uint64_t cells;
   };
 
   /// Calls work(piece) over all pieces; a tile ends early when it returns false.
@@ -76,26 +111,51 @@ class HostCopyBatch final : public CopyBatch {
       const auto& tile = tiles_[index];
       const auto& copy = copies_[tile.item];
       for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
-        if (!work(Piece{tile.item, row * copy.row_bytes + tile.first_col,
-                        copy.from + row * copy.from_stride + tile.first_col,
-                        copy.to + row * copy.to_stride + tile.first_col, tile.cols})) {
+        if (!work(Piece{tile.item, copy, row, tile.first_col,
+                        copy.from + row * copy.from_stride + tile.first_col * copy.from_cell,
+                        copy.to + row * copy.to_stride + tile.first_col * copy.to_cell,
+                        tile.cols})) {
           return;
         }
       }
     });
   }
 
-  void note_difference(const Piece& piece) {
-    const auto* differing = std::mismatch(piece.from, piece.from + piece.bytes, piece.to).first;
-    const uint64_t offset = piece.offset + static_cast<uint64_t>(differing - piece.from);
-    const uint64_t row_bytes = row_bytes_[piece.copy];
-    const Difference found{piece.copy, offset / row_bytes, offset % row_bytes};
+  /// Whether the piece's target holds `wanted` from its byte `first` on; notes it if not.
+  bool compare_bytes(const Piece& piece, uint64_t first, const std::byte* wanted, uint64_t bytes) {
+    const auto* held = piece.to + first;
+    if (std::memcmp(held, wanted, bytes) == 0) return true;
+    const auto* differing = std::mismatch(wanted, wanted + bytes, held).first;
+    const uint64_t cells_before = piece.row * piece.copy.cols + piece.col;
+    note_difference(piece.index, cells_before * piece.copy.to_cell + first +
+                                     static_cast<uint64_t>(differing - wanted));
+    return false;
+  }
+
+  bool compare_converted(const Piece& piece) {
+    std::array<std::byte, kBufferBytes> wanted;
+    const auto& copy = piece.copy;
+    const uint64_t cells_at_once = wanted.size() / copy.to_cell;
+    for (uint64_t done = 0; done < piece.cells; done += cells_at_once) {
+      const uint64_t cells = std::min(cells_at_once, piece.cells - done);
+      convert_elements(*copy.conversion, piece.row, piece.col + done, cells,
+                       piece.from + done * copy.from_cell, wanted.data());
+      if (!compare_bytes(piece, done * copy.to_cell, wanted.data(), cells * copy.to_cell)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /// `offset` counts target bytes over the copy's rows without their gaps.
+  void note_difference(uint64_t copy, uint64_t offset) {
+    const Difference found{copy, offset / row_bytes_[copy], offset % row_bytes_[copy]};
     const std::lock_guard lock(mutex_);
     if (!difference_ || comes_before(found, *difference_)) difference_ = found;
   }
 
   ThreadPool& pool_;
-  std::vector<StridedCopy> copies_;
+  std::vector<CellCopy> copies_;
   std::vector<uint64_t> row_bytes_;  ///< As the caller counts rows.
   std::vector<HostTile> tiles_;
   std::mutex mutex_;
@@ -103,8 +163,9 @@ class HostCopyBatch final : public CopyBatch {
 };
 
 /// The same elements as one row, where rows follow each other in memory and in the canonical
-/// tensor.
+/// tensor, and no scale depends on them.
 DigestView as_few_rows(DigestView view) {
+  if (view.conversion && view.conversion->to == DType::kF8E4M3) return view;
   if (view.row_stride == view.cols && view.canonical_cols == view.cols && view.rows > 0) {
     view.cols *= view.rows;
     view.rows = 1;
@@ -121,6 +182,7 @@ class HostDigestBatch final : public DigestBatch {
         throw runtime_error(fmt::format("cannot prepare a digest: slot {} of {}", view.slot, slots),
                             "this is a fault of awex-colocate: please report it");
       }
+      if (view.conversion) check_conversion(*view.conversion, view.rows, view.cols);
       views_.push_back(as_few_rows(view));
       append_tiles(tiles_, views_.size() - 1, views_.back().rows, views_.back().cols,
                    kTileBytes / view.element_size);
@@ -144,9 +206,28 @@ class HostDigestBatch final : public DigestBatch {
     uint64_t total = 0;
     for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
       const auto* data = view.data + (row * view.row_stride + tile.first_col) * view.element_size;
-      total += digest_elements(view.key, view.element_size,
-                               view.first_index + row * view.canonical_cols + tile.first_col,
-                               {data, tile.cols * view.element_size});
+      const uint64_t index = view.first_index + row * view.canonical_cols + tile.first_col;
+      total += view.conversion ? sum_converted(view, row, tile.first_col, tile.cols, index, data)
+                               : digest_elements(view.key, view.element_size, index,
+                                                 {data, tile.cols * view.element_size});
+    }
+    return total;
+  }
+
+  /// `index` is the canonical one of the element at (row, col), which lies at `data`.
+  [[nodiscard]] static uint64_t sum_converted(const DigestView& view, uint64_t row, uint64_t col,
+                                              uint64_t count, uint64_t index,
+                                              const std::byte* data) {
+    std::array<std::byte, kBufferBytes> converted;
+    const uint64_t element_size = element_bytes(view.conversion->to);
+    const uint64_t at_once = converted.size() / element_size;
+    uint64_t total = 0;
+    for (uint64_t done = 0; done < count; done += at_once) {
+      const uint64_t elements = std::min(at_once, count - done);
+      convert_elements(*view.conversion, row, col + done, elements, data + done * view.element_size,
+                       converted.data());
+      total += digest_elements(view.key, element_size, index + done,
+                               {converted.data(), elements * element_size});
     }
     return total;
   }
@@ -155,6 +236,66 @@ class HostDigestBatch final : public DigestBatch {
   std::vector<DigestView> views_;
   std::vector<HostTile> tiles_;
   std::vector<uint64_t> sums_;
+};
+
+/// A tile is some whole blocks of one view, so that each scale has one writer.
+class HostScaleBatch final : public ScaleBatch {
+ public:
+  HostScaleBatch(std::span<const AmaxView> views, ThreadPool& pool)
+      : views_(views.begin(), views.end()), pool_(pool) {
+    for (uint64_t i = 0; i < views_.size(); ++i) {
+      const auto& view = views_[i];
+      check_scales_source(view.dtype, view.grid, view.rows, view.cols);
+      const uint64_t block_bytes =
+          uint64_t{view.grid.block} * view.grid.block * element_bytes(view.dtype);
+      append_tiles(tiles_, i, row_cuts(view).count(), col_cuts(view).count(),
+                   std::max<uint64_t>(1, kTileBytes / block_bytes));
+    }
+  }
+
+  void find_amax() override {
+    for_each_block([](const AmaxView& view, uint64_t block_row, uint64_t block_col) {
+      const auto rows = row_cuts(view);
+      const auto cols = col_cuts(view);
+      const uint64_t row = rows.begin(block_row);
+      const uint64_t col = cols.begin(block_col);
+      const auto* data = view.data + (row * view.row_stride + col) * element_bytes(view.dtype);
+      return largest_magnitude(view.dtype, data, rows.end(block_row) - row,
+                               cols.end(block_col) - col, view.row_stride);
+    });
+  }
+
+  void finish() override {
+    for_each_block([](const AmaxView& view, uint64_t block_row, uint64_t block_col) {
+      return block_scale(view.grid.scales[block_row * view.grid.row_stride + block_col]);
+    });
+  }
+
+ private:
+  static BlockCuts row_cuts(const AmaxView& view) {
+    return {view.rows, view.grid.block, view.grid.row_in_block};
+  }
+  static BlockCuts col_cuts(const AmaxView& view) {
+    return {view.cols, view.grid.block, view.grid.col_in_block};
+  }
+
+  /// Gives every block's place in its grid the value(view, row of blocks, column of blocks).
+  template <class Value>
+  void for_each_block(const Value& value) {
+    pool_.for_each(tiles_.size(), [&](size_t index) {
+      const auto& tile = tiles_[index];
+      const auto& view = views_[tile.item];
+      for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
+        for (uint64_t col = tile.first_col; col < tile.first_col + tile.cols; ++col) {
+          view.grid.scales[row * view.grid.row_stride + col] = value(view, row, col);
+        }
+      }
+    });
+  }
+
+  std::vector<AmaxView> views_;
+  ThreadPool& pool_;
+  std::vector<HostTile> tiles_;
 };
 
 class HostKernels final : public Kernels {
@@ -168,6 +309,10 @@ class HostKernels final : public Kernels {
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t slots) override {
     return std::make_unique<HostDigestBatch>(views, slots, pool_);
+  }
+  [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(
+      std::span<const AmaxView> views) override {
+    return std::make_unique<HostScaleBatch>(views, pool_);
   }
   [[nodiscard]] void* stream() const override { return nullptr; }
 

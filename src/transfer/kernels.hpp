@@ -8,12 +8,14 @@
 
 #include "base/wait.hpp"
 #include "memory/device.hpp"
+#include "transfer/conversion.hpp"
 
 namespace awex {
 
 /// Copies `rows` rows of `row_bytes` bytes from `from` to `to`; rows are `from_stride` and
-/// `to_stride` bytes apart. Any alignment; strides are at least row_bytes. Addresses are of the
-/// device.
+/// `to_stride` bytes apart. Any alignment; rows of neither side overlap. Addresses are of the
+/// device. With a conversion, row_bytes are a row's bytes in the target's dtype, and the strides
+/// count bytes of each side in its own.
 struct StridedCopy {
   const std::byte* from = nullptr;
   std::byte* to = nullptr;
@@ -21,18 +23,21 @@ struct StridedCopy {
   uint64_t row_bytes = 0;
   uint64_t from_stride = 0;
   uint64_t to_stride = 0;
+  std::optional<Conversion> conversion = std::nullopt;
 
+  /// Bytes that are written.
   [[nodiscard]] uint64_t bytes() const { return rows * row_bytes; }
 };
 
-/// The first byte in which two sides of a StridedCopy differ.
+/// The first byte in which a copy's target differs from what the copy would write.
 struct Difference {
   uint64_t copy = 0;  ///< Index in the batch.
   uint64_t row = 0;
-  uint64_t byte_in_row = 0;
+  uint64_t byte_in_row = 0;  ///< Of the target.
 };
 
 /// A box of a canonical tensor in device memory, to be summed by the formula of model/digest.hpp.
+/// With a conversion the sum is of the converted bits.
 struct DigestView {
   const std::byte* data = nullptr;  ///< First element of the box.
   uint64_t rows = 0;
@@ -41,8 +46,20 @@ struct DigestView {
   uint64_t first_index = 0;     ///< Canonical index of the first element.
   uint64_t canonical_cols = 0;  ///< Canonical index step from one row to the next.
   uint64_t key = 0;             ///< tensor_key of the tensor.
-  uint32_t element_size = 0;    ///< 1, 2 or 4 bytes; data is aligned to it.
+  uint32_t element_size = 0;    ///< 1, 2 or 4 bytes, as in memory; data is aligned to it.
   uint32_t slot = 0;            ///< Which sum this view adds to.
+  std::optional<Conversion> conversion = std::nullopt;
+};
+
+/// A box of a matrix, the largest absolute values of whose blocks are searched; its grid tells
+/// where they go. A block that is cut by the box's bounds counts with its elements inside.
+struct AmaxView {
+  const std::byte* data = nullptr;  ///< First element of the box, aligned to its dtype.
+  DType dtype = DType::kBf16;       ///< BF16, F16 or F32.
+  uint64_t rows = 0;
+  uint64_t cols = 0;        ///< Elements.
+  uint64_t row_stride = 0;  ///< Elements between rows in memory.
+  ScaleGrid grid;
 };
 
 /// A batch of copies whose descriptors lie ready on the device. Addresses never change, so a batch
@@ -80,6 +97,25 @@ class DigestBatch {
   [[nodiscard]] virtual std::span<const uint64_t> sums() const = 0;
 };
 
+/// A batch of views whose blocks get scales, in two steps: a block that several ranks hold parts of
+/// needs the largest of their values in between. Those are fp32 >= 0 or NaN, to be compared as
+/// unsigned integers, so that a NaN stays.
+class ScaleBatch {
+ public:
+  ScaleBatch() = default;
+  ScaleBatch(const ScaleBatch&) = delete;
+  ScaleBatch& operator=(const ScaleBatch&) = delete;
+  ScaleBatch(ScaleBatch&&) = delete;
+  ScaleBatch& operator=(ScaleBatch&&) = delete;
+  virtual ~ScaleBatch() = default;
+
+  /// Queues the search: every block that a view touches gets its largest absolute value in place of
+  /// its scale.
+  virtual void find_amax() = 0;
+  /// Queues what turns these values into scales, in place: block_scale of model/convert.hpp.
+  virtual void finish() = 0;
+};
+
 /// The transfer's work on a device's own memory, in order on one stream. Made by make_kernels; must
 /// outlive its batches and be destroyed before its device.
 class Kernels {
@@ -95,6 +131,9 @@ class Kernels {
       std::span<const StridedCopy> copies) = 0;
   [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_digests(
       std::span<const DigestView> views, uint32_t slots) = 0;
+  /// No two views of a batch touch the same scale.
+  [[nodiscard]] virtual std::unique_ptr<ScaleBatch> prepare_scales(
+      std::span<const AmaxView> views) = 0;
 
   /// The stream's native handle (cudaStream_t) for a remote exchange; null on host.
   [[nodiscard]] virtual void* stream() const = 0;

@@ -74,6 +74,31 @@ const Shard* shard_around(const Piece& piece, const ShardsByTensor& rank, uint64
   return nullptr;
 }
 
+/// A quantised piece finds the scale of its first element's block where its source keeps it, and so
+/// those of all others: the rest follows from the strides.
+void check_scales(const Piece& piece, const Shard& source, const Catalogue& catalogue) {
+  const auto& scaling = catalogue.tensors()[piece.tensor].scaling;
+  if (!scaling && !piece.scales) return;
+  if (!scaling || !piece.scales || !source.scales) {
+    refuse(piece, catalogue, "has scales where it needs none, or none where it needs them");
+  }
+  const uint64_t block = scaling->block;
+  const auto blocks_before = [block](uint64_t from, uint64_t to) {
+    return to / block - from / block;
+  };
+  const uint64_t rows = blocks_before(source.box.rows.begin, piece.box.rows.begin);
+  const uint64_t cols = blocks_before(source.box.cols.begin, piece.box.cols.begin);
+  const uint64_t wanted =
+      source.scales->offset_bytes + (rows * source.scales->row_stride + cols) * sizeof(float);
+  const ScalePlace& place = *piece.scales;
+  if (place.block != block || place.offset_bytes != wanted ||
+      place.row_stride != source.scales->row_stride ||
+      place.row_in_block != piece.box.rows.begin % block ||
+      place.col_in_block != piece.box.cols.begin % block) {
+    refuse(piece, catalogue, "is scaled by other blocks than its source keeps");
+  }
+}
+
 using PiecesByShard = std::map<const Shard*, std::vector<const Piece*>>;
 
 /// Checks both ends of a piece and returns the target shard that it lies in.
@@ -88,16 +113,19 @@ const Shard* check_ends(const Piece& piece, const Catalogue& catalogue, const Ra
                     "to inference rank {}, which do not all exist",
                     piece.tensor, piece.source, piece.target));
   }
-  const uint64_t element = element_bytes(catalogue.tensors()[piece.tensor].dtype);
-  if (piece.row_bytes != piece.box.cols.size() * element) {
+  const TensorInfo& info = catalogue.tensors()[piece.tensor];
+  if (piece.from != info.source_dtype() || piece.to != info.dtype) {
+    refuse(piece, catalogue, "has other dtypes than its ends");
+  }
+  if (piece.row_bytes != piece.box.cols.size() * element_bytes(piece.to)) {
     refuse(piece, catalogue, "has rows of another length");
   }
-  if (shard_around(piece, source->second, piece.source_offset, piece.source_stride, element) ==
-      nullptr) {
-    refuse(piece, catalogue, "is not what its source holds there");
-  }
-  const Shard* around =
-      shard_around(piece, target->second, piece.target_offset, piece.target_stride, element);
+  const Shard* held = shard_around(piece, source->second, piece.source_offset, piece.source_stride,
+                                   element_bytes(piece.from));
+  if (held == nullptr) refuse(piece, catalogue, "is not what its source holds there");
+  check_scales(piece, *held, catalogue);
+  const Shard* around = shard_around(piece, target->second, piece.target_offset,
+                                     piece.target_stride, element_bytes(piece.to));
   if (around == nullptr) refuse(piece, catalogue, "is not what its target holds there");
   return around;
 }

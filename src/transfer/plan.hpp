@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "layout/block_scales.hpp"
 #include "layout/layout.hpp"
 #include "model/catalogue.hpp"
 
@@ -21,21 +23,28 @@ struct Placement {
 enum class Near : uint8_t { kDevice, kNode, kCluster };
 
 /// A box that goes from a trainer's weights to an inference rank's. Offsets are bytes from the
-/// start of the two weights regions; strides are bytes from one row of the box to the next.
+/// start of the two weights regions; strides are bytes from one row of the box to the next, as the
+/// end that they are of holds it. Where the ends have different dtypes, elements are converted as
+/// they leave the source.
 struct Piece {
   uint32_t source = 0;  ///< Trainer role rank.
   uint32_t target = 0;  ///< Inference role rank.
   uint32_t tensor = 0;
   Box box;
-  uint64_t row_bytes = 0;
+  DType from = DType::kBf16;  ///< At the source.
+  DType to = DType::kBf16;    ///< On the way, and at the target.
+  uint64_t row_bytes = 0;     ///< At the target.
   uint64_t source_offset = 0;
   uint64_t source_stride = 0;
   uint64_t target_offset = 0;
   uint64_t target_stride = 0;
+  std::optional<ScalePlace> scales{};  ///< In the source's region, where `to` is kF8E4M3.
   Near near = Near::kDevice;
   uint32_t choices =
       1;  ///< Equally near trainers that hold the box, among which the load is spread.
 
+  [[nodiscard]] bool converts() const { return from != to; }
+  /// What moves.
   [[nodiscard]] uint64_t bytes() const { return box.rows.size() * row_bytes; }
 };
 
@@ -58,11 +67,15 @@ struct Plan {
 [[nodiscard]] std::string describe_choice(const Piece& piece);
 
 /// The whole plan (Planner::whole) of roles whose ranks' layouts are all at hand: for small worlds.
+/// `catalogue`, here and below, is what inference holds (layout/held_catalogue.hpp), and trainers'
+/// layouts have its scales (layout/trainer_scales.hpp).
 [[nodiscard]] Plan make_plan(const Catalogue& catalogue, const std::vector<RankLayout>& trainers,
                              const std::vector<RankLayout>& inference, const Placement& placement);
 
 /// Proves a finished plan from the layouts alone: the pieces of every inference shard lie in
-/// it, are disjoint, and add up to it; every piece's source holds its box. Throws a run-time error.
+/// it, are disjoint, and add up to it; every piece's source holds its box, in the dtype that the
+/// piece converts from, and the scale of every one of its blocks where the piece reads it. Throws a
+/// run-time error.
 void prove_plan(const Plan& plan, const Catalogue& catalogue,
                 const std::vector<RankLayout>& trainers, const std::vector<RankLayout>& inference);
 

@@ -7,23 +7,34 @@ namespace {
 
 MergedCopy copy_of(const Piece& piece) {
   const uint64_t rows = piece.box.rows.size();
-  MergedCopy copy{piece.source,        piece.target,        rows,
-                  piece.row_bytes,     piece.source_offset, piece.source_stride,
-                  piece.target_offset, piece.target_stride};
-  const bool contiguous =
-      rows > 1 && copy.source_stride == copy.row_bytes && copy.target_stride == copy.row_bytes;
+  MergedCopy copy{piece.source,
+                  piece.target,
+                  rows,
+                  piece.row_bytes,
+                  piece.source_offset,
+                  piece.source_stride,
+                  piece.target_offset,
+                  piece.target_stride,
+                  piece.from,
+                  piece.to,
+                  piece.scales};
+  const bool contiguous = rows > 1 && !copy.scales &&
+                          copy.source_stride == copy.source_row_bytes() &&
+                          copy.target_stride == copy.row_bytes;
   if (contiguous) copy.row_bytes *= std::exchange(copy.rows, 1);
   return copy;
 }
 
-bool same_ends(const MergedCopy& a, const MergedCopy& b) {
-  return a.source == b.source && a.target == b.target;
+/// Whether one copy could do for both, were they at the right places.
+bool are_alike(const MergedCopy& a, const MergedCopy& b) {
+  return a.source == b.source && a.target == b.target && a.from == b.from && a.to == b.to &&
+         !a.scales && !b.scales;
 }
 
 /// Makes one row of two that touch on both sides.
 bool lengthen(MergedCopy& copy, const MergedCopy& next) {
-  const bool touches = same_ends(copy, next) && copy.rows == 1 && next.rows == 1 &&
-                       copy.source_offset + copy.row_bytes == next.source_offset &&
+  const bool touches = are_alike(copy, next) && copy.rows == 1 && next.rows == 1 &&
+                       copy.source_offset + copy.source_row_bytes() == next.source_offset &&
                        copy.target_offset + copy.row_bytes == next.target_offset;
   if (touches) copy.row_bytes += next.row_bytes;
   return touches;
@@ -33,7 +44,7 @@ bool lengthen(MergedCopy& copy, const MergedCopy& next) {
 bool append_rows(MergedCopy& copy, const MergedCopy& next) {
   const bool behind =
       next.source_offset > copy.source_offset && next.target_offset > copy.target_offset;
-  if (!same_ends(copy, next) || !behind || copy.row_bytes != next.row_bytes) return false;
+  if (!are_alike(copy, next) || !behind || copy.row_bytes != next.row_bytes) return false;
   const uint64_t source_distance = next.source_offset - copy.source_offset;
   const uint64_t target_distance = next.target_offset - copy.target_offset;
   const uint64_t source_stride = copy.rows > 1 ? copy.source_stride : source_distance;
@@ -66,7 +77,9 @@ MergedCopy part_of(const MergedCopy& copy, uint64_t row, uint64_t rows, uint64_t
   MergedCopy part = copy;
   part.rows = rows;
   part.row_bytes = row_bytes;
-  part.source_offset += row * copy.source_stride + byte;
+  const uint64_t skipped = byte / element_bytes(copy.to);
+  part.source_offset += row * copy.source_stride + skipped * element_bytes(copy.from);
+  if (part.scales) part.scales = part.scales->moved(row, skipped);
   part.target_offset += row * copy.target_stride + byte;
   return part;
 }

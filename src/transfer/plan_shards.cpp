@@ -1,11 +1,13 @@
 #include "transfer/plan_shards.hpp"
 
+#include <numeric>
+
 #include "base/checked.hpp"
 
 namespace awex {
 
 RoleShards::RoleShards(const Catalogue& catalogue, const Layout& layout) {
-  std::vector<Entry> entries;
+  std::vector<std::vector<Shard>> contents;
   for (uint32_t rank = 0; rank < layout.ranks(); ++rank) {
     const uint32_t like = layout.first_like(rank);
     if (like > rank || (like < rank && layout.first_like(like) != like)) {
@@ -16,24 +18,25 @@ RoleShards::RoleShards(const Catalogue& catalogue, const Layout& layout) {
           "this is a bug in the layout: please report it with the command line");
     }
     if (like == rank) {
-      add_content(layout.rank_layout(rank), entries);
+      contents.push_back(layout.rank_layout(rank).shards);
+      members_.emplace_back();
       content_.push_back(narrow<uint32_t>(members_.size() - 1));
     } else {
       content_.push_back(content_[like]);
     }
     members_[content_.back()].push_back(rank);
   }
-  sort_by_tensor(catalogue.tensors().size(), entries);
+  sort_by_tensor(catalogue.tensors().size(), {contents.begin(), contents.end()});
 }
 
 RoleShards::RoleShards(const Catalogue& catalogue, const std::vector<RankLayout>& ranks) {
-  std::vector<Entry> entries;
+  std::vector<std::span<const Shard>> contents;
   for (uint32_t rank = 0; rank < ranks.size(); ++rank) {
-    add_content(ranks[rank], entries);
+    contents.emplace_back(ranks[rank].shards);
     content_.push_back(rank);
-    members_.back().push_back(rank);
+    members_.push_back({rank});
   }
-  sort_by_tensor(catalogue.tensors().size(), entries);
+  sort_by_tensor(catalogue.tensors().size(), contents);
 }
 
 std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) const {
@@ -48,21 +51,21 @@ std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) 
   return copies;
 }
 
-void RoleShards::add_content(const RankLayout& layout, std::vector<Entry>& entries) {
-  const auto content = narrow<uint32_t>(members_.size());
-  members_.emplace_back();
-  for (const auto& shard : layout.shards) {
-    entries.push_back({shard.tensor, {content, shard.box, shard.offset_bytes, shard.row_stride}});
-  }
-}
-
-void RoleShards::sort_by_tensor(size_t tensors, const std::vector<Entry>& entries) {
+void RoleShards::sort_by_tensor(size_t tensors,
+                                const std::vector<std::span<const Shard>>& contents) {
   first_.assign(tensors + 1, 0);
-  for (const auto& entry : entries) ++first_[entry.tensor + 1];
-  for (size_t tensor = 0; tensor < tensors; ++tensor) first_[tensor + 1] += first_[tensor];
-  shards_.resize(entries.size());
+  for (const auto& shards : contents) {
+    for (const auto& shard : shards) ++first_[shard.tensor + 1];
+  }
+  std::partial_sum(first_.begin(), first_.end(), first_.begin());
+  shards_.resize(first_.back());
   auto next = first_;
-  for (const auto& entry : entries) shards_[next[entry.tensor]++] = entry.shard;
+  for (uint32_t content = 0; content < contents.size(); ++content) {
+    for (const auto& shard : contents[content]) {
+      shards_[next[shard.tensor]++] = {content, shard.box, shard.offset_bytes, shard.row_stride,
+                                       shard.scales};
+    }
+  }
 }
 
 }  // namespace awex

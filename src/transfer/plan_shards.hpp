@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,6 +16,7 @@ struct HeldShard {
   Box box;
   uint64_t offset_bytes = 0;  ///< From the start of the weights region.
   uint64_t row_stride = 0;    ///< Elements.
+  std::optional<TouchedScales> scales{};
 };
 
 /// What the ranks of one role hold, found by tensor. Ranks that hold the same have one *content*,
@@ -42,13 +44,7 @@ class RoleShards {
   [[nodiscard]] std::vector<uint64_t> copies_of_tensors(const Catalogue& catalogue) const;
 
  private:
-  struct Entry {
-    uint32_t tensor = 0;
-    HeldShard shard;
-  };
-
-  void add_content(const RankLayout& layout, std::vector<Entry>& entries);
-  void sort_by_tensor(size_t tensors, const std::vector<Entry>& entries);
+  void sort_by_tensor(size_t tensors, const std::vector<std::span<const Shard>>& contents);
 
   std::vector<uint32_t> content_;               ///< By rank.
   std::vector<std::vector<uint32_t>> members_;  ///< By content.

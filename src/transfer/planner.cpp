@@ -14,6 +14,7 @@ namespace awex {
 namespace {
 
 constexpr uint32_t kNobody = ~uint32_t{0};
+constexpr uint64_t kHashFactor = 0x9e3779b97f4a7c15;  // Odd, with bits everywhere.
 
 std::string describe(const Box& box) {
   return fmt::format("rows [{}, {}) x columns [{}, {})", box.rows.begin, box.rows.end,
@@ -42,14 +43,21 @@ uint64_t offset_of(const HeldShard& shard, const Box& part, uint64_t element) {
   return shard.offset_bytes + (rows * shard.row_stride + cols) * element;
 }
 
+/// Where the scales of `part` lie at its source; absent where it is not quantised.
+std::optional<ScalePlace> scales_of(const HeldShard& shard, const Box& part,
+                                    const TensorInfo& info) {
+  if (!info.scaling || !shard.scales) return std::nullopt;
+  return scale_place(*shard.scales, shard.box, part, info.scaling->block);
+}
+
+/// Says what equal_spread compares: equal spreads have equal hashes.
 uint64_t hash_of(std::span<const HeldShard> shards, uint64_t hash) {
-  const auto add = [&hash](uint64_t value) { hash = mix64(hash ^ value) + value; };
   for (const auto& shard : shards) {
-    add(shard.content);
-    for (const uint64_t bound : key_of(shard.box)) add(bound);
+    uint64_t word = shard.content;
+    for (const uint64_t bound : key_of(shard.box)) word = word * kHashFactor + bound;
+    hash = mix64(hash ^ word);
   }
-  add(shards.size());
-  return hash;
+  return mix64(hash + shards.size());
 }
 
 bool equal_spread(std::span<const HeldShard> a, std::span<const HeldShard> b) {
@@ -130,56 +138,65 @@ class Planner::Router {
     }
   }
 
-  /// Adds the routes of all targets that hold the demanded shard.
+  /// Adds the routes of all targets that hold the demanded shard: neighbours that see the sources
+  /// equally near are served together.
   void serve(uint32_t index, const HeldShard& demand) {
     deals_.clear();
     hits_.clear();
     for (const auto& supply : supplies_) {
       if (!intersect(supply.box, demand.box).empty()) hits_.push_back({.supply = &supply});
     }
-    std::vector<Part> parts;
-    for (const uint32_t target : planner_.inference_.ranks_of(demand.content)) {
-      // Most targets see the sources as near as the one before, and are served in the same way.
-      const bool as_before = find_nearest(target) && !parts.empty();
-      if (!as_before) parts = divide(demand.box, target);
-      for (const auto& part : parts) add_route(target, index, part);
+    auto targets = planner_.inference_.ranks_of(demand.content);
+    while (!targets.empty()) {
+      look_from(targets.front());
+      size_t alike = 1;
+      while (alike < targets.size() && sees_the_same(targets[alike])) ++alike;
+      for (const auto& part : divide(demand.box, targets.front())) {
+        add_route(targets.first(alike), index, part);
+      }
+      targets = targets.subspan(alike);
     }
   }
 
-  /// Looks at all hits from a target; whether they are as near as the last target saw them.
-  bool find_nearest(uint32_t target) {
-    bool unchanged = true;
-    for (auto& hit : hits_) {
-      const Near before = hit.near;
-      look_from(target, hit);
-      unchanged = unchanged && hit.near == before;
-    }
-    return unchanged;
+  void look_from(uint32_t target) {
+    for (auto& hit : hits_) look_from(target, hit);
+  }
+
+  /// Whether the target sees all hits as the one looked from does.
+  [[nodiscard]] bool sees_the_same(uint32_t target) const {
+    return std::all_of(hits_.begin(), hits_.end(), [&](const Hit& hit) {
+      Hit seen = hit;
+      look_from(target, seen);
+      return seen.near == hit.near && seen.sources.data() == hit.sources.data() &&
+             seen.sources.size() == hit.sources.size();
+    });
   }
 
   void look_from(uint32_t target, Hit& hit) const {
     const uint32_t device = planner_.placement_.inference_device[target];
     const uint32_t node = planner_.placement_.device_node[device];
-    const auto& all = hit.supply->sources;
-    const auto begin = first_at(all, {node, 0});
-    const auto end = first_at(all, {node + 1, 0});
-    if (begin == end) {
+    const std::span<const Source> all = hit.supply->sources;
+    const auto near = from_place(all, {node, 0});
+    if (near.empty() || node_of(near.front().rank) != node) {
       hit.near = Near::kCluster;
       hit.sources = all;
       return;
     }
     const uint32_t local = planner_.trainer_on_[device];
-    const auto here = first_at(all, {node, local});
-    const bool is_here = here != end && here->rank == local;
+    const auto here = from_place(near, {node, local});
+    const bool is_here = !here.empty() && here.front().rank == local;
     hit.near = is_here ? Near::kDevice : Near::kNode;
-    hit.sources = is_here ? std::span(here, 1) : std::span(begin, end);
+    hit.sources =
+        is_here ? here.first(1) : near.first(near.size() - from_place(near, {node + 1, 0}).size());
   }
 
-  [[nodiscard]] std::vector<Source>::const_iterator first_at(
-      const std::vector<Source>& sources, std::pair<uint32_t, uint32_t> place) const {
-    return std::lower_bound(
+  /// The sources at a place and after it.
+  [[nodiscard]] std::span<const Source> from_place(std::span<const Source> sources,
+                                                   std::pair<uint32_t, uint32_t> place) const {
+    const auto begin = std::lower_bound(
         sources.begin(), sources.end(), place,
         [this](const Source& source, const auto& wanted) { return place_of(source) < wanted; });
+    return {begin, sources.end()};
   }
 
   /// Cuts a demanded box into boxes to take from the hits, the nearest first.
@@ -210,18 +227,18 @@ class Planner::Router {
                                     planner_.catalogue_.tensors()[tensor].name, target));
   }
 
-  void add_route(uint32_t target, uint32_t demand, const Part& part) {
+  void add_route(std::span<const uint32_t> targets, uint32_t demand, const Part& part) {
     const Hit& hit = hits_[part.hit];
-    Kind& kind = planner_.kinds_[kind_];
-    Route route{.target = target, .demand = demand, .part = part.box, .near = hit.near};
+    Route route{.targets = targets, .demand = demand, .part = part.box, .near = hit.near};
     if (hit.sources.size() == 1) {
       route.only = hit.sources.front();
     } else {
       Deal& deal = deal_for(part, route);
       route.deal = static_cast<uint32_t>(&deal - planner_.deals_.data());
-      route.turn = deal.turns++;
+      route.first_turn = deal.turns;
+      deal.turns += static_cast<uint32_t>(targets.size());
     }
-    kind.routes.push_back(route);
+    planner_.kinds_[kind_].routes.push_back(route);
   }
 
   /// The deal of all targets that want the same box from the same sources.
@@ -283,12 +300,16 @@ void Planner::find_kinds() {
   }
 }
 
+uint64_t Planner::bytes_of(const Kind& kind, const Route& route) {
+  return route.part.elements() * kind.element * kind.tensors.size() * route.targets.size();
+}
+
 void Planner::level_loads() {
   std::vector<uint64_t> sent(trainers_.ranks(), 0);
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
       if (route.deal || route.near == Near::kDevice) continue;
-      sent[route.only.rank] += route.part.elements() * kind.element * kind.tensors.size();
+      sent[route.only.rank] += bytes_of(kind, route);
     }
   }
   std::vector<uint32_t> order(deals_.size());
@@ -332,29 +353,36 @@ void Planner::share_out(Deal& deal, std::vector<uint64_t>& sent) const {
   while (std::gcd(deal.stride, pieces) != 1) ++deal.stride;
 }
 
-Planner::Source Planner::source_of(const Kind& kind, const Route& route, size_t index) const {
+Planner::Source Planner::source_of(const Kind& kind, const Route& route, size_t target,
+                                   size_t index) const {
   if (!route.deal) return route.only;
   const Deal& deal = deals_[*route.deal];
   const uint64_t pieces = deal.turns * kind.tensors.size();
-  const uint64_t at = (index * deal.turns + route.turn) % pieces * deal.stride % pieces;
+  const uint64_t turn = route.first_turn + target;
+  const uint64_t at = (index * deal.turns + turn) % pieces * deal.stride % pieces;
   const auto end = std::upper_bound(deal.shares_end.begin(), deal.shares_end.end(), at);
   return deal.sources[static_cast<size_t>(end - deal.shares_end.begin())];
 }
 
-Piece Planner::piece_of(const Kind& kind, const Route& route, size_t index) const {
+Piece Planner::piece_of(const Kind& kind, const Route& route, size_t target, size_t index) const {
   const uint32_t tensor = kind.tensors[index];
-  const Source source = source_of(kind, route, index);
+  const Source source = source_of(kind, route, target, index);
   const HeldShard& from = trainers_.of(tensor)[source.holder];
   const HeldShard& to = inference_.of(tensor)[route.demand];
+  const TensorInfo& info = catalogue_.tensors()[tensor];
+  const uint64_t source_element = element_bytes(info.source_dtype());
   return {.source = source.rank,
-          .target = route.target,
+          .target = route.targets[target],
           .tensor = tensor,
           .box = route.part,
+          .from = info.source_dtype(),
+          .to = info.dtype,
           .row_bytes = route.part.cols.size() * kind.element,
-          .source_offset = offset_of(from, route.part, kind.element),
-          .source_stride = from.row_stride * kind.element,
+          .source_offset = offset_of(from, route.part, source_element),
+          .source_stride = from.row_stride * source_element,
           .target_offset = offset_of(to, route.part, kind.element),
           .target_stride = to.row_stride * kind.element,
+          .scales = scales_of(from, route.part, info),
           .near = route.near,
           .choices = route.deal ? static_cast<uint32_t>(deals_[*route.deal].sources.size()) : 1};
 }
@@ -362,9 +390,9 @@ Piece Planner::piece_of(const Kind& kind, const Route& route, size_t index) cons
 void Planner::add_up() {
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
-      const uint64_t bytes = route.part.elements() * kind.element * kind.tensors.size();
-      totals_.total_pieces += kind.tensors.size();
-      (route.near == Near::kDevice ? totals_.local_bytes : totals_.remote_bytes) += bytes;
+      totals_.total_pieces += kind.tensors.size() * route.targets.size();
+      const bool local = route.near == Near::kDevice;
+      (local ? totals_.local_bytes : totals_.remote_bytes) += bytes_of(kind, route);
     }
     totals_.remote_bytes_lower_bound += missing_on_device(kind) * kind.element;
   }
@@ -406,23 +434,36 @@ Plan Planner::whole() const {
   std::vector<Piece> pieces;
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
-      for (size_t i = 0; i < kind.tensors.size(); ++i) pieces.push_back(piece_of(kind, route, i));
+      for (size_t target = 0; target < route.targets.size(); ++target) {
+        for (size_t i = 0; i < kind.tensors.size(); ++i) {
+          pieces.push_back(piece_of(kind, route, target, i));
+        }
+      }
     }
   }
   return sorted(std::move(pieces));
 }
 
 Plan Planner::part(uint32_t device) const {
-  const auto is_here = [&](const Route& route, const Source& source) {
-    return placement_.inference_device[route.target] == device ||
-           placement_.trainer_device[source.rank] == device;
-  };
+  const uint32_t sender = trainer_on_[device];
+  const auto is_sender = [sender](const Source& source) { return source.rank == sender; };
+  // Most of a cluster's routes concern other devices: they are passed over without dealing them.
+  std::vector<bool> takes_part(deals_.size());
+  std::transform(deals_.begin(), deals_.end(), takes_part.begin(), [&](const Deal& deal) {
+    return std::any_of(deal.sources.begin(), deal.sources.end(), is_sender);
+  });
   std::vector<Piece> pieces;
   for (const auto& kind : kinds_) {
     for (const auto& route : kind.routes) {
-      if (!route.deal && !is_here(route, route.only)) continue;
-      for (size_t i = 0; i < kind.tensors.size(); ++i) {
-        if (is_here(route, source_of(kind, route, i))) pieces.push_back(piece_of(kind, route, i));
+      const bool may_send = route.deal ? takes_part[*route.deal] : is_sender(route.only);
+      for (size_t target = 0; target < route.targets.size(); ++target) {
+        const bool receives = placement_.inference_device[route.targets[target]] == device;
+        if (!receives && !may_send) continue;
+        for (size_t i = 0; i < kind.tensors.size(); ++i) {
+          if (receives || is_sender(source_of(kind, route, target, i))) {
+            pieces.push_back(piece_of(kind, route, target, i));
+          }
+        }
       }
     }
   }
@@ -431,15 +472,18 @@ Plan Planner::part(uint32_t device) const {
 
 void Planner::for_each_flow(const std::function<void(const Flow&)>& visit) const {
   for (const auto& kind : kinds_) {
+    const size_t tensors = kind.tensors.size();
     for (const auto& route : kind.routes) {
       const uint64_t bytes = route.part.elements() * kind.element;
-      const size_t tensors = kind.tensors.size();
-      if (!route.deal) {
-        visit({route.only.rank, route.target, route.near, tensors, bytes * tensors});
-        continue;
-      }
-      for (size_t i = 0; i < tensors; ++i) {
-        visit({source_of(kind, route, i).rank, route.target, route.near, 1, bytes});
+      for (size_t target = 0; target < route.targets.size(); ++target) {
+        const uint32_t to = route.targets[target];
+        if (!route.deal) {
+          visit({route.only.rank, to, route.near, tensors, bytes * tensors});
+          continue;
+        }
+        for (size_t i = 0; i < tensors; ++i) {
+          visit({source_of(kind, route, target, i).rank, to, route.near, 1, bytes});
+        }
       }
     }
   }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "transfer/plan.hpp"
@@ -54,22 +55,23 @@ class Planner {
     uint32_t holder = 0;
   };
 
-  /// A box that one inference rank needs of every tensor of a kind.
+  /// A box that inference ranks need of every tensor of a kind, and that is equally near to all of
+  /// them.
   struct Route {
-    uint32_t target = 0;
-    uint32_t demand = 0;  ///< Which of the tensor's inference shards.
+    std::span<const uint32_t> targets;  ///< Of RoleShards::ranks_of.
+    uint32_t demand = 0;                ///< Which of the tensor's inference shards.
     Box part;
     Near near = Near::kDevice;
     Source only = {};                   ///< When there is no choice.
-    std::optional<uint32_t> deal = {};  ///< When there is one; `turn` is the route's place in it.
-    uint32_t turn = 0;
+    std::optional<uint32_t> deal = {};  ///< When there is one; the targets' places in it begin
+    uint32_t first_turn = 0;            ///< here.
   };
 
   /// Equal boxes for which several sources are equally near: how many pieces each of them sends.
   struct Deal {
     uint32_t kind = 0;
     uint64_t piece_bytes = 0;
-    uint32_t turns = 0;  ///< Routes; each has a piece for every tensor of the kind.
+    uint32_t turns = 0;  ///< Targets; each has a piece for every tensor of the kind.
     std::vector<Source> sources = {};
     std::vector<uint64_t> shares_end = {};  ///< By source: sum of the shares up to its own.
     uint64_t stride = 1;
@@ -77,7 +79,7 @@ class Planner {
 
   struct Kind {
     std::vector<uint32_t> tensors = {};
-    uint64_t element = 0;  ///< Bytes.
+    uint64_t element = 0;  ///< Bytes, as inference holds it.
     std::vector<Route> routes = {};
   };
 
@@ -85,12 +87,15 @@ class Planner {
 
   void find_kinds();
   [[nodiscard]] bool spread_alike(uint32_t a, uint32_t b) const;
+  [[nodiscard]] static uint64_t bytes_of(const Kind& kind, const Route& route);
   void level_loads();
   void share_out(Deal& deal, std::vector<uint64_t>& sent) const;
   void add_up();
   [[nodiscard]] uint64_t missing_on_device(const Kind& kind) const;
-  [[nodiscard]] Source source_of(const Kind& kind, const Route& route, size_t index) const;
-  [[nodiscard]] Piece piece_of(const Kind& kind, const Route& route, size_t index) const;
+  [[nodiscard]] Source source_of(const Kind& kind, const Route& route, size_t target,
+                                 size_t index) const;
+  [[nodiscard]] Piece piece_of(const Kind& kind, const Route& route, size_t target,
+                               size_t index) const;
   [[nodiscard]] Plan sorted(std::vector<Piece> pieces) const;
 
   const Catalogue& catalogue_;

@@ -2,8 +2,24 @@
 
 #include "base/checked.hpp"
 #include "model/digest.hpp"
+#include "transfer/scale_grid.hpp"
 
 namespace awex {
+namespace {
+
+/// How a shard's elements change until they are as inference holds the tensor.
+std::optional<Conversion> conversion_of(const Shard& shard, DType stored, const TensorInfo& tensor,
+                                        const std::byte* base) {
+  if (stored == tensor.dtype) return std::nullopt;
+  Conversion conversion{stored, tensor.dtype, {}};
+  if (shard.scales) {
+    const auto place = scale_place(*shard.scales, shard.box, shard.box, tensor.scaling->block);
+    conversion.grid = scale_grid(place, base);
+  }
+  return conversion;
+}
+
+}  // namespace
 
 std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout& layout,
                                     const std::byte* base) {
@@ -13,6 +29,7 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
   std::vector<DigestView> views;
   for (const auto& shard : layout.shards) {
     const TensorInfo& tensor = tensors[shard.tensor];
+    const DType stored = layout.parameters[shard.parameter].dtype;
     const uint64_t slot = shard.replica == 0 ? shard.tensor : tensors.size() + shard.tensor;
     views.push_back({.data = base + shard.offset_bytes,
                      .rows = shard.box.rows.size(),
@@ -21,8 +38,9 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
                      .first_index = shard.box.rows.begin * tensor.cols + shard.box.cols.begin,
                      .canonical_cols = tensor.cols,
                      .key = keys[shard.tensor],
-                     .element_size = narrow<uint32_t>(element_bytes(tensor.dtype)),
-                     .slot = narrow<uint32_t>(slot)});
+                     .element_size = narrow<uint32_t>(element_bytes(stored)),
+                     .slot = narrow<uint32_t>(slot),
+                     .conversion = conversion_of(shard, stored, tensor, base)});
   }
   return views;
 }

@@ -12,7 +12,9 @@
 
 namespace awex {
 
-/// Digest views of all shards of a rank whose weights region begins at `base`. Slot t sums the
+/// Digest views of all shards of a rank whose weights region begins at `base`, of their bits as
+/// inference holds them: `catalogue` is the held one (layout/held_catalogue.hpp), and a trainer's
+/// layout has scales (layout/trainer_scales.hpp). Slot t sums the
 /// first copy (replica 0) of tensor t, slot T + t all further copies, T being the number of
 /// tensors.
 [[nodiscard]] std::vector<DigestView> shard_views(const Catalogue& catalogue,

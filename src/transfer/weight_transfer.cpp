@@ -4,9 +4,18 @@
 #include <set>
 
 #include "base/checked.hpp"
+#include "transfer/scale_grid.hpp"
 
 namespace awex {
 namespace {
+
+/// How a copy's elements change; `trainer` is the base of its source's region.
+std::optional<Conversion> conversion_of(const MergedCopy& copy, const std::byte* trainer) {
+  if (copy.from == copy.to) return std::nullopt;
+  Conversion conversion{copy.from, copy.to, {}};
+  if (copy.scales) conversion.grid = scale_grid(*copy.scales, trainer);
+  return conversion;
+}
 
 StridedCopy local_copy(const MergedCopy& copy, const std::byte* from, std::byte* to) {
   return {.from = from + copy.source_offset,
@@ -14,7 +23,8 @@ StridedCopy local_copy(const MergedCopy& copy, const std::byte* from, std::byte*
           .rows = copy.rows,
           .row_bytes = copy.row_bytes,
           .from_stride = copy.source_stride,
-          .to_stride = copy.target_stride};
+          .to_stride = copy.target_stride,
+          .conversion = conversion_of(copy, from)};
 }
 
 StridedCopy pack_copy(const PackedPart& part, const std::byte* trainer, std::byte* message) {
@@ -23,7 +33,8 @@ StridedCopy pack_copy(const PackedPart& part, const std::byte* trainer, std::byt
           .rows = part.copy.rows,
           .row_bytes = part.copy.row_bytes,
           .from_stride = part.copy.source_stride,
-          .to_stride = part.copy.row_bytes};
+          .to_stride = part.copy.row_bytes,
+          .conversion = conversion_of(part.copy, trainer)};
 }
 
 StridedCopy unpack_copy(const PackedPart& part, const std::byte* message, std::byte* own) {
@@ -102,10 +113,9 @@ WrongElement WeightTransfer::element_at(uint64_t offset) const {
     const uint64_t row = (offset - piece.target_offset) / piece.target_stride;
     const uint64_t byte = (offset - piece.target_offset) % piece.target_stride;
     if (row >= piece.box.rows.size() || byte >= piece.row_bytes) continue;
-    const uint64_t element = piece.row_bytes / piece.box.cols.size();
     const uint64_t cols = catalogue_.tensors()[piece.tensor].cols;
-    return {piece.tensor,
-            (piece.box.rows.begin + row) * cols + piece.box.cols.begin + byte / element};
+    return {piece.tensor, (piece.box.rows.begin + row) * cols + piece.box.cols.begin +
+                              byte / element_bytes(piece.to)};
   }
   throw runtime_error(fmt::format("byte {} of the weights differs and no piece of the plan holds "
                                   "it",

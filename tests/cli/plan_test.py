@@ -137,6 +137,31 @@ class Plan(unittest.TestCase):
         text = plan(*tiny, "--gpus", "4", "--gpus-per-node", "2", "--list", "1").stdout
         self.assertIn("why this source", text)
 
+    def test_dtypes_of_inference(self):
+        fp8 = (*DENSE[:-1], "sglang:tp=2,dtype=fp8", "--gpus", "4")
+        _, plain = plan_json(*DENSE, "--gpus", "4")
+        code, report = plan_json(*fp8)
+        self.assertEqual((code, report["inference"]), (0, "sglang:tp=2,dtype=fp8"))
+        # 252 matrices of 36 layers at a byte an element instead of two, and a scale for 16384.
+        matrices = 36 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 12288)
+        self.assertEqual(report["held"]["tensors"], 399 + 252)
+        self.assertEqual(report["held"]["bytes"], plain["model"]["bytes"] - matrices + matrices // 4096)
+        self.assertEqual(plain["held"]["bytes"], plain["model"]["bytes"])
+        self.assertEqual(report["plan"]["remote_bytes"], report["plan"]["remote_bytes_lower_bound"])
+        moved = report["plan"]["local_bytes"] + report["plan"]["remote_bytes"]
+        self.assertEqual(sum(map(sum, report["traffic"]["bytes_from_row_to_column"])), moved)
+        peak = {(p["phase"], p["role"]): p["device_peak_bytes"] for p in report["phases"]}
+        peak_plain = {(p["phase"], p["role"]): p["device_peak_bytes"] for p in plain["phases"]}
+        self.assertLess(peak["transfer", "both"], peak_plain["transfer", "both"])
+        text = plan(*fp8).stdout
+        self.assertRegex(text, r"(?m)^# holds +651 tensors of inference, 252 of them scales, ")
+        self.assertIn("BF16 -> F8_E4M3", plan(*fp8, "--list", "0").stdout)
+
+    def test_parts_that_cut_blocks_of_scales(self):
+        self.refused("--model", "preset:qwen3-0.6b", "--gpus", "16", "--inference",
+                     "sglang:tp=16,dtype=fp8", says="gate_proj", hint="block=128")
+        self.refused("--model", "preset:tiny-dense", "--trainer", "hf:dtype=fp8", says="dtype")
+
     def test_json_file_is_written_in_any_case(self):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory, "plan.json")

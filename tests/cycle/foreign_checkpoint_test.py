@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 
-ARCHITECTURES = ["llama", "qwen2", "qwen3", "qwen3_moe"]
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "glm4_moe"]
 SHARDS = "3"
 
 

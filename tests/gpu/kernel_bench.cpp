@@ -1,6 +1,6 @@
-// Prints what the copy and digest kernels reach on the first GPU, against one cudaMemcpy of the
-// same bytes in the same run. Not a test. Usage: kernel_bench [part of the expert set's 29 GB, 1 by
-// default]
+// Prints what the kernels reach on the first GPU, against one cudaMemcpy of the same bytes in the
+// same run; those that quantise are rated by the bytes that they read. Not a test. Usage:
+// kernel_bench [part of the expert set's 29 GB, 1 by default]
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -85,13 +85,38 @@ double best_seconds(GpuBench& bench, const Work& work) {
 }
 
 struct Set {
-  std::vector<StridedCopy> packed;   ///< Every tensor as a whole, in another order.
-  std::vector<StridedCopy> strided;  ///< Every matrix as two halves of its columns.
+  std::vector<StridedCopy> packed;     ///< Every tensor as a whole, in another order.
+  std::vector<StridedCopy> strided;    ///< Every matrix as two halves of its columns.
+  std::vector<StridedCopy> quantised;  ///< Every tensor as fp8.
   std::vector<DigestView> views;
+  std::vector<DigestView> quantised_views;
+  std::vector<AmaxView> scales;
   uint64_t bytes = 0;
 };
 
-Set lay_out(const std::vector<Tensor>& tensors, const std::byte* from, std::byte* to,
+constexpr uint32_t kScaleBlock = 128;
+
+uint64_t scales_of(const Tensor& tensor) {
+  return round_up(tensor.rows, kScaleBlock) / kScaleBlock *
+         (round_up(tensor.cols, kScaleBlock) / kScaleBlock);
+}
+
+/// What a set gets for quantising `tensor`, whose plain copy and view are the last ones.
+void add_quantised(Set& set, const Tensor& tensor, float* scales) {
+  const ScaleGrid grid{scales, round_up(tensor.cols, kScaleBlock) / kScaleBlock, kScaleBlock, 0, 0};
+  const Conversion conversion{DType::kBf16, DType::kF8E4M3, grid};
+  auto copy = set.packed.back();
+  copy.row_bytes = tensor.cols;
+  copy.to_stride = tensor.cols;
+  copy.conversion = conversion;
+  set.quantised.push_back(copy);
+  set.quantised_views.push_back(set.views.back());
+  set.quantised_views.back().conversion = conversion;
+  set.scales.push_back(
+      {copy.from, conversion.from, tensor.rows, tensor.cols, tensor.cols, conversion.grid});
+}
+
+Set lay_out(const std::vector<Tensor>& tensors, const std::byte* from, std::byte* to, float* scales,
             uint64_t space) {
   Set set;
   uint64_t from_at = 0;
@@ -116,6 +141,8 @@ Set lay_out(const std::vector<Tensor>& tensors, const std::byte* from, std::byte
     }
     set.views.push_back({from + from_at, tensor.rows, tensor.cols, tensor.cols, 0, tensor.cols,
                          mix64(from_at), kElementBytes, static_cast<uint32_t>(set.views.size())});
+    add_quantised(set, tensor, scales);
+    scales += scales_of(tensor);
     set.bytes += tensor.bytes();
     from_at += round_up(tensor.bytes(), kAlignment);
   }
@@ -124,14 +151,24 @@ Set lay_out(const std::vector<Tensor>& tensors, const std::byte* from, std::byte
 
 void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>& tensors) {
   uint64_t space = 0;
-  for (const auto& tensor : tensors) space += round_up(tensor.bytes(), kAlignment);
+  uint64_t scale_count = 0;
+  for (const auto& tensor : tensors) {
+    space += round_up(tensor.bytes(), kAlignment);
+    scale_count += scales_of(tensor);
+  }
   const Block from(*bench.device, space);
   const Block to(*bench.device, space);
-  const auto set = lay_out(tensors, from.data(), to.data(), space);
+  const Block scales(*bench.device, scale_count * sizeof(float));
+  const auto set =
+      lay_out(tensors, from.data(), to.data(), reinterpret_cast<float*>(scales.data()), space);
   const auto packed = bench.kernels->prepare_copies(set.packed);
   const auto strided = bench.kernels->prepare_copies(set.strided);
   const auto digests =
       bench.kernels->prepare_digests(set.views, static_cast<uint32_t>(set.views.size()));
+  const auto quantised = bench.kernels->prepare_copies(set.quantised);
+  const auto quantised_digests = bench.kernels->prepare_digests(
+      set.quantised_views, static_cast<uint32_t>(set.quantised_views.size()));
+  const auto scale_batch = bench.kernels->prepare_scales(set.scales);
   const double limit = best_seconds(bench, [&](cudaStream_t stream) {
     AWEX_CHECK(cudaMemcpyAsync(to.data(), from.data(), set.bytes, cudaMemcpyDefault, stream),
                "copy the set at once");
@@ -147,6 +184,13 @@ void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>
         best_seconds(bench, [&](cudaStream_t /*stream*/) { strided->copy(); }));
   print("compare", best_seconds(bench, [&](cudaStream_t /*stream*/) { packed->compare(); }));
   print("digest", best_seconds(bench, [&](cudaStream_t /*stream*/) { digests->run(); }));
+  print("find scales", best_seconds(bench, [&](cudaStream_t /*stream*/) {
+          scale_batch->find_amax();
+          scale_batch->finish();
+        }));
+  print("copy as fp8", best_seconds(bench, [&](cudaStream_t /*stream*/) { quantised->copy(); }));
+  print("digest as fp8",
+        best_seconds(bench, [&](cudaStream_t /*stream*/) { quantised_digests->run(); }));
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "base/error.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
 #include "model/catalogue.hpp"
 #include "support/oracle.hpp"
 #include "support/random_model.hpp"
@@ -22,23 +23,29 @@ namespace {
 /// How the first thing that is wrong reads; empty when nothing is.
 using Difference = std::string;
 
-std::unique_ptr<Layout> make_layout(const EngineCase& engine, const Catalogue& catalogue,
-                                    uint32_t ranks, bool trainer) {
-  return trainer ? make_trainer_layout(engine.spec(), catalogue, ranks)
-                 : make_inference_layout(engine.spec(), catalogue, ranks);
+/// What an engine holds of a model.
+Catalogue held_by(const std::string& spec, const Catalogue& model, bool trainer) {
+  return trainer ? model : held_catalogue(spec, model);
 }
 
-/// That of the canonical elements in it, or the model's where all is padding.
-DType dtype_of(const IdMatrix& content, const Catalogue& catalogue) {
+std::unique_ptr<Layout> make_layout(const std::string& spec, const Catalogue& held, uint32_t ranks,
+                                    bool trainer) {
+  return trainer ? make_trainer_layout(spec, held, ranks)
+                 : make_inference_layout(spec, held, ranks);
+}
+
+/// That of the canonical elements in it, or the vocabulary's where all is padding.
+DType dtype_of(const IdMatrix& content, const Catalogue& catalogue, const EngineCase& engine) {
   const auto real = std::find_if(content.ids.begin(), content.ids.end(),
                                  [](Identity id) { return id != kPadding; });
-  return real == content.ids.end()
-             ? catalogue.config().dtype
-             : expected_dtype(catalogue.config(), catalogue.tensors().at(tensor_of(*real)).name);
+  const std::string tensor = real == content.ids.end()
+                                 ? "model.embed_tokens.weight"
+                                 : catalogue.tensors().at(tensor_of(*real)).name;
+  return expected_dtype(catalogue.config(), tensor, engine);
 }
 
 Difference compare_parameters(const RankLayout& layout, const RankContents& expected,
-                              const Catalogue& catalogue) {
+                              const Catalogue& catalogue, const EngineCase& engine) {
   std::set<std::string> seen;
   for (const Parameter& parameter : layout.parameters) {
     const auto content = expected.find(parameter.name);
@@ -48,7 +55,7 @@ Difference compare_parameters(const RankLayout& layout, const RankContents& expe
       return fmt::format("\"{}\" is {} x {} instead of {} x {}", parameter.name, parameter.rows,
                          parameter.cols, content->second.rows, content->second.cols);
     }
-    if (parameter.dtype != dtype_of(content->second, catalogue)) {
+    if (parameter.dtype != dtype_of(content->second, catalogue, engine)) {
       return parameter.name + ": wrong dtype";
     }
   }
@@ -172,14 +179,14 @@ Difference check_replicas(const std::vector<RankLayout>& ranks, const Catalogue&
 }
 
 /// What a layout says that it is makes the same layout again.
-void check_description(const Layout& layout, const Catalogue& catalogue, bool trainer) {
+void check_description(const Layout& layout, const Catalogue& model, bool trainer) {
   const std::string description = layout.describe();
   CAPTURE(description);
-  const auto again = trainer ? make_trainer_layout(description, catalogue, layout.ranks())
-                             : make_inference_layout(description, catalogue, layout.ranks());
+  const Catalogue catalogue = held_by(description, model, trainer);
+  const auto again = make_layout(description, catalogue, layout.ranks(), trainer);
   CHECK(again->describe() == description);
   const auto same = [](const Parameter& a, const Parameter& b) {
-    return a.name == b.name && a.rows == b.rows && a.cols == b.cols;
+    return a.name == b.name && a.dtype == b.dtype && a.rows == b.rows && a.cols == b.cols;
   };
   for (const uint32_t rank : {0U, layout.ranks() - 1}) {
     const auto one = layout.rank_layout(rank).parameters;
@@ -189,17 +196,17 @@ void check_description(const Layout& layout, const Catalogue& catalogue, bool tr
 }
 
 /// All checks of all ranks of one engine.
-void check_engine(const EngineCase& engine, const Catalogue& catalogue, uint32_t ranks,
-                  bool trainer) {
-  const auto layout = make_layout(engine, catalogue, ranks, trainer);
+void check_engine(const EngineCase& engine, const Catalogue& model, uint32_t ranks, bool trainer) {
+  const Catalogue catalogue = held_by(engine.spec(), model, trainer);
+  const auto layout = make_layout(engine.spec(), catalogue, ranks, trainer);
   REQUIRE(layout->ranks() == ranks);
-  check_description(*layout, catalogue, trainer);
+  check_description(*layout, model, trainer);
   std::vector<RankLayout> all;
   for (uint32_t rank = 0; rank < ranks; ++rank) {
     CAPTURE(rank);
     const RankContents expected = expected_contents(engine, catalogue, rank, ranks);
     const RankLayout& mine = all.emplace_back(layout->rank_layout(rank));
-    const Difference names = compare_parameters(mine, expected, catalogue);
+    const Difference names = compare_parameters(mine, expected, catalogue, engine);
     const Difference offsets = check_offsets(mine);
     REQUIRE_MESSAGE(names.empty(), names);
     REQUIRE_MESSAGE(offsets.empty(), offsets);
@@ -231,7 +238,8 @@ bool check_or_refused(const EngineCase& engine, const Catalogue& catalogue, uint
     return true;
   }
   try {
-    (void)make_layout(engine, catalogue, ranks, trainer);
+    const Catalogue held = held_by(engine.spec(), catalogue, trainer);
+    (void)make_layout(engine.spec(), held, ranks, trainer);
     FAIL_CHECK("a layout that does not divide was accepted");
   } catch (const Error& error) {
     CHECK(error.code() == ExitCode::kRequest);
@@ -363,10 +371,18 @@ TEST_CASE("random models, engines and worlds") {
                                  "sglang fuse_shared",
                                  "sglang dense_mlp",
                                  "sglang shared_experts",
+                                 "sglang dtype",
+                                 "sglang router_dtype",
+                                 "sglang block",
                                  "vllm pp",
                                  "vllm ep",
                                  "vllm dp",
-                                 "vllm shared_experts"}) {
+                                 "vllm shared_experts",
+                                 "vllm dtype",
+                                 "vllm router_dtype",
+                                 "vllm block",
+                                 "hf dtype",
+                                 "hf block"}) {
     MESSAGE(checked[seen] << " layouts with " << seen);
     CHECK(checked[seen] >= static_cast<size_t>(random_cases(10)));
   }

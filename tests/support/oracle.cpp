@@ -15,7 +15,7 @@ class Hf : public Writer {
   using Writer::Writer;
   RankContents contents() {
     for (const TensorInfo& tensor : catalogue().tensors()) {
-      put(tensor.name, canonical(tensor.name));
+      if (!tensor.name.ends_with("_scale_inv")) put(tensor.name, canonical(tensor.name));
     }
     return take();
   }
@@ -32,9 +32,10 @@ std::string describe_identity(const Catalogue& catalogue, Identity id) {
 }
 
 std::string EngineCase::spec() const {
-  if (engine == "hf") return engine;
-  std::string text = fmt::format("{}:tp={}", engine, tp);
-  for (const auto& [key, value] : options) text += fmt::format(",{}={}", key, value);
+  std::string text = engine == "hf" ? engine : fmt::format("{}:tp={}", engine, tp);
+  for (const auto& [key, value] : options) {
+    text += fmt::format("{}{}={}", text == "hf" ? ':' : ',', key, value);
+  }
   return text;
 }
 
@@ -54,7 +55,7 @@ bool EngineCase::on(const std::string& key, bool otherwise) const {
 
 RankContents expected_contents(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank,
                                uint64_t ranks) {
-  if (engine.engine == "hf") return Hf(catalogue).contents();
+  if (engine.engine == "hf") return Hf(catalogue, scale_block(engine)).contents();
   if (engine.engine == "megatron") return megatron_contents(engine, catalogue, rank, ranks);
   if (engine.engine == "fsdp") return fsdp_contents(engine, catalogue, rank, ranks);
   if (engine.engine == "sglang" || engine.engine == "vllm") {

@@ -48,7 +48,7 @@ struct DoesNotDivide {
 
 /// An engine and its parallelism. `tp` is 1 for "hf".
 struct EngineCase {
-  std::string engine;  ///< "hf", "megatron", "fsdp", "sglang" or "vllm".
+  std::string engine = "hf";  ///< "hf", "megatron", "fsdp", "sglang" or "vllm".
   uint64_t tp = 1;
   std::map<std::string, std::string> options{};  ///< The others, as a spec writes them.
 
@@ -62,10 +62,18 @@ struct EngineCase {
 [[nodiscard]] std::map<std::string, std::pair<uint64_t, uint64_t>> expected_tensors(
     const ModelConfig& config);
 
-/// The dtype of a canonical tensor: a router's correction bias is fp32 in any model.
-[[nodiscard]] DType expected_dtype(const ModelConfig& config, const std::string& tensor);
+/// The dtype in which an engine holds a canonical tensor, or the scales of one; by default the
+/// model's. A router's correction bias is fp32 in any model.
+[[nodiscard]] DType expected_dtype(const ModelConfig& config, const std::string& tensor,
+                                   const EngineCase& engine = {});
 
-/// What rank `rank` of a role of `ranks` ranks of `engine` holds. Throws DoesNotDivide.
+/// The rows and columns of the blocks that share an fp8 scale; 0 for an engine that quantises
+/// nothing.
+[[nodiscard]] uint64_t scale_block(const EngineCase& engine);
+
+/// What rank `rank` of a role of `ranks` ranks of `engine` holds. Scales are tensors behind the
+/// catalogue's, one for each quantised one, in the same order; the catalogue may have them or not.
+/// Throws DoesNotDivide.
 [[nodiscard]] RankContents expected_contents(const EngineCase& engine, const Catalogue& catalogue,
                                              uint64_t rank, uint64_t ranks);
 
@@ -79,6 +87,13 @@ struct EngineCase {
 /// `layout` puts the parameters. Requires the same names and shapes in both.
 [[nodiscard]] std::vector<Identity> expected_region(const RankContents& contents,
                                                     const RankLayout& layout);
+
+/// Where a trainer keeps the scales of what its shards touch, by the byte of the region at which a
+/// scale begins; with `owned` only those of blocks whose first element it holds. Throws a logic
+/// error if two share a place. The places are those that the shards themselves say.
+[[nodiscard]] std::map<uint64_t, Identity> expected_scales(const RankLayout& layout,
+                                                           const Catalogue& catalogue,
+                                                           uint64_t block, bool owned);
 
 /// A byte of an element that is not its first.
 inline constexpr Identity kRest = kPadding - 1;

@@ -76,7 +76,7 @@ Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
 class Inference : public Writer {
  public:
   Inference(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank)
-      : Writer(catalogue),
+      : Writer(catalogue, scale_block(engine)),
         sglang_(engine.engine == "sglang"),
         stages_(inference_stages(engine, config().layers)),
         seat_(sglang_ ? sglang_seat(engine, config().experts, rank)
@@ -108,7 +108,7 @@ class Inference : public Writer {
     must_divide(config().heads, seat_.attention.count, "attention heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
       const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
-      if (tensor.name.find("gate_proj") == std::string::npos) continue;
+      if (!tensor.name.ends_with("gate_proj.weight")) continue;
       const bool shared = tensor.name.find(".shared_experts.") != std::string::npos;
       const Slice& slice = expert ? seat_.expert : shared ? seat_.shared : seat_.dense;
       if (!shared || !seat_.fuses_shared) must_divide(tensor.rows, slice.count, tensor.name);
@@ -205,8 +205,8 @@ class Inference : public Writer {
       w13.push_back(gate_up(expert, seat_.expert));
       w2.push_back(down(expert, seat_.expert));
     }
-    put(at + "experts.w13_weight", stack(w13));
-    put(at + "experts.w2_weight", stack(w2));
+    put_stack(at + "experts.w13_weight", w13);
+    put_stack(at + "experts.w2_weight", w2);
   }
 
   bool sglang_;

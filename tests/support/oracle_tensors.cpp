@@ -103,8 +103,4 @@ std::map<std::string, std::pair<uint64_t, uint64_t>> expected_tensors(const Mode
   return Shapes(config).all();
 }
 
-DType expected_dtype(const ModelConfig& config, const std::string& tensor) {
-  return tensor.ends_with("e_score_correction_bias") ? DType::kF32 : config.dtype;
-}
-
 }  // namespace awex::test

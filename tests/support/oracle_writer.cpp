@@ -93,7 +93,15 @@ IdMatrix Writer::canonical(const std::string& name) const {
   return m;
 }
 
-void Writer::put(const std::string& name, IdMatrix m) {
+void Writer::put_stack(const std::string& name, const std::vector<IdMatrix>& matrices) {
+  put_plain(name, stack(matrices));
+  if (!scaler_.scales(matrices.front())) return;
+  std::vector<IdMatrix> scales;
+  for (const IdMatrix& m : matrices) scales.push_back(scaler_.scales_of(m));
+  put_plain(name + "_scale_inv", stack(scales));
+}
+
+void Writer::put_plain(const std::string& name, IdMatrix m) {
   if (!out_.emplace(name, std::move(m)).second) throw std::logic_error("oracle: twice " + name);
 }
 

@@ -40,11 +40,35 @@ struct Slice {
 [[nodiscard]] std::vector<std::vector<uint64_t>> deal_layers(const std::vector<uint64_t>& sizes,
                                                              uint64_t layers);
 
+/// Finds the scales of what is quantised in square blocks, element by element.
+class Scaler {
+ public:
+  /// `block` is 0 where nothing is quantised.
+  Scaler(const Catalogue& catalogue, uint64_t block);
+
+  /// Whether the matrix is one of quantised elements.
+  [[nodiscard]] bool scales(const IdMatrix& m) const;
+  /// The scale of an element of a quantised tensor.
+  [[nodiscard]] Identity scale_of(Identity element) const;
+  /// The scales of a matrix of such elements, block by block from its own first element on. Throws
+  /// DoesNotDivide unless each block is just one of a tensor's own blocks.
+  [[nodiscard]] IdMatrix scales_of(const IdMatrix& m) const;
+
+ private:
+  [[nodiscard]] Identity scale_at(const IdMatrix& m, uint64_t row, uint64_t col) const;
+  void check_element(const IdMatrix& m, uint64_t row, uint64_t col, Identity scale) const;
+
+  const Catalogue& catalogue_;
+  uint64_t block_;
+  std::vector<uint32_t> scales_;  ///< By tensor: that of its scales; 0 without.
+};
+
 /// Builds one rank's contents, parameter by parameter. Which parameters a layer has is seen from
 /// the canonical tensors that the model has.
 class Writer {
  public:
-  explicit Writer(const Catalogue& catalogue) : catalogue_(catalogue) {}
+  explicit Writer(const Catalogue& catalogue, uint64_t block = 0)
+      : catalogue_(catalogue), scaler_(catalogue, block) {}
 
  protected:
   [[nodiscard]] const Catalogue& catalogue() const { return catalogue_; }
@@ -53,7 +77,10 @@ class Writer {
     return catalogue_.find(name).has_value();
   }
   [[nodiscard]] IdMatrix canonical(const std::string& name) const;
-  void put(const std::string& name, IdMatrix m);
+  /// Puts a parameter, and its scales if it is quantised.
+  void put(const std::string& name, IdMatrix m) { put_stack(name, {std::move(m)}); }
+  /// The same of matrices that one parameter stacks, each with scales of its own.
+  void put_stack(const std::string& name, const std::vector<IdMatrix>& matrices);
   /// gate's part above up's part.
   [[nodiscard]] IdMatrix gate_up(const std::string& mlp, Slice slice) const;
   [[nodiscard]] IdMatrix down(const std::string& mlp, Slice slice) const;
@@ -62,7 +89,10 @@ class Writer {
   [[nodiscard]] RankContents take() { return std::move(out_); }
 
  private:
+  void put_plain(const std::string& name, IdMatrix m);
+
   const Catalogue& catalogue_;
+  Scaler scaler_;
   RankContents out_;
 };
 

@@ -194,6 +194,17 @@ inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
   return engine;
 }
 
+/// Dtypes of the receiver: most often the model's, and fp8 with blocks as small as the models.
+inline void choose_dtypes(Dice& dice, EngineCase& engine) {
+  if (engine.engine != "hf" && dice.one_in(6)) {
+    engine.options["router_dtype"] = dice.any_of<const char*>({"bf16", "fp16", "fp32"});
+  }
+  if (dice.one_in(2)) return;
+  engine.options["dtype"] = dice.any_of<const char*>({"bf16", "fp16", "fp32", "fp8", "fp8", "fp8"});
+  if (engine.options["dtype"] != "fp8" || dice.one_in(8)) return;
+  engine.options["block"] = dice.any_of<const char*>({"1", "2", "2", "3", "4", "6"});
+}
+
 [[nodiscard]] inline EngineCase random_sglang(Dice& dice, const Catalogue& catalogue) {
   const ModelConfig& config = catalogue.config();
   EngineCase engine{"sglang", dice.one_of({1, 2, 3, 4, 6, 8})};
@@ -204,6 +215,7 @@ inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
     engine.options["dp_lm_head"] = random_on_off(dice);
   }
   maybe(dice, engine, "dense_mlp", {"tp", "replicated"});
+  choose_dtypes(dice, engine);
   if (config.experts == 0) return engine;
   maybe(dice, engine, "ep", {"1", "2", "3", "4"});
   maybe(dice, engine, "shared_experts", {"tp", "replicated"});
@@ -215,6 +227,7 @@ inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
   EngineCase engine{"vllm", dice.one_of({1, 2, 3, 4, 6})};
   maybe(dice, engine, "pp", {"1", "2", "3"});
   maybe(dice, engine, "dp", {"1", "2", "3"});
+  choose_dtypes(dice, engine);
   if (catalogue.config().experts == 0) return engine;
   maybe(dice, engine, "ep", {"on", "off"});
   maybe(dice, engine, "shared_experts", {"tp", "replicated"});
@@ -226,6 +239,11 @@ inline void choose_pipeline(Dice& dice, EngineCase& engine, uint64_t layers) {
   return dice.one_in(3) ? random_fsdp(dice) : random_megatron(dice, catalogue);
 }
 [[nodiscard]] inline EngineCase any_inference(Dice& dice, const Catalogue& catalogue) {
+  if (dice.one_in(24)) {
+    EngineCase hf;
+    choose_dtypes(dice, hf);
+    return hf;
+  }
   return dice.one_in(2) ? random_vllm(dice, catalogue) : random_sglang(dice, catalogue);
 }
 
@@ -234,7 +252,7 @@ template <class Any>
 [[nodiscard]] EngineCase random_engine(Dice& dice, Any any, const Catalogue& catalogue,
                                        uint64_t ranks) {
   if (dice.one_in(8)) return {"hf"};
-  constexpr int kTries = 40;
+  constexpr int kTries = 60;
   for (int i = 0; i < kTries; ++i) {
     EngineCase engine = any(dice, catalogue);
     if (divides(engine, catalogue, ranks)) return engine;

@@ -3,45 +3,57 @@
 #include <doctest/doctest.h>
 
 #include <map>
+#include <tuple>
 
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
+#include "layout/trainer_scales.hpp"
 #include "model/presets.hpp"
 #include "support/random_model.hpp"
 
 namespace awex::test {
 namespace {
 
-/// From which byte of which trainer each byte of an inference rank comes.
-using Bytes = std::map<std::pair<uint32_t, uint64_t>, std::pair<uint32_t, uint64_t>>;
+/// Where an element of an inference rank comes from: trainer, byte, dtypes, and the byte of its
+/// scale.
+using Origin = std::tuple<uint32_t, uint64_t, DType, DType, uint64_t>;
+
+/// By inference rank and byte.
+using Elements = std::map<std::pair<uint32_t, uint64_t>, Origin>;
 
 template <class Copy>
-void carry_out(const Copy& copy, uint64_t rows, Bytes& bytes) {
+void carry_out(const Copy& copy, uint64_t rows, Elements& elements) {
+  const uint64_t size = element_bytes(copy.to);
   for (uint64_t row = 0; row < rows; ++row) {
-    for (uint64_t byte = 0; byte < copy.row_bytes; ++byte) {
-      const auto to = std::pair(copy.target, copy.target_offset + row * copy.target_stride + byte);
-      const auto from =
-          std::pair(copy.source, copy.source_offset + row * copy.source_stride + byte);
-      REQUIRE(bytes.emplace(to, from).second);
+    for (uint64_t col = 0; col < copy.row_bytes / size; ++col) {
+      const auto to =
+          std::pair(copy.target, copy.target_offset + row * copy.target_stride + col * size);
+      const Origin from{
+          copy.source,
+          copy.source_offset + row * copy.source_stride + col * element_bytes(copy.from), copy.from,
+          copy.to, copy.scales ? copy.scales->moved(row, col).offset_bytes : 0};
+      REQUIRE(elements.emplace(to, from).second);
     }
   }
 }
 
-Plan plan_of(const std::string& trainer, const std::string& inference, const Catalogue& catalogue,
+Plan plan_of(const std::string& trainer, const std::string& inference, const Catalogue& model,
              uint32_t ranks) {
+  const Catalogue held = held_catalogue(inference, model);
   Placement placement;
   for (uint32_t rank = 0; rank < ranks; ++rank) {
     placement.trainer_device.push_back(rank);
     placement.inference_device.push_back(rank);
     placement.device_node.push_back(0);
   }
-  return make_plan(catalogue, all_rank_layouts(*make_trainer_layout(trainer, catalogue, ranks)),
-                   all_rank_layouts(*make_inference_layout(inference, catalogue, ranks)),
-                   placement);
+  return make_plan(held,
+                   all_rank_layouts(*with_scales(make_trainer_layout(trainer, model, ranks), held)),
+                   all_rank_layouts(*make_inference_layout(inference, held, ranks)), placement);
 }
 
 }  // namespace
 
-TEST_CASE("merged copies move the same bytes to the same places") {
+TEST_CASE("merged copies move the same elements to the same places") {
   Dice dice(31);
   size_t pieces = 0;
   size_t copies = 0;
@@ -52,9 +64,9 @@ TEST_CASE("merged copies move the same bytes to the same places") {
     const Plan plan =
         plan_of(random_engine(dice, any_trainer, catalogue, ranks).spec(),
                 random_engine(dice, any_inference, catalogue, ranks).spec(), catalogue, ranks);
-    Bytes apart;
+    Elements apart;
     for (const auto& piece : plan.pieces) carry_out(piece, piece.box.rows.size(), apart);
-    Bytes together;
+    Elements together;
     const auto merged = merge_pieces(plan.pieces);
     for (const auto& copy : merged) carry_out(copy, copy.rows, together);
     CHECK(apart == together);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -15,20 +16,25 @@
 
 #include "base/error.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
+#include "layout/trainer_scales.hpp"
 #include "model/catalogue.hpp"
 #include "support/oracle.hpp"
+#include "support/oracle_writer.hpp"
 #include "support/random_model.hpp"
 #include "transfer/plan_shards.hpp"
+#include "transfer/rounds.hpp"
 
 namespace awex::test {
 namespace {
 
 /// A whole request to the planner, and what the oracle says about its two ends.
 struct World {
-  explicit World(const ModelConfig& config) : catalogue(make_catalogue("random", config)) {}
-  explicit World(Catalogue its_catalogue) : catalogue(std::move(its_catalogue)) {}
+  explicit World(const ModelConfig& config) : World(make_catalogue("random", config)) {}
+  explicit World(Catalogue its_model) : model(std::move(its_model)), catalogue(model) {}
 
-  Catalogue catalogue;
+  Catalogue model;
+  Catalogue catalogue;  ///< What inference holds.
   EngineCase trainer_engine;
   EngineCase inference_engine;
   Placement placement;
@@ -36,6 +42,8 @@ struct World {
   std::vector<RankLayout> inference;
   std::vector<std::vector<Identity>> trainer_regions;  ///< By trainer rank, by byte.
   std::vector<std::vector<Identity>> inference_regions;
+  /// By trainer rank: what is the scale at a byte, of all blocks that the rank touches.
+  std::vector<std::map<uint64_t, Identity>> touched_scales;
 
   [[nodiscard]] uint64_t element() const { return element_bytes(catalogue.config().dtype); }
   [[nodiscard]] std::string text() const {
@@ -58,14 +66,38 @@ std::vector<std::vector<Identity>> regions_of(const EngineCase& engine, const Ca
   return regions;
 }
 
+/// Adds the scales to trainers' regions: as theirs where they own them, which is what inference may
+/// be sent.
+void fill_scales(World& world) {
+  const uint64_t block = scale_block(world.inference_engine);
+  for (uint32_t rank = 0; rank < world.trainers.size(); ++rank) {
+    const RankLayout& layout = world.trainers[rank];
+    auto& region = world.trainer_regions[rank];
+    const auto touched = expected_scales(layout, world.catalogue, block, false);
+    for (const auto& [at, scale] : touched) {
+      REQUIRE(at >= region.size());
+      REQUIRE(at + sizeof(float) <= layout.bytes);
+    }
+    region.resize(layout.bytes, kPadding);
+    for (const auto& [at, scale] : expected_scales(layout, world.catalogue, block, true)) {
+      std::fill_n(region.begin() + static_cast<ptrdiff_t>(at), sizeof(float), kRest);
+      region[at] = scale;
+    }
+    world.touched_scales.push_back(touched);
+  }
+}
+
 void fill_layouts(World& world, uint32_t trainers, uint32_t inference) {
-  const Catalogue& catalogue = world.catalogue;
-  world.trainers =
-      all_rank_layouts(*make_trainer_layout(world.trainer_engine.spec(), catalogue, trainers));
+  world.catalogue = held_catalogue(world.inference_engine.spec(), world.model);
+  const Catalogue& held = world.catalogue;
+  const auto base = make_trainer_layout(world.trainer_engine.spec(), world.model, trainers);
+  world.trainer_regions = regions_of(world.trainer_engine, world.model, all_rank_layouts(*base));
+  world.trainers = all_rank_layouts(
+      *with_scales(make_trainer_layout(world.trainer_engine.spec(), world.model, trainers), held));
   world.inference =
-      all_rank_layouts(*make_inference_layout(world.inference_engine.spec(), catalogue, inference));
-  world.trainer_regions = regions_of(world.trainer_engine, catalogue, world.trainers);
-  world.inference_regions = regions_of(world.inference_engine, catalogue, world.inference);
+      all_rank_layouts(*make_inference_layout(world.inference_engine.spec(), held, inference));
+  world.inference_regions = regions_of(world.inference_engine, held, world.inference);
+  fill_scales(world);
 }
 
 /// A device for each of `ranks` ranks, none twice, in any order.
@@ -89,8 +121,8 @@ std::unique_ptr<World> random_world(Dice& dice, bool colocated = true) {
   const uint32_t trainers = random_ranks(dice);
   const uint32_t inference = colocated ? trainers : random_ranks(dice);
   const uint32_t devices = colocated ? trainers : std::max(trainers, inference) + 2;
-  world->trainer_engine = random_engine(dice, any_trainer, world->catalogue, trainers);
-  world->inference_engine = random_engine(dice, any_inference, world->catalogue, inference);
+  world->trainer_engine = random_engine(dice, any_trainer, world->model, trainers);
+  world->inference_engine = random_engine(dice, any_inference, world->model, inference);
   fill_layouts(*world, trainers, inference);
   const auto nodes = dice.between(1, 4);
   for (uint32_t device = 0; device < devices; ++device) {
@@ -189,7 +221,10 @@ class Holdings {
 /// Carries a plan out, element by element, on regions of identities, and counts bytes by itself.
 class Execution {
  public:
-  explicit Execution(const World& world) : world_(world), holdings_(world) {
+  explicit Execution(const World& world)
+      : world_(world),
+        holdings_(world),
+        scaler_(world.catalogue, scale_block(world.inference_engine)) {
     for (const auto& region : world.inference_regions) {
       arrived_.emplace_back(region.size(), std::nullopt);
     }
@@ -197,7 +232,8 @@ class Execution {
 
   /// What is wrong with the piece, or empty.
   std::string carry_out(const Piece& piece) {
-    const uint64_t size = element_size(piece);
+    if (std::string wrong = wrong_dtypes(piece); !wrong.empty()) return wrong;
+    const uint64_t size = element_bytes(piece.to);
     if (piece.source >= world_.trainers.size()) return "from a trainer that does not exist";
     if (piece.target >= world_.inference.size()) return "to a rank that does not exist";
     if (piece.box.empty()) return "an empty piece";
@@ -208,9 +244,43 @@ class Execution {
             identity_of(piece.tensor, (piece.box.rows.begin + row) *
                                               world_.catalogue.tensors().at(piece.tensor).cols +
                                           piece.box.cols.begin + byte / size);
-        if (std::string wrong = copy(piece, piece.source_offset + row * piece.source_stride + byte,
-                                     piece.target_offset + row * piece.target_stride + byte, id);
-            !wrong.empty()) {
+        const uint64_t from = byte / size * element_bytes(piece.from);
+        std::string wrong = copy(piece, piece.source_offset + row * piece.source_stride + from,
+                                 piece.target_offset + row * piece.target_stride + byte, id);
+        if (wrong.empty()) wrong = scale(piece, row, byte / size, id);
+        if (!wrong.empty()) {
+          return fmt::format("{}: {}", describe_identity(world_.catalogue, id), wrong);
+        }
+      }
+    }
+    return {};
+  }
+
+  /// The same of a copy of several pieces: the target says what each element should be.
+  std::string carry_out(const MergedCopy& merged) {
+    const uint64_t size = element_bytes(merged.to);
+    for (uint64_t row = 0; row < merged.rows; ++row) {
+      for (uint64_t byte = 0; byte < merged.row_bytes; byte += size) {
+        const uint64_t to = merged.target_offset + row * merged.target_stride + byte;
+        const auto& region = world_.inference_regions.at(merged.target);
+        if (to >= region.size() || region[to] == kPadding || region[to] == kRest) {
+          return "to where no element begins";
+        }
+        const Identity id = region[to];
+        const Piece piece{.source = merged.source,
+                          .target = merged.target,
+                          .tensor = tensor_of(id),
+                          .box = {},
+                          .from = merged.from,
+                          .to = merged.to,
+                          .scales = merged.scales};
+        std::string wrong = wrong_dtypes(piece);
+        const uint64_t from = byte / size * element_bytes(merged.from);
+        if (wrong.empty()) {
+          wrong = copy(piece, merged.source_offset + row * merged.source_stride + from, to, id);
+        }
+        if (wrong.empty()) wrong = scale(piece, row, byte / size, id);
+        if (!wrong.empty()) {
           return fmt::format("{}: {}", describe_identity(world_.catalogue, id), wrong);
         }
       }
@@ -238,15 +308,39 @@ class Execution {
   uint64_t not_on_device_bytes = 0;  ///< Of elements that no trainer on the target's device holds.
 
  private:
-  [[nodiscard]] uint64_t element_size(const Piece& piece) const {
-    return element_bytes(world_.catalogue.tensors().at(piece.tensor).dtype);
+  /// Scales have no other dtype at the trainer; tensors have the model's there.
+  [[nodiscard]] std::string wrong_dtypes(const Piece& piece) const {
+    const std::string& tensor = world_.catalogue.tensors().at(piece.tensor).name;
+    const ModelConfig& config = world_.model.config();
+    if (piece.from != expected_dtype(config, tensor)) return "from another dtype";
+    if (piece.to != expected_dtype(config, tensor, world_.inference_engine)) {
+      return "to another dtype";
+    }
+    const bool quantised = piece.to == DType::kF8E4M3;
+    return piece.scales.has_value() == quantised ? "" : "with scales for nothing, or without";
+  }
+
+  /// What is wrong with the scale that an element of a piece is divided by.
+  [[nodiscard]] std::string scale(const Piece& piece, uint64_t row, uint64_t col,
+                                  Identity id) const {
+    if (!piece.scales) return {};
+    const ScalePlace& place = *piece.scales;
+    const uint64_t down = (place.row_in_block + row) / place.block;
+    const uint64_t right = (place.col_in_block + col) / place.block;
+    const auto& scales = world_.touched_scales[piece.source];
+    const auto found =
+        scales.find(place.offset_bytes + (down * place.row_stride + right) * sizeof(float));
+    if (found == scales.end()) return "divided by what is no scale";
+    return found->second == scaler_.scale_of(id) ? "" : "divided by another block's scale";
   }
 
   std::string copy(const Piece& piece, uint64_t from, uint64_t to, Identity id) {
-    const uint64_t size = element_size(piece);
+    const uint64_t size = element_bytes(piece.to);
     const auto& source = world_.trainer_regions[piece.source];
     auto& target = arrived_[piece.target];
-    if (from + size > source.size() || to + size > target.size()) return "beyond a region";
+    if (from + element_bytes(piece.from) > source.size() || to + size > target.size()) {
+      return "beyond a region";
+    }
     if (source[from] != id) {
       return "the source has " + describe_identity(world_.catalogue, source[from]);
     }
@@ -262,8 +356,9 @@ class Execution {
     const uint32_t to = world_.placement.inference_device[piece.target];
     const uint32_t node = world_.placement.device_node[to];
     const bool on_device = holdings_.device_holds(to, id);
-    (from == to ? local_bytes : remote_bytes) += element_size(piece);
-    if (!on_device) not_on_device_bytes += element_size(piece);
+    const uint64_t size = element_bytes(piece.to);
+    (from == to ? local_bytes : remote_bytes) += size;
+    if (!on_device) not_on_device_bytes += size;
     if (on_device && from != to) return "came from another device though its own has it";
     if (holdings_.node_holds(node, id) && world_.placement.device_node[from] != node) {
       return "came from another node though its own has it";
@@ -273,6 +368,7 @@ class Execution {
 
   const World& world_;
   Holdings holdings_;
+  Scaler scaler_;
   std::vector<std::vector<std::optional<Identity>>> arrived_;
 };
 
@@ -300,7 +396,8 @@ bool same_piece(const Piece& a, const Piece& b) {
   return a.source == b.source && a.target == b.target && a.tensor == b.tensor && a.box == b.box &&
          a.row_bytes == b.row_bytes && a.source_offset == b.source_offset &&
          a.source_stride == b.source_stride && a.target_offset == b.target_offset &&
-         a.target_stride == b.target_stride;
+         a.target_stride == b.target_stride && a.from == b.from && a.to == b.to &&
+         a.scales == b.scales;
 }
 
 /// A trainer that does not hold the whole box where the piece looks for it.
@@ -319,6 +416,19 @@ struct Mutation {
   std::string name;
   std::function<bool(const World&, Plan&, size_t at)> spoil;
 };
+
+/// A mutation of the scales of the first piece that has some, from `at` on.
+Mutation rescale(const std::string& name,
+                 std::function<void(std::optional<ScalePlace>& scales)> spoil) {
+  return {name, [spoil](const World&, Plan& plan, size_t at) {
+            for (size_t i = at; i < plan.pieces.size(); ++i) {
+              if (!plan.pieces[i].scales) continue;
+              spoil(plan.pieces[i].scales);
+              return true;
+            }
+            return false;
+          }};
+}
 
 /// A mutation of the piece itself that is always possible.
 Mutation change(const std::string& name, std::function<void(const World&, Piece&)> spoil) {
@@ -383,6 +493,25 @@ std::vector<Mutation> mutations() {
              [](const World& w, Piece& p) { p.source_stride += w.element(); }),
       change("written at another stride",
              [](const World& w, Piece& p) { p.target_stride += w.element(); }),
+      change("converted from another dtype",
+             [](const World&, Piece& p) {
+               p.from = p.from == DType::kBf16 ? DType::kF16 : DType::kBf16;
+             }),
+      change(
+          "converted to another dtype",
+          [](const World&, Piece& p) { p.to = p.to == DType::kBf16 ? DType::kF16 : DType::kBf16; }),
+      {"scaled without need",
+       [](const World&, Plan& plan, size_t at) {
+         if (plan.pieces[at].scales) return false;
+         plan.pieces[at].scales = ScalePlace{.row_stride = 1, .block = 1};
+         return true;
+       }},
+      rescale("without scales", [](auto& scales) { scales.reset(); }),
+      rescale("scaled by the next scale", [](auto& s) { s->offset_bytes += sizeof(float); }),
+      rescale("scaled in wider rows", [](auto& s) { ++s->row_stride; }),
+      rescale("scaled in larger blocks", [](auto& s) { ++s->block; }),
+      rescale("scaled a row too far", [](auto& s) { ++s->row_in_block; }),
+      rescale("scaled a column too far", [](auto& s) { ++s->col_in_block; }),
   };
 }
 
@@ -415,13 +544,50 @@ World plain_world(const EngineCase& trainer, const EngineCase& inference,
 TEST_CASE("random plans bring every element once, by the shortest way") {
   Dice dice(11);
   int both_split = 0;
+  int converted = 0;
+  int quantised = 0;
   for (int round = 0; round < random_cases(6000); ++round) {
     CAPTURE(round);
     const auto world = random_world(dice);
     both_split += world->trainer_engine.engine != "hf" && world->inference_engine.engine != "hf";
+    converted += world->inference_engine.options.count("dtype") > 0;
+    quantised += scale_block(world->inference_engine) > 0;
     check_plan(*world);
   }
   CHECK(both_split > random_cases(3000));
+  CHECK(converted > random_cases(1500));
+  CHECK(quantised > random_cases(600));
+}
+
+TEST_CASE("pieces cut for messages bring the same elements, with their scales") {
+  Dice dice(16);
+  int quantised = 0;
+  for (int round = 0; round < random_cases(300); ++round) {
+    CAPTURE(round);
+    const auto world = random_world(dice);
+    CAPTURE(world->text());
+    quantised += scale_block(world->inference_engine) > 0;
+    const Plan plan = world->plan();
+    const uint64_t staging_bytes = kPackAlignment * dice.between(6, 48);
+    Execution execution(*world);
+    for (uint32_t rank = 0; rank < world->inference.size(); ++rank) {
+      for (const Round& step : make_rounds(plan, world->placement, rank, staging_bytes)) {
+        for (const PackedMessage& message : step.receives) {
+          for (const PackedPart& part : message.parts) {
+            const std::string wrong = execution.carry_out(part.copy);
+            REQUIRE_MESSAGE(wrong.empty(), wrong);
+          }
+        }
+      }
+    }
+    for (const Piece& piece : plan.pieces) {
+      if (piece.near != Near::kDevice) continue;
+      const std::string wrong = execution.carry_out(piece);
+      REQUIRE_MESSAGE(wrong.empty(), wrong);
+    }
+    CHECK(execution.incomplete() == "");
+  }
+  CHECK(quantised > random_cases(30));
 }
 
 TEST_CASE("random plans between roles that are not, or only in part, on the same devices") {

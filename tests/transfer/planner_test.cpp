@@ -10,6 +10,8 @@
 
 #include "base/error.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
+#include "layout/trainer_scales.hpp"
 #include "model/presets.hpp"
 #include "support/large_layouts.hpp"
 #include "support/random_model.hpp"
@@ -36,7 +38,8 @@ bool same_piece(const Piece& a, const Piece& b) {
   return a.source == b.source && a.target == b.target && a.tensor == b.tensor && a.box == b.box &&
          a.row_bytes == b.row_bytes && a.source_offset == b.source_offset &&
          a.source_stride == b.source_stride && a.target_offset == b.target_offset &&
-         a.target_stride == b.target_stride && a.near == b.near && a.choices == b.choices;
+         a.target_stride == b.target_stride && a.from == b.from && a.to == b.to &&
+         a.scales == b.scales && a.near == b.near && a.choices == b.choices;
 }
 
 bool same_pieces(const std::vector<Piece>& a, const std::vector<Piece>& b) {
@@ -108,12 +111,13 @@ TEST_CASE("every device's own plan is its part of the whole, also with replicas 
   Dice dice(21);
   for (int round = 0; round < 60; ++round) {
     CAPTURE(round);
-    const Catalogue catalogue = make_catalogue("random", random_model(dice));
+    const Catalogue model = make_catalogue("random", random_model(dice));
     const auto ranks = static_cast<uint32_t>(dice.one_of({1, 2, 3, 4, 6, 8, 12}));
-    const auto trainer = make_trainer_layout(
-        random_engine(dice, any_trainer, catalogue, ranks).spec(), catalogue, ranks);
-    const auto inference = make_inference_layout(
-        random_engine(dice, any_inference, catalogue, ranks).spec(), catalogue, ranks);
+    const auto trainer_spec = random_engine(dice, any_trainer, model, ranks).spec();
+    const auto spec = random_engine(dice, any_inference, model, ranks).spec();
+    const Catalogue catalogue = held_catalogue(spec, model);
+    const auto trainer = with_scales(make_trainer_layout(trainer_spec, model, ranks), catalogue);
+    const auto inference = make_inference_layout(spec, catalogue, ranks);
     const Planned world(catalogue, *trainer, *inference, colocated(ranks, 4));
     const Plan whole = world.planner.whole();
     const auto trainers = all_rank_layouts(*trainer);
@@ -136,8 +140,10 @@ TEST_CASE("every device's own plan is its part of the whole, also with replicas 
 TEST_CASE("ranks that a layout calls alike hold the same boxes at the same places") {
   Dice dice(22);
   for (int round = 0; round < 40; ++round) {
-    const Catalogue catalogue = make_catalogue("random", random_model(dice));
+    const Catalogue model = make_catalogue("random", random_model(dice));
     const uint32_t ranks = 12;
+    const auto spec = random_engine(dice, any_inference, model, ranks).spec();
+    const Catalogue catalogue = held_catalogue(spec, model);
     const auto check = [&](const Layout& layout) {
       CAPTURE(layout.describe());
       for (uint32_t rank = 0; rank < ranks; ++rank) {
@@ -147,14 +153,15 @@ TEST_CASE("ranks that a layout calls alike hold the same boxes at the same place
         CHECK(std::equal(mine.shards.begin(), mine.shards.end(), like.shards.begin(),
                          like.shards.end(), [](const Shard& a, const Shard& b) {
                            return a.tensor == b.tensor && a.box == b.box &&
-                                  a.offset_bytes == b.offset_bytes && a.row_stride == b.row_stride;
+                                  a.offset_bytes == b.offset_bytes &&
+                                  a.row_stride == b.row_stride && a.scales == b.scales;
                          }));
       }
     };
-    check(*make_trainer_layout(random_engine(dice, any_trainer, catalogue, ranks).spec(), catalogue,
-                               ranks));
-    check(*make_inference_layout(random_engine(dice, any_inference, catalogue, ranks).spec(),
-                                 catalogue, ranks));
+    check(*with_scales(
+        make_trainer_layout(random_engine(dice, any_trainer, model, ranks).spec(), model, ranks),
+        catalogue));
+    check(*make_inference_layout(spec, catalogue, ranks));
   }
 }
 
@@ -272,6 +279,35 @@ TEST_CASE("a part that lacks a piece, or has one from elsewhere, is not proven")
   Plan nowhere = part;
   nowhere.pieces[static_cast<size_t>(at)].source = 64;
   CHECK_THROWS_AS(prove_received(nowhere, catalogue, trainer, inference, 5), Error);
+}
+
+TEST_CASE("Kimi-K2 on 1,024 GPUs: exact totals, a proven part") {
+  const Catalogue catalogue = make_catalogue("kimi-k2", preset_config("kimi-k2"));
+  const uint32_t gpus = 1024;
+  const auto trainer =
+      make_trainer_layout("megatron:tp=8,pp=16,last=1,ep=64,etp=1", catalogue, gpus);
+  const auto inference = make_inference_layout("sglang:tp=32,ep=32", catalogue, gpus);
+  const Planned world(catalogue, *trainer, *inference, colocated(gpus, 8));
+  uint64_t wanted = 0;
+  uint64_t local = 0;
+  for (uint32_t gpu = 0; gpu < gpus; ++gpu) {
+    std::map<uint32_t, std::vector<Box>> held;
+    for (const auto& shard : trainer->rank_layout(gpu).shards) {
+      held[shard.tensor].push_back(shard.box);
+    }
+    for (const auto& shard : inference->rank_layout(gpu).shards) {
+      const uint64_t element = element_bytes(catalogue.tensors()[shard.tensor].dtype);
+      wanted += shard.box.elements() * element;
+      for (const auto& box : held[shard.tensor]) {
+        local += intersect(box, shard.box).elements() * element;
+      }
+    }
+  }
+  const Plan& totals = world.planner.totals();
+  CHECK(totals.local_bytes == local);
+  CHECK(totals.remote_bytes == wanted - local);
+  CHECK(totals.remote_bytes_lower_bound == wanted - local);
+  CHECK_NOTHROW(prove_received(world.planner.part(777), catalogue, *trainer, *inference, 777));
 }
 
 }  // namespace awex::test

@@ -1,0 +1,185 @@
+#include "cycle/steps.hpp"
+
+#include <iterator>
+#include <utility>
+
+#include "layout/held_catalogue.hpp"
+
+namespace awex {
+namespace {
+
+constexpr std::optional<Role> kTrainers = Role::kTrainer;
+constexpr std::optional<Role> kInference = Role::kInference;
+constexpr std::optional<Role> kEveryone = std::nullopt;
+
+}  // namespace
+
+Steps together(std::vector<Steps> lists) {
+  Steps steps;
+  for (auto& list : lists) std::move(list.begin(), list.end(), std::back_inserter(steps));
+  return steps;
+}
+
+CycleSteps::CycleSteps(Job& job, const Setup& setup, const RunOptions& options,
+                       MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, Exchange* exchange)
+    : job_(job), setup_(setup), options_(options), ledger_(ledger) {
+  if (job.peers()[static_cast<size_t>(job.rank())].role == Role::kInference) {
+    inference_ = std::make_unique<InferenceMember>(job, setup, options.kv_cache_bytes, ledger,
+                                                   kernels, queue, *exchange);
+  } else {
+    trainer_ =
+        std::make_unique<TrainerMember>(job, setup, options.optimizer, ledger, kernels, queue);
+  }
+  const Catalogue& held = *setup.held;
+  std::byte* weights = region(Tag::kWeights)->data();
+  if (model_tensors(held) < held.tensors().size()) {
+    scales_ = std::make_unique<ScaleSearch>(
+        job, held, setup.trainer_here, trainer_ ? weights : nullptr,
+        shared_blocks(*setup.trainer_base, held), *setup.device, kernels, queue);
+  }
+  verifier_ = std::make_unique<WeightVerifier>(job, setup, kernels, weights);
+}
+
+void CycleSteps::load(bool with_mapping) {
+  if (inference_) inference_->connect();
+  if (trainer_) trainer_->load();
+  if (with_mapping) map_trainer();
+}
+
+Steps CycleSteps::scale() {
+  if (!scales_) return {};
+  return {{{"scale", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this] {
+             return scales_->run();
+           }}};
+}
+
+Steps CycleSteps::offload(Tag tag) {
+  if (!has(tag)) return {};
+  Steps steps;
+  if (proves()) {
+    steps.push_back(
+        {{"record", kTrainers, tag}, region(tag), [this, tag] { return trainer_->record(tag); }});
+  }
+  steps.push_back({{"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag), [this, tag] {
+                     return trainer_->offload(tag);
+                   }});
+  return steps;
+}
+
+Steps CycleSteps::check_backup(Tag tag) {
+  if (!has(tag) || !proves()) return {};
+  return {{{"verify", kTrainers, tag}, region(tag), [this, tag] {
+             return trainer_->check_backup(tag);
+           }}};
+}
+
+Steps CycleSteps::restore(Tag tag) {
+  if (!has(tag)) return {};
+  return {{{"resume", kTrainers, tag, Link::kHostToDevice}, region(tag), [this, tag] {
+             return trainer_->resume(tag);
+           }}};
+}
+
+Steps CycleSteps::check(Tag tag) {
+  if (!has(tag) || !proves()) return {};
+  return {{{"verify", kTrainers, tag}, region(tag), [this, tag] { return trainer_->check(tag); }}};
+}
+
+Steps CycleSteps::take(Tag tag) {
+  if (!has(tag)) return {};
+  return {
+      {{"resume", kInference, tag}, region(tag), [this, tag] { return inference_->take(tag); }}};
+}
+
+Steps CycleSteps::discard(Tag tag) {
+  if (!has(tag)) return {};
+  return {{{"discard", kInference, tag}, region(tag), [this, tag] {
+             return inference_->discard(tag);
+           }}};
+}
+
+Steps CycleSteps::transfer() {
+  return {{{"transfer", kInference, Tag::kWeights, Link::kDeviceToDevice},
+           region(Tag::kWeights),
+           [this] { return inference_->transfer(); }}};
+}
+
+Steps CycleSteps::digest(Role role) {
+  if (!proves()) return {};
+  return {{{"digest", role, Tag::kWeights}, region(Tag::kWeights), [this] {
+             if (inference_ && options_.verify == Verify::kFull) wrong_ = inference_->compare();
+             return verifier_->digest();
+           }}};
+}
+
+Steps CycleSteps::map() {
+  return {{{"map", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
+             map_trainer();
+             return 0;
+           }}};
+}
+
+Steps CycleSteps::unmap() {
+  return {{{"unmap", kInference, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
+             inference_->unmap_trainer();
+             return 0;
+           }}};
+}
+
+Steps CycleSteps::verify(DigestReport& report) {
+  return {
+      {{"verify", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this, &report]() -> uint64_t {
+         verifier_->verify(wrong_, report);
+         return 0;
+       }}};
+}
+
+Steps CycleSteps::commit() {
+  return {{{"commit", kEveryone, Tag::kWeights}, nullptr, []() -> uint64_t { return 0; }}};
+}
+
+Steps CycleSteps::train() {
+  if (!options_.optimizer) return {};
+  return {{{"train", kTrainers, std::nullopt}, nullptr, [this] { return trainer_->train(); }}};
+}
+
+MemorySample CycleSteps::sample() {
+  MemorySample sample;
+  for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
+    const Region* memory = region(tag);
+    if (memory == nullptr) continue;
+    sample.held.at(static_cast<size_t>(tag)) = memory->held_bytes();
+    sample.host.at(static_cast<size_t>(tag)) = memory->host_bytes();
+  }
+  if (inference_) sample.other_held = inference_->staging_bytes();
+  sample.free_bytes = setup_.device->memory().free_bytes;
+  sample.device_peak = ledger_.peak_bytes();
+  return sample;
+}
+
+/// Whether any rank of a role holds the tag; the same on every rank.
+bool CycleSteps::has(Tag tag) const {
+  switch (tag) {
+    case Tag::kWeights:
+      return true;
+    case Tag::kOptimizer:
+      return options_.optimizer;
+    case Tag::kKvCache:
+      return options_.kv_cache_bytes > 0;
+  }
+  return false;
+}
+
+/// This rank's own memory of a tag, if its role has such.
+Region* CycleSteps::region(Tag tag) {
+  return trainer_ ? trainer_->region(tag) : inference_->region(tag);
+}
+
+/// Collective.
+void CycleSteps::map_trainer() {
+  auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
+  auto received = swap_handles(job_, offered, setup_.devices.partner, setup_.fingerprint);
+  if (inference_) inference_->map_trainer(std::move(received));
+}
+
+}  // namespace awex

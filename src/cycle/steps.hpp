@@ -1,0 +1,82 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "cycle/inference_member.hpp"
+#include "cycle/phases.hpp"
+#include "cycle/setup.hpp"
+#include "cycle/trainer_member.hpp"
+#include "cycle/weight_verifier.hpp"
+#include "transfer/scale_search.hpp"
+
+namespace awex {
+
+using Steps = std::vector<Step>;
+
+/// One list of several: each rank goes through its own steps in this order, while ranks of the
+/// other role go through theirs.
+[[nodiscard]] Steps together(std::vector<Steps> lists);
+
+/// The phases that a run consists of, and what this rank does in each. A phase about a tag that no
+/// rank holds, or that only proves what --verify off leaves unproven, is an empty list. All ranks
+/// get equal lists, but for the work.
+class CycleSteps {
+ public:
+  /// Makes this rank's engine, which reserves addresses and, for messages between devices, takes
+  /// staging memory. All references must outlive the steps.
+  CycleSteps(Job& job, const Setup& setup, const RunOptions& options, MemoryLedger& ledger,
+             Kernels& kernels, CopyQueue& queue, Exchange* exchange);
+
+  /// Connects the inference ranks, and loads and maps what the trainers hold. Collective.
+  void load(bool with_mapping);
+
+  /// The trainer finds the scales of what is quantised on its way.
+  [[nodiscard]] Steps scale();
+  /// The trainer's memory of a tag goes to host memory.
+  [[nodiscard]] Steps offload(Tag tag);
+  /// The trainer's bytes in host memory are what they were on the device.
+  [[nodiscard]] Steps check_backup(Tag tag);
+  /// The trainer's memory of a tag comes back.
+  [[nodiscard]] Steps restore(Tag tag);
+  /// It is what it was.
+  [[nodiscard]] Steps check(Tag tag);
+  /// Inference takes, and gives back, its memory of a tag.
+  [[nodiscard]] Steps take(Tag tag);
+  [[nodiscard]] Steps discard(Tag tag);
+  /// Inference brings the trainers' weights here.
+  [[nodiscard]] Steps transfer();
+  /// A role digests its weights, for `verify`.
+  [[nodiscard]] Steps digest(Role role);
+  /// Inference maps the trainers' weights, which must be resident. What is mapped does not become
+  /// free when the trainer gives it back.
+  [[nodiscard]] Steps map();
+  [[nodiscard]] Steps unmap();
+  /// All ranks compare what they digested; fills `report`.
+  [[nodiscard]] Steps verify(DigestReport& report);
+  /// All ranks agree that the version is right.
+  [[nodiscard]] static Steps commit();
+  [[nodiscard]] Steps train();
+
+  /// This rank's memory at a quiet moment.
+  [[nodiscard]] MemorySample sample();
+
+ private:
+  [[nodiscard]] bool has(Tag tag) const;
+  [[nodiscard]] bool proves() const { return options_.verify != Verify::kOff; }
+  [[nodiscard]] Region* region(Tag tag);
+  void map_trainer();
+
+  Job& job_;
+  const Setup& setup_;
+  const RunOptions& options_;
+  MemoryLedger& ledger_;
+  std::unique_ptr<TrainerMember> trainer_;      ///< On a trainer rank.
+  std::unique_ptr<InferenceMember> inference_;  ///< On an inference rank.
+  std::unique_ptr<ScaleSearch> scales_;         ///< Where anything is quantised.
+  std::unique_ptr<WeightVerifier> verifier_;
+  std::optional<WrongElement> wrong_;  ///< What the last comparison of bytes found here.
+};
+
+}  // namespace awex
