@@ -118,7 +118,7 @@ class Session {
     if (options_.verify != Verify::kOff) {
       run({steps_->verify(report_.versions.back().digest.emplace())});
     }
-    run({CycleSteps::commit()});
+    run({steps_->commit()});
     report_.versions.back().committed = true;
     report_.committed_version = report_.versions.back().version;
     report_.poisoned = false;

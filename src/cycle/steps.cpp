@@ -135,7 +135,9 @@ Steps CycleSteps::verify(DigestReport& report) {
 }
 
 Steps CycleSteps::commit() {
-  return {{{"commit", kEveryone, Tag::kWeights}, nullptr, []() -> uint64_t { return 0; }}};
+  return {{{"commit", kEveryone, Tag::kWeights}, region(Tag::kWeights), []() -> uint64_t {
+             return 0;
+           }}};
 }
 
 Steps CycleSteps::train() {

@@ -56,7 +56,7 @@ class CycleSteps {
   /// All ranks compare what they digested; fills `report`.
   [[nodiscard]] Steps verify(DigestReport& report);
   /// All ranks agree that the version is right.
-  [[nodiscard]] static Steps commit();
+  [[nodiscard]] Steps commit();
   [[nodiscard]] Steps train();
 
   /// This rank's memory at a quiet moment.

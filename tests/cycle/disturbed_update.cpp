@@ -4,9 +4,11 @@
 // throw, or damage, which flips one bit of the memory that the phase works on: of the host backup
 // where that holds the bytes, else of the mapped memory. disturbed_update_test.py says what must
 // become of it.
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <string>
+#include <thread>
 
 #include "base/log.hpp"
 #include "cycle/session.hpp"
@@ -33,11 +35,17 @@ class Disturber final : public awex::CycleObserver {
   Disturber(Fault fault, const awex::Job& job) : fault_(std::move(fault)), job_(job) {}
 
   void phase_started(const awex::PhaseEvent& event) override {
-    if (job_.rank() == 0)
-      std::printf("phase %s %s %s\n", event.phase.c_str(), event.role.c_str(), event.tag.c_str());
     const bool is_now = event.version == 1 && event.phase == fault_.phase &&
                         event.role == fault_.role && event.tag == fault_.tag;
-    if (is_now && job_.rank() == fault_.rank) disturb(event);
+    if (is_now && job_.rank() == fault_.rank) {
+      std::printf("phase %s %s %s\n", event.phase.c_str(), event.role.c_str(), event.tag.c_str());
+      std::fflush(stdout);
+      disturb(event);
+    }
+    // Trainers go their own way meanwhile: what one damages then, it damages before the transfer.
+    if (fault_.kind == "damage" && event.phase == "transfer" && event.takes_part) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    }
   }
   void phase_finished(const awex::PhaseEvent& /*event*/, double /*seconds*/,
                       uint64_t /*bytes*/) override {}

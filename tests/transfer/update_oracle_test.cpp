@@ -131,17 +131,18 @@ class Comparer final : public CycleObserver {
 
   void phase_started(const PhaseEvent& event) override {
     learn_region();
-    if (event.phase == "transfer" && trains_) compare(event);
+    if (event.phase != "transfer") return;
+    if (trains_) {
+      compare(event);
+    } else {
+      poison(*event.region);
+    }
   }
 
   void phase_finished(const PhaseEvent& event, double /*seconds*/, uint64_t /*bytes*/) override {
     if (event.phase == "train") values_.train();
-    if (event.phase == "resume" && event.tag == "weights" && event.takes_part) {
-      if (trains_) {
-        compare(event);
-      } else {
-        poison(*event.region);
-      }
+    if (event.phase == "resume" && event.tag == "weights" && event.takes_part && trains_) {
+      compare(event);
     }
     if (trains_ || event.tag != "weights") return;
     if (event.phase == "transfer" || event.phase == "commit") compare(event);
