@@ -84,7 +84,8 @@ PhaseForecast hardest(const std::vector<std::vector<CyclePhase>>& devices, size_
 void foretell_phases(const std::vector<DeviceNeeds>& needs, const ForecastOptions& options,
                      Forecast& forecast) {
   std::vector<std::vector<CyclePhase>> devices;
-  for (const auto& own : needs) devices.push_back(phases_of_cycle(own, options.offload, options.gpu_memory));
+  for (const auto& own : needs)
+    devices.push_back(phases_of_cycle(own, options.offload, options.gpu_memory));
   for (size_t i = 0; i < devices.front().size(); ++i) {
     auto phase = hardest(devices, i, forecast.placement);
     if (phase.phase.link_bytes > 0) {
