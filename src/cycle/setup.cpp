@@ -132,7 +132,7 @@ void check_budget(const Job& job, const Setup& setup, const RunOptions& options,
 /// for itself. Host memory serves all devices of a node, and their offloaded bytes.
 uint64_t budget_of(const GpuNeeds& gpu, const RunOptions& options, BackendKind backend,
                    size_t gpus) {
-  constexpr uint64_t kDriverBytes = 512ULL << 20;
+  constexpr uint64_t kDriverBytes = 1ULL << 30;  // contexts, NCCL
   uint64_t spare = 0;
   switch (backend) {
     case BackendKind::kCuda:
