@@ -7,12 +7,14 @@ import argparse
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
 import numpy
 import safetensors
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from mpi_run import output_of  # noqa: E402  pylint: disable=wrong-import-position
 
 # (model, layers, ranks, trainer, inference, dtype, router's dtype, block)
 RUNS = [
@@ -31,14 +33,6 @@ RUNS = [
 QUANTISED = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.", "self_attn.o_proj.",
              "self_attn.q_a_proj.", "self_attn.q_b_proj.", "self_attn.kv_a_proj_with_mqa.",
              "self_attn.kv_b_proj.", ".gate_proj.", ".up_proj.", ".down_proj.")
-
-
-def run(command):
-    """The standard output of a command that must succeed."""
-    done = subprocess.run(command, text=True, capture_output=True, timeout=200, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
-    return done.stdout
 
 
 def e4m3_values():
@@ -127,11 +121,11 @@ def main():
         inference += ("," if ":" in inference else ":") + given
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = os.path.join(folder, "checkpoint")
-            run([arguments.program, "checkpoint", "--preset", model, "--layers", str(layers), "--out",
-                 checkpoint])
+            output_of([arguments.program, "checkpoint", "--preset", model, "--layers", str(layers),
+                       "--out", checkpoint])
             expected, tensors = expected_digest(digest, pathlib.Path(checkpoint),
                                                 (dtype, router, block))
-            report = json.loads(run([
+            report = json.loads(output_of([
                 arguments.mpiexec, "--oversubscribe", "-n", str(ranks), arguments.program, "update",
                 "--model", checkpoint, "--trainer", trainer, "--inference", inference, "--versions",
                 "2", "--backend", "host", "--verify", "full", "--limits", "off", "--json", "-"]))

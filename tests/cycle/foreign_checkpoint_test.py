@@ -5,20 +5,14 @@ the digests that the independent scripts/digest.py computes from their files."""
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "glm4_moe"]
 SHARDS = "3"
 
-
-def run(command):
-    """The standard output of a command that must succeed."""
-    done = subprocess.run(command, text=True, capture_output=True, timeout=200, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
-    return done.stdout
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+from mpi_run import output_of  # noqa: E402  pylint: disable=wrong-import-position
 
 
 def main():
@@ -30,12 +24,14 @@ def main():
     for architecture in ARCHITECTURES:
         with tempfile.TemporaryDirectory() as folder:
             model = os.path.join(folder, architecture)
-            run([sys.executable, os.path.join(arguments.source, "tests/model/write_checkpoint.py"),
-                 architecture, SHARDS, model])
+            output_of([sys.executable,
+                       os.path.join(arguments.source, "tests/model/write_checkpoint.py"),
+                       architecture, SHARDS, model])
             assert os.path.exists(os.path.join(model, "model.safetensors.index.json"))
-            lines = run([sys.executable, os.path.join(arguments.source, "scripts/digest.py"), model])
+            lines = output_of([sys.executable, os.path.join(arguments.source, "scripts/digest.py"),
+                               model])
             expected = lines.strip().splitlines()[-1].split()[0]
-            report = json.loads(run([
+            report = json.loads(output_of([
                 arguments.mpiexec, "--oversubscribe", "-n", "6", arguments.program, "update",
                 "--model", model, "--trainer", "megatron:tp=3", "--inference", "sglang:tp=1",
                 "--backend", "host", "--verify", "full", "--limits", "off", "--json", "-"]))

@@ -1,8 +1,10 @@
-"""Runs a program under mpirun and finds what it leaves behind: for tests of failures."""
+"""Runs programs for tests: ones that must succeed, and ones under mpirun that fail, to find what they
+leave behind."""
 
 import os
 import re
 import subprocess
+import sys
 import time
 import uuid
 
@@ -16,6 +18,14 @@ class Run:
         self.stderr = stderr
         self.seconds = seconds
         self.left = left
+
+
+def output_of(command):
+    """The standard output of a command that must succeed."""
+    done = subprocess.run(command, text=True, capture_output=True, timeout=200, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
+    return done.stdout
 
 
 def processes_with(token):
