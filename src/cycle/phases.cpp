@@ -5,6 +5,8 @@
 #include <exception>
 #include <utility>
 
+#include "base/profiler_range.hpp"
+
 namespace awex {
 
 /// What one rank tells the others of the phases that it has been through.
@@ -82,6 +84,7 @@ PhaseRunner::Sample PhaseRunner::perform(std::span<const Step> steps) {
     if (event.takes_part || steps.size() == 1) job_.set_phase(event.phase);
     part.takes_part = event.takes_part ? 1 : 0;
     part.start_s = job_.now();
+    const ProfilerRange range(fmt::format("{} {} {}", event.phase, event.role, event.tag));
     try {
       observer_.phase_started(event);
       if (event.takes_part) part.bytes = steps[i].work();
