@@ -57,6 +57,9 @@ class Session {
     exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.share_gpu);
     if (options_.measure_limits) measure_limits();
     make_member();
+    if (trainer_ && options_.warm_host_memory) {
+      trainer_->warm_up(offloaded_tags(command_, options_));
+    }
     job_.set_phase("load");
     if (inference_) inference_->connect();
     if (trainer_) trainer_->load();
@@ -66,6 +69,11 @@ class Session {
   }
 
   [[nodiscard]] MemoryReport memory() const { return account_.report(); }
+
+  /// Lets no further work begin that goes on beside the phases. Does not wait.
+  void stop_background() {
+    if (trainer_) trainer_->stop_warm_up();
+  }
 
  private:
   void run_phases() {
@@ -334,7 +342,7 @@ void run_session(Command command, const RunOptions& options, Job& job, CycleObse
     report.memory = session->memory();
     // The process is about to be aborted, maybe with work in flight on memory that freeing would
     // wait for, and a peer may still read it.
-    if (!job.failure_is_agreed()) static_cast<void>(session.release());
+    if (!job.failure_is_agreed()) session.release()->stop_background();
     throw;
   }
 }
