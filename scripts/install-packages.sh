@@ -4,7 +4,7 @@
 source "$(dirname "$0")/common.sh"
 
 packages=(g++ cmake ninja-build pkg-config python3 python3-venv
-  libopenmpi-dev openmpi-bin libcli11-dev libfmt-dev nlohmann-json3-dev doctest-dev)
+  libopenmpi-dev openmpi-bin libhwloc-dev libcli11-dev libfmt-dev nlohmann-json3-dev doctest-dev)
 case "${1:-}" in
   "") ;;
   --lint) packages+=(clang-14 clang-format-14 clang-tidy-14 libclang-rt-14-dev shellcheck git) ;;

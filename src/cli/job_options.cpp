@@ -60,6 +60,8 @@ void add_work_options(CLI::App& parser, Command command, RunOptions& run) {
         "--no-offload", [&run] { run.offload = false; },
         "The cycle without giving memory back, to compare with");
   }
+  parser.add_flag("--warm-host-memory", run.warm_host_memory,
+                  "Prepare the pinned host memory for offloads in the background from the start");
   add_value(parser, "--timeout", "DURATION", "How long a single wait may take: 30s, 500ms, 5m",
             fmt::format("{:.0f}s", run.timeout.count()),
             [&run](const std::string& text) { run.timeout = parse_duration(text); });

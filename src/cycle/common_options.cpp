@@ -12,7 +12,7 @@ namespace {
 
 /// "--verify full" and the like, one a field, so that a difference can be shown as it was given.
 using Field = FixedText<128>;
-using Fields = std::array<Field, 14>;
+using Fields = std::array<Field, 15>;
 
 std::string verify_name(Verify verify) {
   switch (verify) {
@@ -51,7 +51,8 @@ Fields fields_of(Command command, const RunOptions& options) {
           flag("offload", options.offload),
           flag("--share-gpu", options.share_gpu),
           field("--gpu-memory", budget),
-          flag("--limits", options.measure_limits)};
+          flag("--limits", options.measure_limits),
+          flag("--warm-host-memory", options.warm_host_memory)};
 }
 
 }  // namespace

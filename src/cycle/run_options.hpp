@@ -53,6 +53,7 @@ struct RunOptions {
   bool share_gpu = false;              ///< Several ranks of a role may be on one GPU.
   std::optional<uint64_t> gpu_memory;  ///< Budget in bytes per GPU for both roles together.
   bool measure_limits = true;          ///< Measure the links' limits to compare phases with.
+  bool warm_host_memory = false;       ///< Prepare what offloads need in the background at start.
 };
 
 }  // namespace awex

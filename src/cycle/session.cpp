@@ -52,6 +52,7 @@ class Session {
     if (options_.measure_limits) measure_limits();
     steps_ = std::make_unique<CycleSteps>(job_, setup_, options_, ledger_->ledger(), *kernels_,
                                           *queue_, exchange_.get());
+    if (options_.warm_host_memory) steps_->warm_up(offloaded_tags(command_, options_));
     job_.set_phase("load");
     steps_->load(transfers());
     phases_.take_baseline();
@@ -60,6 +61,11 @@ class Session {
   }
 
   [[nodiscard]] MemoryReport memory() const { return account_.report(); }
+
+  /// Lets no further work begin that goes on beside the phases. Does not wait.
+  void stop_background() {
+    if (steps_) steps_->stop_warm_up();
+  }
 
  private:
   void run_phases() {
@@ -215,7 +221,7 @@ void run_session(Command command, const RunOptions& options, Job& job, CycleObse
     report.memory = session->memory();
     // The process is about to be aborted, maybe with work in flight on memory that freeing would
     // wait for, and a peer may still read it.
-    if (!job.failure_is_agreed()) static_cast<void>(session.release());
+    if (!job.failure_is_agreed()) session.release()->stop_background();
     throw;
   }
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <map>
 #include <string>
 #include <string_view>
 
@@ -10,11 +9,12 @@
 #include "base/log.hpp"
 #include "cycle/accounting.hpp"
 #include "cycle/common_options.hpp"
+#include "cycle/host_room.hpp"
 #include "cycle/needs.hpp"
+#include "engine/trainer_stand_in.hpp"
 #include "layout/engines.hpp"
 #include "layout/held_catalogue.hpp"
 #include "layout/trainer_scales.hpp"
-#include "memory/host_memory.hpp"
 #include "model/digest.hpp"
 #include "transfer/planner.hpp"
 #include "version.hpp"
@@ -145,33 +145,33 @@ uint64_t budget_of(const GpuNeeds& gpu, const RunOptions& options, BackendKind b
   return std::max(gpu.peak, std::min(options.gpu_memory.value_or(spare), gpu.free));
 }
 
-/// Warns where a node has less memory than its ranks will hold there: the kernel would end one.
-void check_host_memory(Job& job, const Setup& setup, const RunOptions& options,
-                       const std::vector<DeviceNeeds>& needs) {
-  const auto available = job.all_gather_value(available_host_memory(), "available host memory");
-  std::map<std::string, uint64_t> wanted;
-  std::map<std::string, uint64_t> least;
-  for (const auto& peer : job.peers()) {
-    const uint64_t has = available[static_cast<size_t>(peer.rank)];
-    least[peer.host] = std::min(least.try_emplace(peer.host, has).first->second, has);
-    if (peer.role != Role::kTrainer) continue;
-    const auto device = setup.devices.placement.trainer_device[peer.role_rank];
-    wanted[peer.host] += host_bytes_of_cycle(needs[device], options.offload);
-    if (setup.backend == BackendKind::kHost) {
-      wanted[peer.host] += peak_of_cycle(needs[device], options.offload, setup.gpu_budget).bytes;
-    }
+/// What this rank will hold of host memory: offloaded bytes, and on `host` also what stands in for
+/// the memory of its device.
+uint64_t host_bytes_here(const Job& job, Command command, const Setup& setup,
+                         const RunOptions& options, const std::vector<DeviceNeeds>& needs) {
+  const auto& own = job.peers()[static_cast<size_t>(job.rank())];
+  if (own.role != Role::kTrainer) return 0;
+  uint64_t bytes = 0;
+  for (const Tag tag : offloaded_tags(command, options)) {
+    bytes += tag == Tag::kOptimizer ? TrainerStandIn::optimizer_bytes(setup.base_here)
+                                    : setup.trainer_here.bytes;
   }
-  if (job.rank() != 0) return;
-  for (const auto& [host, bytes] : wanted) {
-    if (bytes <= least[host]) continue;
-    log::warning(
-        fmt::format("host {} will hold {} of host memory and has {}: the kernel may end a "
-                    "rank; use fewer --layers or --optimizer none",
-                    host, format_bytes(bytes), format_bytes(least[host])));
+  if (setup.backend == BackendKind::kHost) {
+    const auto device = setup.devices.placement.trainer_device[own.role_rank];
+    bytes += peak_of_cycle(needs[device], options.offload, setup.gpu_budget).bytes;
   }
+  return bytes;
 }
 
 }  // namespace
+
+std::vector<Tag> offloaded_tags(Command command, const RunOptions& options) {
+  std::vector<Tag> tags;
+  if (!options.offload) return tags;
+  if (options.optimizer) tags.push_back(Tag::kOptimizer);
+  if (command != Command::kTransfer) tags.push_back(Tag::kWeights);
+  return tags;
+}
 
 Setup prepare(Job& job, Command command, const RunOptions& options) {
   Setup setup;
@@ -194,7 +194,7 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
     const auto& mine = gpus[setup.devices.physical[static_cast<size_t>(job.rank())]];
     setup.gpu_budget = budget_of(mine, options, setup.backend, gpus.size());
   });
-  check_host_memory(job, setup, options, needs);
+  check_host_room(job, host_bytes_here(job, command, setup, options, needs));
   return setup;
 }
 

@@ -8,6 +8,7 @@
 #include "cycle/run_options.hpp"
 #include "cycle/world.hpp"
 #include "layout/layout.hpp"
+#include "memory/region.hpp"
 #include "model/weights.hpp"
 #include "transfer/plan.hpp"
 #include "transfer/plan_shards.hpp"
@@ -42,6 +43,9 @@ struct Setup {
   /// The model's own tensors, as the trainer holds them.
   [[nodiscard]] const Catalogue& catalogue() const { return source->catalogue(); }
 };
+
+/// The trainer's tags that a command offloads, beginning with the first of an update.
+[[nodiscard]] std::vector<Tag> offloaded_tags(Command command, const RunOptions& options);
 
 /// Checks that all ranks want the same, reads the model and makes the layouts before any device is
 /// opened; then pairs the devices, makes and proves this device's part of the plan, and checks that

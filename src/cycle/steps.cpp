@@ -40,6 +40,14 @@ CycleSteps::CycleSteps(Job& job, const Setup& setup, const RunOptions& options,
   verifier_ = std::make_unique<WeightVerifier>(job, setup, kernels, weights);
 }
 
+void CycleSteps::warm_up(const std::vector<Tag>& tags) {
+  if (trainer_) trainer_->warm_up(tags);
+}
+
+void CycleSteps::stop_warm_up() {
+  if (trainer_) trainer_->stop_warm_up();
+}
+
 void CycleSteps::load(bool with_mapping) {
   if (inference_) inference_->connect();
   if (trainer_) trainer_->load();

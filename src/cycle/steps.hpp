@@ -29,6 +29,11 @@ class CycleSteps {
   CycleSteps(Job& job, const Setup& setup, const RunOptions& options, MemoryLedger& ledger,
              Kernels& kernels, CopyQueue& queue, Exchange* exchange);
 
+  /// Trainers begin to prepare the host memory of these tags in the background, in their order;
+  /// the first offload of each waits for it.
+  void warm_up(const std::vector<Tag>& tags);
+  /// Gives it up, without waiting.
+  void stop_warm_up();
   /// Connects the inference ranks, and loads and maps what the trainers hold. Collective.
   void load(bool with_mapping);
 

@@ -1,5 +1,7 @@
 #include "cycle/trainer_member.hpp"
 
+#include "base/log.hpp"
+
 namespace awex {
 
 TrainerMember::TrainerMember(Job& job, const Setup& setup, bool with_optimizer,
@@ -28,6 +30,26 @@ Region* TrainerMember::region(Tag tag) {
   return nullptr;
 }
 
+void TrainerMember::warm_up(const std::vector<Tag>& tags) {
+  std::vector<Region*> regions;
+  for (const Tag tag : tags) {
+    if (Region* held = region(tag)) regions.push_back(held);
+  }
+  if (!regions.empty()) warm_up_.emplace(regions);
+}
+
+void TrainerMember::finish_warm_up(const Region& region) {
+  if (!warm_up_) return;
+  const Stopwatch watch;
+  const auto prepared = warm_up_->finish(region, job_.deadline(), job_);
+  if (!prepared) return;
+  log::detail(
+      fmt::format("{} of host memory for \"{}\" were prepared in {} in the background; the "
+                  "offload waited {} for it",
+                  format_bytes(prepared->bytes), region.name(), format_seconds(prepared->seconds),
+                  format_seconds(watch.seconds())));
+}
+
 void TrainerMember::load() {
   trainer_.load(*setup_.source, *setup_.device, queue_, threads_, job_.deadline(), job_);
 }
@@ -35,6 +57,7 @@ void TrainerMember::load() {
 uint64_t TrainerMember::record(Tag tag) { return proof(tag).record(job_.deadline(), job_); }
 
 uint64_t TrainerMember::offload(Tag tag) {
+  finish_warm_up(*region(tag));
   return region(tag)->offload(queue_, job_.deadline(), job_).moved_bytes;
 }
 

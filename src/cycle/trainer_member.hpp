@@ -2,12 +2,14 @@
 
 #include <cstdint>
 #include <map>
-#include <memory>
+#include <optional>
+#include <vector>
 
 #include "base/thread_pool.hpp"
 #include "comm/job.hpp"
 #include "cycle/setup.hpp"
 #include "engine/trainer_stand_in.hpp"
+#include "memory/warm_up.hpp"
 #include "transfer/region_proof.hpp"
 
 namespace awex {
@@ -21,6 +23,13 @@ class TrainerMember {
 
   [[nodiscard]] Region* region(Tag tag);
 
+  /// Begins to prepare the host memory of these tags in the background, in their order; each is
+  /// waited for by its first offload. Does nothing for a tag that it does not hold.
+  void warm_up(const std::vector<Tag>& tags);
+  /// Gives it up, without waiting.
+  void stop_warm_up() {
+    if (warm_up_) warm_up_->stop();
+  }
   void load();
   /// Remembers the digests of a tag's resident bytes, for `check` and `check_backup`.
   uint64_t record(Tag tag);
@@ -33,6 +42,7 @@ class TrainerMember {
 
  private:
   RegionProof& proof(Tag tag);
+  void finish_warm_up(const Region& region);
 
   Job& job_;
   const Setup& setup_;
@@ -40,6 +50,7 @@ class TrainerMember {
   ThreadPool threads_;
   TrainerStandIn trainer_;
   std::map<Tag, RegionProof> proofs_;
+  std::optional<WarmUp> warm_up_;  ///< After the regions, so that it ends before them.
 };
 
 }  // namespace awex

@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <utility>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "memory/cuda_owners.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/device.hpp"
+#include "memory/host_memory.hpp"
 
 namespace awex {
 namespace {
@@ -79,14 +81,16 @@ class CudaQueue final : public CopyQueue {
   std::vector<Event> spare_;
 };
 
-/// Owns the pinning of host memory for all devices of this process.
+/// Owns the pinning of host memory for all devices of this process. NVIDIA's kernel module takes
+/// hold of the pages itself and does not count them against the limit of locked memory (its
+/// kernel-open/nvidia/os-mlock.c), which is therefore no reason to refuse a run beforehand.
 class Registration {
  public:
   explicit Registration(std::span<std::byte> memory) : data_(memory.data()) {
     AWEX_CHECK(cudaHostRegister(data_, memory.size(), cudaHostRegisterPortable),
-               "pin {} of host memory (see the node's free memory and its limits: ulimit -l, and "
-               "memory.max of the cgroup)",
-               format_bytes(memory.size()));
+               "pin {} of host memory (see the node's free memory, memory.max of the cgroup, and, "
+               "for drivers that count it, the limit of locked memory, which is {}: ulimit -l)",
+               format_bytes(memory.size()), describe_locked_memory_limit());
   }
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;
@@ -125,12 +129,20 @@ DeviceIdentity identify(int index) {
   return identity;
 }
 
+/// The NUMA nodes at whose memory the GPU's link ends.
+NumaNodes nodes_near(int index) {
+  std::array<char, 32> bus_id{};
+  AWEX_CHECK(cudaDeviceGetPCIBusId(bus_id.data(), static_cast<int>(bus_id.size()), index),
+             "learn the PCI address of gpu {}", index);
+  return NumaNodes::near_pci(bus_id.data());
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(int index, size_t pool_threads)
       : identity_(identify(index)),
         source_(inspect_cuda_memory(index, identity_.name)),
-        host_(make_host_device(index, pool_threads)) {}
+        host_(make_host_device(index, pool_threads, nodes_near(index))) {}
 
   [[nodiscard]] BackendKind kind() const override { return BackendKind::kCuda; }
   [[nodiscard]] const DeviceIdentity& identity() const override { return identity_; }

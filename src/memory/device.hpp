@@ -10,6 +10,7 @@
 
 #include "base/unique_fd.hpp"
 #include "base/wait.hpp"
+#include "memory/numa.hpp"
 
 namespace awex {
 
@@ -165,8 +166,10 @@ inline constexpr uint64_t kMaxChunks = 256;
 /// What a range of `bytes` takes of a device at most: whole chunks.
 [[nodiscard]] uint64_t held_bytes_for(uint64_t bytes);
 
-/// Host memory standing in for device number `index` of this node; `pool_threads` copy threads.
-[[nodiscard]] std::unique_ptr<Device> make_host_device(int index, size_t pool_threads);
+/// Host memory standing in for device number `index` of this node; `pool_threads` copy threads. Its
+/// host blocks lie where `nodes` says.
+[[nodiscard]] std::unique_ptr<Device> make_host_device(int index, size_t pool_threads,
+                                                       NumaNodes nodes = {});
 
 /// CUDA devices that this process can use; 0 without a driver, a GPU or CUDA in the build.
 [[nodiscard]] int cuda_device_count();

@@ -255,13 +255,14 @@ class HostImport final : public ImportedRange {
 
 class HostMemoryBlock final : public HostBlock {
  public:
-  HostMemoryBlock(uint64_t bytes, Workers& workers)
+  HostMemoryBlock(uint64_t bytes, Workers& workers, const NumaNodes& nodes)
       // One huge page more than asked for, so that the block can begin on one.
       : mapping_(map_memory("host memory", bytes + kHugePageBytes, PROT_READ | PROT_WRITE, -1)),
         data_(align(mapping_.data())),
         bytes_(bytes) {
     // Only advice: a kernel without huge pages refuses it and copies a little slower.
     ::madvise(data_, bytes_, MADV_HUGEPAGE);
+    nodes.prefer_for({data_, bytes_});
     workers.for_pieces(bytes_, [this](uint64_t begin, uint64_t count) {
       for (uint64_t at = begin; at < begin + count; at += kSmallPageBytes) data_[at] = {};
     });
@@ -347,8 +348,11 @@ uint64_t physical_bytes() {
 
 class HostDevice final : public Device {
  public:
-  HostDevice(int index, size_t threads)
-      : identity_(make_identity(index)), total_bytes_(physical_bytes()), workers_(threads) {}
+  HostDevice(int index, size_t threads, NumaNodes nodes)
+      : identity_(make_identity(index)),
+        total_bytes_(physical_bytes()),
+        nodes_(std::move(nodes)),
+        workers_(threads) {}
 
   [[nodiscard]] BackendKind kind() const override { return BackendKind::kHost; }
   [[nodiscard]] const DeviceIdentity& identity() const override { return identity_; }
@@ -363,7 +367,7 @@ class HostDevice final : public Device {
     return std::make_unique<HostImport>(name, bytes, chunk_bytes);
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
-    return std::make_unique<HostMemoryBlock>(bytes, workers_);
+    return std::make_unique<HostMemoryBlock>(bytes, workers_, nodes_);
   }
   [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override {
     return std::make_unique<HostQueue>(workers_);
@@ -382,14 +386,15 @@ class HostDevice final : public Device {
  private:
   DeviceIdentity identity_;
   uint64_t total_bytes_;
+  NumaNodes nodes_;
   Workers workers_;
   RangeFds living_;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> make_host_device(int index, size_t pool_threads) {
-  return std::make_unique<HostDevice>(index, pool_threads);
+std::unique_ptr<Device> make_host_device(int index, size_t pool_threads, NumaNodes nodes) {
+  return std::make_unique<HostDevice>(index, pool_threads, std::move(nodes));
 }
 
 }  // namespace awex

@@ -62,12 +62,6 @@ Region::Region(Device& device, std::string name, Tag tag, uint64_t bytes, Memory
   chunks_.resize(range_->chunks());
 }
 
-uint64_t Region::host_bytes() const {
-  uint64_t bytes = 0;
-  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) bytes += backup(chunk).size();
-  return bytes;
-}
-
 RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
   if (state_ == RegionState::kResident) return {};
   return about_tag(tag_, [&]() -> RegionChange {
@@ -153,8 +147,10 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
   });
 }
 
-void Region::prepare_backup() {
-  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) ensure_backup(chunk);
+void Region::prepare_backup(const std::stop_token& stop) {
+  for (uint64_t chunk = 0; chunk < chunks_.size() && !stop.stop_requested(); ++chunk) {
+    ensure_backup(chunk);
+  }
 }
 
 std::span<const std::byte> Region::backup(uint64_t chunk) const {
@@ -206,7 +202,9 @@ void Region::release_all() {
 
 void Region::ensure_backup(uint64_t chunk) {
   auto& host = chunks_[chunk].host;
-  if (!host) host = device_.allocate_host(range_->chunk_used_bytes(chunk));
+  if (host) return;
+  host = device_.allocate_host(range_->chunk_used_bytes(chunk));
+  host_bytes_ += host->bytes().size();
 }
 
 std::byte* Region::chunk_data(uint64_t chunk) const {

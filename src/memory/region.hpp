@@ -1,9 +1,11 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -88,8 +90,8 @@ class Region {
   [[nodiscard]] DeviceRange& range() { return *range_; }
   /// Device memory held now, by the books.
   [[nodiscard]] uint64_t held_bytes() const { return range_->held_bytes(); }
-  /// Host memory held now.
-  [[nodiscard]] uint64_t host_bytes() const;
+  /// Host memory held now. May be asked from any thread.
+  [[nodiscard]] uint64_t host_bytes() const { return host_bytes_.load(); }
 
   /// Discarded to resident, with undefined content. All or nothing. Like `resume` it waits for room
   /// on the ledger, chunk by chunk.
@@ -103,9 +105,10 @@ class Region {
   /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
 
-  /// Allocates the host memory that offloads need, as far as it is missing. May run on another
-  /// thread while nothing else is called on the region.
-  void prepare_backup();
+  /// Allocates the host memory that offloads need, as far as it is missing; between two chunks it
+  /// looks whether to stop early. May run on another thread while the region is taken and used, but
+  /// not while it is offloaded or resumed, nor while `backup` is called.
+  void prepare_backup(const std::stop_token& stop = {});
   /// The host memory of a chunk, empty where there is none yet. Holds the chunk's bytes while they
   /// are in host memory.
   [[nodiscard]] std::span<const std::byte> backup(uint64_t chunk) const;
@@ -134,6 +137,7 @@ class Region {
   RegionState state_ = RegionState::kDiscarded;
   std::unique_ptr<DeviceRange> range_;
   std::vector<Chunk> chunks_;
+  std::atomic<uint64_t> host_bytes_{0};  ///< Of all chunks.
 };
 
 }  // namespace awex

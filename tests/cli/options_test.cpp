@@ -81,6 +81,7 @@ TEST_CASE("only the model must be given") {
   CHECK(!run.share_gpu);
   CHECK(!run.gpu_memory);
   CHECK(run.measure_limits);
+  CHECK_FALSE(run.warm_host_memory);
   CHECK(refusal({}).message == "--model is missing");
 }
 
@@ -107,6 +108,7 @@ TEST_CASE("every option arrives where it belongs") {
                                "--verify",
                                "full",
                                "--no-offload",
+                               "--warm-host-memory",
                                "--share-gpu",
                                "--gpu-memory",
                                "80GB",
@@ -134,6 +136,7 @@ TEST_CASE("every option arrives where it belongs") {
   CHECK(options.run.share_gpu);
   CHECK(options.run.gpu_memory == std::optional<uint64_t>(80'000'000'000));
   CHECK(!options.run.measure_limits);
+  CHECK(options.run.warm_host_memory);
   CHECK(options.json_path == "-");
   CHECK(options.trace_path == "t.json");
   CHECK(options.talk.level == log::Level::kVerbose);

@@ -1,9 +1,9 @@
 // An update on the host backend that one rank disturbs on purpose:
-//   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S VERIFY
+//   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S HOW
 // When RANK begins the phase (PHASE, ROLE, TAG) of version 1 it does FAULT: none, kill, stop,
 // throw, or damage, which flips one bit of the memory that the phase works on: of the host backup
 // where that holds the bytes, else of the mapped memory. disturbed_update_test.py says what must
-// become of it.
+// become of it. HOW is empty, full (--verify full) or warm (--warm-host-memory).
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -65,7 +65,9 @@ class Disturber final : public awex::CycleObserver {
 awex::RunOptions options_from(char** argv) {
   awex::RunOptions options;
   options.timeout = awex::Seconds(std::stod(argv[6]));
-  options.verify = argv[7] == std::string("full") ? awex::Verify::kFull : awex::Verify::kDigest;
+  const std::string how = argv[7];
+  options.verify = how == "full" ? awex::Verify::kFull : awex::Verify::kDigest;
+  options.warm_host_memory = how == "warm";
   options.model = "preset:tiny-dense";
   options.trainer = "megatron:tp=2";
   options.inference = "sglang:tp=1";
@@ -80,7 +82,7 @@ awex::RunOptions options_from(char** argv) {
 
 int main(int argc, char** argv) {
   if (argc != 8) {
-    std::fprintf(stderr, "usage: %s FAULT RANK PHASE ROLE TAG TIMEOUT_S VERIFY\n", argv[0]);
+    std::fprintf(stderr, "usage: %s FAULT RANK PHASE ROLE TAG TIMEOUT_S HOW\n", argv[0]);
     return 2;
   }
   const auto options = options_from(argv);

@@ -37,8 +37,17 @@ PHASES = [
 ]
 
 # (fault, rank, phase, exit code, pattern on stderr, pattern on stdout); the fault "damage-full" is
-# damage under --verify full.
+# damage under --verify full, "kill-warm" a kill under --warm-host-memory.
 CASES = [("none", 0, PHASES[0], 0, None, None)]
+# The first phase begins while host memory is still being prepared, or has just been.
+CASES += [
+    ("none-warm", 0, PHASES[0], 0, None, None),
+    ("kill-warm", 1, PHASES[0], 137, r"rank 1 .* is gone", None),
+    ("stop-warm", 0, PHASES[1], 4, r"rank 0 \(.*\)", r"reported: code 4"),
+    ("throw-warm", 1, PHASES[0], 1, r"rank 1 .*a fault on purpose", r"reported: code 1"),
+    ("damage-warm", 0, ("resume", "trainer", "weights"), 3,
+     r"rank 0 .*is not what it was before it was offloaded", r"reported: code 3"),
+]
 for index, phase in enumerate(PHASES):
     # Every fault meets trainers and inference ranks, rank 0 and others.
     CASES.append(("kill", (index + 1) % RANKS, phase, 137, r"rank \d .* is gone", None))
@@ -67,8 +76,8 @@ CASES += [
 def check(arguments, case):
     """The faults of one case, as texts."""
     fault, rank, (phase, role, tag), code, error, output = case
-    fault, _, verify = fault.partition("-")
-    program = [arguments.program, fault, str(rank), phase, role, tag, str(TIMEOUT_S), verify]
+    fault, _, how = fault.partition("-")
+    program = [arguments.program, fault, str(rank), phase, role, tag, str(TIMEOUT_S), how]
     try:
         run = mpi_run(arguments.mpiexec, RANKS, program, TIMEOUT_S + SLACK_S)
     except TimeoutError as late:

@@ -1,0 +1,189 @@
+#include "memory/warm_up.hpp"
+
+#include <doctest/doctest.h>
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/error.hpp"
+
+using namespace awex;
+
+namespace {
+
+constexpr uint64_t kMiB = 1ULL << 20;
+/// The size of a region in three chunks of 64 MiB, of which no memory is ever touched.
+constexpr uint64_t kThreeChunks = 192 * kMiB;
+
+/// A host block without memory: nobody reads these.
+class EmptyBlock final : public HostBlock {
+ public:
+  explicit EmptyBlock(uint64_t bytes) : bytes_(bytes) {}
+  [[nodiscard]] std::span<std::byte> bytes() const override {
+    return {static_cast<std::byte*>(nullptr), bytes_};
+  }
+
+ private:
+  uint64_t bytes_;
+};
+
+/// The host device, but for host blocks: `on_allocate` is told which one is asked for, from 1.
+class ScriptedDevice final : public Device {
+ public:
+  explicit ScriptedDevice(std::function<void(int)> on_allocate)
+      : on_allocate_(std::move(on_allocate)), host_(make_host_device(0, 1)) {}
+
+  [[nodiscard]] BackendKind kind() const override { return BackendKind::kHost; }
+  [[nodiscard]] const DeviceIdentity& identity() const override { return host_->identity(); }
+  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
+                                                     uint64_t bytes) override {
+    return host_->reserve(name, bytes);
+  }
+  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
+                                                              uint64_t bytes,
+                                                              uint64_t chunk_bytes) override {
+    return host_->reserve_import(name, bytes, chunk_bytes);
+  }
+  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
+    on_allocate_(++allocations_);
+    return std::make_unique<EmptyBlock>(bytes);
+  }
+  [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override { return host_->make_queue(); }
+  [[nodiscard]] DeviceMemory memory() const override { return host_->memory(); }
+
+ private:
+  std::function<void(int)> on_allocate_;
+  std::unique_ptr<Device> host_;
+  int allocations_ = 0;
+};
+
+/// A gate that holds the background thread until the test opens it.
+class Gate {
+ public:
+  void pass() {
+    std::unique_lock lock(mutex_);
+    ++waiting_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return open_; });
+  }
+  void wait_for_visitor() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return waiting_ > 0; });
+  }
+  void open() {
+    const std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int waiting_ = 0;
+  bool open_ = false;
+};
+
+class LostPeer final : public WaitMonitor {
+ public:
+  void poll() override { throw Error(ExitCode::kPeerLost, "rank 3 is gone"); }
+};
+
+}  // namespace
+
+TEST_CASE("regions are prepared in their order, and each is told of once") {
+  NoMonitor monitor;
+  ScriptedDevice device([](int) {});
+  Region first(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
+  Region second(device, "trainer weights", Tag::kWeights, kThreeChunks + 5);
+  Region other(device, "trainer other", Tag::kKvCache, kMiB);
+  WarmUp warm_up({&first, &second});
+  const auto done = warm_up.finish(second, Deadline(Seconds(60)), monitor);
+  REQUIRE(done.has_value());
+  CHECK(done->bytes == kThreeChunks + 5);
+  CHECK(first.host_bytes() == kThreeChunks);
+  CHECK_FALSE(warm_up.finish(second, Deadline(Seconds(60)), monitor).has_value());
+  CHECK(warm_up.finish(first, Deadline(Seconds(60)), monitor).has_value());
+  CHECK_FALSE(warm_up.finish(other, Deadline(Seconds(60)), monitor).has_value());
+  CHECK(other.host_bytes() == 0);
+}
+
+TEST_CASE("a region can be taken and used while its host memory is prepared") {
+  NoMonitor monitor;
+  Gate gate;
+  ScriptedDevice device([&](int number) {
+    if (number == 2) gate.pass();
+  });
+  Region region(device, "trainer weights", Tag::kWeights, kThreeChunks);
+  WarmUp warm_up({&region});
+  gate.wait_for_visitor();
+  region.take(Deadline(Seconds(60)), monitor);
+  region.data()[kThreeChunks - 1] = std::byte{7};
+  CHECK(region.state() == RegionState::kResident);
+  CHECK(region.host_bytes() == 64 * kMiB);
+  gate.open();
+  CHECK(warm_up.finish(region, Deadline(Seconds(60)), monitor)->bytes == kThreeChunks);
+  CHECK(region.data()[kThreeChunks - 1] == std::byte{7});
+}
+
+TEST_CASE("a failure surfaces where the region is asked for, with its name, bytes and tag") {
+  NoMonitor monitor;
+  ScriptedDevice device([](int number) {
+    if (number == 2) throw runtime_error("cannot pin 67.1 MB: no more", "ask for less");
+  });
+  Region region(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
+  WarmUp warm_up({&region});
+  try {
+    static_cast<void>(warm_up.finish(region, Deadline(Seconds(60)), monitor));
+    FAIL_CHECK("nothing was thrown");
+  } catch (const Error& error) {
+    CHECK(std::string(error.what()) ==
+          "cannot prepare host memory for \"trainer optimizer\" (201 MB), 67.1 MB of it done: "
+          "cannot pin 67.1 MB: no more");
+    CHECK(error.code() == ExitCode::kRuntime);
+    CHECK(error.hint() == "ask for less");
+    CHECK(error.context().tag == "optimizer");
+  }
+}
+
+TEST_CASE("the wait for a region ends with the deadline and with the job") {
+  Gate gate;
+  ScriptedDevice device([&](int) { gate.pass(); });
+  Region region(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
+  WarmUp warm_up({&region});
+  NoMonitor alone;
+  try {
+    static_cast<void>(warm_up.finish(region, Deadline(Seconds(0.05)), alone));
+    FAIL_CHECK("nothing was thrown");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kDeadline);
+    CHECK(std::string(error.what()).find("\"trainer optimizer\" (201 MB)") != std::string::npos);
+  }
+  LostPeer lost;
+  CHECK_THROWS_WITH_AS(static_cast<void>(warm_up.finish(region, Deadline(Seconds(60)), lost)),
+                       "rank 3 is gone", Error);
+  gate.open();
+}
+
+TEST_CASE("its end gives up what is not prepared yet") {
+  int allocations = 0;
+  Gate gate;
+  ScriptedDevice device([&](int number) {
+    allocations = number;
+    gate.pass();
+  });
+  Region first(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
+  Region second(device, "trainer weights", Tag::kWeights, kThreeChunks);
+  {
+    WarmUp warm_up({&first, &second});
+    gate.wait_for_visitor();
+    // The thread must not see the gate open before it is told to stop.
+    warm_up.stop();
+    gate.open();
+  }
+  CHECK(allocations == 1);
+  CHECK(first.host_bytes() == 64 * kMiB);
+  CHECK(second.host_bytes() == 0);
+}
