@@ -22,6 +22,8 @@
 
 #include "base/error.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
+#include "layout/trainer_scales.hpp"
 #include "model/presets.hpp"
 #include "transfer/planner.hpp"
 
@@ -79,7 +81,7 @@ Placement colocated(const Setting& setting) {
   return placement;
 }
 
-Catalogue catalogue_of(const Setting& setting) {
+Catalogue model_of(const Setting& setting) {
   auto config = preset_config(setting.model);
   if (setting.layers != 0) config.layers = setting.layers;
   return make_catalogue(setting.model, config);
@@ -124,9 +126,11 @@ void print_cluster(const Planner& planner, uint32_t ranks, double planned) {
 
 void measure(const Setting& setting) {
   Lap lap;
-  const auto catalogue = catalogue_of(setting);
+  const auto model = model_of(setting);
+  const auto catalogue = held_catalogue(setting.inference, model);
   const double catalogue_ms = lap.next();
-  const auto trainer = make_trainer_layout(setting.trainer, catalogue, setting.ranks);
+  const auto trainer =
+      with_scales(make_trainer_layout(setting.trainer, model, setting.ranks), catalogue);
   const auto inference = make_inference_layout(setting.inference, catalogue, setting.ranks);
   const double layouts_ms = lap.next();
   const auto placement = colocated(setting);

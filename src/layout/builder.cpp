@@ -36,17 +36,19 @@ void RankLayoutBuilder::begin(std::string name) {
 /// Engines refuse the same: a scale of theirs belongs to a whole block, or to one that the tensor
 /// ends in (layers/quantization/fp8.py of both).
 void RankLayoutBuilder::check_blocks(const TensorInfo& info, const Box& box,
-                                     const char* option) const {
+                                     Splitter splitter) const {
   const uint32_t block = info.scaling->block;
   const auto& parameter = layout_.parameters.back();
   const auto row = cutting_bound(box.rows, info.rows, block);
   const auto col = cutting_bound(box.cols, info.cols, block);
   if (row || col) {
+    const auto instead =
+        *splitter.instead == '\0' ? std::string() : fmt::format("{}, ", splitter.instead);
     throw request_error(
-        fmt::format("{} cuts {} at {} {}, within a block of {} that shares an fp8 scale", option,
-                    info.name, row ? "row" : "column", row ? *row : *col, block),
-        fmt::format("choose a {} whose parts are multiples of block={}, or a smaller block", option,
-                    block));
+        fmt::format("{} cuts {} at {} {}, within a block of {} that shares an fp8 scale",
+                    splitter.option, info.name, row ? "row" : "column", row ? *row : *col, block),
+        fmt::format("choose a {} whose parts are multiples of block={}, {}or a smaller block",
+                    splitter.option, block, instead));
   }
   if (const uint64_t at = parameter.rows - matrix_row_; at % block != 0) {
     throw request_error(
@@ -58,7 +60,7 @@ void RankLayoutBuilder::check_blocks(const TensorInfo& info, const Box& box,
   }
 }
 
-void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies, const char* option) {
+void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies, Splitter splitter) {
   const TensorInfo& info = this->info(tensor);
   Parameter& parameter = layout_.parameters.back();
   if (parameter.cols == 0) {
@@ -70,7 +72,7 @@ void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies, const char* o
                                     parameter.name, info.name));
   }
   if (box.empty()) return;
-  if (info.scaling) check_blocks(info, box, option);
+  if (info.scaling) check_blocks(info, box, splitter);
   layout_.shards.push_back({.tensor = tensor,
                             .parameter = narrow<uint32_t>(layout_.parameters.size() - 1),
                             .replica = replica_group_ * copies.count + copies.index,

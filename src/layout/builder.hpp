@@ -24,6 +24,13 @@ struct Part {
 void check_divides(const std::string& what, uint64_t value, const std::string& option,
                    uint32_t count);
 
+/// The option that splits a tensor, for errors about it, and what a user may choose instead so that
+/// it is split less: "dense_mlp=replicated", or empty.
+struct Splitter {
+  const char* option = "";
+  const char* instead = "";
+};
+
 /// Writes a RankLayout parameter by parameter. A parameter is a stack of row blocks, each a box of
 /// a canonical tensor as wide as the parameter, or padding; parameters follow each other at
 /// kParameterAlignment. A parameter of quantised tensors is followed by its scales
@@ -48,9 +55,9 @@ class RankLayoutBuilder {
   /// share a scale do not reach from one into the next.
   void begin_matrix() { matrix_row_ = layout_.parameters.back().rows; }
   /// Adds a box of a canonical tensor. `copies` tells how many ranks of the same group hold this
-  /// block, and which of them this rank is. `option` is the one that split the tensor: a request
-  /// error names it when the box of a quantised tensor cuts blocks that share a scale.
-  void add(uint32_t tensor, Box box, Part copies, const char* option = "");
+  /// block, and which of them this rank is. A request error names `splitter` when the box of a
+  /// quantised tensor cuts blocks that share a scale.
+  void add(uint32_t tensor, Box box, Part copies, Splitter splitter = {});
   void add(std::string_view tensor, Box box, Part copies) { add(index(tensor), box, copies); }
   /// Adds rows that hold no canonical element.
   void pad_rows(uint64_t rows);
@@ -93,7 +100,7 @@ class RankLayoutBuilder {
  private:
   void end_parameter();
   void append_scales();
-  void check_blocks(const TensorInfo& info, const Box& box, const char* option) const;
+  void check_blocks(const TensorInfo& info, const Box& box, Splitter splitter) const;
   [[nodiscard]] uint32_t index(std::string_view tensor) const {
     return catalogue_.index_of(tensor);
   }

@@ -23,7 +23,7 @@ std::unique_ptr<Layout> make_layout(const char* role, const std::map<std::string
   if (found == engines.end()) {
     std::vector<std::string> names;
     for (const auto& [name, maker] : engines) names.push_back(name);
-    throw request_error(fmt::format("\"{}\" is not a {} engine", spec.engine(), role),
+    throw request_error(fmt::format("\"{}\" is no {} engine", spec.engine(), role),
                         suggestion(spec.engine(), names));
   }
   return found->second(spec, catalogue, ranks);

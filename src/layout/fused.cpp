@@ -28,7 +28,7 @@ Range experts_of(uint64_t experts, uint32_t groups, uint32_t group) {
 struct Share {
   Part part;
   Part copies;
-  const char* option = "tp";  ///< That splits the tensor.
+  Splitter by{"tp"};
 };
 
 /// Adds the parameters of one rank. `rank` counts the ranks of a stage, dp-major.
@@ -60,7 +60,7 @@ class RankWriter {
   [[nodiscard]] Share share(const Ways& ways) const {
     return {{ways.count, rank_ % ways.count},
             {stage_ranks() / ways.count, rank_ / ways.count},
-            ways.option};
+            ways.by};
   }
 
   /// The embedding is there twice when the last of several stages has a tied copy.
@@ -129,7 +129,7 @@ class RankWriter {
     const Share heads{{queries.part.count / sharers, queries.part.index / sharers},
                       {queries.copies.count * sharers,
                        queries.copies.index * sharers + queries.part.index % sharers},
-                      queries.option};
+                      queries.by};
     builder_.begin(prefix + "qkv_proj" + suffix);
     add_row_block(index(prefix + "q_proj" + suffix), queries);
     add_row_block(index(prefix + "k_proj" + suffix), heads);
@@ -182,7 +182,7 @@ class RankWriter {
   void add_experts(const std::string& prefix) {
     const uint32_t groups = stage_ranks() / engine_.experts.count;
     const Range mine = experts_of(config_.experts, groups, rank_ / engine_.experts.count);
-    const Share expert{share(engine_.experts).part, {}, engine_.experts.option};
+    const Share expert{share(engine_.experts).part, {}, engine_.experts.by};
     const uint32_t gate = first_expert(prefix, mine);
     const uint32_t up = gate + 1;
     const uint32_t down = gate + 2;
@@ -227,11 +227,11 @@ class RankWriter {
 
   void add_row_block(uint32_t tensor, Share mine) {
     const TensorInfo& info = catalogue_.tensors()[tensor];
-    builder_.add(tensor, {mine.part.of(info.rows), {0, info.cols}}, mine.copies, mine.option);
+    builder_.add(tensor, {mine.part.of(info.rows), {0, info.cols}}, mine.copies, mine.by);
   }
   void add_column_block(uint32_t tensor, Share mine) {
     const TensorInfo& info = catalogue_.tensors()[tensor];
-    builder_.add(tensor, {{0, info.rows}, mine.part.of(info.cols)}, mine.copies, mine.option);
+    builder_.add(tensor, {{0, info.rows}, mine.part.of(info.cols)}, mine.copies, mine.by);
   }
 
   /// Parameters that the engine names as the checkpoint does: whole, or split by attention heads.
@@ -289,19 +289,19 @@ class FusedLayout final : public Layout {
 };
 
 void check_attention(const ModelConfig& config, const Ways& ways) {
-  check_divides("num_attention_heads", config.heads, ways.option, ways.count);
+  check_divides("num_attention_heads", config.heads, ways.by.option, ways.count);
   if (config.kv_heads % ways.count == 0 || ways.count % config.kv_heads == 0) return;
   throw request_error(
       fmt::format("{}={} neither divides nor is a multiple of num_key_value_heads = {}",
-                  ways.option, ways.count, config.kv_heads));
+                  ways.by.option, ways.count, config.kv_heads));
 }
 
 void check_vocabulary(const ModelConfig& config, const Ways& ways) {
-  check_divides("padded vocabulary", padded_vocab(config), ways.option, ways.count);
+  check_divides("padded vocabulary", padded_vocab(config), ways.by.option, ways.count);
 }
 
 void check_experts(const ModelConfig& config, const FusedEngine& engine) {
-  check_divides("moe_intermediate_size", config.moe_intermediate, engine.experts.option,
+  check_divides("moe_intermediate_size", config.moe_intermediate, engine.experts.by.option,
                 engine.experts.count);
   const uint32_t groups = engine.tp * engine.dp / engine.experts.count;
   if (groups <= config.experts) return;
@@ -314,7 +314,7 @@ void check_experts(const ModelConfig& config, const FusedEngine& engine) {
 void check_shared_experts(const ModelConfig& config, const FusedEngine& engine) {
   if (!engine.fuse_shared_experts) {
     check_divides("width of the shared experts", config.shared_experts * config.moe_intermediate,
-                  engine.shared_experts.option, engine.shared_experts.count);
+                  engine.shared_experts.by.option, engine.shared_experts.count);
   } else if (config.shared_experts > 1) {
     throw request_error(
         fmt::format("fuse_shared=on: the engine fuses one shared expert, this model has {}",
@@ -332,7 +332,7 @@ void check_model(const ModelConfig& config, const FusedEngine& engine) {
       check_experts(config, engine);
       check_shared_experts(config, engine);
     } else {
-      check_divides("intermediate_size", config.intermediate, engine.dense_mlp.option,
+      check_divides("intermediate_size", config.intermediate, engine.dense_mlp.by.option,
                     engine.dense_mlp.count);
     }
   }

@@ -5,15 +5,15 @@
 #include <string>
 #include <vector>
 
+#include "layout/builder.hpp"
 #include "layout/layout.hpp"
 
 namespace awex {
 
-/// How many ranks hold one copy of a tensor together (1: each has a whole one), and the option that
-/// says so, which errors about sizes that do not divide name.
+/// How many ranks hold one copy of a tensor together (1: each has a whole one), and what says so.
 struct Ways {
   uint32_t count = 1;
-  const char* option = "tp";
+  Splitter by{"tp"};
 };
 
 /// An inference engine that fuses projections (qkv_proj, gate_up_proj, stacked experts), as vLLM

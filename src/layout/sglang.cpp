@@ -61,24 +61,28 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
   const Options options = read(spec);
   check_instances(ranks, options.tp, options.pp, 1);
   const ModelConfig& config = catalogue.config();
-  const Ways tp{options.tp, "tp"};
-  const Ways attention{options.tp / options.attn_dp, options.attn_dp > 1 ? "tp/attn_dp" : "tp"};
+  const Ways tp{options.tp, {"tp"}};
+  const Ways attention{options.tp / options.attn_dp, {options.attn_dp > 1 ? "tp/attn_dp" : "tp"}};
   check_divides("number of experts", config.experts, "ep", options.ep);
-  FusedEngine engine{.spec = options.text() + DTypeRules::read(spec, config).text(),
-                     .tp = options.tp,
-                     .stages = split_layers(config.layers, options.pp,
-                                            {options.pp - config.layers % options.pp, options.pp}),
-                     .embedding = options.embed == "tp"        ? tp
-                                  : options.embed == "attn_tp" ? attention
-                                                               : Ways{},
-                     .head = options.dp_lm_head ? attention : tp,
-                     .attention = attention,
-                     .dense_mlp = options.dense_mlp == "tp" ? tp : Ways{},
-                     .shared_experts = options.shared_experts == "tp" ? tp : Ways{},
-                     .experts = {options.tp / options.ep, options.ep > 1 ? "tp/ep" : "tp"},
-                     .fuse_shared_experts = options.fuse_shared,
-                     .fused_qkv_a = "fused_qkv_a_proj_with_mqa",
-                     .tied_head = "lm_head.weight"};
+  FusedEngine engine{
+      .spec = options.text() + DTypeRules::read(spec, config).text(),
+      .tp = options.tp,
+      .stages = split_layers(config.layers, options.pp,
+                             {options.pp - config.layers % options.pp, options.pp}),
+      .embedding = options.embed == "tp"        ? tp
+                   : options.embed == "attn_tp" ? attention
+                                                : Ways{},
+      .head = options.dp_lm_head ? attention : tp,
+      .attention = attention,
+      .dense_mlp =
+          options.dense_mlp == "tp" ? Ways{options.tp, {"tp", "dense_mlp=replicated"}} : Ways{},
+      .shared_experts = options.shared_experts == "tp"
+                            ? Ways{options.tp, {"tp", "shared_experts=replicated"}}
+                            : Ways{},
+      .experts = {options.tp / options.ep, {options.ep > 1 ? "tp/ep" : "tp", "a larger ep"}},
+      .fuse_shared_experts = options.fuse_shared,
+      .fused_qkv_a = "fused_qkv_a_proj_with_mqa",
+      .tied_head = "lm_head.weight"};
   return make_fused_layout(catalogue, std::move(engine), ranks);
 }
 

@@ -1,7 +1,6 @@
 #include "layout/trainer_scales.hpp"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
 #include "base/checked.hpp"
@@ -10,25 +9,47 @@
 namespace awex {
 namespace {
 
-/// The blocks that a shard touches without holding all of them. A tensor's last blocks may end
-/// where it does.
-void add_blocks_held_in_part(const Shard& shard, const TensorInfo& info, std::set<BlockId>& out) {
+/// A mark for each block of each quantised tensor: bits, as sharded trainers may share all blocks
+/// of a model, millions, each held by many.
+using BlockMarks = std::vector<std::vector<bool>>;
+
+/// Marks the blocks that a shard touches without holding all of them. A tensor's last blocks may
+/// end where it does.
+void mark_blocks_held_in_part(const Box& box, const TensorInfo& info, std::vector<bool>& marks) {
   const uint32_t block = info.scaling->block;
   const auto whole = [block](Range held, uint64_t size) -> Range {
     return {ceil_div(held.begin, block),
             held.end == size ? ceil_div(size, block) : held.end / block};
   };
-  const Box touched = touched_blocks(shard.box, block);
-  const Range whole_rows = whole(shard.box.rows, info.rows);
-  const Range whole_cols = whole(shard.box.cols, info.cols);
+  const Box touched = touched_blocks(box, block);
+  const Range whole_rows = whole(box.rows, info.rows);
+  const Range whole_cols = whole(box.cols, info.cols);
   if (whole_rows == touched.rows && whole_cols == touched.cols) return;
+  const uint64_t row_blocks = ceil_div(info.cols, block);
+  marks.resize(ceil_div(info.rows, block) * row_blocks);
   const auto is_in = [](uint64_t at, Range range) { return range.begin <= at && at < range.end; };
   for (uint64_t row = touched.rows.begin; row < touched.rows.end; ++row) {
     for (uint64_t col = touched.cols.begin; col < touched.cols.end; ++col) {
       if (is_in(row, whole_rows) && is_in(col, whole_cols)) continue;
-      out.insert({shard.tensor, narrow<uint32_t>(row), narrow<uint32_t>(col)});
+      marks[row * row_blocks + col] = true;
     }
   }
+}
+
+/// Marks by tensor; those of a tensor whose blocks are all held whole may be missing.
+std::vector<BlockId> marked_blocks(const BlockMarks& marks, const Catalogue& held) {
+  std::vector<BlockId> blocks;
+  for (uint32_t tensor = 0; tensor < marks.size(); ++tensor) {
+    const auto& info = held.tensors()[tensor];
+    if (marks[tensor].empty()) continue;
+    const uint64_t row_blocks = ceil_div(info.cols, info.scaling->block);
+    for (uint64_t at = 0; at < marks[tensor].size(); ++at) {
+      if (!marks[tensor][at]) continue;
+      blocks.push_back(
+          {tensor, narrow<uint32_t>(at / row_blocks), narrow<uint32_t>(at % row_blocks)});
+    }
+  }
+  return blocks;
 }
 
 /// Appends the scales of a shard behind the region's end and, if it owns any, their shard.
@@ -113,15 +134,15 @@ std::vector<ScaledShard> scaled_shards(const RankLayout& rank, const Catalogue& 
 }
 
 std::vector<BlockId> shared_blocks(const Layout& trainer, const Catalogue& held) {
-  std::set<BlockId> shared;
+  BlockMarks marks(model_tensors(held));
   for (uint32_t rank = 0; rank < trainer.ranks(); ++rank) {
     if (trainer.first_like(rank) != rank) continue;
     for (const auto& shard : trainer.rank_layout(rank).shards) {
       const auto& info = held.tensors()[shard.tensor];
-      if (info.scaling) add_blocks_held_in_part(shard, info, shared);
+      if (info.scaling) mark_blocks_held_in_part(shard.box, info, marks[shard.tensor]);
     }
   }
-  return {shared.begin(), shared.end()};
+  return marked_blocks(marks, held);
 }
 
 std::vector<SharedScale> shared_scales(const RankLayout& rank, const Catalogue& held,

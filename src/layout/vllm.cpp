@@ -44,8 +44,8 @@ std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue
   const Options options = read(spec);
   check_instances(ranks, options.tp, options.pp, options.dp);
   const uint64_t layers = catalogue.config().layers;
-  const Ways tp{options.tp, "tp"};
-  const Ways flat{options.tp * options.dp, options.dp > 1 ? "dp*tp" : "tp"};
+  const Ways tp{options.tp, {"tp"}};
+  const Ways flat{options.tp * options.dp, {options.dp > 1 ? "dp*tp" : "tp", "ep=on"}};
   const uint32_t before_last = options.pp - 1;
   FusedEngine engine{
       .spec = options.text() + DTypeRules::read(spec, catalogue.config()).text(),
@@ -56,7 +56,9 @@ std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue
       .head = tp,
       .attention = tp,
       .dense_mlp = tp,
-      .shared_experts = options.shared_experts == "tp" ? tp : Ways{},
+      .shared_experts = options.shared_experts == "tp"
+                            ? Ways{options.tp, {"tp", "shared_experts=replicated"}}
+                            : Ways{},
       .experts = options.ep ? Ways{} : flat,
       .fused_qkv_a = "fused_qkv_a_proj",
       .tied_head = "model.embed_tokens.weight"};

@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layout/engines.hpp"
@@ -175,6 +176,30 @@ TEST_CASE("dtypes that make no sense are refused, and what cuts a block is named
   refuse("sglang:tp=4,attn_dp=2,dtype=fp8,block=8", {"tp/attn_dp", "k_proj.weight", "row 4"});
   refuse("sglang:dtype=fp8,block=12", {"k_proj.weight", "row 16", "block"});
   check_request_refused([&] { (void)make_trainer_layout("hf:dtype=fp8", model, 1); }, {"dtype"});
+}
+
+TEST_CASE("each remedy for cut blocks leads to the next refusal, and the last to a layout") {
+  const auto follow = [](std::string spec, const Catalogue& model,
+                         const std::vector<std::pair<std::string, std::string>>& remedies) {
+    for (const auto& [remedy, option] : remedies) {
+      CAPTURE(spec);
+      check_request_refused(
+          [&] { (void)make_inference_layout(spec, held_catalogue(spec, model), 6); }, {remedy});
+      spec += option;
+    }
+    CAPTURE(spec);
+    const Catalogue held = held_catalogue(spec, model);
+    CHECK_NOTHROW((void)make_inference_layout(spec, held, 6));
+  };
+  ModelConfig config = preset_config("tiny-mla");
+  config.layers = 2;
+  const Catalogue model = make_catalogue("tiny-mla", config);
+  follow("sglang:tp=3,dtype=fp8,block=12", model,
+         {{"dense_mlp=replicated", ",dense_mlp=replicated"},
+          {"a larger ep", ",ep=3"},
+          {"shared_experts=replicated", ",shared_experts=replicated"}});
+  follow("vllm:tp=2,dtype=fp8,block=16", model,
+         {{"ep=on", ",ep=on"}, {"shared_experts=replicated", ",shared_experts=replicated"}});
 }
 
 TEST_CASE("a layout is refused the catalogue of other rules") {
