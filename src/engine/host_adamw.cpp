@@ -12,8 +12,6 @@
 namespace awex {
 namespace {
 
-constexpr uint64_t kTileElements = 64ULL << 10;
-
 /// `Element` is the weights' type, of model/convert.hpp.
 template <class Element>
 class HostAdamW final : public AdamW {
@@ -21,7 +19,7 @@ class HostAdamW final : public AdamW {
   HostAdamW(std::span<const AdamWView> views, size_t threads)
       : views_(views.begin(), views.end()), pool_(threads) {
     for (uint64_t i = 0; i < views_.size(); ++i) {
-      append_tiles(tiles_, i, views_[i].rows, views_[i].cols, kTileElements);
+      tiles_.add(i, views_[i].rows, views_[i].cols, sizeof(float));
     }
   }
 
@@ -60,8 +58,7 @@ class HostAdamW final : public AdamW {
   /// Calls work(view, position in its arrays, canonical index).
   template <class Work>
   void for_each_element(const Work& work) {
-    pool_.for_each(tiles_.size(), [&](size_t tile_index) {
-      const auto& tile = tiles_[tile_index];
+    tiles_.for_each(pool_, [&](const HostTile& tile) {
       const auto& view = views_[tile.item];
       for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
         const uint64_t at = row * view.row_stride + tile.first_col;
@@ -72,7 +69,7 @@ class HostAdamW final : public AdamW {
   }
 
   std::vector<AdamWView> views_;
-  std::vector<HostTile> tiles_;
+  HostTiles tiles_;
   ThreadPool pool_;
 };
 
