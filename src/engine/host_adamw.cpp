@@ -16,8 +16,8 @@ namespace {
 template <class Element>
 class HostAdamW final : public AdamW {
  public:
-  HostAdamW(std::span<const AdamWView> views, size_t threads)
-      : views_(views.begin(), views.end()), pool_(threads) {
+  HostAdamW(std::span<const AdamWView> views, ThreadPool& threads)
+      : views_(views.begin(), views.end()), threads_(threads) {
     for (uint64_t i = 0; i < views_.size(); ++i) {
       tiles_.add(i, views_[i].rows, views_[i].cols, sizeof(float));
     }
@@ -58,7 +58,7 @@ class HostAdamW final : public AdamW {
   /// Calls work(view, position in its arrays, canonical index).
   template <class Work>
   void for_each_element(const Work& work) {
-    tiles_.for_each(pool_, [&](const HostTile& tile) {
+    tiles_.for_each(threads_, [&](const HostTile& tile) {
       const auto& view = views_[tile.item];
       for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
         const uint64_t at = row * view.row_stride + tile.first_col;
@@ -70,13 +70,13 @@ class HostAdamW final : public AdamW {
 
   std::vector<AdamWView> views_;
   HostTiles tiles_;
-  ThreadPool pool_;
+  ThreadPool& threads_;
 };
 
 }  // namespace
 
 std::unique_ptr<AdamW> make_host_adamw(std::span<const AdamWView> views, DType dtype,
-                                       size_t threads) {
+                                       ThreadPool& threads) {
   switch (dtype) {
     case DType::kBf16:
       return std::make_unique<HostAdamW<Bf16Element>>(views, threads);
