@@ -11,7 +11,7 @@ TrainerMember::TrainerMember(Job& job, const Setup& setup, bool with_optimizer,
       queue_(queue),
       threads_(setup.host_threads),
       trainer_(setup.catalogue(), setup.base_here, setup.trainer_here.bytes, with_optimizer,
-               *setup.device, ledger, kernels, setup.host_threads) {
+               *setup.device, ledger, kernels, threads_) {
   proofs_.try_emplace(Tag::kWeights, trainer_.weights(), trainer_.weight_segments(), kernels);
   if (trainer_.optimizer() == nullptr) return;
   proofs_.try_emplace(Tag::kOptimizer, *trainer_.optimizer(), trainer_.optimizer_segments(),
@@ -51,7 +51,7 @@ void TrainerMember::finish_warm_up(const Region& region) {
 }
 
 void TrainerMember::load() {
-  trainer_.load(*setup_.source, *setup_.device, queue_, threads_, job_.deadline(), job_);
+  trainer_.load(*setup_.source, *setup_.device, queue_, job_.deadline(), job_);
 }
 
 uint64_t TrainerMember::record(Tag tag) { return proof(tag).record(job_.deadline(), job_); }

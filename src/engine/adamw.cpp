@@ -23,11 +23,11 @@ AdamWStep make_step(const AdamWSettings& settings, uint64_t step) {
 std::unique_ptr<AdamW> make_adamw([[maybe_unused]] Device& device,
                                   [[maybe_unused]] Kernels& kernels,
                                   std::span<const AdamWView> views, DType dtype,
-                                  size_t host_threads) {
+                                  ThreadPool& threads) {
 #if AWEX_WITH_CUDA
   if (device.kind() == BackendKind::kCuda) return make_cuda_adamw(kernels, views, dtype);
 #endif
-  return make_host_adamw(views, dtype, host_threads);
+  return make_host_adamw(views, dtype, threads);
 }
 
 }  // namespace awex

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "base/thread_pool.hpp"
 #include "model/digest.hpp"
 #include "model/dtype.hpp"
 
@@ -73,9 +74,10 @@ class AdamW {
   virtual void step(const AdamWStep& step) = 0;
 };
 
-/// Throws a request error for dtypes that cannot be trained (fp8). `kernels` must outlive it.
+/// Throws a request error for dtypes that cannot be trained (fp8). `kernels` must outlive it, and
+/// so must `threads`, which work on the host backend.
 [[nodiscard]] std::unique_ptr<AdamW> make_adamw(Device& device, Kernels& kernels,
                                                 std::span<const AdamWView> views, DType dtype,
-                                                size_t host_threads);
+                                                ThreadPool& threads);
 
 }  // namespace awex

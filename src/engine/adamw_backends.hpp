@@ -1,10 +1,10 @@
 #pragma once
 
-#include <cstddef>
 #include <memory>
 #include <span>
 
 #include "base/error.hpp"
+#include "base/thread_pool.hpp"
 #include "engine/adamw.hpp"
 
 namespace awex {
@@ -16,9 +16,10 @@ namespace awex {
       "train a BF16, F16 or F32 model, or run with --optimizer none");
 }
 
-/// AdamW on host memory, done on return of each call. Throws `untrainable`.
+/// AdamW on host memory by `threads`, which must outlive it; done on return of each call. Throws
+/// `untrainable`.
 [[nodiscard]] std::unique_ptr<AdamW> make_host_adamw(std::span<const AdamWView> views, DType dtype,
-                                                     size_t threads);
+                                                     ThreadPool& threads);
 
 /// AdamW queued on the kernels' CUDA stream. Throws `untrainable`.
 [[nodiscard]] std::unique_ptr<AdamW> make_cuda_adamw(Kernels& kernels,

@@ -12,16 +12,14 @@
 namespace awex {
 namespace {
 
-constexpr uint64_t kTileElements = 64ULL << 10;
-
 /// `Element` is the weights' type, of model/convert.hpp.
 template <class Element>
 class HostAdamW final : public AdamW {
  public:
-  HostAdamW(std::span<const AdamWView> views, size_t threads)
-      : views_(views.begin(), views.end()), pool_(threads) {
+  HostAdamW(std::span<const AdamWView> views, ThreadPool& threads)
+      : views_(views.begin(), views.end()), threads_(threads) {
     for (uint64_t i = 0; i < views_.size(); ++i) {
-      append_tiles(tiles_, i, views_[i].rows, views_[i].cols, kTileElements);
+      tiles_.add(i, views_[i].rows, views_[i].cols, sizeof(float));
     }
   }
 
@@ -60,8 +58,7 @@ class HostAdamW final : public AdamW {
   /// Calls work(view, position in its arrays, canonical index).
   template <class Work>
   void for_each_element(const Work& work) {
-    pool_.for_each(tiles_.size(), [&](size_t tile_index) {
-      const auto& tile = tiles_[tile_index];
+    tiles_.for_each(threads_, [&](const HostTile& tile) {
       const auto& view = views_[tile.item];
       for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
         const uint64_t at = row * view.row_stride + tile.first_col;
@@ -72,14 +69,14 @@ class HostAdamW final : public AdamW {
   }
 
   std::vector<AdamWView> views_;
-  std::vector<HostTile> tiles_;
-  ThreadPool pool_;
+  HostTiles tiles_;
+  ThreadPool& threads_;
 };
 
 }  // namespace
 
 std::unique_ptr<AdamW> make_host_adamw(std::span<const AdamWView> views, DType dtype,
-                                       size_t threads) {
+                                       ThreadPool& threads) {
   switch (dtype) {
     case DType::kBf16:
       return std::make_unique<HostAdamW<Bf16Element>>(views, threads);

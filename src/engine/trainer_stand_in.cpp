@@ -31,10 +31,11 @@ uint64_t TrainerStandIn::optimizer_bytes(const RankLayout& layout) {
 
 TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout,
                                uint64_t weights_bytes, bool with_optimizer, Device& device,
-                               MemoryLedger& ledger, Kernels& kernels, size_t host_threads)
+                               MemoryLedger& ledger, Kernels& kernels, ThreadPool& threads)
     : catalogue_(catalogue),
       layout_(std::move(layout)),
       kernels_(kernels),
+      threads_(threads),
       weights_(device, "trainer weights", Tag::kWeights, weights_bytes, &ledger) {
   if (!with_optimizer) return;
   optimizer_.emplace(device, "trainer optimizer", Tag::kOptimizer, optimizer_bytes(layout_),
@@ -43,15 +44,15 @@ TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout,
   std::set<DType> dtypes;
   for (const auto& parameter : layout_.parameters) dtypes.insert(parameter.dtype);
   for (const DType dtype : dtypes) {
-    adamw_.push_back(make_adamw(device, kernels, optimizer_views(dtype), dtype, host_threads));
+    adamw_.push_back(make_adamw(device, kernels, optimizer_views(dtype), dtype, threads));
   }
 }
 
 void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue& queue,
-                          ThreadPool& threads, const Deadline& deadline, WaitMonitor& monitor) {
+                          const Deadline& deadline, WaitMonitor& monitor) {
   weights_.take(deadline, monitor);
   window_ = device.allocate_host(load_window_bytes(catalogue_, layout_));
-  load_region(source, layout_, weights_, *window_, queue, threads, deadline, monitor);
+  load_region(source, layout_, weights_, *window_, queue, threads_, deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
   optimizer_->take(deadline, monitor);

@@ -21,11 +21,11 @@ class TrainerStandIn {
  public:
   /// Reserves addresses; takes no memory. The weights region has `weights_bytes`, of which what
   /// lies behind the layout's own is left to others (the scales of layout/trainer_scales.hpp).
-  /// `catalogue`, `device`, `ledger` and `kernels` must outlive it. Throws a request error when the
-  /// model's dtype cannot be trained.
+  /// `catalogue`, `device`, `ledger`, `kernels` and `threads`, which load and, on the host backend,
+  /// train, must outlive it. Throws a request error when the model's dtype cannot be trained.
   TrainerStandIn(const Catalogue& catalogue, RankLayout layout, uint64_t weights_bytes,
                  bool with_optimizer, Device& device, MemoryLedger& ledger, Kernels& kernels,
-                 size_t host_threads);
+                 ThreadPool& threads);
 
   [[nodiscard]] const RankLayout& layout() const { return layout_; }
   [[nodiscard]] Region& weights() { return weights_; }
@@ -33,8 +33,8 @@ class TrainerStandIn {
   [[nodiscard]] Region* optimizer() { return optimizer_ ? &*optimizer_ : nullptr; }
 
   /// Takes all memory, loads the weights and initialises the optimizer.
-  void load(const WeightSource& source, Device& device, CopyQueue& queue, ThreadPool& threads,
-            const Deadline& deadline, WaitMonitor& monitor);
+  void load(const WeightSource& source, Device& device, CopyQueue& queue, const Deadline& deadline,
+            WaitMonitor& monitor);
 
   /// One AdamW step on all weights; everything must be resident. Does nothing without an optimizer.
   void train(const Deadline& deadline, WaitMonitor& monitor);
@@ -52,6 +52,7 @@ class TrainerStandIn {
   const Catalogue& catalogue_;
   RankLayout layout_;
   Kernels& kernels_;
+  ThreadPool& threads_;
   Region weights_;
   std::optional<Region> optimizer_;
   std::vector<std::unique_ptr<AdamW>> adamw_;  ///< One for each dtype of the weights.

@@ -1,10 +1,12 @@
 #include "model/digest.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 
 #include "base/error.hpp"
+#include "base/widest_vectors.hpp"
 
 namespace awex {
 namespace {
@@ -16,6 +18,25 @@ uint64_t load(const std::byte* element) {
   Bits bits = 0;
   std::memcpy(&bits, element, sizeof(bits));
   return bits;
+}
+
+/// The sum over `groups` whole groups, the first of which is `group`. What the lanes of all groups
+/// have in common is multiplied once, at the end.
+template <class Bits>
+uint64_t digest_groups(uint64_t key, uint64_t group, uint64_t groups, const std::byte* at) {
+  return with_widest_vectors([=]() __attribute__((always_inline)) {
+    std::array<uint64_t, kDigestLanes> lanes{};
+    for (uint64_t i = 0; i < groups; ++i) {
+      const uint64_t of_group = group_key(key, group + i);
+      const std::byte* const first = at + i * kDigestLanes * sizeof(Bits);
+      for (uint64_t lane = 0; lane < kDigestLanes; ++lane) {
+        lanes[lane] += of_group * (load<Bits>(first + lane * sizeof(Bits)) + 1);
+      }
+    }
+    uint64_t sum = 0;
+    for (uint64_t lane = 0; lane < kDigestLanes; ++lane) sum += kLaneKeys[lane] * lanes[lane];
+    return sum;
+  });
 }
 
 template <class Bits>
@@ -30,13 +51,10 @@ uint64_t digest_run(uint64_t key, uint64_t first, std::span<const std::byte> byt
     }
   };
   one_by_one(std::min(end, (first + kDigestLanes - 1) / kDigestLanes * kDigestLanes));
-  for (; end - index >= kDigestLanes; index += kDigestLanes, at += kDigestLanes * sizeof(Bits)) {
-    uint64_t lanes = 0;
-    for (uint64_t lane = 0; lane < kDigestLanes; ++lane) {
-      lanes += kLaneKeys[lane] * (load<Bits>(at + lane * sizeof(Bits)) + 1);
-    }
-    sum += group_key(key, index / kDigestLanes) * lanes;
-  }
+  const uint64_t groups = (end - index) / kDigestLanes;
+  sum += digest_groups<Bits>(key, index / kDigestLanes, groups, at);
+  index += groups * kDigestLanes;
+  at += groups * kDigestLanes * sizeof(Bits);
   one_by_one(end);
   return sum;
 }

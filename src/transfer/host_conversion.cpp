@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/widest_vectors.hpp"
+
 namespace awex {
 namespace {
 
@@ -15,10 +17,12 @@ Bits load(const std::byte* from, uint64_t index) {
 
 template <class From, class To>
 void convert_run(const std::byte* from, std::byte* to, uint64_t count, float scale) {
-  for (uint64_t i = 0; i < count; ++i) {
-    const auto bits = converted<From, To>(load<typename From::Bits>(from, i), scale);
-    std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
-  }
+  with_widest_vectors([=]() __attribute__((always_inline)) {
+    for (uint64_t i = 0; i < count; ++i) {
+      const auto bits = converted<From, To>(load<typename From::Bits>(from, i), scale);
+      std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
+    }
+  });
 }
 
 /// One run for each block that the elements lie in: its scale is looked up once.
@@ -54,13 +58,16 @@ float largest_magnitude(DType dtype, const std::byte* data, uint64_t rows, uint6
   return with_source(dtype, [&](auto source) {
     using Element = decltype(source);
     using Bits = typename Element::Bits;
-    Bits largest = 0;
-    for (uint64_t row = 0; row < rows; ++row) {
-      const auto* first = data + row * row_stride * sizeof(Bits);
-      for (uint64_t col = 0; col < cols; ++col) {
-        largest = std::max(largest, magnitude_bits<Element>(load<Bits>(first, col)));
+    const Bits largest = with_widest_vectors([=]() __attribute__((always_inline)) {
+      Bits most = 0;
+      for (uint64_t row = 0; row < rows; ++row) {
+        const auto* first = data + row * row_stride * sizeof(Bits);
+        for (uint64_t col = 0; col < cols; ++col) {
+          most = std::max(most, magnitude_bits<Element>(load<Bits>(first, col)));
+        }
       }
-    }
+      return most;
+    });
     return Element::value(largest);
   });
 }

@@ -12,12 +12,11 @@
 #include "base/thread_pool.hpp"
 #include "model/digest.hpp"
 #include "transfer/host_conversion.hpp"
+#include "transfer/host_streaming.hpp"
 #include "transfer/host_tiles.hpp"
 
 namespace awex {
 namespace {
-
-constexpr uint64_t kTileBytes = 256ULL << 10;
 
 /// Converted elements that are only looked at are kept on the stack, this many bytes at a time.
 constexpr uint64_t kBufferBytes = 4096;
@@ -65,28 +64,31 @@ class HostCopyBatch final : public CopyBatch {
       row_bytes_.push_back(copy.row_bytes);
       copies_.emplace_back(copy);
       const auto& cells = copies_.back();
-      append_tiles(tiles_, copies_.size() - 1, cells.rows, cells.cols,
-                   kTileBytes / std::max(cells.from_cell, cells.to_cell));
+      tiles_.add(copies_.size() - 1, cells.rows, cells.cols,
+                 std::max(cells.from_cell, cells.to_cell));
     }
   }
 
   void copy() override {
-    for_each_piece([](const Piece& piece) {
-      const auto& conversion = piece.copy.conversion;
-      if (conversion) {
-        convert_elements(*conversion, piece.row, piece.col, piece.cells, piece.from, piece.to);
-      } else {
-        std::memcpy(piece.to, piece.from, piece.cells);
+    tiles_.for_each(pool_, [this](const HostTile& tile) {
+      const auto& copy = copies_[tile.item];
+      if (copy.conversion) {
+        for_each_piece(tile, convert);
+        return;
       }
-      return true;
+      stream_rows(copy.to + tile.first_row * copy.to_stride + tile.first_col, copy.to_stride,
+                  copy.from + tile.first_row * copy.from_stride + tile.first_col, copy.from_stride,
+                  tile.rows, tile.cols);
     });
   }
 
   void compare() override {
     difference_.reset();
-    for_each_piece([this](const Piece& piece) {
-      return piece.copy.conversion ? compare_converted(piece)
-                                   : compare_bytes(piece, 0, piece.from, piece.cells);
+    tiles_.for_each(pool_, [this](const HostTile& tile) {
+      for_each_piece(tile, [this](const Piece& piece) {
+        return piece.copy.conversion ? compare_converted(piece)
+                                     : compare_bytes(piece, 0, piece.from, piece.cells);
+      });
     });
   }
 
@@ -104,21 +106,23 @@ class HostCopyBatch final : public CopyBatch {
     uint64_t cells;
   };
 
-  /// Calls work(piece) over all pieces; a tile ends early when it returns false.
+  /// Calls work(piece) over a tile's pieces, until it returns false.
   template <class Work>
-  void for_each_piece(const Work& work) {
-    pool_.for_each(tiles_.size(), [&](size_t index) {
-      const auto& tile = tiles_[index];
-      const auto& copy = copies_[tile.item];
-      for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
-        if (!work(Piece{tile.item, copy, row, tile.first_col,
-                        copy.from + row * copy.from_stride + tile.first_col * copy.from_cell,
-                        copy.to + row * copy.to_stride + tile.first_col * copy.to_cell,
-                        tile.cols})) {
-          return;
-        }
+  void for_each_piece(const HostTile& tile, const Work& work) const {
+    const auto& copy = copies_[tile.item];
+    for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
+      if (!work(Piece{tile.item, copy, row, tile.first_col,
+                      copy.from + row * copy.from_stride + tile.first_col * copy.from_cell,
+                      copy.to + row * copy.to_stride + tile.first_col * copy.to_cell, tile.cols})) {
+        return;
       }
-    });
+    }
+  }
+
+  static bool convert(const Piece& piece) {
+    convert_elements(*piece.copy.conversion, piece.row, piece.col, piece.cells, piece.from,
+                     piece.to);
+    return true;
   }
 
   /// Whether the piece's target holds `wanted` from its byte `first` on; notes it if not.
@@ -157,7 +161,7 @@ class HostCopyBatch final : public CopyBatch {
   ThreadPool& pool_;
   std::vector<CellCopy> copies_;
   std::vector<uint64_t> row_bytes_;  ///< As the caller counts rows.
-  std::vector<HostTile> tiles_;
+  HostTiles tiles_;
   std::mutex mutex_;
   std::optional<Difference> difference_;
 };
@@ -184,15 +188,13 @@ class HostDigestBatch final : public DigestBatch {
       }
       if (view.conversion) check_conversion(*view.conversion, view.rows, view.cols);
       views_.push_back(as_few_rows(view));
-      append_tiles(tiles_, views_.size() - 1, views_.back().rows, views_.back().cols,
-                   kTileBytes / view.element_size);
+      tiles_.add(views_.size() - 1, views_.back().rows, views_.back().cols, view.element_size);
     }
   }
 
   void run() override {
     std::fill(sums_.begin(), sums_.end(), 0);
-    pool_.for_each(tiles_.size(), [this](size_t index) {
-      const auto& tile = tiles_[index];
+    tiles_.for_each(pool_, [this](const HostTile& tile) {
       std::atomic_ref(sums_[views_[tile.item].slot])
           .fetch_add(sum(tile), std::memory_order_relaxed);
     });
@@ -234,7 +236,7 @@ class HostDigestBatch final : public DigestBatch {
 
   ThreadPool& pool_;
   std::vector<DigestView> views_;
-  std::vector<HostTile> tiles_;
+  HostTiles tiles_;
   std::vector<uint64_t> sums_;
 };
 
@@ -248,8 +250,7 @@ class HostScaleBatch final : public ScaleBatch {
       check_scales_source(view.dtype, view.grid, view.rows, view.cols);
       const uint64_t block_bytes =
           uint64_t{view.grid.block} * view.grid.block * element_bytes(view.dtype);
-      append_tiles(tiles_, i, row_cuts(view).count(), col_cuts(view).count(),
-                   std::max<uint64_t>(1, kTileBytes / block_bytes));
+      tiles_.add(i, row_cuts(view).count(), col_cuts(view).count(), block_bytes);
     }
   }
 
@@ -282,8 +283,7 @@ class HostScaleBatch final : public ScaleBatch {
   /// Gives every block's place in its grid the value(view, row of blocks, column of blocks).
   template <class Value>
   void for_each_block(const Value& value) {
-    pool_.for_each(tiles_.size(), [&](size_t index) {
-      const auto& tile = tiles_[index];
+    tiles_.for_each(pool_, [&](const HostTile& tile) {
       const auto& view = views_[tile.item];
       for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
         for (uint64_t col = tile.first_col; col < tile.first_col + tile.cols; ++col) {
@@ -295,7 +295,7 @@ class HostScaleBatch final : public ScaleBatch {
 
   std::vector<AmaxView> views_;
   ThreadPool& pool_;
-  std::vector<HostTile> tiles_;
+  HostTiles tiles_;
 };
 
 class HostKernels final : public Kernels {

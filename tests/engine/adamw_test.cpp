@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/thread_pool.hpp"
 #include "base/wait.hpp"
 #include "engine/adamw_math.hpp"
 #include "memory/device.hpp"
@@ -123,7 +124,8 @@ void train(std::vector<Block>& blocks, DType dtype, uint64_t steps, size_t threa
   const auto kernels = make_kernels(*device, 1);
   std::vector<AdamWView> views;
   for (auto& block : blocks) views.push_back(block.view());
-  const auto adamw = make_adamw(*device, *kernels, views, dtype, threads);
+  ThreadPool pool(threads);
+  const auto adamw = make_adamw(*device, *kernels, views, dtype, pool);
   adamw->initialise();
   for (uint64_t step = 1; step <= steps; ++step) adamw->step(make_step({}, step));
   NoMonitor monitor;
@@ -255,7 +257,8 @@ TEST_CASE("a tensor larger than a tile takes the same steps with one thread and 
                          kKey};
     const auto device = make_host_device(0, 1);
     const auto kernels = make_kernels(*device, 1);
-    const auto adamw = make_adamw(*device, *kernels, {&view, 1}, DType::kF32, threads);
+    ThreadPool pool(threads);
+    const auto adamw = make_adamw(*device, *kernels, {&view, 1}, DType::kF32, pool);
     adamw->initialise();
     adamw->step(make_step({}, 1));
     return std::pair(weights, state);
@@ -300,9 +303,10 @@ TEST_CASE(
 TEST_CASE("weights in fp8 cannot be trained") {
   const auto device = make_host_device(0, 1);
   const auto kernels = make_kernels(*device, 1);
+  ThreadPool pool(1);
   for (const auto dtype : {DType::kF8E4M3, DType::kF8E5M2}) {
     try {
-      static_cast<void>(make_adamw(*device, *kernels, {}, dtype, 1));
+      static_cast<void>(make_adamw(*device, *kernels, {}, dtype, pool));
       FAIL_CHECK("nothing was thrown");
     } catch (const Error& error) {
       const std::string message = error.what();

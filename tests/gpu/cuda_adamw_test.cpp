@@ -3,6 +3,7 @@
 #include <random>
 #include <vector>
 
+#include "base/thread_pool.hpp"
 #include "engine/adamw_backends.hpp"
 #include "gpu/gpu_bench.hpp"
 
@@ -83,7 +84,8 @@ TEST_CASE("steps on the GPU give the host's bits and touch nothing else") {
     const Arrays host{weights.data(), master.data(), exp_avg.data(), exp_avg_sq.data()};
     const Arrays gpu{gpu_weights.data(), gpu_master.data(), gpu_exp_avg.data(),
                      gpu_exp_avg_sq.data()};
-    const auto on_host = make_host_adamw(host.views(size), dtype, 2);
+    ThreadPool threads(2);
+    const auto on_host = make_host_adamw(host.views(size), dtype, threads);
     const auto on_gpu = make_cuda_adamw(*bench.kernels, gpu.views(size), dtype);
     on_host->initialise();
     on_gpu->initialise();

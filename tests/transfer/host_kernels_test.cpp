@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <random>
@@ -149,6 +150,56 @@ TEST_CASE("tiles cover every cell exactly once, in row-major order") {
         CHECK(good);
         CHECK(visits == std::vector<int>(rows * cols, 1));
       }
+    }
+  }
+}
+
+TEST_CASE(
+    "loads hold all tiles in their order, each no more than its bytes, and none could take in the "
+    "next one's first tile") {
+  std::mt19937 random(7);
+  for (int round = 0; round < 50; ++round) {
+    CAPTURE(round);
+    HostTiles joined;
+    std::vector<HostTile> apart;
+    std::vector<uint64_t> cell_bytes;
+    for (uint64_t item = 0; item < 20; ++item) {
+      const uint64_t rows = random() % 20;
+      const uint64_t cols = random() % 2 == 0 ? random() % 50 : random() % 5000;
+      cell_bytes.push_back(uint64_t{1} << random() % 20);
+      joined.add(item, rows, cols, cell_bytes.back());
+      append_tiles(apart, item, rows, cols, std::max<uint64_t>(1, (256 << 10) / cell_bytes.back()));
+    }
+    const auto bytes = [&](const HostTile& tile) {
+      return tile.rows * tile.cols * cell_bytes.at(tile.item);
+    };
+    size_t next = 0;
+    uint64_t before = 0;
+    for (size_t i = 0; i < joined.loads(); ++i) {
+      uint64_t total = 0;
+      REQUIRE_FALSE(joined.load(i).empty());
+      CHECK((i == 0 || before + bytes(joined.load(i).front()) > HostTiles::kLoadBytes));
+      for (const auto& tile : joined.load(i)) {
+        const auto& wanted = apart.at(next++);
+        CHECK(
+            std::tuple(tile.item, tile.first_row, tile.rows, tile.first_col, tile.cols) ==
+            std::tuple(wanted.item, wanted.first_row, wanted.rows, wanted.first_col, wanted.cols));
+        total += bytes(tile);
+      }
+      CHECK((total <= HostTiles::kLoadBytes || joined.load(i).size() == 1));
+      before = total;
+    }
+    CHECK(next == apart.size());
+  }
+}
+
+TEST_CASE("rows that go past the caches are exact at every place in a cache line") {
+  Bench bench(2);
+  for (const uint64_t width : {255, 256, 257, 319, 320, 383, 384, 700, 4096, 5001}) {
+    CAPTURE(width);
+    for (uint64_t to_offset = 0; to_offset < 65; ++to_offset) {
+      bench.check_copies(
+          {{7, width, 3, 0, to_offset % 7, to_offset}, {2, width, 0, 5, 0, to_offset}});
     }
   }
 }
