@@ -59,7 +59,7 @@ void plan(const Job& job, Setup& setup) {
   const uint32_t trainer = (trains ? own : partner).role_rank;
   const uint32_t inference = (trains ? partner : own).role_rank;
   setup.base_here = setup.trainer_base->rank_layout(trainer);
-  setup.trainer_here = setup.trainer->rank_layout(trainer);
+  setup.trainer_here = add_scales(setup.base_here, *setup.held);
   setup.inference_here = setup.inference->rank_layout(inference);
   const Stopwatch watch;
   const Planner planner(*setup.held, setup.trainer_shards, setup.inference_shards,

@@ -160,6 +160,12 @@ void check_rank(uint32_t rank, const RankLayout& layout, const PiecesByShard& by
 
 }  // namespace
 
+std::vector<uint32_t> rank_on_devices(const std::vector<uint32_t>& device_of, size_t devices) {
+  std::vector<uint32_t> rank_on(devices, kNobody);
+  for (uint32_t rank = 0; rank < device_of.size(); ++rank) rank_on[device_of[rank]] = rank;
+  return rank_on;
+}
+
 std::vector<RankLayout> all_rank_layouts(const Layout& layout) {
   std::vector<RankLayout> ranks;
   for (uint32_t rank = 0; rank < layout.ranks(); ++rank) ranks.push_back(layout.rank_layout(rank));

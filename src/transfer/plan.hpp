@@ -19,6 +19,14 @@ struct Placement {
   std::vector<uint32_t> device_node;       ///< By device.
 };
 
+/// No rank.
+inline constexpr uint32_t kNobody = ~uint32_t{0};
+
+/// The rank of a role on each of `devices` devices; kNobody where there is none. `device_of` is
+/// Placement's of that role.
+[[nodiscard]] std::vector<uint32_t> rank_on_devices(const std::vector<uint32_t>& device_of,
+                                                    size_t devices);
+
 /// How far a piece's source is from its target.
 enum class Near : uint8_t { kDevice, kNode, kCluster };
 

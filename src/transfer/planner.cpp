@@ -13,7 +13,6 @@
 namespace awex {
 namespace {
 
-constexpr uint32_t kNobody = ~uint32_t{0};
 constexpr uint64_t kHashFactor = 0x9e3779b97f4a7c15;  // Odd, with bits everywhere.
 
 std::string describe(const Box& box) {
@@ -64,13 +63,6 @@ bool equal_spread(std::span<const HeldShard> a, std::span<const HeldShard> b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
     return x.content == y.content && x.box == y.box;
   });
-}
-
-/// The rank on each device; kNobody where there is none.
-std::vector<uint32_t> rank_on_devices(const std::vector<uint32_t>& device_of, size_t devices) {
-  std::vector<uint32_t> rank_on(devices, kNobody);
-  for (uint32_t rank = 0; rank < device_of.size(); ++rank) rank_on[device_of[rank]] = rank;
-  return rank_on;
 }
 
 }  // namespace

@@ -41,15 +41,6 @@ std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, ui
   return messages;
 }
 
-/// The inference rank on each device.
-std::vector<uint32_t> inference_on_devices(const Placement& placement) {
-  std::vector<uint32_t> rank_on(placement.device_node.size());
-  for (uint32_t rank = 0; rank < placement.inference_device.size(); ++rank) {
-    rank_on[placement.inference_device[rank]] = rank;
-  }
-  return rank_on;
-}
-
 /// The order in which all ranks go through rounds: group of distances, then message.
 using Step = std::pair<uint32_t, size_t>;
 
@@ -88,7 +79,8 @@ class Schedule {
 
 std::vector<Round> make_rounds(const Plan& plan, const Placement& placement, uint32_t me,
                                uint64_t staging_bytes) {
-  const auto inference_on = inference_on_devices(placement);
+  const auto inference_on =
+      rank_on_devices(placement.inference_device, placement.device_node.size());
   std::map<uint32_t, std::vector<Piece>> sends;
   std::map<uint32_t, std::vector<Piece>> receives;
   for (const auto& piece : plan.pieces) {
