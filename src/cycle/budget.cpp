@@ -38,6 +38,8 @@ std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload,
   };
   const uint64_t arriving = both(moving, sum({training, needs.inference_weights}));
   const uint64_t growing = both(serving, sum({moving, needs.kv_cache}));
+  const uint64_t returning = both(sum({optimizer, staging}), sum({serving, optimizer}));
+  const uint64_t returned = both(training, sum({serving, kept}));
   return {{"train", "trainer", "", "the train step", training, 0, 0},
           {"offload", "trainer", "optimizer", "the train step", training, optimizer, optimizer},
           {"resume", "inference", "weights", "the transfer", arriving, optimizer, 0},
@@ -45,8 +47,8 @@ std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload,
           {"offload", "trainer", "weights", "the transfer", moving, kept, weights},
           {"resume", "inference", "kv_cache", "the rollout", growing, kept, 0},
           {"rollout", "inference", "", "the rollout", serving, kept, 0},
-          {"resume", "trainer", "weights", "the train step", weights + staging, kept, weights},
-          {"resume", "trainer", "optimizer", "the train step", training, optimizer, optimizer}};
+          {"resume", "trainer", "optimizer", "the train step", returning, kept, optimizer},
+          {"resume", "trainer", "weights", "the train step", returned, weights, weights}};
 }
 
 DevicePeak peak_of_cycle(const DeviceNeeds& needs, bool offload, std::optional<uint64_t> budget) {

@@ -28,9 +28,9 @@ struct CyclePhase {
 };
 
 /// The phases of a cycle, in order; without offloading everything is resident throughout. Inference
-/// takes its weights and its KV cache while the trainer gives memory back, as early as `budget`
-/// bytes of the device allow. Without a budget it takes them when the trainer has given all: that
-/// is the least memory that a cycle needs.
+/// takes its weights and its KV cache while the trainer gives memory back, and the trainer takes
+/// its memory while inference gives, as early as `budget` bytes of the device allow. Without a
+/// budget each takes when the other has given all: that is the least memory that a cycle needs.
 [[nodiscard]] std::vector<CyclePhase> phases_of_cycle(const DeviceNeeds& needs, bool offload,
                                                       std::optional<uint64_t> budget = {});
 

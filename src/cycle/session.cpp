@@ -86,7 +86,7 @@ class Session {
       case Command::kResume:
         begin_version(1);
         run({steps_->offload(Tag::kWeights), steps_->offload(Tag::kOptimizer)});
-        restore();
+        restore({});
         break;
     }
     end_version();
@@ -98,9 +98,7 @@ class Session {
     if (options_.offload) {
       run({steps_->offload(Tag::kWeights), steps_->take(Tag::kKvCache)});
       // Here inference generates with the new weights.
-      run({steps_->discard(Tag::kKvCache), steps_->discard(Tag::kWeights)});
-      report_.poisoned = false;
-      restore();
+      restore({steps_->discard(Tag::kKvCache), steps_->discard(Tag::kWeights)});
     } else {
       run({steps_->take(Tag::kKvCache)});
     }
@@ -130,12 +128,14 @@ class Session {
     report_.poisoned = false;
   }
 
-  /// The trainer's memory comes back. As soon as its weights are there, inference maps them, so
-  /// that the next transfer finds them ready.
-  void restore() {
-    run({steps_->restore(Tag::kWeights), transfers() ? steps_->map() : Steps{},
-         steps_->restore(Tag::kOptimizer), steps_->check(Tag::kWeights),
-         steps_->check(Tag::kOptimizer)});
+  /// The trainer's memory comes back, while inference does what is `beside`. Weights come last:
+  /// freed memory is scrubbed for a while, which slows copies to the device a little, and is felt
+  /// least in the larger part. Then inference maps the weights, so that the next transfer finds
+  /// them ready.
+  void restore(std::vector<Steps> beside) {
+    run({together(std::move(beside)), steps_->restore(Tag::kOptimizer),
+         steps_->restore(Tag::kWeights)});
+    if (transfers()) run({steps_->map()});
   }
 
   [[nodiscard]] bool transfers() const {

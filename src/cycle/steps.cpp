@@ -63,15 +63,9 @@ Steps CycleSteps::scale() {
 
 Steps CycleSteps::offload(Tag tag) {
   if (!has(tag)) return {};
-  Steps steps;
-  if (proves()) {
-    steps.push_back(
-        {{"record", kTrainers, tag}, region(tag), [this, tag] { return trainer_->record(tag); }});
-  }
-  steps.push_back({{"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag), [this, tag] {
-                     return trainer_->offload(tag);
-                   }});
-  return steps;
+  return {{{"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag), [this, tag] {
+             return trainer_->offload(tag, proves());
+           }}};
 }
 
 Steps CycleSteps::check_backup(Tag tag) {
@@ -84,13 +78,8 @@ Steps CycleSteps::check_backup(Tag tag) {
 Steps CycleSteps::restore(Tag tag) {
   if (!has(tag)) return {};
   return {{{"resume", kTrainers, tag, Link::kHostToDevice}, region(tag), [this, tag] {
-             return trainer_->resume(tag);
+             return trainer_->resume(tag, proves());
            }}};
-}
-
-Steps CycleSteps::check(Tag tag) {
-  if (!has(tag) || !proves()) return {};
-  return {{{"verify", kTrainers, tag}, region(tag), [this, tag] { return trainer_->check(tag); }}};
 }
 
 Steps CycleSteps::take(Tag tag) {

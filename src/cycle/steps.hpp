@@ -43,10 +43,8 @@ class CycleSteps {
   [[nodiscard]] Steps offload(Tag tag);
   /// The trainer's bytes in host memory are what they were on the device.
   [[nodiscard]] Steps check_backup(Tag tag);
-  /// The trainer's memory of a tag comes back.
+  /// The trainer's memory of a tag comes back, and is what it was.
   [[nodiscard]] Steps restore(Tag tag);
-  /// It is what it was.
-  [[nodiscard]] Steps check(Tag tag);
   /// Inference takes, and gives back, its memory of a tag.
   [[nodiscard]] Steps take(Tag tag);
   [[nodiscard]] Steps discard(Tag tag);

@@ -54,18 +54,23 @@ void TrainerMember::load() {
   trainer_.load(*setup_.source, *setup_.device, queue_, job_.deadline(), job_);
 }
 
-uint64_t TrainerMember::record(Tag tag) { return proof(tag).record(job_.deadline(), job_); }
-
-uint64_t TrainerMember::offload(Tag tag) {
+uint64_t TrainerMember::offload(Tag tag, bool proven) {
   finish_warm_up(*region(tag));
-  return region(tag)->offload(queue_, job_.deadline(), job_).moved_bytes;
+  BeforeRelease before_release;
+  if (proven) {
+    proof(tag).begin_record();
+    before_release = [this, tag] { proof(tag).finish_record(job_.deadline(), job_); };
+  }
+  return region(tag)->offload(queue_, job_.deadline(), job_, before_release).moved_bytes;
 }
 
-uint64_t TrainerMember::resume(Tag tag) {
-  return region(tag)->resume(queue_, job_.deadline(), job_).moved_bytes;
+uint64_t TrainerMember::resume(Tag tag, bool proven) {
+  ChunkArrived arrived;
+  if (proven) arrived = [this, tag](uint64_t chunk) { proof(tag).begin_check(chunk); };
+  const auto change = region(tag)->resume(queue_, job_.deadline(), job_, arrived);
+  if (proven) proof(tag).finish_check(job_.deadline(), job_);
+  return change.moved_bytes;
 }
-
-uint64_t TrainerMember::check(Tag tag) { return proof(tag).check(job_.deadline(), job_); }
 
 uint64_t TrainerMember::check_backup(Tag tag) { return proof(tag).check_backup(threads_); }
 

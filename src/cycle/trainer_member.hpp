@@ -31,12 +31,12 @@ class TrainerMember {
     if (warm_up_) warm_up_->stop();
   }
   void load();
-  /// Remembers the digests of a tag's resident bytes, for `check` and `check_backup`.
-  uint64_t record(Tag tag);
-  uint64_t offload(Tag tag);
-  uint64_t resume(Tag tag);
-  /// Compare with what was recorded; throw Error(kMismatch) that names the first wrong tensor.
-  uint64_t check(Tag tag);
+  /// Give a tag's memory back, and take it again with its bytes. With `proven`, the bytes are
+  /// digested on their way out and on their way in; what came back otherwise than it went is an
+  /// Error(kMismatch) that names the first wrong tensor.
+  uint64_t offload(Tag tag, bool proven);
+  uint64_t resume(Tag tag, bool proven);
+  /// Compares the bytes in host memory with what was digested; throws as `resume`.
   uint64_t check_backup(Tag tag);
   uint64_t train();
 

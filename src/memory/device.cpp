@@ -17,10 +17,13 @@ const char* backend_name(BackendKind kind) {
 }
 
 uint64_t chunk_bytes_for(uint64_t bytes) {
-  constexpr uint64_t kUsual = 64ULL << 20;
   constexpr uint64_t kStep = 2ULL << 20;
+  constexpr uint64_t kSmallest = 64ULL << 20;
+  constexpr uint64_t kLargest = 1ULL << 30;
+  constexpr uint64_t kUsualChunks = 8;
+  const uint64_t wanted = std::clamp(ceil_div(bytes, kUsualChunks), kSmallest, kLargest);
   // Equal chunks, so that rounding the last one up wastes little.
-  const uint64_t chunks = std::clamp<uint64_t>(ceil_div(bytes, kUsual), 1, kMaxChunks);
+  const uint64_t chunks = std::min(ceil_div(bytes, wanted), kMaxChunks);
   return round_up(ceil_div(bytes, chunks), kStep);
 }
 

@@ -159,8 +159,11 @@ class Device {
 /// Ranges never have more chunks than this, so that their handles fit a fixed-size record.
 inline constexpr uint64_t kMaxChunks = 256;
 
-/// The chunk size for a range of `bytes` (> 0): a multiple of 2 MiB near 64 MiB that splits the
-/// range evenly; smaller for small ranges, larger where kMaxChunks would not suffice.
+/// The chunk size for a range of `bytes` (> 0): an eighth, but not below 64 MiB nor above 1 GiB,
+/// except where kMaxChunks would not suffice; a multiple of 2 MiB that splits the range evenly.
+/// Few large chunks cost few driver calls: each one that maps memory beside a running copy waits
+/// about a millisecond on a GPU. Enough chunks remain for memory to flow from one role to the
+/// other.
 [[nodiscard]] uint64_t chunk_bytes_for(uint64_t bytes);
 
 /// What a range of `bytes` takes of a device at most: whole chunks.

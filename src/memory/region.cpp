@@ -92,32 +92,39 @@ RegionChange Region::discard() {
   });
 }
 
-RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
+RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                             const BeforeRelease& before_release) {
   if (state_ == RegionState::kOffloaded) return {};
   return about_tag(tag_, [&] {
     enter(RegionState::kOffloading);
     RegionChange change{.changed = true};
-    std::optional<InFlight> behind;
-    const auto settle = [&](const InFlight& copy) {
-      queue.wait(copy.mark,
-                 fmt::format("the offload of \"{}\" (chunk {} of {})", name_, copy.chunk + 1,
-                             chunks_.size()),
-                 deadline, monitor);
-      chunks_[copy.chunk].bytes_in_host = true;
-      release_chunk(copy.chunk);
+    BlocksAhead ahead(device_, missing_backups());
+    bool may_release = !before_release;
+    const auto give_back = [&](uint64_t chunk) {
+      if (!std::exchange(may_release, true)) before_release();
+      release_chunk(chunk);
     };
+    const auto settle = [&](const InFlight& copy) {
+      queue.wait(copy.mark, describe_move("offload", copy.chunk), deadline, monitor);
+      chunks_[copy.chunk].bytes_in_host = true;
+      give_back(copy.chunk);
+    };
+    std::optional<InFlight> behind;
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (chunks_[chunk].bytes_in_host) {
-        release_chunk(chunk);
+        give_back(chunk);
         continue;
       }
-      // The chunk behind is still being copied, which hides the time to make host memory.
-      ensure_backup(chunk);
+      if (!chunks_[chunk].host) {
+        wait_until([&] { return ahead.is_ready(); }, describe_move("host memory", chunk), deadline,
+                   monitor);
+        keep_backup(chunk, ahead.next());
+      }
       const auto host = mutable_backup(chunk);
       queue.copy(host.data(), chunk_data(chunk), host.size());
       change.moved_bytes += host.size();
-      const auto ahead = std::exchange(behind, InFlight{chunk, queue.mark()});
-      if (ahead) settle(*ahead);
+      const auto before = std::exchange(behind, InFlight{chunk, queue.mark()});
+      if (before) settle(*before);
     }
     if (behind) settle(*behind);
     enter(RegionState::kOffloaded);
@@ -125,12 +132,14 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
   });
 }
 
-RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
+RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                            const ChunkArrived& arrived) {
   if (state_ == RegionState::kResident) return {};
   if (state_ == RegionState::kDiscarded) return take(deadline, monitor);
   return about_tag(tag_, [&] {
     enter(RegionState::kResuming);
     RegionChange change{.changed = true};
+    std::vector<InFlight> coming;
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (!chunks_[chunk].bytes_in_host) continue;
       monitor.poll();
@@ -138,9 +147,12 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
       const auto host = backup(chunk);
       queue.copy(chunk_data(chunk), host.data(), host.size());
       change.moved_bytes += host.size();
+      coming.push_back({chunk, queue.mark()});
     }
-    queue.finish(fmt::format("the resume of \"{}\" ({})", name_, format_bytes(bytes())), deadline,
-                 monitor);
+    for (const auto& copy : coming) {
+      queue.wait(copy.mark, describe_move("resume", copy.chunk), deadline, monitor);
+      if (arrived) arrived(copy.chunk);
+    }
     for (auto& chunk : chunks_) chunk.bytes_in_host = false;
     enter(RegionState::kResident);
     return change;
@@ -148,8 +160,10 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
 }
 
 void Region::prepare_backup(const std::stop_token& stop) {
+  if (stop.stop_requested()) return;
+  BlocksAhead ahead(device_, missing_backups());
   for (uint64_t chunk = 0; chunk < chunks_.size() && !stop.stop_requested(); ++chunk) {
-    ensure_backup(chunk);
+    if (!chunks_[chunk].host) keep_backup(chunk, ahead.next());
   }
 }
 
@@ -200,11 +214,22 @@ void Region::release_all() {
   for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) release_chunk(chunk);
 }
 
-void Region::ensure_backup(uint64_t chunk) {
-  auto& host = chunks_[chunk].host;
-  if (host) return;
-  host = device_.allocate_host(range_->chunk_used_bytes(chunk));
+/// Sizes of the host blocks that chunks have none of.
+std::vector<uint64_t> Region::missing_backups() const {
+  std::vector<uint64_t> sizes;
+  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+    if (!chunks_[chunk].host) sizes.push_back(range_->chunk_used_bytes(chunk));
+  }
+  return sizes;
+}
+
+void Region::keep_backup(uint64_t chunk, std::unique_ptr<HostBlock> host) {
   host_bytes_ += host->bytes().size();
+  chunks_[chunk].host = std::move(host);
+}
+
+std::string Region::describe_move(const char* move, uint64_t chunk) const {
+  return fmt::format("the {} of \"{}\" (chunk {} of {})", move, name_, chunk + 1, chunks_.size());
 }
 
 std::byte* Region::chunk_data(uint64_t chunk) const {

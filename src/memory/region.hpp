@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <stop_token>
@@ -11,6 +12,7 @@
 
 #include "base/error.hpp"
 #include "base/wait.hpp"
+#include "memory/blocks_ahead.hpp"
 #include "memory/device.hpp"
 #include "memory/ledger.hpp"
 
@@ -64,6 +66,12 @@ struct RegionChange {
   uint64_t moved_bytes = 0;  ///< Copied between device and host.
 };
 
+/// Called once in an offload, when its first copies are under way, before any memory is given back.
+using BeforeRelease = std::function<void()>;
+/// Called in a resume when a chunk's bytes are back, in the order of chunks, while copies of later
+/// chunks run.
+using ChunkArrived = std::function<void(uint64_t chunk)>;
+
 /// One role's memory for one tag: device addresses that never change, whose bytes are in device
 /// memory, in host memory, or on their way. Owns the addresses, the device memory and the host
 /// memory; the latter is allocated at the first offload, one block a chunk, and kept for life.
@@ -100,10 +108,14 @@ class Region {
   /// were offloaded cannot be discarded.
   RegionChange discard();
   /// Resident (or a failed offload) to offloaded. Each chunk is released behind its copy, while the
-  /// next chunk's copy runs. No other work on the region may be in flight.
-  RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
-  /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`.
-  RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// next chunk's copy runs. No other work on the region may be in flight but what reads it and is
+  /// done when `before_release` returns.
+  RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                       const BeforeRelease& before_release = {});
+  /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`, and no
+  /// chunk arrives.
+  RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                      const ChunkArrived& arrived = {});
 
   /// Allocates the host memory that offloads need, as far as it is missing; between two chunks it
   /// looks whether to stop early. May run on another thread while the region is taken and used, but
@@ -127,7 +139,9 @@ class Region {
   void take_chunk(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
   void release_chunk(uint64_t chunk);
   void release_all();
-  void ensure_backup(uint64_t chunk);
+  [[nodiscard]] std::vector<uint64_t> missing_backups() const;
+  void keep_backup(uint64_t chunk, std::unique_ptr<HostBlock> host);
+  [[nodiscard]] std::string describe_move(const char* move, uint64_t chunk) const;
   [[nodiscard]] std::byte* chunk_data(uint64_t chunk) const;
 
   Device& device_;

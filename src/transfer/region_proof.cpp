@@ -10,47 +10,69 @@ namespace awex {
 
 RegionProof::RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels)
     : region_(region), segments_(std::move(segments)), kernels_(kernels) {
+  for (const auto& segment : segments_) keys_.push_back(tensor_key(segment.name));
+  for (uint64_t chunk = 0; chunk < region.range().chunks(); ++chunk) {
+    chunks_.push_back(prepare(chunk));
+  }
+}
+
+/// Views of the segments' parts in a chunk; an element's place counts from its segment's begin.
+RegionProof::ChunkDigests RegionProof::prepare(uint64_t chunk) const {
+  const uint64_t chunk_begin = chunk * region_.range().chunk_bytes();
+  const uint64_t chunk_end = chunk_begin + region_.range().chunk_used_bytes(chunk);
+  ChunkDigests digests;
   std::vector<DigestView> views;
-  for (const auto& segment : segments_) {
-    const uint64_t elements = segment.bytes / segment.element_size;
-    keys_.push_back(tensor_key(segment.name));
-    views.push_back({.data = region.data() + segment.offset_bytes,
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const auto& segment = segments_[i];
+    const uint64_t begin = std::max(segment.offset_bytes, chunk_begin);
+    const uint64_t end = std::min(segment.offset_bytes + segment.bytes, chunk_end);
+    if (begin >= end) continue;
+    const uint64_t elements = (end - begin) / segment.element_size;
+    views.push_back({.data = region_.data() + begin,
                      .rows = 1,
                      .cols = elements,
                      .row_stride = elements,
-                     .first_index = 0,
+                     .first_index = (begin - segment.offset_bytes) / segment.element_size,
                      .canonical_cols = elements,
-                     .key = keys_.back(),
+                     .key = keys_[i],
                      .element_size = segment.element_size,
                      .slot = narrow<uint32_t>(views.size())});
+    digests.segments.push_back(i);
   }
-  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(views.size()));
+  digests.batch = kernels_.prepare_digests(views, narrow<uint32_t>(views.size()));
+  return digests;
 }
 
-uint64_t RegionProof::record(const Deadline& deadline, WaitMonitor& monitor) {
-  batch_->run();
-  kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
-  const auto sums = batch_->sums();
-  recorded_.assign(sums.begin(), sums.end());
-  return total_bytes();
+void RegionProof::begin_record() {
+  for (auto& chunk : chunks_) chunk.batch->run();
 }
 
-uint64_t RegionProof::check(const Deadline& deadline, WaitMonitor& monitor) const {
-  batch_->run();
+void RegionProof::finish_record(const Deadline& deadline, WaitMonitor& monitor) {
+  recorded_ = finish(deadline, monitor);
+}
+
+void RegionProof::begin_check(uint64_t chunk) { chunks_.at(chunk).batch->run(); }
+
+void RegionProof::finish_check(const Deadline& deadline, WaitMonitor& monitor) const {
+  const auto digests = finish(deadline, monitor);
+  for (size_t i = 0; i < segments_.size(); ++i) compare(i, digests[i], "after it was resumed");
+}
+
+/// One digest a segment, when all chunks' are there.
+std::vector<uint64_t> RegionProof::finish(const Deadline& deadline, WaitMonitor& monitor) const {
   kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
-  const auto sums = batch_->sums();
-  for (size_t i = 0; i < segments_.size(); ++i) compare(i, sums[i], "after it was resumed");
-  return total_bytes();
+  std::vector<uint64_t> digests(segments_.size(), 0);
+  for (const auto& chunk : chunks_) {
+    const auto sums = chunk.batch->sums();
+    for (size_t i = 0; i < sums.size(); ++i) digests[chunk.segments[i]] += sums[i];
+  }
+  return digests;
 }
 
 uint64_t RegionProof::check_backup(ThreadPool& threads) const {
   std::vector<uint64_t> digests(segments_.size());
   threads.for_each(segments_.size(), [&](size_t i) { digests[i] = digest_of_backup(i); });
   for (size_t i = 0; i < segments_.size(); ++i) compare(i, digests[i], "in its host memory");
-  return total_bytes();
-}
-
-uint64_t RegionProof::total_bytes() const {
   uint64_t bytes = 0;
   for (const auto& segment : segments_) bytes += segment.bytes;
   return bytes;

@@ -22,21 +22,36 @@ struct Segment {
 };
 
 /// Proves that a region's bytes are the same after a journey through host memory as before: digests
-/// of its segments, taken on the device. Refers to region and kernels, which must outlive it.
+/// of its segments, taken on the device, chunk by chunk, beside the copies. Refers to region and
+/// kernels, which must outlive it.
 class RegionProof {
  public:
   RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels);
 
-  /// Remembers the digests of what the resident region holds. Returns the bytes read.
-  uint64_t record(const Deadline& deadline, WaitMonitor& monitor);
-  /// Compares the resident region with what was recorded. Throws Error(kMismatch) that names the
-  /// first wrong segment. Returns the bytes read.
-  uint64_t check(const Deadline& deadline, WaitMonitor& monitor) const;
-  /// Compares the offloaded bytes in host memory with what was recorded; throws the same.
+  /// Begins to digest what the resident region holds, for `finish_record`.
+  void begin_record();
+  /// Waits for these digests and remembers them. From then on the region may change.
+  void finish_record(const Deadline& deadline, WaitMonitor& monitor);
+
+  /// Begins to digest a chunk that has come back, for `finish_check`.
+  void begin_check(uint64_t chunk);
+  /// Compares the chunks that have come back, all of them, with what was recorded. Throws
+  /// Error(kMismatch) that names the first wrong segment.
+  void finish_check(const Deadline& deadline, WaitMonitor& monitor) const;
+
+  /// Compares the offloaded bytes in host memory with what was recorded; throws as `finish_check`.
+  /// Returns the bytes read.
   uint64_t check_backup(ThreadPool& threads) const;
 
  private:
-  [[nodiscard]] uint64_t total_bytes() const;
+  /// The parts of segments that lie in a chunk, and what sums them up.
+  struct ChunkDigests {
+    std::vector<size_t> segments;
+    std::unique_ptr<DigestBatch> batch;
+  };
+
+  [[nodiscard]] ChunkDigests prepare(uint64_t chunk) const;
+  [[nodiscard]] std::vector<uint64_t> finish(const Deadline& deadline, WaitMonitor& monitor) const;
   [[nodiscard]] uint64_t digest_of_backup(size_t segment) const;
   void compare(size_t segment, uint64_t digest, const char* where) const;
 
@@ -44,7 +59,7 @@ class RegionProof {
   std::vector<Segment> segments_;
   std::vector<uint64_t> keys_;
   Kernels& kernels_;
-  std::unique_ptr<DigestBatch> batch_;
+  std::vector<ChunkDigests> chunks_;
   std::vector<uint64_t> recorded_;
 };
 

@@ -15,7 +15,6 @@ RANKS = 4  # ranks 0 and 1 are trainers, 2 and 3 inference
 
 PHASES = [
     ("digest", "trainer", "weights"),
-    ("record", "trainer", "optimizer"),
     ("offload", "trainer", "optimizer"),
     ("resume", "inference", "weights"),
     ("transfer", "inference", "weights"),
@@ -23,16 +22,13 @@ PHASES = [
     ("unmap", "inference", "weights"),
     ("verify", "all", "weights"),
     ("commit", "all", "weights"),
-    ("record", "trainer", "weights"),
     ("offload", "trainer", "weights"),
     ("resume", "inference", "kv_cache"),
     ("discard", "inference", "kv_cache"),
     ("discard", "inference", "weights"),
+    ("resume", "trainer", "optimizer"),
     ("resume", "trainer", "weights"),
     ("map", "all", "weights"),
-    ("resume", "trainer", "optimizer"),
-    ("verify", "trainer", "weights"),
-    ("verify", "trainer", "optimizer"),
     ("train", "trainer", ""),
 ]
 
@@ -58,7 +54,7 @@ for index, phase in enumerate(PHASES):
 CASES += [
     ("damage", 0, ("resume", "trainer", "weights"), 3,
      r"rank 0 .*is not what it was before it was offloaded",
-     r"reported: code 3 tensor 'decoder\.[^']+' phase 'verify' poisoned 0 committed 1"),
+     r"reported: code 3 tensor 'decoder\.[^']+' phase 'resume' poisoned 0 committed 1"),
     ("damage", 1, ("resume", "trainer", "optimizer"), 3,
      r"rank 1 .*is not what it was before it was offloaded",
      r"reported: code 3 tensor '(master|exp_avg|exp_avg_sq) of decoder\.[^']+'"),

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -30,7 +31,8 @@ class EmptyBlock final : public HostBlock {
   uint64_t bytes_;
 };
 
-/// The host device, but for host blocks: `on_allocate` is told which one is asked for, from 1.
+/// The host device, but for host blocks: `on_allocate` is told which one is asked for, from 1. Two
+/// are asked for at a time, from two threads.
 class ScriptedDevice final : public Device {
  public:
   explicit ScriptedDevice(std::function<void(int)> on_allocate)
@@ -57,7 +59,7 @@ class ScriptedDevice final : public Device {
  private:
   std::function<void(int)> on_allocate_;
   std::unique_ptr<Device> host_;
-  int allocations_ = 0;
+  std::atomic<int> allocations_{0};
 };
 
 /// A gate that holds the background thread until the test opens it.
@@ -69,9 +71,9 @@ class Gate {
     changed_.notify_all();
     changed_.wait(lock, [&] { return open_; });
   }
-  void wait_for_visitor() {
+  void wait_for_visitors(int count) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return waiting_ > 0; });
+    changed_.wait(lock, [&] { return waiting_ >= count; });
   }
   void open() {
     const std::lock_guard lock(mutex_);
@@ -113,16 +115,14 @@ TEST_CASE("regions are prepared in their order, and each is told of once") {
 TEST_CASE("a region can be taken and used while its host memory is prepared") {
   NoMonitor monitor;
   Gate gate;
-  ScriptedDevice device([&](int number) {
-    if (number == 2) gate.pass();
-  });
+  ScriptedDevice device([&](int /*number*/) { gate.pass(); });
   Region region(device, "trainer weights", Tag::kWeights, kThreeChunks);
   WarmUp warm_up({&region});
-  gate.wait_for_visitor();
+  gate.wait_for_visitors(1);
   region.take(Deadline(Seconds(60)), monitor);
   region.data()[kThreeChunks - 1] = std::byte{7};
   CHECK(region.state() == RegionState::kResident);
-  CHECK(region.host_bytes() == 64 * kMiB);
+  CHECK(region.host_bytes() == 0);
   gate.open();
   CHECK(warm_up.finish(region, Deadline(Seconds(60)), monitor)->bytes == kThreeChunks);
   CHECK(region.data()[kThreeChunks - 1] == std::byte{7});
@@ -131,7 +131,7 @@ TEST_CASE("a region can be taken and used while its host memory is prepared") {
 TEST_CASE("a failure surfaces where the region is asked for, with its name, bytes and tag") {
   NoMonitor monitor;
   ScriptedDevice device([](int number) {
-    if (number == 2) throw runtime_error("cannot pin 67.1 MB: no more", "ask for less");
+    if (number == 3) throw runtime_error("cannot pin 67.1 MB: no more", "ask for less");
   });
   Region region(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
   WarmUp warm_up({&region});
@@ -140,7 +140,7 @@ TEST_CASE("a failure surfaces where the region is asked for, with its name, byte
     FAIL_CHECK("nothing was thrown");
   } catch (const Error& error) {
     CHECK(std::string(error.what()) ==
-          "cannot prepare host memory for \"trainer optimizer\" (201 MB), 67.1 MB of it done: "
+          "cannot prepare host memory for \"trainer optimizer\" (201 MB), 134 MB of it done: "
           "cannot pin 67.1 MB: no more");
     CHECK(error.code() == ExitCode::kRuntime);
     CHECK(error.hint() == "ask for less");
@@ -168,22 +168,22 @@ TEST_CASE("the wait for a region ends with the deadline and with the job") {
 }
 
 TEST_CASE("its end gives up what is not prepared yet") {
-  int allocations = 0;
+  std::atomic<int> allocations{0};
   Gate gate;
-  ScriptedDevice device([&](int number) {
-    allocations = number;
+  ScriptedDevice device([&](int /*number*/) {
+    ++allocations;
     gate.pass();
   });
   Region first(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
   Region second(device, "trainer weights", Tag::kWeights, kThreeChunks);
   {
     WarmUp warm_up({&first, &second});
-    gate.wait_for_visitor();
+    gate.wait_for_visitors(2);
     // The thread must not see the gate open before it is told to stop.
     warm_up.stop();
     gate.open();
   }
-  CHECK(allocations == 1);
-  CHECK(first.host_bytes() == 64 * kMiB);
+  CHECK(allocations <= 3);
+  CHECK(first.host_bytes() <= 64 * kMiB);
   CHECK(second.host_bytes() == 0);
 }
