@@ -13,7 +13,7 @@ using TilesLeft = ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device>;
 /// After a block's stores: they are there for every block that sees the count.
 __device__ void count_down(uint32_t& left) {
   __syncthreads();
-  if (threadIdx.x == 0) TilesLeft(left).fetch_sub(1, ::cuda::std::memory_order_acq_rel);
+  if (threadIdx.x == 0) TilesLeft(left).fetch_sub(1, ::cuda::std::memory_order_release);
 }
 
 /// Returns when the copies of a step's segments are done and what they stored can be read. They are
