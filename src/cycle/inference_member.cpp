@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "transfer/tensor_digests.hpp"
+
 namespace awex {
 namespace {
 
@@ -11,7 +13,7 @@ uint32_t role_rank_of(const Job& job, int rank) {
 
 }  // namespace
 
-InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes,
+InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, bool proves,
                                  MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
                                  Exchange& exchange)
     : job_(job),
@@ -23,6 +25,10 @@ InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache
   transfer_ = std::make_unique<WeightTransfer>(
       *setup.held, setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
       trainer_weights_->data(), inference_.weights().data(), *setup.device, kernels, exchange);
+  if (proves) {
+    transfer_->prove(shard_views(*setup.held, setup.inference_here, inference_.weights().data()),
+                     digest_slots(*setup.held));
+  }
   ledger.reserve(staging_bytes(), "staging memory", job.deadline(), job);
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "comm/job.hpp"
 #include "cycle/setup.hpp"
@@ -17,8 +18,9 @@ namespace awex {
 /// they throw on this rank alone.
 class InferenceMember {
  public:
-  InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, MemoryLedger& ledger,
-                  Kernels& kernels, CopyQueue& queue, Exchange& exchange);
+  /// With `proves`, transfers digest what they bring.
+  InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, bool proves,
+                  MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, Exchange& exchange);
 
   [[nodiscard]] Region* region(Tag tag);
   [[nodiscard]] uint64_t staging_bytes() const { return transfer_->staging_bytes(); }
@@ -33,6 +35,8 @@ class InferenceMember {
   void unmap_trainer();
   /// Brings all weights here; the trainer must be mapped. All inference ranks together.
   uint64_t transfer();
+  /// The digests of the last transfer, by slot of shard_views.
+  [[nodiscard]] std::span<const uint64_t> sums() const { return transfer_->sums(); }
   /// Brings them once more and compares. The same conditions.
   [[nodiscard]] std::optional<WrongElement> compare();
 

@@ -111,9 +111,9 @@ class Session {
   void bring_weights() {
     report_.poisoned = true;
     run({steps_->scale()});
-    std::vector<Steps> trainer{steps_->digest(Role::kTrainer)};
+    std::vector<Steps> trainer{steps_->digest()};
     std::vector<Steps> inference{steps_->take(Tag::kWeights), steps_->transfer(),
-                                 steps_->digest(Role::kInference)};
+                                 steps_->compare()};
     if (options_.offload) {
       trainer.push_back(steps_->offload(Tag::kOptimizer));
       inference.push_back(steps_->unmap());

@@ -24,8 +24,8 @@ CycleSteps::CycleSteps(Job& job, const Setup& setup, const RunOptions& options,
                        MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, Exchange* exchange)
     : job_(job), setup_(setup), options_(options), ledger_(ledger) {
   if (job.peers()[static_cast<size_t>(job.rank())].role == Role::kInference) {
-    inference_ = std::make_unique<InferenceMember>(job, setup, options.kv_cache_bytes, ledger,
-                                                   kernels, queue, *exchange);
+    inference_ = std::make_unique<InferenceMember>(job, setup, options.kv_cache_bytes, proves(),
+                                                   ledger, kernels, queue, *exchange);
   } else {
     trainer_ =
         std::make_unique<TrainerMember>(job, setup, options.optimizer, ledger, kernels, queue);
@@ -37,7 +37,7 @@ CycleSteps::CycleSteps(Job& job, const Setup& setup, const RunOptions& options,
         job, held, setup.trainer_here, trainer_ ? weights : nullptr,
         shared_blocks(*setup.trainer_base, held), *setup.device, kernels, queue);
   }
-  verifier_ = std::make_unique<WeightVerifier>(job, setup, kernels, weights);
+  verifier_ = std::make_unique<WeightVerifier>(job, setup, kernels, trainer_ ? weights : nullptr);
 }
 
 void CycleSteps::warm_up(const std::vector<Tag>& tags) {
@@ -101,11 +101,18 @@ Steps CycleSteps::transfer() {
            [this] { return inference_->transfer(); }}};
 }
 
-Steps CycleSteps::digest(Role role) {
+Steps CycleSteps::digest() {
   if (!proves()) return {};
-  return {{{"digest", role, Tag::kWeights}, region(Tag::kWeights), [this] {
-             if (inference_ && options_.verify == Verify::kFull) wrong_ = inference_->compare();
+  return {{{"digest", kTrainers, Tag::kWeights}, region(Tag::kWeights), [this] {
              return verifier_->digest();
+           }}};
+}
+
+Steps CycleSteps::compare() {
+  if (options_.verify != Verify::kFull) return {};
+  return {{{"compare", kInference, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
+             wrong_ = inference_->compare();
+             return 0;
            }}};
 }
 
@@ -126,7 +133,7 @@ Steps CycleSteps::unmap() {
 Steps CycleSteps::verify(DigestReport& report) {
   return {
       {{"verify", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this, &report]() -> uint64_t {
-         verifier_->verify(wrong_, report);
+         verifier_->verify(inference_ ? inference_->sums() : verifier_->sums(), wrong_, report);
          return 0;
        }}};
 }

@@ -48,10 +48,12 @@ class CycleSteps {
   /// Inference takes, and gives back, its memory of a tag.
   [[nodiscard]] Steps take(Tag tag);
   [[nodiscard]] Steps discard(Tag tag);
-  /// Inference brings the trainers' weights here.
+  /// Trainers digest their weights, for `verify`.
+  [[nodiscard]] Steps digest();
+  /// Inference brings the trainers' weights here, and digests what it holds then.
   [[nodiscard]] Steps transfer();
-  /// A role digests its weights, for `verify`.
-  [[nodiscard]] Steps digest(Role role);
+  /// With --verify full, inference brings them once more and compares.
+  [[nodiscard]] Steps compare();
   /// Inference maps the trainers' weights, which must be resident. What is mapped does not become
   /// free when the trainer gives it back.
   [[nodiscard]] Steps map();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "base/checked.hpp"
 #include "transfer/tensor_digests.hpp"
 
 namespace awex {
@@ -19,14 +18,14 @@ struct ByteVerdict {
 }  // namespace
 
 WeightVerifier::WeightVerifier(Job& job, const Setup& setup, Kernels& kernels,
-                               const std::byte* weights)
+                               const std::byte* trainer_weights)
     : job_(job), setup_(setup), kernels_(kernels) {
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;
-  const auto& layout = role_ == Role::kTrainer ? setup.trainer_here : setup.inference_here;
-  const auto views = shard_views(*setup.held, layout, weights);
+  if (role_ != Role::kTrainer) return;
+  const auto views = shard_views(*setup.held, setup.trainer_here, trainer_weights);
   for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
-  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(2 * setup.held->tensors().size()));
+  batch_ = kernels.prepare_digests(views, digest_slots(*setup.held));
 }
 
 uint64_t WeightVerifier::digest() {
@@ -35,16 +34,20 @@ uint64_t WeightVerifier::digest() {
   return bytes_;
 }
 
-void WeightVerifier::verify(const std::optional<WrongElement>& wrong_element,
+std::span<const uint64_t> WeightVerifier::sums() const {
+  return batch_ ? batch_->sums() : std::span<const uint64_t>();
+}
+
+void WeightVerifier::verify(std::span<const uint64_t> mine,
+                            const std::optional<WrongElement>& wrong_element,
                             DigestReport& report) {
-  const auto sums = reduce_sums();
+  const auto sums = reduce_sums(mine);
   compare_bytes(wrong_element);
   compare_sums(sums, report);
 }
 
 /// The trainers' sums over all ranks, then inference's.
-std::vector<uint64_t> WeightVerifier::reduce_sums() {
-  const auto mine = batch_->sums();
+std::vector<uint64_t> WeightVerifier::reduce_sums(std::span<const uint64_t> mine) {
   std::vector<uint64_t> sums(2 * mine.size(), 0);
   std::copy(mine.begin(), mine.end(),
             sums.begin() + static_cast<ptrdiff_t>(role_ == Role::kTrainer ? 0 : mine.size()));

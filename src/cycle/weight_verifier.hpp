@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "comm/job.hpp"
@@ -13,21 +15,26 @@
 namespace awex {
 
 /// Compares what the trainers hold with what inference holds: every rank sums the digests of its
-/// own shards on its device, one reduction compares whole models.
+/// own shards on its device, a trainer here and inference as it transfers; one reduction compares
+/// whole models.
 class WeightVerifier {
  public:
-  /// `weights` is the base of this rank's own weights region.
-  WeightVerifier(Job& job, const Setup& setup, Kernels& kernels, const std::byte* weights);
+  /// `trainer_weights` is the base of a trainer rank's own weights region, null on inference ranks.
+  WeightVerifier(Job& job, const Setup& setup, Kernels& kernels, const std::byte* trainer_weights);
 
-  /// Digests this rank's weights, which must be resident. Returns the bytes read.
+  /// Digests this trainer's weights, which must be resident. Returns the bytes read.
   uint64_t digest();
-  /// Compares what all ranks' last `digest` found. `wrong_element` is what a comparison of bytes
-  /// found on this rank, if one was made. Fills `report`. Every rank throws the same
-  /// Error(kMismatch) that names the first wrong tensor. Collective.
-  void verify(const std::optional<WrongElement>& wrong_element, DigestReport& report);
+  /// What a trainer's last `digest` found; nothing on inference ranks.
+  [[nodiscard]] std::span<const uint64_t> sums() const;
+  /// Compares `mine`, this rank's sums by slot of shard_views, with those of all ranks.
+  /// `wrong_element` is what a comparison of bytes found on this rank, if one was made. Fills
+  /// `report`. Every rank throws the same Error(kMismatch) that names the first wrong tensor.
+  /// Collective.
+  void verify(std::span<const uint64_t> mine, const std::optional<WrongElement>& wrong_element,
+              DigestReport& report);
 
  private:
-  [[nodiscard]] std::vector<uint64_t> reduce_sums();
+  [[nodiscard]] std::vector<uint64_t> reduce_sums(std::span<const uint64_t> mine);
   void compare_bytes(const std::optional<WrongElement>& wrong_element);
   void compare_sums(const std::vector<uint64_t>& sums, DigestReport& report) const;
 
@@ -36,7 +43,7 @@ class WeightVerifier {
   Kernels& kernels_;
   Role role_;
   uint64_t bytes_ = 0;
-  std::unique_ptr<DigestBatch> batch_;
+  std::unique_ptr<DigestBatch> batch_;  ///< On a trainer rank.
 };
 
 }  // namespace awex

@@ -9,8 +9,10 @@ namespace awex::cuda {
 class UnitWalk {
  public:
   __device__ explicit UnitWalk(const UnitGrid& grid)
-      : UnitWalk(grid.units, grid.row_units,
-                 (blockIdx.x - grid.first_tile) * kTileUnits + threadIdx.x) {}
+      : UnitWalk(grid, blockIdx.x - grid.first_tile) {}
+  /// In the piece's tile `tile`.
+  __device__ UnitWalk(const UnitGrid& grid, uint64_t tile)
+      : UnitWalk(grid.units, grid.row_units, tile * kTileUnits + threadIdx.x) {}
   /// From unit `first` on.
   __device__ UnitWalk(uint64_t units, uint64_t row_units, uint64_t first)
       : units_(units), row_units_(row_units), unit_(first) {

@@ -240,6 +240,26 @@ class HostDigestBatch final : public DigestBatch {
   std::vector<uint64_t> sums_;
 };
 
+/// One after the other: the copies pass by the caches, so there is nothing to gain by digesting
+/// behind them.
+class HostProvenCopies final : public DigestBatch {
+ public:
+  HostProvenCopies(std::span<const StridedCopy> copies, std::span<const DigestView> views,
+                   uint32_t slots, ThreadPool& pool)
+      : copies_(copies, pool), digests_(views, slots, pool) {}
+
+  void run() override {
+    copies_.copy();
+    digests_.run();
+  }
+
+  [[nodiscard]] std::span<const uint64_t> sums() const override { return digests_.sums(); }
+
+ private:
+  HostCopyBatch copies_;
+  HostDigestBatch digests_;
+};
+
 /// A tile is some whole blocks of one view, so that each scale has one writer.
 class HostScaleBatch final : public ScaleBatch {
  public:
@@ -309,6 +329,11 @@ class HostKernels final : public Kernels {
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t slots) override {
     return std::make_unique<HostDigestBatch>(views, slots, pool_);
+  }
+  [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
+      std::span<const StridedCopy> copies, std::span<const DigestView> views,
+      uint32_t slots) override {
+    return std::make_unique<HostProvenCopies>(copies, views, slots, pool_);
   }
   [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) override {

@@ -131,6 +131,11 @@ class Kernels {
       std::span<const StridedCopy> copies) = 0;
   [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_digests(
       std::span<const DigestView> views, uint32_t slots) = 0;
+  /// A batch whose `run` first makes all copies, then sums all views, as their bytes are then: read
+  /// back from memory, wherever a view lies. Where it can, a device does both at once, and digests
+  /// what was just written while that is still in its cache. Copies as in CopyBatch.
+  [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_proven_copies(
+      std::span<const StridedCopy> copies, std::span<const DigestView> views, uint32_t slots) = 0;
   /// No two views of a batch touch the same scale.
   [[nodiscard]] virtual std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) = 0;

@@ -45,6 +45,10 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
   return views;
 }
 
+uint32_t digest_slots(const Catalogue& catalogue) {
+  return narrow<uint32_t>(2 * catalogue.tensors().size());
+}
+
 DigestComparison compare_digests(const Catalogue& catalogue, RoleSums trainer,
                                  const std::vector<uint64_t>& trainer_copies, RoleSums inference,
                                  const std::vector<uint64_t>& inference_copies) {

@@ -20,6 +20,9 @@ namespace awex {
 [[nodiscard]] std::vector<DigestView> shard_views(const Catalogue& catalogue,
                                                   const RankLayout& layout, const std::byte* base);
 
+/// Slots of shard_views.
+[[nodiscard]] uint32_t digest_slots(const Catalogue& catalogue);
+
 /// Sums of shard_views over all ranks of one role: T first copies, then T sums of further copies.
 using RoleSums = std::span<const uint64_t>;
 

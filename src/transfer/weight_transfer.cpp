@@ -60,7 +60,8 @@ WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
   for (const auto& piece : plan.pieces) {
     if (piece.target == me) pieces_.push_back(piece);
   }
-  prepare_local(placement, me);
+  merge_local(placement, me);
+  plain_ = kernels_.prepare_copies(local_copies());
   const auto rounds = make_rounds(plan, placement, me, kStagingBytes);
   if (rounds.empty()) return;
   staging_ = device.reserve("staging", 2 * kStagingBytes);
@@ -68,19 +69,30 @@ WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
   for (const auto& round : rounds) prepare_round(round);
 }
 
-void WeightTransfer::prepare_local(const Placement& placement, uint32_t me) {
+void WeightTransfer::merge_local(const Placement& placement, uint32_t me) {
   std::vector<Piece> local;
   for (const auto& piece : pieces_) {
     bytes_ += piece.bytes();
     const bool is_local = placement.trainer_device[piece.source] == placement.inference_device[me];
     if (is_local) local.push_back(piece);
   }
-  local_copies_ = merge_pieces(local);
+  local_ = merge_pieces(local);
+}
+
+std::vector<StridedCopy> WeightTransfer::local_copies() const {
   std::vector<StridedCopy> copies;
-  for (const auto& copy : local_copies_) {
+  for (const auto& copy : local_) {
     copies.push_back(local_copy(copy, trainer_weights_, own_weights_));
   }
-  local_ = kernels_.prepare_copies(copies);
+  return copies;
+}
+
+void WeightTransfer::prove(std::span<const DigestView> views, uint32_t slots) {
+  proven_ = kernels_.prepare_proven_copies(local_copies(), views, slots);
+}
+
+std::span<const uint64_t> WeightTransfer::sums() const {
+  return proven_ ? proven_->sums() : std::span<const uint64_t>();
 }
 
 void WeightTransfer::prepare_round(const Round& round) {
@@ -148,10 +160,14 @@ void WeightTransfer::connect() {
 }
 
 void WeightTransfer::copy() {
-  local_->copy();
   for (auto& round : rounds_) {
     exchange_round(round);
     round.unpack->copy();
+  }
+  if (proven_) {
+    proven_->run();
+  } else {
+    plain_->copy();
   }
   exchange_.wait();
 }
@@ -165,9 +181,9 @@ std::optional<WrongElement> WeightTransfer::compare() {
     first = element_at(copy.target_offset + difference->row * copy.target_stride +
                        difference->byte_in_row);
   };
-  local_->compare();
+  plain_->compare();
   exchange_.wait();
-  note(*local_, local_copies_);
+  note(*plain_, local_);
   // Every round is exchanged, also after a difference: the other ranks take part in them.
   for (auto& round : rounds_) {
     exchange_round(round);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "memory/device.hpp"
@@ -26,6 +27,8 @@ struct WrongElement {
 /// Moves the trainers' weights into one inference rank's memory: pieces of its own device straight
 /// from the trainer's mapped memory, pieces of other devices in rounds through staging memory.
 /// Descriptors and staging are made once; addresses never change. Lives on inference ranks only.
+/// What comes from other devices comes first: so what is digested behind the local copies is all
+/// here, and the digests of what those write are taken as they go.
 class WeightTransfer {
  public:
   /// `trainer_weights` is the mapped weights region of the trainer on this device and
@@ -36,6 +39,10 @@ class WeightTransfer {
                  uint32_t me, const std::byte* trainer_weights, std::byte* own_weights,
                  Device& device, Kernels& kernels, Exchange& exchange);
 
+  /// From now on `copy` also digests `views`, into `slots` sums: of this rank's memory as it is
+  /// when all bytes are here, read back.
+  void prove(std::span<const DigestView> views, uint32_t slots);
+
   /// Exchanges a few bytes with every peer of the rounds, so that connections and their memory are
   /// there before the first version. All inference ranks must call it.
   void connect();
@@ -44,6 +51,9 @@ class WeightTransfer {
   void copy();
   /// Brings every byte here once more and compares it with what `copy` wrote. The same conditions.
   [[nodiscard]] std::optional<WrongElement> compare();
+
+  /// One sum a slot, of the last `copy`; none if nothing is to be proven.
+  [[nodiscard]] std::span<const uint64_t> sums() const;
 
   /// Bytes that this rank writes.
   [[nodiscard]] uint64_t bytes() const { return bytes_; }
@@ -59,7 +69,8 @@ class WeightTransfer {
     std::unique_ptr<CopyBatch> unpack;
   };
 
-  void prepare_local(const Placement& placement, uint32_t me);
+  void merge_local(const Placement& placement, uint32_t me);
+  [[nodiscard]] std::vector<StridedCopy> local_copies() const;
   void prepare_round(const Round& round);
   /// Packs a round's sends and exchanges them, ordered before later work on the kernels' stream.
   void exchange_round(ReadyRound& round);
@@ -74,8 +85,9 @@ class WeightTransfer {
   Exchange& exchange_;
   std::unique_ptr<DeviceRange> staging_;
   std::vector<Piece> pieces_;  ///< All that this rank receives.
-  std::vector<MergedCopy> local_copies_;
-  std::unique_ptr<CopyBatch> local_;
+  std::vector<MergedCopy> local_;
+  std::unique_ptr<CopyBatch> plain_;     ///< The local copies.
+  std::unique_ptr<DigestBatch> proven_;  ///< The same with digests, if they are to be proven.
   std::vector<ReadyRound> rounds_;
   uint64_t bytes_ = 0;
 };

@@ -13,6 +13,7 @@
 #include "base/log.hpp"
 #include "gpu/gpu_bench.hpp"
 #include "model/digest.hpp"
+#include "transfer/cuda_proven.hpp"
 
 using namespace awex;
 using awex::test::GpuBench;
@@ -88,7 +89,7 @@ struct Set {
   std::vector<StridedCopy> packed;     ///< Every tensor as a whole, in another order.
   std::vector<StridedCopy> strided;    ///< Every matrix as two halves of its columns.
   std::vector<StridedCopy> quantised;  ///< Every tensor as fp8.
-  std::vector<DigestView> views;
+  std::vector<DigestView> views;       ///< Of sources.
   std::vector<DigestView> quantised_views;
   std::vector<AmaxView> scales;
   uint64_t bytes = 0;
@@ -149,6 +150,52 @@ Set lay_out(const std::vector<Tensor>& tensors, const std::byte* from, std::byte
   return set;
 }
 
+/// Views of what copies write, or of what they read: rows as they are in the copy.
+std::vector<DigestView> views_of(const std::vector<StridedCopy>& copies, bool of_sources) {
+  std::vector<DigestView> views;
+  for (const auto& copy : copies) {
+    const uint64_t stride = of_sources ? copy.from_stride : copy.to_stride;
+    const uint64_t cols = copy.row_bytes / kElementBytes;
+    views.push_back({of_sources ? copy.from : copy.to, copy.rows, cols, stride / kElementBytes, 0,
+                     copy.from_stride / kElementBytes, mix64(views.size()), kElementBytes,
+                     static_cast<uint32_t>(views.size())});
+  }
+  return views;
+}
+
+std::vector<uint64_t> sums_of(GpuBench& bench, DigestBatch& batch) {
+  batch.run();
+  bench.wait();
+  return {batch.sums().begin(), batch.sums().end()};
+}
+
+/// Copies with the digests of `views`, against separate ones of the same.
+template <class Print>
+void measure_proven(GpuBench& bench, const std::vector<StridedCopy>& copies,
+                    const std::vector<DigestView>& views, const std::string& what,
+                    const Print& print) {
+  const auto slots = static_cast<uint32_t>(views.size());
+  const auto separate = bench.kernels->prepare_digests(views, slots);
+  const auto stream = static_cast<cudaStream_t>(bench.kernels->stream());
+  const auto measure_one = [&](const std::string& way, const ProvenTuning& tuning) {
+    const auto batch = make_cuda_proven_copies(copies, views, slots, stream, tuning);
+    const double seconds = best_seconds(bench, [&](cudaStream_t /*stream*/) { batch->run(); });
+    if (sums_of(bench, *batch) != sums_of(bench, *separate)) {
+      throw runtime_error(fmt::format("{}: the digests differ from separate ones", way));
+    }
+    print(way.c_str(), seconds);
+  };
+  measure_one(what, {});
+  for (const bool keeps : {false, true}) {
+    for (const uint32_t segment : {4, 16, 64}) {
+      for (const uint32_t lag : {0, 16, 32, 64, 128, 192}) {
+        measure_one(fmt::format("  segment {} lag {}{}", segment, lag, keeps ? " keep" : ""),
+                    {{segment, lag}, keeps});
+      }
+    }
+  }
+}
+
 void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>& tensors) {
   uint64_t space = 0;
   uint64_t scale_count = 0;
@@ -174,7 +221,7 @@ void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>
                "copy the set at once");
   });
   const auto print = [&](const char* what, double seconds) {
-    fmt::print("{:<22} {:<20} {:>8} {:>9.3f} {:>9.1f} {:>7.3f}\n", name, what, tensors.size(),
+    fmt::print("{:<22} {:<34} {:>8} {:>9.3f} {:>9.1f} {:>7.3f}\n", name, what, tensors.size(),
                seconds * 1e3, static_cast<double>(set.bytes) / seconds / 1e9, limit / seconds);
   };
   print("one cudaMemcpy", limit);
@@ -182,6 +229,15 @@ void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>
         best_seconds(bench, [&](cudaStream_t /*stream*/) { packed->copy(); }));
   print("copy, half columns",
         best_seconds(bench, [&](cudaStream_t /*stream*/) { strided->copy(); }));
+  for (const auto& [shape, copies] :
+       {std::pair("", &set.packed), {", half columns", &set.strided}}) {
+    auto views = views_of(*copies, false);
+    measure_proven(bench, *copies, views, fmt::format("copy + digest of target{}", shape), print);
+    const auto sources = views_of(*copies, true);
+    views.insert(views.end(), sources.begin(), sources.end());
+    for (size_t i = 0; i < views.size(); ++i) views[i].slot = static_cast<uint32_t>(i);
+    measure_proven(bench, *copies, views, fmt::format("copy + digests of both{}", shape), print);
+  }
   print("compare", best_seconds(bench, [&](cudaStream_t /*stream*/) { packed->compare(); }));
   print("digest", best_seconds(bench, [&](cudaStream_t /*stream*/) { digests->run(); }));
   print("find scales", best_seconds(bench, [&](cudaStream_t /*stream*/) {
@@ -200,9 +256,9 @@ int main(int argc, char** argv) {
   try {
     GpuBench bench;
     fmt::print("device: {}\n", bench.device->identity().name);
-    fmt::print("{:<22} {:<20} {:>8} {:>9} {:>9} {:>7}\n", "set", "way", "tensors", "time", "rate",
+    fmt::print("{:<22} {:<34} {:>8} {:>9} {:>9} {:>7}\n", "set", "way", "tensors", "time", "rate",
                "ratio");
-    fmt::print("{:<22} {:<20} {:>8} {:>9} {:>9} {:>7}\n", "", "", "", "ms", "GB/s", "memcpy");
+    fmt::print("{:<22} {:<34} {:>8} {:>9} {:>9} {:>7}\n", "", "", "", "ms", "GB/s", "memcpy");
     measure(bench, "Qwen3-4B", qwen3_4b());
     if (part > 0) measure(bench, "half of 30B's experts", half_of_the_experts(part));
   } catch (const Error& error) {

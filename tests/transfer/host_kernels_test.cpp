@@ -11,6 +11,7 @@
 
 #include "base/error.hpp"
 #include "model/digest.hpp"
+#include "support/proven_case.hpp"
 #include "transfer/host_tiles.hpp"
 
 using namespace awex;
@@ -381,4 +382,27 @@ TEST_CASE("a slot that does not exist is refused") {
   view.element_size = 2;
   view.slot = 2;
   CHECK_THROWS_AS(static_cast<void>(bench.kernels->prepare_digests({&view, 1}, 2)), Error);
+}
+
+TEST_CASE("proven copies are digested as they are in memory after all of them, run after run") {
+  Bench bench(3);
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    CAPTURE(seed);
+    const test::ProvenCase c(seed, 1 + static_cast<int>(seed), 30'000);
+    std::vector<std::byte> from(c.from_bytes());
+    std::vector<std::byte> to(c.to_bytes(), kPoison);
+    auto expected = to;
+    const auto batch = bench.kernels->prepare_proven_copies(
+        c.copies(from.data(), to.data()), c.views(from.data(), to.data()), c.kSlots);
+    for (uint64_t run = 0; run < 3; ++run) {
+      CAPTURE(run);
+      for (uint64_t i = 0; i < from.size(); ++i) from[i] = named(i + run * 1'000'003);
+      c.copy(from, expected);
+      batch->run();
+      bench.wait();
+      const auto sums = batch->sums();
+      CHECK((to == expected));
+      CHECK(std::vector<uint64_t>(sums.begin(), sums.end()) == c.sums(from, expected));
+    }
+  }
 }

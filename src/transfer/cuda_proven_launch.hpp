@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "transfer/cuda_launch.hpp"
+#include "transfer/launch_order.hpp"
+
+namespace awex::cuda {
+
+/// A batch of copies and views as the device reads it: a LaunchOrder and its pieces.
+struct ProvenBatch {
+  const LaunchStep* steps = nullptr;
+  const CopyPiece* copies = nullptr;
+  const DigestPiece* views = nullptr;
+  uint32_t copy_count = 0;
+  /// By segment: tiles that copy and are not done yet. All, when the launch begins.
+  uint32_t* left = nullptr;
+  uint64_t* sums = nullptr;  ///< Every view's sum is added to its slot.
+};
+
+/// Copies, and sums the views as they are after all copies, in one launch of `steps` steps. With
+/// `keeps_sources` what copies read stays in the cache for views of it.
+cudaError_t launch_proven_copies(const ProvenBatch& batch, uint32_t steps, bool keeps_sources,
+                                 cudaStream_t stream);
+
+}  // namespace awex::cuda
