@@ -19,6 +19,7 @@ using cuda::DigestPiece;
 using cuda::LaunchOrder;
 using cuda::LaunchShape;
 using cuda::LaunchStep;
+using cuda::ProvenTuning;
 using cuda::TouchedRows;
 
 uint64_t address(const std::byte* data) { return reinterpret_cast<uintptr_t>(data); }
@@ -62,8 +63,7 @@ class OneLaunch {
  public:
   OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
             const ProvenTuning& tuning, cudaStream_t stream)
-      : OneLaunch(copies, views, order(copies, views, tuning.shape), tuning.keeps_sources, stream) {
-  }
+      : OneLaunch(copies, views, order(copies, views, tuning.shape), tuning, stream) {}
 
   void run(uint64_t* sums, cudaStream_t stream) {
     if (steps_.size() == 0) return;
@@ -78,27 +78,27 @@ class OneLaunch {
                                   .copy_count = static_cast<uint32_t>(copies_.size()),
                                   .left = left_.data(),
                                   .sums = sums};
-    AWEX_CHECK(cuda::launch_proven_copies(batch, static_cast<uint32_t>(steps_.size()),
-                                          keeps_sources_, stream),
-               "launch {} copies with {} digests", copies_.size(), views_.size());
+    AWEX_CHECK(
+        cuda::launch_proven_copies(batch, static_cast<uint32_t>(steps_.size()), tuning_, stream),
+        "launch {} copies with {} digests", copies_.size(), views_.size());
   }
 
  private:
   OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
-            const LaunchOrder& order, bool keeps_sources, cudaStream_t stream)
+            const LaunchOrder& order, const ProvenTuning& tuning, cudaStream_t stream)
       : copies_(std::span(copies), stream),
         views_(std::span(views), stream),
         steps_(std::span(order.steps), stream),
         segment_tiles_(std::span(order.segment_tiles), stream),
         left_(order.segment_tiles.size()),
-        keeps_sources_(keeps_sources) {}
+        tuning_(tuning) {}
 
   DeviceArray<CopyPiece> copies_;
   DeviceArray<DigestPiece> views_;
   DeviceArray<LaunchStep> steps_;
   DeviceArray<uint32_t> segment_tiles_;
   DeviceArray<uint32_t> left_;
-  bool keeps_sources_;
+  ProvenTuning tuning_;
 };
 
 class CudaProvenCopies final : public DigestBatch {

@@ -8,6 +8,8 @@
 namespace awex::cuda {
 namespace {
 
+constexpr uint64_t kStepUnits = uint64_t{kStepTiles} * kTileUnits;
+
 /// Half-open; addresses.
 struct Range {
   uint64_t begin = 0;
@@ -28,10 +30,10 @@ Range range_of_units(const TouchedRows& rows, uint64_t first, uint64_t end) {
 
 Range range_of_step(const TouchedRows& rows, uint64_t first_tile) {
   const uint64_t first = first_tile * kTileUnits;
-  return range_of_units(rows, first, std::min(first + kStepTiles * kTileUnits, rows.grid.units));
+  return range_of_units(rows, first, std::min(first + kStepUnits, rows.grid.units));
 }
 
-uint64_t steps_of(const UnitGrid& grid) { return ceil_div(grid.units, kStepTiles * kTileUnits); }
+uint64_t steps_of(const UnitGrid& grid) { return ceil_div(grid.units, kStepUnits); }
 
 uint32_t tiles_of_step(const UnitGrid& grid, uint32_t first_tile) {
   return static_cast<uint32_t>(

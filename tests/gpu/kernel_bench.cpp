@@ -177,7 +177,7 @@ void measure_proven(GpuBench& bench, const std::vector<StridedCopy>& copies,
   const auto slots = static_cast<uint32_t>(views.size());
   const auto separate = bench.kernels->prepare_digests(views, slots);
   const auto stream = static_cast<cudaStream_t>(bench.kernels->stream());
-  const auto measure_one = [&](const std::string& way, const ProvenTuning& tuning) {
+  const auto measure_one = [&](const std::string& way, const cuda::ProvenTuning& tuning) {
     const auto batch = make_cuda_proven_copies(copies, views, slots, stream, tuning);
     const double seconds = best_seconds(bench, [&](cudaStream_t /*stream*/) { batch->run(); });
     if (sums_of(bench, *batch) != sums_of(bench, *separate)) {
@@ -186,11 +186,14 @@ void measure_proven(GpuBench& bench, const std::vector<StridedCopy>& copies,
     print(way.c_str(), seconds);
   };
   measure_one(what, {});
-  for (const bool keeps : {false, true}) {
-    for (const uint32_t segment : {4, 16, 64}) {
-      for (const uint32_t lag : {0, 16, 32, 64, 128, 192}) {
-        measure_one(fmt::format("  segment {} lag {}{}", segment, lag, keeps ? " keep" : ""),
-                    {{segment, lag}, keeps});
+  for (const uint32_t blocks : {4, 5, 6}) {
+    for (const bool keeps : {false, true}) {
+      for (const uint32_t segment : {4, 16}) {
+        for (const uint32_t lag : {16, 48, 96, 160}) {
+          measure_one(fmt::format("  blocks {}, segment {}, lag {}{}", blocks, segment, lag,
+                                  keeps ? ", keep" : ""),
+                      {{segment, lag}, keeps, blocks});
+        }
       }
     }
   }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <map>
 #include <random>
 #include <set>
 #include <vector>
@@ -26,9 +25,9 @@ TouchedRows rows_at(uint64_t begin, uint64_t rows, uint64_t row_units, uint32_t 
   return touched;
 }
 
-/// The bytes of a tile, one by one.
-std::set<uint64_t> bytes_of_tile(const TouchedRows& rows, uint64_t tile) {
-  std::set<uint64_t> bytes;
+/// The bytes of a tile, one by one; those that begin a unit early may come twice.
+std::vector<uint64_t> bytes_of_tile(const TouchedRows& rows, uint64_t tile) {
+  std::vector<uint64_t> bytes;
   for (uint64_t unit = tile * kTileUnits; unit < (tile + 1) * kTileUnits; ++unit) {
     if (unit >= rows.grid.units) break;
     const uint64_t in_row = unit % rows.grid.row_units * rows.unit_bytes;
@@ -36,7 +35,7 @@ std::set<uint64_t> bytes_of_tile(const TouchedRows& rows, uint64_t tile) {
       if (in_row + i < rows.early_bytes) continue;
       const uint64_t byte = in_row + i - rows.early_bytes;
       if (byte < rows.row_bytes) {
-        bytes.insert(rows.begin + unit / rows.grid.row_units * rows.stride + byte);
+        bytes.push_back(rows.begin + unit / rows.grid.row_units * rows.stride + byte);
       }
     }
   }
@@ -93,10 +92,12 @@ uint64_t tiles_of(const TouchedRows& rows) {
   return (rows.grid.units + kTileUnits - 1) / kTileUnits;
 }
 
+constexpr size_t kNobody = ~size_t{0};
+
 /// Which copying step writes a byte, and what the order says of steps.
 struct Written {
-  std::map<uint64_t, size_t> writers;  ///< By byte; position in the launch.
-  std::vector<size_t> copies_before;   ///< By position in the launch.
+  std::vector<size_t> writers;        ///< By byte; position in the launch, or nobody.
+  std::vector<size_t> copies_before;  ///< By position in the launch.
   std::vector<uint32_t> tiles_of_segments;
   std::vector<size_t> last_of_segments;  ///< Position of their last copy.
 };
@@ -116,6 +117,7 @@ Written follow_copies(const Batch& batch, const LaunchOrder& order) {
   written.tiles_of_segments.resize(order.segment_tiles.size());
   written.last_of_segments.resize(order.segment_tiles.size());
   size_t copies = 0;
+  size_t overwrites = 0;
   for (size_t at = 0; at < order.steps.size(); ++at) {
     const auto& step = order.steps[at];
     written.copies_before.push_back(copies);
@@ -126,25 +128,28 @@ Written follow_copies(const Batch& batch, const LaunchOrder& order) {
     for_each_tile(batch, step, [&](const TouchedRows& rows, uint64_t tile) {
       ++written.tiles_of_segments[step.first_segment];
       for (const uint64_t byte : bytes_of_tile(rows, tile)) {
-        REQUIRE(written.writers.emplace(byte, at).second);
+        if (byte >= written.writers.size()) written.writers.resize(byte + 1, kNobody);
+        overwrites += written.writers[byte] == kNobody ? 0 : 1;
+        written.writers[byte] = at;
       }
     });
   }
+  REQUIRE(overwrites == 0);
   return written;
 }
 
 void check_view_step(const Batch& batch, const LaunchOrder& order, const Written& written,
                      const LaunchShape& shape, size_t at) {
   const auto& step = order.steps[at];
+  size_t not_awaited = 0;
   for_each_tile(batch, step, [&](const TouchedRows& rows, uint64_t tile) {
     for (const uint64_t byte : bytes_of_tile(rows, tile)) {
-      const auto writer = written.writers.find(byte);
-      if (writer == written.writers.end()) continue;
-      const uint32_t segment = order.steps[writer->second].first_segment;
-      REQUIRE(segment >= step.first_segment);
-      REQUIRE(segment < step.end_segment);
+      if (byte >= written.writers.size() || written.writers[byte] == kNobody) continue;
+      const uint32_t segment = order.steps[written.writers[byte]].first_segment;
+      if (segment < step.first_segment || segment >= step.end_segment) ++not_awaited;
     }
   });
+  REQUIRE(not_awaited == 0);
   if (step.first_segment == step.end_segment) return;
   const size_t last = written.last_of_segments[step.end_segment - 1];
   REQUIRE(last < at);
