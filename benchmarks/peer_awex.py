@@ -58,7 +58,11 @@ class PipeStore:
         while key not in self._values:
             if not self._pipe.poll(min(timeout, PATIENCE_S)):
                 raise TimeoutError(f"the other process did not send '{key}' within {PATIENCE_S} s")
-            name, value = self._pipe.recv()
+            try:
+                name, value = self._pipe.recv()
+            except EOFError:
+                raise RuntimeError(f"the other process ended before it sent '{key}': its own error "
+                                   "stands above") from None
             self._values[name] = value
         return self._values[key]
 
@@ -299,7 +303,7 @@ def make_reader(awex, device, model, store, training_meta):
 def sums(parameters):
     """Of each tensor's bits, so that order in the tensor does not matter and NaN would."""
     import torch
-    return {name: int(tensor.contiguous().view(torch.int16).to(torch.int64).sum())
+    return {name: int(tensor.contiguous().view(torch.int16).sum(dtype=torch.int64))
             for name, tensor in sorted(parameters.items())}
 
 
