@@ -20,7 +20,7 @@ class Missing(Exception):
 
 
 def parse_kernels(text):
-    """{set: {way: {"seconds", "ratio"}}} of kernel_bench's lines; the ratio is to one cudaMemcpy."""
+    """{set: {way: {"seconds", "ratio"}}} of kernel_bench's lines; ratios are to one cudaMemcpy."""
     sets = {}
     for line in text.splitlines():
         match = KERNEL_LINE.match(line.rstrip())
@@ -233,11 +233,12 @@ def goals(results):
     dense = {"digest": "update", "verify off": "verify-off", "transfer": "transfer"}
     experts = {"digest": "experts", "verify off": "experts-verify-off",
                "transfer": "experts-transfer"}
+    model = results["model"].removeprefix("preset:")
+    lines = [*transfer_goals(results, model, "Qwen3-4B", dense),
+             *transfer_goals(results, "half of qwen3-30b-a3b", "half of 30B's experts", experts),
+             *memory_goals(results), *cycle_goals(results)]
     rows = []
-    for what, (goal, holds, show), figure in [
-            *transfer_goals(results, results["model"].removeprefix("preset:"), "Qwen3-4B", dense),
-            *transfer_goals(results, "24 layers of qwen3-30b-a3b", "half of 30B's experts", experts),
-            *memory_goals(results), *cycle_goals(results)]:
+    for what, (goal, holds, show), figure in lines:
         try:
             value = figure()
         except Missing:
@@ -392,8 +393,8 @@ def replace_between_markers(text, new):
 
 # ---- Plot
 
-HATCHES = ["", "", "//", "//", "..", ".."]
-GREYS = ["#9ecae1", "#08519c", "#fdd0a2", "#d94801", "#d9d9d9", "#636363"]
+HATCHES = ["", "", "//", "//", r"\\", r"\\"]
+COLOURS = ["#9ecae1", "#08519c", "#fdd0a2", "#d94801", "#d9d9d9", "#636363"]
 
 
 def plot(results, path):
@@ -412,7 +413,7 @@ def plot(results, path):
         bars = [(at, values[system]) for at, (_, values) in enumerate(rows) if values[system]]
         if bars:
             axes.bar([at + (index - (len(systems) - 1) / 2) * width for at, _ in bars],
-                     [seconds for _, seconds in bars], width, label=system, color=GREYS[index],
+                     [seconds for _, seconds in bars], width, label=system, color=COLOURS[index],
                      hatch=HATCHES[index], edgecolor="black", linewidth=0.4)
     axes.set_yscale("log")
     axes.set_ylabel("seconds")

@@ -15,15 +15,15 @@ Written here, because Awex leaves it to an engine and needs one running:
 - offloading and resuming, which are abstract in Awex. They do what public adapters for Megatron do:
   optimizer states go tensor by tensor through .to("cpu", non_blocking=True), which PyTorch pins and
   keeps; weights are one buffer with a pinned copy, whose storage shrinks to nothing;
-- the model and optimizer: modules with Megatron's and SGLang's names and shapes, without arithmetic;
+- model and optimizer: modules with Megatron's and SGLang's names and shapes, no arithmetic;
 - which tensors the writer empties after grouping: not the model's own, which it offloads next;
 - the meta server: a pipe between both processes. Awex's is an HTTP server that is asked every 0.2 s
   and more; its waits and its calls of nvidia-smi for the log are left out, in Awex's favour. So is
   what it does for tied embeddings, which are sent twice.
 
 The weights leave the GPU in the midst of writing them, as Awex has it; the time of that is counted
-as offloading, not as transfer. Inference keeps its memory all the time. At the end both sides compare
-the sums of what was sent and what arrived.
+as offloading, not as transfer. Inference keeps its memory all the time. At the end both sides
+compare the sums of what was sent and what arrived.
 """
 import contextlib
 import gc

@@ -69,7 +69,8 @@ class Figures(unittest.TestCase):
     def test_kernel_lines(self):
         sets = tables.parse_kernels(KERNELS)
         self.assertEqual(sorted(sets), ["Qwen3-4B", "half of 30B's experts"])
-        self.assertEqual(sets["Qwen3-4B"]["copy, half columns"], {"seconds": 0.0055, "ratio": 0.969})
+        self.assertEqual(sets["Qwen3-4B"]["copy, half columns"],
+                         {"seconds": 0.0055, "ratio": 0.969})
 
     def test_kernel_goals_take_the_slowest_way(self):
         self.assertEqual(self.goal("qwen3-4b: copy kernel against"), ("0.969", "**missed**"))
