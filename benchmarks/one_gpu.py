@@ -66,9 +66,10 @@ def first_line(*command):
 
 
 def last_words(text):
-    """The last line that says something, for a table."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
+    """The last line that tells of an error, or the last that says something, for a table."""
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalpha, line))]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no output"])[-1]
 
 
 class Failures:
@@ -296,6 +297,8 @@ def main():
     if not shutil.which("mpirun"):
         sys.exit("error: mpirun is not on PATH: install Open MPI")
     options.build = options.build.resolve()
+    if not (options.build / "awex-colocate").is_file():
+        sys.exit(f"error: no awex-colocate in {options.build}: build it there, see README.md")
     options.peers = options.peers.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
