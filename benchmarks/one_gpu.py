@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Ours, Awex and torch_memory_saver on one GPU and the same sizes, in one run.
+
+usage: one_gpu.py BUILD_DIR OUT_DIR [--model preset:qwen3-4b] [--rounds N] [--peers DIR]
+       one_gpu.py --docs docs/benchmarks.md OUT_DIR
+
+The first form measures and leaves one_gpu.json, one_gpu.md and one_gpu.svg in OUT_DIR; it returns 1
+if a run of ours or of an installed peer failed. The second writes the tables into the docs and the
+plot beside them, from OUT_DIR/one_gpu.json: it needs no GPU.
+
+The peers come from PyPI into a folder that needs no network afterwards:
+
+    pip install --target DIR --no-deps awex==0.9.0 torch_memory_saver==0.0.10 psutil
+
+Besides they need PyTorch for CUDA, numpy, transformers and packaging. peer_awex.py says which steps
+are Awex's own code. Rounds of ours (`--rounds`) and of the peers (`--peer-rounds`: their first
+offloads take long) take turns; a round of a peer has several warm cycles. One system at a time has
+the GPU, and its processes end before the next begin: host memory holds one backup, not two.
+"""
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import one_gpu_tables
+from peer_shapes import MODELS, elements, inference_tensors
+
+HERE = pathlib.Path(__file__).resolve().parent
+TIMEOUT_S = 300
+TOUCHED_BYTES = 60 * 10**9
+EXPERTS = ("--model", "preset:qwen3-30b-a3b", "--layers", "24", "--optimizer", "none")
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def touch_host_memory(size):
+    """Some virtual machines get their memory from the host as it is touched, at a tenth of its
+    speed. Whoever runs first would pay for all: so nobody does."""
+    import numpy
+    threads = os.cpu_count()
+
+    def fill(_):
+        numpy.empty(size // threads, numpy.uint8).fill(1)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, range(threads)))
+
+
+def host_memory_bytes():
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def first_line(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True,
+                              timeout=60).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
+
+
+def last_words(text):
+    """The last line that tells of an error, or the last that says something, for a table."""
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalpha, line))]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no output"])[-1]
+
+
+class Failures:
+    """What failed; the run goes on and fails at its end."""
+
+    def __init__(self):
+        self.messages = []
+
+    def add(self, message):
+        say(f"error: {message}")
+        self.messages.append(message)
+
+
+class Ours:
+    """Runs of awex-colocate and kernel_bench."""
+
+    def __init__(self, options, failures):
+        self._binary = options.build / "awex-colocate"
+        self._kernels = options.build / "tests/gpu/kernel_bench"
+        self._options = options
+        self._failures = failures
+
+    def runs(self):
+        """(name, ranks, arguments) of one round."""
+        o = self._options
+        model = ("--backend", o.backend, "--model", o.model)
+        trainer = (*model, "--optimizer", "adamw", "--kv-cache", o.kv_cache)
+        versions = ("--versions", "3")
+        yield "update", 2, ("update", *trainer, *versions)
+        yield "verify-off", 2, ("update", *trainer, *versions, "--verify", "off")
+        yield "warm-host-memory", 2, ("update", *trainer, *versions, "--warm-host-memory")
+        yield "no-offload", 2, ("update", *model, "--optimizer", "adamw", *versions,
+                                "--no-offload", "--kv-cache", o.small_kv_cache)
+        yield "transfer", 2, ("transfer", *model, "--optimizer", "none")
+        if o.backend == "cuda":
+            experts = ("--backend", "cuda", *EXPERTS)
+            rollout = (*experts, "--kv-cache", o.kv_cache, *versions)
+            yield "experts", 2, ("update", *rollout)
+            yield "experts-verify-off", 2, ("update", *rollout, "--verify", "off")
+            yield "experts-transfer", 2, ("transfer", *experts)
+        yield "control", 4, ("update", "--backend", "host", "--model", "preset:tiny-dense",
+                             "--layers", "1", "--optimizer", "none", "--no-offload", "--verify",
+                             "off", "--versions", "50")
+
+    def round(self):
+        """{name: report} of what succeeded."""
+        reports = {}
+        for name, ranks, arguments in self.runs():
+            report = self._update(name, ranks, arguments)
+            if report:
+                reports[name] = report
+        if self._options.backend == "cuda":
+            kernels = self._kernel_lines()
+            if kernels:
+                reports["kernels"] = kernels
+        return reports
+
+    def _update(self, name, ranks, arguments):
+        say(f"ours: {name}")
+        command = ["mpirun", "-np", str(ranks), "--bind-to", "none", "--oversubscribe",
+                   self._binary, *arguments, "--json", "-"]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S,
+                                    check=False)
+        except subprocess.TimeoutExpired:
+            self._failures.add(f"{name}: did not end within {TIMEOUT_S} s")
+            return None
+        if result.returncode != 0:
+            self._failures.add(f"{name}: exit code {result.returncode}: "
+                               f"{last_words(result.stderr)}\n{result.stderr}")
+            return None
+        return json.loads(result.stdout)
+
+    def _kernel_lines(self):
+        say("ours: kernel_bench")
+        try:
+            return subprocess.run([self._kernels], capture_output=True, text=True,
+                                  timeout=TIMEOUT_S, check=True).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            self._failures.add(f"kernel_bench: {error}")
+            return None
+
+
+class Peers:
+    """Runs of the packages in a folder, each in processes of its own."""
+
+    def __init__(self, options, failures):
+        self._options = options
+        self._failures = failures
+        self.results = {}
+
+    def measure(self, package, script, *arguments):
+        self.results.setdefault(package, []).append(self._measure(package, script, arguments))
+
+    def _measure(self, package, script, arguments):
+        if not (self._options.peers / package).is_dir():
+            return {"error": f"not installed in {self._options.peers}"}
+        say(f"peer: {package}")
+        path = os.pathsep.join(filter(None, [str(self._options.peers),
+                                             os.environ.get("PYTHONPATH")]))
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder) / "out.json"
+            command = [sys.executable, HERE / script, out, self._options.model,
+                       str(self._options.warm_cycles), *arguments]
+            # Its processes form a group, so that none is left when it is given up.
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                       text=True, env={**os.environ, "PYTHONPATH": path},
+                                       start_new_session=True)
+            try:
+                text, _ = process.communicate(timeout=TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.communicate()
+                return self._failed(package, f"did not end within {TIMEOUT_S} s", "")
+            if process.returncode != 0:
+                return self._failed(package, last_words(text), text)
+            return json.loads(out.read_text(encoding="utf-8"))
+
+    def _failed(self, package, why, text):
+        self._failures.add(f"{package}: {why}\n{text}")
+        return {"error": f"failed: {why}"}
+
+    def round(self):
+        if self._options.backend != "cuda" or self._options.model not in MODELS:
+            return
+        self.measure("awex", "peer_awex.py")
+        self.measure("torch_memory_saver", "peer_tms.py", str(8 * 10**9))
+
+
+def check_sizes(results, model_name, failures):
+    """Holds the peers' table of shapes against the model that ours loaded."""
+    if model_name not in MODELS or "update" not in results["ours"][0]:
+        return
+    ours = results["ours"][0]["update"]["model"]["bytes"]
+    theirs = 2 * elements(inference_tensors(MODELS[model_name]))
+    if ours != theirs:
+        failures.add(f"{model_name} has {ours} bytes in ours and {theirs} in the peers' table: "
+                     "correct benchmarks/peer_shapes.py")
+
+
+def versions(build):
+    found = {"ours": first_line(build / "awex-colocate", "--version"),
+             "driver": first_line("nvidia-smi", "--query-gpu=driver_version",
+                                  "--format=csv,noheader"),
+             "mpirun": first_line("mpirun", "--version")}
+    try:
+        import torch
+        found["PyTorch"] = torch.__version__
+    except ImportError:
+        found["PyTorch"] = "not installed"
+    return found
+
+
+def measure(options, failures):
+    if options.backend == "cuda":
+        say(f"touching {TOUCHED_BYTES / 1e9:.0f} GB of host memory")
+        touch_host_memory(TOUCHED_BYTES)
+    ours, others = Ours(options, failures), Peers(options, failures)
+    gpu = first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    results = {"model": options.model, "backend": options.backend,
+               "gpu": gpu if options.backend == "cuda" else "host memory",
+               "cores": len(os.sched_getaffinity(0)), "host_memory_bytes": host_memory_bytes(),
+               "versions": versions(options.build), "ours": [], "peers": others.results}
+    for number in range(max(options.rounds, options.peer_rounds)):
+        if number < options.rounds:
+            results["ours"].append(ours.round())
+        if number < options.peer_rounds:
+            others.round()
+    for package, runs in others.results.items():
+        results["versions"].update({package: run["version"] for run in runs if "version" in run})
+    check_sizes(results, options.model, failures)
+    return results
+
+
+def write_reports(results, folder):
+    (folder / "one_gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    plotted = None
+    try:
+        one_gpu_tables.plot(results, folder / "one_gpu.svg")
+        plotted = "one_gpu.svg"
+    except ImportError:
+        say("warning: no plot: matplotlib is not installed; --docs draws it later")
+    text = one_gpu_tables.markdown(results, plotted)
+    (folder / "one_gpu.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def write_docs(docs, folder):
+    results = json.loads((folder / "one_gpu.json").read_text(encoding="utf-8"))
+    text = one_gpu_tables.markdown(results, "one_gpu.svg")
+    docs.write_text(one_gpu_tables.replace_between_markers(docs.read_text(encoding="utf-8"), text),
+                    encoding="utf-8")
+    one_gpu_tables.plot(results, docs.parent / "one_gpu.svg")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build", type=pathlib.Path, nargs="?", metavar="BUILD_DIR")
+    parser.add_argument("out", type=pathlib.Path, metavar="OUT_DIR")
+    parser.add_argument("--docs", type=pathlib.Path, help="write OUT_DIR's figures into this text")
+    parser.add_argument("--model", help="default: preset:qwen3-4b, on host preset:tiny-dense")
+    parser.add_argument("--backend", choices=("cuda", "host"), default="cuda",
+                        help="host tries ours without a GPU; the peers are left out")
+    parser.add_argument("--rounds", type=int, default=2, help="of ours")
+    parser.add_argument("--peer-rounds", type=int, default=1)
+    parser.add_argument("--warm-cycles", type=int, default=3, help="of the peers, a round")
+    parser.add_argument("--peers", type=pathlib.Path, default=HERE / "peers",
+                        help="folder with the peers' packages")
+    options = parser.parse_args()
+    if not options.docs and not options.build:
+        parser.error("BUILD_DIR is missing")
+    if options.rounds < 1 or options.peer_rounds < 0 or options.warm_cycles < 1:
+        parser.error("--rounds and --warm-cycles are 1 or more, --peer-rounds 0 or more")
+    on_host = options.backend == "host"
+    options.model = options.model or ("preset:tiny-dense" if on_host else "preset:qwen3-4b")
+    options.kv_cache, options.small_kv_cache = ("8MB", "1MB") if on_host else ("8GB", "1GB")
+    return options
+
+
+def main():
+    options = parse_options()
+    if options.docs:
+        write_docs(options.docs, options.out)
+        return
+    if not shutil.which("mpirun"):
+        sys.exit("error: mpirun is not on PATH: install Open MPI")
+    options.build = options.build.resolve()
+    if not (options.build / "awex-colocate").is_file():
+        sys.exit(f"error: no awex-colocate in {options.build}: build it there, see README.md")
+    options.peers = options.peers.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    failures = Failures()
+    write_reports(measure(options, failures), options.out)
+    say(f"took {time.monotonic() - start:.0f} s")
+    if failures.messages:
+        sys.exit("error: failed: " +
+                 "; ".join(message.splitlines()[0] for message in failures.messages))
+
+
+if __name__ == "__main__":
+    main()
