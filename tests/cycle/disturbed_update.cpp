@@ -1,9 +1,11 @@
-// An update on the host backend that one rank disturbs on purpose:
-//   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S HOW
+// An update that one rank disturbs on purpose:
+//   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S HOW [BACKEND TRAINER INFERENCE]
 // When RANK begins the phase (PHASE, ROLE, TAG) of version 1 it does FAULT: none, kill, stop,
 // throw, or damage, which flips one bit of the memory that the phase works on: of the host backup
 // where that holds the bytes, else of the mapped memory. disturbed_update_test.py says what must
-// become of it. HOW is empty, full (--verify full) or warm (--warm-host-memory).
+// become of it. HOW is empty, full (--verify full), warm (--warm-host-memory) or share
+// (--share-gpu). Damage needs memory that the process can write: BACKEND host, which is the
+// default.
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -62,16 +64,19 @@ class Disturber final : public awex::CycleObserver {
   const awex::Job& job_;
 };
 
-awex::RunOptions options_from(char** argv) {
+awex::RunOptions options_from(int argc, char** argv) {
   awex::RunOptions options;
   options.timeout = awex::Seconds(std::stod(argv[6]));
   const std::string how = argv[7];
   options.verify = how == "full" ? awex::Verify::kFull : awex::Verify::kDigest;
   options.warm_host_memory = how == "warm";
+  options.share_gpu = how == "share";
   options.model = "preset:tiny-dense";
-  options.trainer = "megatron:tp=2";
-  options.inference = "sglang:tp=1";
-  options.backend = awex::BackendKind::kHost;
+  const bool is_default = argc == 8;
+  options.trainer = is_default ? "megatron:tp=2" : argv[9];
+  options.inference = is_default ? "sglang:tp=1" : argv[10];
+  const bool is_cuda = !is_default && std::string(argv[8]) == "cuda";
+  options.backend = is_cuda ? awex::BackendKind::kCuda : awex::BackendKind::kHost;
   options.kv_cache_bytes = 1 << 20;
   options.versions = 2;
   options.measure_limits = false;
@@ -81,11 +86,13 @@ awex::RunOptions options_from(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 8) {
-    std::fprintf(stderr, "usage: %s FAULT RANK PHASE ROLE TAG TIMEOUT_S HOW\n", argv[0]);
+  if (argc != 8 && argc != 11) {
+    std::fprintf(stderr,
+                 "usage: %s FAULT RANK PHASE ROLE TAG TIMEOUT_S HOW [BACKEND TRAINER INFERENCE]\n",
+                 argv[0]);
     return 2;
   }
-  const auto options = options_from(argv);
+  const auto options = options_from(argc, argv);
   awex::Job job(&argc, &argv, options.timeout);
   Disturber disturber({argv[1], std::stoi(argv[2]), argv[3], argv[4], argv[5]}, job);
   const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Settings, figures, verdicts and tables of benchmarks/several_gpus.py, on reports made by hand."""
+
+import copy
+import os
+import sys
+import types
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "benchmarks"))
+import several_gpus_table as tables  # noqa: E402  pylint: disable=wrong-import-position
+
+DENSE = tables.Model("dense", "preset:dense", 36, False)
+MOE = tables.Model("moe", "preset:moe", 8, True)
+GB = 10 ** 9
+PLAN = {"plan": {"local_bytes": GB, "remote_bytes": 3 * GB}}
+LINKS = {"device_to_host": {"best_bytes_per_s": 100 * GB},
+         "host_to_device": {"best_bytes_per_s": 50 * GB},
+         "devices": [{"index": 0, "numa_node": 1, "host_bytes_by_numa_node": {"1": GB}}]}
+
+
+def phase(name, role, tag, seconds, size=0):
+    return {"phase": name, "role": role, "tag": tag, "seconds": seconds, "bytes": size}
+
+
+def version(number, scale=1.0):
+    """Of a cycle that takes 2 s without its training step, in the steady state."""
+    return {"version": number, "committed": True, "seconds": 2.5 * scale,
+            "digest": {"model": f"0x{number}", "mismatched": 0},
+            "phases": [phase("offload", "trainer", "optimizer", 0.75 * scale, 60 * GB),
+                       phase("transfer", "inference", "weights", 0.02 * scale, 4 * GB),
+                       phase("offload", "trainer", "weights", 0.2 * scale, 10 * GB),
+                       phase("resume", "inference", "kv_cache", 0.01 * scale),
+                       phase("resume", "trainer", "weights", 0.2 * scale, 10 * GB),
+                       phase("resume", "trainer", "optimizer", 0.75 * scale, 60 * GB),
+                       phase("train", "trainer", None, 0.5 * scale)]}
+
+
+def report():
+    """The first version is slow, and must not count."""
+    return {"ok": True, "error": None, "plan": dict(PLAN["plan"]),
+            "versions": [version(1, 9), version(2), version(3)]}
+
+
+class Settings(unittest.TestCase):
+    def test_pipelines_are_even_or_differ_at_their_ends(self):
+        self.assertEqual(tables.pipeline_spec(36, 4), "megatron:pp=4")
+        self.assertEqual(tables.pipeline_spec(36, 8), "megatron:pp=8,first=3,last=3")
+        with self.assertRaises(ValueError):
+            tables.pipeline_spec(5, 2)
+        with self.assertRaises(ValueError):
+            tables.pipeline_spec(4, 8)
+
+    def test_uneven_pipelines_keep_all_layers(self):
+        for layers in range(10, 100):
+            for stages in (4, 8):
+                try:
+                    spec = tables.pipeline_spec(layers, stages)
+                except ValueError:
+                    continue
+                if "first" not in spec:
+                    continue
+                end = int(spec.rpartition("=")[2])
+                self.assertEqual((layers - 2 * end) % (stages - 2), 0, spec)
+                self.assertGreater(layers, 2 * end, spec)
+
+    def test_only_experts_are_spread_as_experts(self):
+        self.assertEqual([s.letter for s in tables.settings_of(DENSE, 4)], ["a", "b", "c"])
+        self.assertEqual([s.letter for s in tables.settings_of(MOE, 8)], ["a", "b", "c", "d"])
+        self.assertEqual([s.letter for s in tables.settings_of(MOE, 1)], ["a"])
+
+    def test_settings_have_names_of_their_own(self):
+        settings = [s for model in (DENSE, MOE) for gpus in (1, 2, 4, 8)
+                    for s in tables.settings_of(model, gpus)]
+        self.assertEqual(len({s.name for s in settings}), len(settings))
+
+    def test_only_what_travels_is_exchanged(self):
+        self.assertEqual(tables.exchanged([[5, 1], [2, 6]]), [[0, 1], [2, 0]])
+        self.assertEqual(tables.exchanged([[5]]), [[5]])
+
+
+class Figures(unittest.TestCase):
+    def setUp(self):
+        self.setting = tables.settings_of(MOE, 2)[2]
+
+    def test_rates_and_ratios_are_of_warm_versions(self):
+        row = tables.figures(self.setting, PLAN, report(), report(), {"best_seconds": 0.015}, LINKS)
+        self.assertAlmostEqual(row["transfer_seconds"], 0.02)
+        self.assertAlmostEqual(row["remote_bytes_per_s_per_gpu"], 75 * GB)
+        self.assertAlmostEqual(row["nccl_bytes_per_s_per_gpu"], 100 * GB)
+        self.assertAlmostEqual(row["remote_ratio"], 0.75)
+        self.assertAlmostEqual(row["offload_bytes_per_s"], 80 * GB)
+        self.assertAlmostEqual(row["offload_ratio"], 0.8)
+        self.assertAlmostEqual(row["cycle_seconds"], 2.0)
+        self.assertAlmostEqual(row["link_seconds"], 0.7 + 1.4)
+        self.assertAlmostEqual(row["cycle_ratio"], 2.1 / 2.0)
+
+    def test_what_failed_is_unknown(self):
+        row = tables.figures(self.setting, PLAN, None, None, None, None)
+        self.assertEqual(row["remote_bytes"], 3 * GB)
+        for key in ("transfer_seconds", "remote_ratio", "offload_ratio", "cycle_ratio"):
+            self.assertIsNone(row[key], key)
+
+
+class Verdicts(unittest.TestCase):
+    def faults(self, changed, trained=()):
+        return tables.faults_of_update(changed, PLAN, "0x1", list(trained))
+
+    def test_a_right_update_has_none(self):
+        self.assertEqual(self.faults(report(), ["0x1", "0x2", "0x3"]), [])
+
+    def test_each_fault_is_found(self):
+        def change(path, value):
+            changed = copy.deepcopy(report())
+            target = changed
+            for key in path[:-1]:
+                target = target[key]
+            target[path[-1]] = value
+            return changed
+
+        failed = change(["ok"], False)
+        failed["error"] = {"message": "lost"}
+        cases = [(failed, "failed: lost"),
+                 (change(["plan", "remote_bytes"], 1), "remote_bytes"),
+                 (change(["versions", 1, "committed"], False), "version 2 is not committed"),
+                 (change(["versions", 1, "digest"], None), "version 2 has no digest"),
+                 (change(["versions", 2, "digest", "mismatched"], 4), "4 tensors differ"),
+                 (change(["versions", 0, "digest", "model"], "0x9"), "the checkpoint 0x1"),
+                 (change(["versions", 0, "phases", 1, "bytes"], 5), "moved 5 bytes")]
+        for changed, message in cases:
+            self.assertIn(message, "; ".join(self.faults(changed)))
+        self.assertIn("in another layout", "; ".join(self.faults(report(), ["0x1", "0x2", "0x7"])))
+
+    def test_a_killed_rank_must_be_named(self):
+        def run(code, stderr, stdout="phase train trainer \n", left=()):
+            return types.SimpleNamespace(code=code, stderr=stderr, stdout=stdout, left=list(left))
+
+        def faults(of_run):
+            return tables.faults_of_disturbed("kill", 3, ("train", "trainer", ""), of_run)
+
+        gone = "error: rank 3 (inference) pid 7 is gone"
+        self.assertEqual(faults(run(137, gone)), [])
+        self.assertIn("exit code 0 instead of 137", faults(run(0, gone)))
+        self.assertTrue(faults(run(137, "error: rank 2 (inference) pid 7 is gone")))
+        self.assertIn("the phase did not come", faults(run(137, gone, stdout="")))
+        self.assertIn("process 7 is left", faults(run(137, gone, left=["process 7"])))
+
+
+class Tables(unittest.TestCase):
+    def result(self, failures=()):
+        setting = tables.settings_of(MOE, 2)[2]
+        row = tables.figures(setting, PLAN, report(), report(), {"best_seconds": 0.015}, LINKS)
+        fault = {"fault": "kill", "rank": 1, "phase": "commit all weights", "seconds": 4.2,
+                 "failures": list(failures)}
+        return {"machine": {"name": "a machine"},
+                "groups": [{"gpus": 2, "links": LINKS, "faults": [fault],
+                            "rows": [row | {"failures": list(failures)}]}]}
+
+    def test_every_line_has_as_many_cells(self):
+        text = tables.results_table(self.result()["groups"][0]["rows"])
+        self.assertEqual(len({line.count("|") for line in text.splitlines()}), 1)
+        self.assertIn("| 75.0 | 100.0 | 0.750 |", text)
+
+    def test_failures_show(self):
+        self.assertNotIn("**", tables.tables([self.result()]))
+        text = tables.tables([self.result(["it broke"])])
+        self.assertIn("**no**: it broke", text)
+        self.assertIn("**kill of rank 1 in commit all weights**: it broke", text)
+        self.assertIn("0 of 1 runs ended", text)
+
+    def test_documents_keep_what_is_around_the_markers(self):
+        document = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
+        written = tables.write_between_markers(document, "new\n")
+        self.assertTrue(written.startswith("before\n") and written.endswith("\nafter\n"))
+        self.assertIn("new", written)
+        self.assertNotIn("old", written)
+        self.assertEqual(tables.write_between_markers(written, "new\n"), written)
+        for broken in ("", tables.BEGIN, tables.END + tables.BEGIN, document * 2):
+            with self.assertRaises(ValueError):
+                tables.write_between_markers(broken, "new\n")
+
+
+if __name__ == "__main__":
+    unittest.main()
