@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <new>
-#include <optional>
 
 #include "transfer/fd_exchange.hpp"
 
@@ -14,12 +13,6 @@ namespace awex {
 namespace {
 
 constexpr auto kWhat = "the memory ledger of the GPU";
-
-/// What each rank says of the page that it offers, if it does.
-struct PageRecord {
-  FdOffer offer;
-  int32_t fd = -1;
-};
 
 UniqueFd make_page() {
   UniqueFd fd(::memfd_create("awex-ledger", MFD_CLOEXEC));
@@ -41,24 +34,17 @@ UniqueFd share_page(Job& job, const DeviceMap& devices) {
   const auto& gpus = devices.physical;
   const uint32_t mine = gpus[static_cast<size_t>(job.rank())];
   const auto owner = static_cast<int>(std::find(gpus.begin(), gpus.end(), mine) - gpus.begin());
-  PageRecord record{{job.rank(), ::getpid(), {}}, -1};
   UniqueFd page;
-  std::optional<FdSocket> socket;
-  if (owner == job.rank()) {
-    page = make_page();
-    socket.emplace();
-    record.offer.socket = fixed_text<64>(socket->name());
-    record.fd = page.get();
-  }
-  const auto records = job.all_gather_value(record, kWhat);
+  if (owner == job.rank()) page = make_page();
+  const auto offered = job.all_gather_value(page.get(), kWhat);
   if (owner != job.rank()) {
-    const auto& offered = records[static_cast<size_t>(owner)];
-    return std::move(take_fds(job, offered.offer, {&offered.fd, 1}, kWhat).front());
+    const int fd = offered[static_cast<size_t>(owner)];
+    return std::move(take_fds(job, owner, {&fd, 1}, kWhat).front());
   }
   for (int rank = owner + 1; rank < job.size(); ++rank) {
     if (gpus[static_cast<size_t>(rank)] != mine) continue;
     const int fd = page.get();
-    hand_out_fds(job, rank, *socket, {&fd, 1}, kWhat);
+    hand_out_fds(job, rank, {&fd, 1}, kWhat);
   }
   return page;
 }

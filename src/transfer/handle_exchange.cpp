@@ -1,10 +1,7 @@
 #include "transfer/handle_exchange.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
-#include <optional>
 
 #include "base/checked.hpp"
 #include "base/fixed_text.hpp"
@@ -66,14 +63,12 @@ void check_offer(const HandleRecord& record) {
   }
 }
 
-HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint,
-                         const FdSocket* socket) {
+HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   HandleRecord record;
   record.protocol = kHandleProtocol;
   record.rank = job.rank();
   record.partner = partner_rank;
-  record.pid = ::getpid();
   record.role = me.role;
   record.host = fixed_text<64>(job.host());
   record.device_uuid = me.device.uuid;
@@ -88,7 +83,6 @@ HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint6
   record.chunk_bytes = offered->chunk_bytes();
   record.chunk_count = static_cast<uint32_t>(fds.size());
   std::copy(fds.begin(), fds.end(), record.fds.begin());
-  record.socket = fixed_text<64>(socket->name());
   return record;
 }
 
@@ -112,21 +106,17 @@ void check_handles(std::span<const HandleRecord> records) {
 
 ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint,
                            FdTransport transport) {
-  std::optional<FdSocket> socket;
-  if (offered != nullptr) socket.emplace();
-  const auto record =
-      make_record(job, offered, partner_rank, fingerprint, socket ? &*socket : nullptr);
+  const auto record = make_record(job, offered, partner_rank, fingerprint);
   const auto records = job.all_gather_value(record, "the swap of memory handles");
   // Every rank sees the same records, so every rank comes to the same verdict.
   job.do_and_agree([&] { check_handles(records); });
-  if (socket) {
-    hand_out_fds(job, partner_rank, *socket, std::span(record.fds).first(record.chunk_count),
+  if (offered != nullptr) {
+    hand_out_fds(job, partner_rank, std::span(record.fds).first(record.chunk_count),
                  weights_of(job, record.rank));
     return {};
   }
   const auto& trainer = records[static_cast<size_t>(partner_rank)];
-  auto fds = take_fds(job, {trainer.rank, trainer.pid, trainer.socket},
-                      std::span(trainer.fds).first(trainer.chunk_count),
+  auto fds = take_fds(job, trainer.rank, std::span(trainer.fds).first(trainer.chunk_count),
                       weights_of(job, trainer.rank), transport);
   return {trainer.bytes, trainer.chunk_bytes, std::move(fds)};
 }

@@ -20,7 +20,6 @@ struct HandleRecord {
   uint32_t protocol = 0;  ///< kHandleProtocol.
   int32_t rank = 0;
   int32_t partner = 0;  ///< Rank of the other role on the same device.
-  int32_t pid = 0;
   Role role = Role::kTrainer;
   FixedText<64> host{};  ///< Zero-terminated.
   std::array<uint8_t, 16> device_uuid{};
@@ -29,11 +28,10 @@ struct HandleRecord {
   uint64_t chunk_bytes = 0;
   uint32_t chunk_count = 0;
   std::array<int32_t, kMaxChunks> fds{};  ///< Descriptor numbers in the offering process.
-  FixedText<64> socket{};                 ///< Abstract socket for SCM_RIGHTS; zero-terminated.
 };
 static_assert(std::is_trivially_copyable_v<HandleRecord>);
 
-inline constexpr uint32_t kHandleProtocol = 1;
+inline constexpr uint32_t kHandleProtocol = 2;
 
 /// Checks all ranks' records, in rank order, against each other: one protocol and fingerprint for
 /// all, partners that name each other, are of different roles and share host and device, and offers

@@ -1,0 +1,136 @@
+// What a version takes from the driver and the system, once the first has been: on a GPU nothing
+// but the chunks that come and go, and the mapping of the trainer's.
+#include <doctest/doctest.h>
+
+#include "gpu/gpu_bench.hpp"
+#include "support/call_ledger.hpp"
+#include "support/mpi_job.hpp"
+
+namespace awex::test {
+namespace {
+
+using Calls = std::map<std::string, CallCounts>;
+
+constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kVersions = 4;
+constexpr auto kSetAccess = "cuMemSetAccess";
+
+RunOptions options_for(const std::string& model, uint64_t layers) {
+  RunOptions options;
+  options.model = model;
+  options.layers = layers;
+  options.backend = BackendKind::kCuda;
+  options.kv_cache_bytes = 130 * kMiB;
+  options.versions = kVersions;
+  options.timeout = Seconds{60};
+  options.measure_limits = false;
+  return options;
+}
+
+/// The calls that a cycle consists of, by phase, but for those of cuMemSetAccess: how many of them
+/// a chunk needs depends on the driver.
+Calls expected(const CountedUpdate& update) {
+  const CallCounts taken{{"cuMemCreate", 1}, {"cuMemMap", 1}};
+  const CallCounts released{{"cuMemUnmap", 1}, {"cuMemRelease", 1}};
+  const auto& [weights, optimizer, kv_cache, mapped] = update.chunks;
+  if (update.is_trainer) {
+    return {{"offload trainer weights", times(weights, released)},
+            {"offload trainer optimizer", times(optimizer, released)},
+            {"resume trainer weights", times(weights, taken)},
+            {"resume trainer optimizer", times(optimizer, taken)},
+            {"map all weights", {{"cuMemExportToShareableHandle", weights}}}};
+  }
+  return {{"resume inference weights", times(weights, taken)},
+          {"discard inference weights", times(weights, released)},
+          {"resume inference kv_cache", times(kv_cache, taken)},
+          {"discard inference kv_cache", times(kv_cache, released)},
+          {"unmap inference weights", {{"cuMemUnmap", mapped}}},
+          {"map all weights",
+           {{"pidfd_open", 1},
+            {"pidfd_getfd", mapped},
+            {"cuMemImportFromShareableHandle", mapped},
+            {"cuMemMap", mapped},
+            {"cuMemRelease", mapped}}}};
+}
+
+/// Where descriptors cannot be taken by pidfd_getfd they come through a socket.
+bool uses_sockets(const CountedUpdate& update) {
+  for (const auto& version : update.versions) {
+    for (const auto& [phase, calls] : version.by_phase) {
+      if (calls.contains("socket")) return true;
+    }
+  }
+  return false;
+}
+
+/// Takes the calls of cuMemSetAccess out of `calls`, and says how many they were.
+uint64_t take_out_set_access(Calls& calls) {
+  uint64_t count = 0;
+  for (auto& [phase, of_phase] : calls) {
+    if (const auto found = of_phase.extract(kSetAccess)) count += found.mapped();
+  }
+  return count;
+}
+
+void check_steady_state(const CountedUpdate& update, const Calls& wanted) {
+  REQUIRE(update.versions.size() == kVersions);
+  CHECK_MESSAGE(!uses_sockets(update), "pidfd_getfd is refused here");
+  const auto& [weights, optimizer, kv_cache, mapped] = update.chunks;
+  const auto& second = update.versions[1];
+  for (uint64_t version = 2; version <= kVersions; ++version) {
+    auto by_phase = update.versions[version - 1].by_phase;
+    CAPTURE(version);
+    CHECK_MESSAGE(by_phase == second.by_phase, "called: ", describe(by_phase),
+                  "in version 2: ", describe(second.by_phase));
+    CHECK(update.versions[version - 1].open_descriptors == second.open_descriptors);
+    const uint64_t most = 2 * (weights + optimizer + kv_cache + mapped);
+    CHECK(take_out_set_access(by_phase) <= (wanted.empty() ? 0 : most));
+    CHECK_MESSAGE(by_phase == wanted, "called: ", describe(by_phase),
+                  "instead of: ", describe(wanted));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("the counters see what our code calls") {
+  const auto before = calls_so_far();
+  {
+    const GpuBench bench;
+    const auto queue = bench.device->make_queue();
+    (void)queue->mark();
+    const auto block = bench.device->allocate_host(kMiB);
+    const auto range = bench.device->reserve("a test", kMiB);
+    range->take_chunk(0);
+    const GpuBuffer buffer(*bench.device, std::vector<std::byte>(kMiB));
+    (void)bench.kernels->prepare_digests({}, 1);
+  }
+  const auto calls = calls_between(before, calls_so_far());
+  for (const char* function :
+       {"cudaMalloc", "cudaFree", "cudaMallocHost", "cudaFreeHost", "cudaHostRegister",
+        "cudaHostUnregister", "cudaStreamCreateWithFlags", "cudaStreamDestroy",
+        "cudaEventCreateWithFlags", "cudaEventDestroy", "cuMemAddressReserve", "cuMemAddressFree",
+        "cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemUnmap", "cuMemRelease", "std::thread",
+        "mmap"}) {
+    CAPTURE(function);
+    CHECK_MESSAGE(calls.contains(function), "called: ", describe({{"", calls}}));
+  }
+}
+
+TEST_CASE("a version takes nothing but its chunks from the driver") {
+  const auto update = count_update(options_for("preset:tiny-moe", 2));
+  check_steady_state(update, expected(update));
+}
+
+TEST_CASE("the same with weights of several chunks") {
+  const auto update = count_update(options_for("preset:qwen3-0.6b", 1));
+  CHECK(update.chunks.weights > 1);
+  check_steady_state(update, expected(update));
+}
+
+TEST_CASE("without offloading a version takes nothing at all") {
+  auto options = options_for("preset:tiny-moe", 2);
+  options.offload = false;
+  check_steady_state(count_update(options), {});
+}
+
+}  // namespace awex::test
