@@ -11,7 +11,7 @@ namespace {
 __global__ void __launch_bounds__(kTileThreads, 4)
     copy_kernel(const CopyPiece* pieces, const uint32_t* owners) {
   const CopyPiece& piece = pieces[owners[blockIdx.x]];
-  copy_tile<PassingBy, PassingBy, kUnitsPerThread>(piece, blockIdx.x - piece.grid.first_tile);
+  copy_tile<PassingBy>(piece, blockIdx.x - piece.grid.first_tile);
 }
 
 __device__ bool same(uint4 a, uint4 b) {

@@ -46,39 +46,36 @@ struct Shared {
   }
 };
 
-/// So many of a thread's loads as kLoads are in flight before their first store.
-template <class Vector, class Source, class Target, uint32_t kLoads>
+/// All of a thread's loads are in flight before their first store.
+template <class Vector, class Memory>
 __device__ void copy_units(const CopyPiece& piece, uint64_t tile) {
   UnitWalk walk(piece.grid, tile);
-#pragma unroll 1
-  for (uint32_t done = 0; done < kUnitsPerThread; done += kLoads) {
-    Vector values[kLoads];
-    Vector* targets[kLoads];
+  Vector values[kUnitsPerThread];
+  Vector* targets[kUnitsPerThread];
 #pragma unroll
-    for (uint32_t i = 0; i < kLoads; ++i, walk.next()) {
-      targets[i] = walk.inside() ? target_of<Vector>(piece, walk) : nullptr;
-      if (walk.inside()) values[i] = Source::load(source_of<Vector>(piece, walk));
-    }
+  for (uint32_t i = 0; i < kUnitsPerThread; ++i, walk.next()) {
+    targets[i] = walk.inside() ? target_of<Vector>(piece, walk) : nullptr;
+    if (walk.inside()) values[i] = Memory::load(source_of<Vector>(piece, walk));
+  }
 #pragma unroll
-    for (uint32_t i = 0; i < kLoads; ++i) {
-      if (targets[i] != nullptr) Target::store(targets[i], values[i]);
-    }
+  for (uint32_t i = 0; i < kUnitsPerThread; ++i) {
+    if (targets[i] != nullptr) Memory::store(targets[i], values[i]);
   }
 }
 
-/// Source and Target tell how memory is reached: PassingBy or Shared.
-template <class Source, class Target, uint32_t kLoads>
+/// Memory tells how both sides are reached: PassingBy or Shared.
+template <class Memory>
 __device__ void copy_tile(const CopyPiece& piece, uint64_t tile) {
   if (piece.width == 16) {
-    copy_units<uint4, Source, Target, kLoads>(piece, tile);
+    copy_units<uint4, Memory>(piece, tile);
   } else if (piece.width == 8) {
-    copy_units<uint2, Source, Target, kLoads>(piece, tile);
+    copy_units<uint2, Memory>(piece, tile);
   } else if (piece.width == 4) {
-    copy_units<unsigned int, Source, Target, kLoads>(piece, tile);
+    copy_units<unsigned int, Memory>(piece, tile);
   } else if (piece.width == 2) {
-    copy_units<unsigned short, Source, Target, kLoads>(piece, tile);
+    copy_units<unsigned short, Memory>(piece, tile);
   } else {
-    copy_units<unsigned char, Source, Target, kLoads>(piece, tile);
+    copy_units<unsigned char, Memory>(piece, tile);
   }
 }
 

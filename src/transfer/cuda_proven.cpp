@@ -19,7 +19,6 @@ using cuda::DigestPiece;
 using cuda::LaunchOrder;
 using cuda::LaunchShape;
 using cuda::LaunchStep;
-using cuda::ProvenTuning;
 using cuda::TouchedRows;
 
 uint64_t address(const std::byte* data) { return reinterpret_cast<uintptr_t>(data); }
@@ -62,8 +61,8 @@ LaunchOrder order(const std::vector<CopyPiece>& copies, const std::vector<Digest
 class OneLaunch {
  public:
   OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
-            const ProvenTuning& tuning, cudaStream_t stream)
-      : OneLaunch(copies, views, order(copies, views, tuning.shape), tuning, stream) {}
+            const LaunchShape& shape, cudaStream_t stream)
+      : OneLaunch(copies, views, order(copies, views, shape), stream) {}
 
   void run(uint64_t* sums, cudaStream_t stream) {
     if (steps_.size() == 0) return;
@@ -78,36 +77,33 @@ class OneLaunch {
                                   .copy_count = static_cast<uint32_t>(copies_.size()),
                                   .left = left_.data(),
                                   .sums = sums};
-    AWEX_CHECK(
-        cuda::launch_proven_copies(batch, static_cast<uint32_t>(steps_.size()), tuning_, stream),
-        "launch {} copies with {} digests", copies_.size(), views_.size());
+    AWEX_CHECK(cuda::launch_proven_copies(batch, static_cast<uint32_t>(steps_.size()), stream),
+               "launch {} copies with {} digests", copies_.size(), views_.size());
   }
 
  private:
   OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
-            const LaunchOrder& order, const ProvenTuning& tuning, cudaStream_t stream)
+            const LaunchOrder& order, cudaStream_t stream)
       : copies_(std::span(copies), stream),
         views_(std::span(views), stream),
         steps_(std::span(order.steps), stream),
         segment_tiles_(std::span(order.segment_tiles), stream),
-        left_(order.segment_tiles.size()),
-        tuning_(tuning) {}
+        left_(order.segment_tiles.size()) {}
 
   DeviceArray<CopyPiece> copies_;
   DeviceArray<DigestPiece> views_;
   DeviceArray<LaunchStep> steps_;
   DeviceArray<uint32_t> segment_tiles_;
   DeviceArray<uint32_t> left_;
-  ProvenTuning tuning_;
 };
 
 class CudaProvenCopies final : public DigestBatch {
  public:
   CudaProvenCopies(std::span<const StridedCopy> copies, std::span<const DigestView> views,
-                   uint32_t slots, cudaStream_t stream, const ProvenTuning& tuning)
+                   uint32_t slots, cudaStream_t stream, const LaunchShape& shape)
       : stream_(stream),
         converting_(cuda::describe_converting_copies(copies), stream),
-        plain_(cuda::describe_copies(copies), cuda::describe_views(views, slots), tuning, stream),
+        plain_(cuda::describe_copies(copies), cuda::describe_views(views, slots), shape, stream),
         converted_(cuda::describe_converted_views(views, slots), stream),
         sums_(slots),
         fetched_(slots, uint64_t{0}) {}
@@ -147,8 +143,8 @@ class CudaProvenCopies final : public DigestBatch {
 std::unique_ptr<DigestBatch> make_cuda_proven_copies(std::span<const StridedCopy> copies,
                                                      std::span<const DigestView> views,
                                                      uint32_t slots, cudaStream_t stream,
-                                                     const ProvenTuning& tuning) {
-  return std::make_unique<CudaProvenCopies>(copies, views, slots, stream, tuning);
+                                                     const LaunchShape& shape) {
+  return std::make_unique<CudaProvenCopies>(copies, views, slots, stream, shape);
 }
 
 }  // namespace awex

@@ -27,40 +27,29 @@ __device__ void wait_for_copies(uint32_t* left, const LaunchStep& step) {
   __syncthreads();
 }
 
-/// Fewer loads in flight a thread let more blocks share an SM.
-template <class Source, uint32_t kBlocks, uint32_t kLoads>
-__global__ void __launch_bounds__(kTileThreads, kBlocks)
-    proven_copies_kernel(const ProvenBatch batch) {
+/// As many blocks an SM as copies alone have. A digest has half of a copy's loads in flight: it
+/// needs registers for sums, and what it reads is near.
+__global__ void __launch_bounds__(kTileThreads, 4) proven_copies_kernel(const ProvenBatch batch) {
   const LaunchStep step = batch.steps[blockIdx.x / kStepTiles];
   const uint64_t tile = step.first_tile + blockIdx.x % kStepTiles;
   if (step.piece < batch.copy_count) {
     const CopyPiece piece = batch.copies[step.piece];
     if (tile * kTileUnits >= piece.grid.units) return;
-    copy_tile<Source, Shared, kLoads>(piece, tile);
+    copy_tile<Shared>(piece, tile);
     count_down(batch.left[step.first_segment]);
   } else {
     const DigestPiece piece = batch.views[step.piece - batch.copy_count];
     wait_for_copies(batch.left, step);
     if (tile * kTileUnits >= piece.grid.units) return;
-    const uint64_t sum = digest_tile<Shared, kLoads / 2>(piece, tile);
+    const uint64_t sum = digest_tile<Shared, kUnitsPerThread / 2>(piece, tile);
     add_block_sum(sum, reinterpret_cast<Atomic*>(batch.sums) + piece.slot);
   }
 }
 
-template <uint32_t kBlocks, uint32_t kLoads>
-auto* kernel_for(bool keeps_sources) {
-  return keeps_sources ? proven_copies_kernel<Shared, kBlocks, kLoads>
-                       : proven_copies_kernel<PassingBy, kBlocks, kLoads>;
-}
-
 }  // namespace
 
-cudaError_t launch_proven_copies(const ProvenBatch& batch, uint32_t steps,
-                                 const ProvenTuning& tuning, cudaStream_t stream) {
-  auto* kernel = tuning.blocks == 6   ? kernel_for<6, 4>(tuning.keeps_sources)
-                 : tuning.blocks == 5 ? kernel_for<5, 4>(tuning.keeps_sources)
-                                      : kernel_for<4, 8>(tuning.keeps_sources);
-  return launch_tiles(kernel, steps * kStepTiles, stream, batch);
+cudaError_t launch_proven_copies(const ProvenBatch& batch, uint32_t steps, cudaStream_t stream) {
+  return launch_tiles(proven_copies_kernel, steps * kStepTiles, stream, batch);
 }
 
 }  // namespace awex::cuda

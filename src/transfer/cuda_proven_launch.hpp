@@ -20,17 +20,7 @@ struct ProvenBatch {
   uint64_t* sums = nullptr;  ///< Every view's sum is added to its slot.
 };
 
-/// What kernel_bench varies.
-struct ProvenTuning {
-  LaunchShape shape{16, 64};
-  /// Whether what is copied stays in the cache for views of it; else it displaces nothing.
-  bool keeps_sources = false;
-  /// That share an SM: 4 whose threads have eight loads in flight, or 5 or 6 with four.
-  uint32_t blocks = 4;
-};
-
 /// Copies, and sums the views as they are after all copies, in one launch of `steps` steps.
-cudaError_t launch_proven_copies(const ProvenBatch& batch, uint32_t steps,
-                                 const ProvenTuning& tuning, cudaStream_t stream);
+cudaError_t launch_proven_copies(const ProvenBatch& batch, uint32_t steps, cudaStream_t stream);
 
 }  // namespace awex::cuda

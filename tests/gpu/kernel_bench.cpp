@@ -13,7 +13,6 @@
 #include "base/log.hpp"
 #include "gpu/gpu_bench.hpp"
 #include "model/digest.hpp"
-#include "transfer/cuda_proven.hpp"
 
 using namespace awex;
 using awex::test::GpuBench;
@@ -176,27 +175,12 @@ void measure_proven(GpuBench& bench, const std::vector<StridedCopy>& copies,
                     const Print& print) {
   const auto slots = static_cast<uint32_t>(views.size());
   const auto separate = bench.kernels->prepare_digests(views, slots);
-  const auto stream = static_cast<cudaStream_t>(bench.kernels->stream());
-  const auto measure_one = [&](const std::string& way, const cuda::ProvenTuning& tuning) {
-    const auto batch = make_cuda_proven_copies(copies, views, slots, stream, tuning);
-    const double seconds = best_seconds(bench, [&](cudaStream_t /*stream*/) { batch->run(); });
-    if (sums_of(bench, *batch) != sums_of(bench, *separate)) {
-      throw runtime_error(fmt::format("{}: the digests differ from separate ones", way));
-    }
-    print(way.c_str(), seconds);
-  };
-  measure_one(what, {});
-  for (const uint32_t blocks : {4, 5, 6}) {
-    for (const bool keeps : {false, true}) {
-      for (const uint32_t segment : {4, 16}) {
-        for (const uint32_t lag : {16, 48, 96, 160}) {
-          measure_one(fmt::format("  blocks {}, segment {}, lag {}{}", blocks, segment, lag,
-                                  keeps ? ", keep" : ""),
-                      {{segment, lag}, keeps, blocks});
-        }
-      }
-    }
+  const auto batch = bench.kernels->prepare_proven_copies(copies, views, slots);
+  const double seconds = best_seconds(bench, [&](cudaStream_t /*stream*/) { batch->run(); });
+  if (sums_of(bench, *batch) != sums_of(bench, *separate)) {
+    throw runtime_error(fmt::format("{}: the digests differ from separate ones", what));
   }
+  print(what.c_str(), seconds);
 }
 
 void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>& tensors) {
