@@ -34,6 +34,7 @@ from peer_shapes import MODELS, elements, inference_tensors
 HERE = pathlib.Path(__file__).resolve().parent
 TIMEOUT_S = 300
 TOUCHED_BYTES = 60 * 10**9
+LINK_MIB = "4096"
 EXPERTS = ("--model", "preset:qwen3-30b-a3b", "--layers", "24", "--optimizer", "none")
 
 
@@ -89,6 +90,7 @@ class Ours:
     def __init__(self, options, failures):
         self._binary = options.build / "awex-colocate"
         self._kernels = options.build / "tests/gpu/kernel_bench"
+        self._links = options.build / "benchmarks/all_links"
         self._options = options
         self._failures = failures
 
@@ -114,23 +116,23 @@ class Ours:
                              "--layers", "1", "--optimizer", "none", "--no-offload", "--verify",
                              "off", "--versions", "50")
 
-    def round(self):
-        """{name: report} of what succeeded."""
-        reports = {}
+    def round(self, reports):
+        """Adds {name: report} of what succeeded."""
         for name, ranks, arguments in self.runs():
-            report = self._update(name, ranks, arguments)
+            report = self._run_json(name, ranks, (self._binary, *arguments, "--json", "-"))
             if report:
                 reports[name] = report
+        links = self._run_json("links", 1, (self._links, self._options.backend, LINK_MIB))
+        if links:
+            reports["links"] = links
         if self._options.backend == "cuda":
             kernels = self._kernel_lines()
             if kernels:
                 reports["kernels"] = kernels
-        return reports
 
-    def _update(self, name, ranks, arguments):
+    def _run_json(self, name, ranks, program):
         say(f"ours: {name}")
-        command = ["mpirun", "-np", str(ranks), "--bind-to", "none", "--oversubscribe",
-                   self._binary, *arguments, "--json", "-"]
+        command = ["mpirun", "-np", str(ranks), "--bind-to", "none", "--oversubscribe", *program]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S,
                                     check=False)
@@ -235,17 +237,24 @@ def measure(options, failures):
                "versions": versions(options.build), "ours": [], "peers": others.results}
     for number in range(max(options.rounds, options.peer_rounds)):
         if number < options.rounds:
-            results["ours"].append(ours.round())
+            results["ours"].append({})
+            ours.round(results["ours"][-1])
+            keep(results, options.out)
         if number < options.peer_rounds:
             others.round()
+            keep(results, options.out)
     for package, runs in others.results.items():
         results["versions"].update({package: run["version"] for run in runs if "version" in run})
     check_sizes(results, options.model, failures)
     return results
 
 
-def write_reports(results, folder):
+def keep(results, folder):
     (folder / "one_gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def write_reports(results, folder):
+    keep(results, folder)
     plotted = None
     try:
         one_gpu_tables.plot(results, folder / "one_gpu.svg")
@@ -297,8 +306,10 @@ def main():
     if not shutil.which("mpirun"):
         sys.exit("error: mpirun is not on PATH: install Open MPI")
     options.build = options.build.resolve()
-    if not (options.build / "awex-colocate").is_file():
-        sys.exit(f"error: no awex-colocate in {options.build}: build it there, see README.md")
+    for program in ("awex-colocate", "benchmarks/all_links"):
+        if not (options.build / program).is_file():
+            sys.exit(f"error: no {program} in {options.build}: ninja -C {options.build} "
+                     "awex-colocate all_links, and on cuda kernel_bench; see README.md")
     options.peers = options.peers.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

@@ -211,6 +211,21 @@ def memory_goals(results):
     return lines
 
 
+def steadiness(results, direction):
+    """The median of plain copies of the same size against the best of them: what else uses the
+    host's memory and links takes from everybody."""
+    links = [one["links"][direction] for one in results["ours"] if "links" in one]
+    if not links:
+        raise Missing("no run of all_links")
+    return statistics.median(one["median_bytes_per_s"] / one["best_bytes_per_s"] for one in links)
+
+
+def link_lines(results):
+    return [(f"plain copies of 4 GiB, {direction.replace('_', ' ')}: median against best",
+             without_goal(), lambda d=direction: steadiness(results, d))
+            for direction in ("device_to_host", "host_to_device")]
+
+
 def cycle_goals(results):
     lines = []
     for name, label in (("update", "digests"), ("verify-off", "`--verify off`")):
@@ -236,7 +251,7 @@ def goals(results):
     model = results["model"].removeprefix("preset:")
     lines = [*transfer_goals(results, model, "Qwen3-4B", dense),
              *transfer_goals(results, "half of qwen3-30b-a3b", "half of 30B's experts", experts),
-             *memory_goals(results), *cycle_goals(results)]
+             *link_lines(results), *memory_goals(results), *cycle_goals(results)]
     rows = []
     for what, (goal, holds, show), figure in lines:
         try:

@@ -208,7 +208,7 @@ void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>
                "copy the set at once");
   });
   const auto print = [&](const char* what, double seconds) {
-    fmt::print("{:<22} {:<34} {:>8} {:>9.3f} {:>9.1f} {:>7.3f}\n", name, what, tensors.size(),
+    fmt::print("{:<22} {:<43} {:>8} {:>9.3f} {:>9.1f} {:>7.3f}\n", name, what, tensors.size(),
                seconds * 1e3, static_cast<double>(set.bytes) / seconds / 1e9, limit / seconds);
   };
   print("one cudaMemcpy", limit);
@@ -223,7 +223,8 @@ void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>
     const auto sources = views_of(*copies, true);
     views.insert(views.end(), sources.begin(), sources.end());
     for (size_t i = 0; i < views.size(); ++i) views[i].slot = static_cast<uint32_t>(i);
-    measure_proven(bench, *copies, views, fmt::format("copy + digests of both{}", shape), print);
+    measure_proven(bench, *copies, views, fmt::format("copy + digests of both sides{}", shape),
+                   print);
   }
   print("compare", best_seconds(bench, [&](cudaStream_t /*stream*/) { packed->compare(); }));
   print("digest", best_seconds(bench, [&](cudaStream_t /*stream*/) { digests->run(); }));
@@ -243,9 +244,9 @@ int main(int argc, char** argv) {
   try {
     GpuBench bench;
     fmt::print("device: {}\n", bench.device->identity().name);
-    fmt::print("{:<22} {:<34} {:>8} {:>9} {:>9} {:>7}\n", "set", "way", "tensors", "time", "rate",
+    fmt::print("{:<22} {:<43} {:>8} {:>9} {:>9} {:>7}\n", "set", "way", "tensors", "time", "rate",
                "ratio");
-    fmt::print("{:<22} {:<34} {:>8} {:>9} {:>9} {:>7}\n", "", "", "", "ms", "GB/s", "memcpy");
+    fmt::print("{:<22} {:<43} {:>8} {:>9} {:>9} {:>7}\n", "", "", "", "ms", "GB/s", "memcpy");
     measure(bench, "Qwen3-4B", qwen3_4b());
     if (part > 0) measure(bench, "half of 30B's experts", half_of_the_experts(part));
   } catch (const Error& error) {
