@@ -129,7 +129,7 @@ class Session {
   }
 
   /// The trainer's memory comes back, while inference does what is `beside`. Weights come last:
-  /// freed memory is scrubbed for a while, which slows copies to the device a little, and is felt
+  /// copies to a GPU are slower for a while after much of its memory was given back, which is felt
   /// least in the larger part. Then inference maps the weights, so that the next transfer finds
   /// them ready.
   void restore(std::vector<Steps> beside) {

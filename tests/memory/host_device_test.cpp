@@ -18,6 +18,7 @@ using namespace awex;
 namespace {
 
 constexpr uint64_t kMiB = 1ULL << 20;
+constexpr uint64_t kGiB = 1ULL << 30;
 constexpr uint64_t kTiB = 1ULL << 40;
 constexpr uint64_t kChunk = 64 * kMiB;
 
@@ -68,13 +69,17 @@ class CountingMonitor final : public WaitMonitor {
 
 }  // namespace
 
-TEST_CASE("chunks are even, near 64 MiB, and no more than a handle record can name") {
+TEST_CASE("chunks are even, an eighth of the range, and no more than a handle record can name") {
   CHECK(chunk_bytes_for(1) == 2 * kMiB);
   CHECK(chunk_bytes_for(kChunk) == kChunk);
   CHECK(chunk_bytes_for(2 * kChunk) == kChunk);
   CHECK(chunk_bytes_for(kChunk + 1) == 34 * kMiB);
-  CHECK(chunk_bytes_for(256 * kChunk) == kChunk);
-  CHECK(chunk_bytes_for(256 * kChunk + 1) == kChunk + 2 * kMiB);
+  CHECK(chunk_bytes_for(8 * kChunk) == kChunk);
+  CHECK(chunk_bytes_for(8 * kChunk + 1) == kChunk + 2 * kMiB);
+  CHECK(chunk_bytes_for(8 * kGiB) == kGiB);
+  CHECK(chunk_bytes_for(16 * kGiB) == kGiB);
+  CHECK(chunk_bytes_for(256 * kGiB) == kGiB);
+  CHECK(chunk_bytes_for(256 * kGiB + 1) == kGiB + 2 * kMiB);
   for (const uint64_t bytes : {3 * kMiB, kChunk + 1, 100 * kChunk + 7, kTiB, kTiB + 12345}) {
     CAPTURE(bytes);
     const uint64_t chunk = chunk_bytes_for(bytes);
