@@ -11,21 +11,21 @@ namespace awex {
 RegionProof::RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels)
     : region_(region), segments_(std::move(segments)), kernels_(kernels) {
   for (const auto& segment : segments_) keys_.push_back(tensor_key(segment.name));
+  all_ = prepare(0, region.bytes());
   for (uint64_t chunk = 0; chunk < region.range().chunks(); ++chunk) {
-    chunks_.push_back(prepare(chunk));
+    const uint64_t begin = chunk * region.range().chunk_bytes();
+    chunks_.push_back(prepare(begin, begin + region.range().chunk_used_bytes(chunk)));
   }
 }
 
-/// Views of the segments' parts in a chunk; an element's place counts from its segment's begin.
-RegionProof::ChunkDigests RegionProof::prepare(uint64_t chunk) const {
-  const uint64_t chunk_begin = chunk * region_.range().chunk_bytes();
-  const uint64_t chunk_end = chunk_begin + region_.range().chunk_used_bytes(chunk);
-  ChunkDigests digests;
+/// Views of the segments' parts in a range; an element's place counts from its segment's begin.
+RegionProof::RangeDigests RegionProof::prepare(uint64_t range_begin, uint64_t range_end) const {
+  RangeDigests digests;
   std::vector<DigestView> views;
   for (size_t i = 0; i < segments_.size(); ++i) {
     const auto& segment = segments_[i];
-    const uint64_t begin = std::max(segment.offset_bytes, chunk_begin);
-    const uint64_t end = std::min(segment.offset_bytes + segment.bytes, chunk_end);
+    const uint64_t begin = std::max(segment.offset_bytes, range_begin);
+    const uint64_t end = std::min(segment.offset_bytes + segment.bytes, range_end);
     if (begin >= end) continue;
     const uint64_t elements = (end - begin) / segment.element_size;
     views.push_back({.data = region_.data() + begin,
@@ -43,30 +43,30 @@ RegionProof::ChunkDigests RegionProof::prepare(uint64_t chunk) const {
   return digests;
 }
 
-void RegionProof::begin_record() {
-  for (auto& chunk : chunks_) chunk.batch->run();
-}
+void RegionProof::begin_record() { all_.batch->run(); }
 
 void RegionProof::finish_record(const Deadline& deadline, WaitMonitor& monitor) {
-  recorded_ = finish(deadline, monitor);
+  wait(deadline, monitor);
+  recorded_.assign(segments_.size(), 0);
+  add(all_, recorded_);
 }
 
 void RegionProof::begin_check(uint64_t chunk) { chunks_.at(chunk).batch->run(); }
 
 void RegionProof::finish_check(const Deadline& deadline, WaitMonitor& monitor) const {
-  const auto digests = finish(deadline, monitor);
+  wait(deadline, monitor);
+  std::vector<uint64_t> digests(segments_.size(), 0);
+  for (const auto& chunk : chunks_) add(chunk, digests);
   for (size_t i = 0; i < segments_.size(); ++i) compare(i, digests[i], "after it was resumed");
 }
 
-/// One digest a segment, when all chunks' are there.
-std::vector<uint64_t> RegionProof::finish(const Deadline& deadline, WaitMonitor& monitor) const {
+void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) const {
   kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
-  std::vector<uint64_t> digests(segments_.size(), 0);
-  for (const auto& chunk : chunks_) {
-    const auto sums = chunk.batch->sums();
-    for (size_t i = 0; i < sums.size(); ++i) digests[chunk.segments[i]] += sums[i];
-  }
-  return digests;
+}
+
+void RegionProof::add(const RangeDigests& range, std::vector<uint64_t>& digests) {
+  const auto sums = range.batch->sums();
+  for (size_t i = 0; i < sums.size(); ++i) digests[range.segments[i]] += sums[i];
 }
 
 uint64_t RegionProof::check_backup(ThreadPool& threads) const {

@@ -22,8 +22,9 @@ struct Segment {
 };
 
 /// Proves that a region's bytes are the same after a journey through host memory as before: digests
-/// of its segments, taken on the device, chunk by chunk, beside the copies. Refers to region and
-/// kernels, which must outlive it.
+/// of its segments, taken on the device beside the copies; before they go all at once, so that one
+/// small copy brings them to the host between the large ones, and when they come back chunk by
+/// chunk. Refers to region and kernels, which must outlive it.
 class RegionProof {
  public:
   RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels);
@@ -44,14 +45,16 @@ class RegionProof {
   uint64_t check_backup(ThreadPool& threads) const;
 
  private:
-  /// The parts of segments that lie in a chunk, and what sums them up.
-  struct ChunkDigests {
+  /// The parts of segments that lie in a range of the region, and what sums them up.
+  struct RangeDigests {
     std::vector<size_t> segments;
     std::unique_ptr<DigestBatch> batch;
   };
 
-  [[nodiscard]] ChunkDigests prepare(uint64_t chunk) const;
-  [[nodiscard]] std::vector<uint64_t> finish(const Deadline& deadline, WaitMonitor& monitor) const;
+  [[nodiscard]] RangeDigests prepare(uint64_t range_begin, uint64_t range_end) const;
+  void wait(const Deadline& deadline, WaitMonitor& monitor) const;
+  /// Adds what a range's finished batch summed up to its segments' digests.
+  static void add(const RangeDigests& range, std::vector<uint64_t>& digests);
   [[nodiscard]] uint64_t digest_of_backup(size_t segment) const;
   void compare(size_t segment, uint64_t digest, const char* where) const;
 
@@ -59,7 +62,8 @@ class RegionProof {
   std::vector<Segment> segments_;
   std::vector<uint64_t> keys_;
   Kernels& kernels_;
-  std::vector<ChunkDigests> chunks_;
+  RangeDigests all_;
+  std::vector<RangeDigests> chunks_;
   std::vector<uint64_t> recorded_;
 };
 
