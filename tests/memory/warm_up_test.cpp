@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "support/host_blocks_device.hpp"
 
 using namespace awex;
+using awex::test::HostBlocksDevice;
 
 namespace {
 
@@ -31,36 +33,15 @@ class EmptyBlock final : public HostBlock {
   uint64_t bytes_;
 };
 
-/// The host device, but for host blocks: `on_allocate` is told which one is asked for, from 1. Two
-/// are asked for at a time, from two threads.
-class ScriptedDevice final : public Device {
- public:
-  explicit ScriptedDevice(std::function<void(int)> on_allocate)
-      : on_allocate_(std::move(on_allocate)), host_(make_host_device(0, 1)) {}
-
-  [[nodiscard]] BackendKind kind() const override { return BackendKind::kHost; }
-  [[nodiscard]] const DeviceIdentity& identity() const override { return host_->identity(); }
-  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
-                                                     uint64_t bytes) override {
-    return host_->reserve(name, bytes);
-  }
-  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
-                                                              uint64_t bytes,
-                                                              uint64_t chunk_bytes) override {
-    return host_->reserve_import(name, bytes, chunk_bytes);
-  }
-  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
-    on_allocate_(++allocations_);
+/// Blocks without memory; `on_allocate` is told which one is asked for, from 1. Two are asked for
+/// at a time, from two threads.
+HostBlocksDevice::Allocate scripted(std::function<void(int)> on_allocate) {
+  const auto allocations = std::make_shared<std::atomic<int>>(0);
+  return [on_allocate = std::move(on_allocate), allocations](Device& /*host*/, uint64_t bytes) {
+    on_allocate(++*allocations);
     return std::make_unique<EmptyBlock>(bytes);
-  }
-  [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override { return host_->make_queue(); }
-  [[nodiscard]] DeviceMemory memory() const override { return host_->memory(); }
-
- private:
-  std::function<void(int)> on_allocate_;
-  std::unique_ptr<Device> host_;
-  std::atomic<int> allocations_{0};
-};
+  };
+}
 
 /// A gate that holds the background thread until the test opens it.
 class Gate {
@@ -97,7 +78,7 @@ class LostPeer final : public WaitMonitor {
 
 TEST_CASE("regions are prepared in their order, and each is told of once") {
   NoMonitor monitor;
-  ScriptedDevice device([](int) {});
+  HostBlocksDevice device(scripted([](int) {}));
   Region first(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
   Region second(device, "trainer weights", Tag::kWeights, kThreeChunks + 5);
   Region other(device, "trainer other", Tag::kKvCache, kMiB);
@@ -115,7 +96,7 @@ TEST_CASE("regions are prepared in their order, and each is told of once") {
 TEST_CASE("a region can be taken and used while its host memory is prepared") {
   NoMonitor monitor;
   Gate gate;
-  ScriptedDevice device([&](int /*number*/) { gate.pass(); });
+  HostBlocksDevice device(scripted([&](int /*number*/) { gate.pass(); }));
   Region region(device, "trainer weights", Tag::kWeights, kThreeChunks);
   WarmUp warm_up({&region});
   gate.wait_for_visitors(1);
@@ -130,9 +111,9 @@ TEST_CASE("a region can be taken and used while its host memory is prepared") {
 
 TEST_CASE("a failure surfaces where the region is asked for, with its name, bytes and tag") {
   NoMonitor monitor;
-  ScriptedDevice device([](int number) {
+  HostBlocksDevice device(scripted([](int number) {
     if (number == 3) throw runtime_error("cannot pin 67.1 MB: no more", "ask for less");
-  });
+  }));
   Region region(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
   WarmUp warm_up({&region});
   try {
@@ -150,7 +131,7 @@ TEST_CASE("a failure surfaces where the region is asked for, with its name, byte
 
 TEST_CASE("the wait for a region ends with the deadline and with the job") {
   Gate gate;
-  ScriptedDevice device([&](int) { gate.pass(); });
+  HostBlocksDevice device(scripted([&](int) { gate.pass(); }));
   Region region(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
   WarmUp warm_up({&region});
   NoMonitor alone;
@@ -170,10 +151,10 @@ TEST_CASE("the wait for a region ends with the deadline and with the job") {
 TEST_CASE("its end gives up what is not prepared yet") {
   std::atomic<int> allocations{0};
   Gate gate;
-  ScriptedDevice device([&](int /*number*/) {
+  HostBlocksDevice device(scripted([&](int /*number*/) {
     ++allocations;
     gate.pass();
-  });
+  }));
   Region first(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
   Region second(device, "trainer weights", Tag::kWeights, kThreeChunks);
   {
