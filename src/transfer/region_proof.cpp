@@ -43,7 +43,7 @@ RegionProof::RangeDigests RegionProof::prepare(uint64_t range_begin, uint64_t ra
   return digests;
 }
 
-void RegionProof::begin_record() { all_.batch->run(); }
+void RegionProof::begin_record() const { all_.batch->run(); }
 
 void RegionProof::finish_record(const Deadline& deadline, WaitMonitor& monitor) {
   wait(deadline, monitor);

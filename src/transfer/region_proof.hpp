@@ -30,7 +30,7 @@ class RegionProof {
   RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels);
 
   /// Begins to digest what the resident region holds, for `finish_record`.
-  void begin_record();
+  void begin_record() const;
   /// Waits for these digests and remembers them. From then on the region may change.
   void finish_record(const Deadline& deadline, WaitMonitor& monitor);
 
