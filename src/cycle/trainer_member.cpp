@@ -56,19 +56,24 @@ void TrainerMember::load() {
 
 uint64_t TrainerMember::offload(Tag tag, bool proven) {
   finish_warm_up(*region(tag));
-  BeforeRelease before_release;
-  if (proven) {
-    proof(tag).begin_record();
-    before_release = [this, tag] { proof(tag).finish_record(job_.deadline(), job_); };
-  }
-  return region(tag)->offload(queue_, job_.deadline(), job_, before_release).moved_bytes;
+  if (!proven) return region(tag)->offload(queue_, job_.deadline(), job_).moved_bytes;
+  auto& going = proof(tag);
+  going.begin();
+  const auto change = region(tag)->offload(queue_, job_.deadline(), job_, [&](uint64_t chunk) {
+    going.add(chunk);
+    going.wait(job_.deadline(), job_);
+  });
+  going.finish_record(job_.deadline(), job_);
+  return change.moved_bytes;
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {
-  ChunkArrived arrived;
-  if (proven) arrived = [this, tag](uint64_t chunk) { proof(tag).begin_check(chunk); };
-  const auto change = region(tag)->resume(queue_, job_.deadline(), job_, arrived);
-  if (proven) proof(tag).finish_check(job_.deadline(), job_);
+  if (!proven) return region(tag)->resume(queue_, job_.deadline(), job_).moved_bytes;
+  auto& coming = proof(tag);
+  coming.begin();
+  const auto change = region(tag)->resume(queue_, job_.deadline(), job_,
+                                          [&](uint64_t chunk) { coming.add(chunk); });
+  coming.finish_check(job_.deadline(), job_);
   return change.moved_bytes;
 }
 

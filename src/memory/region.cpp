@@ -93,26 +93,22 @@ RegionChange Region::discard() {
 }
 
 RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                             const BeforeRelease& before_release) {
+                             const ChunkLeaving& leaving) {
   if (state_ == RegionState::kOffloaded) return {};
   return about_tag(tag_, [&] {
     enter(RegionState::kOffloading);
     RegionChange change{.changed = true};
     BlocksAhead ahead(device_, missing_backups());
-    bool may_release = !before_release;
-    const auto give_back = [&](uint64_t chunk) {
-      if (!std::exchange(may_release, true)) before_release();
-      release_chunk(chunk);
-    };
     const auto settle = [&](const InFlight& copy) {
+      if (leaving) leaving(copy.chunk);
       queue.wait(copy.mark, describe_move("offload", copy.chunk), deadline, monitor);
       chunks_[copy.chunk].bytes_in_host = true;
-      give_back(copy.chunk);
+      release_chunk(copy.chunk);
     };
     std::optional<InFlight> behind;
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (chunks_[chunk].bytes_in_host) {
-        give_back(chunk);
+        release_chunk(chunk);
         continue;
       }
       if (!chunks_[chunk].host) {

@@ -66,8 +66,9 @@ struct RegionChange {
   uint64_t moved_bytes = 0;  ///< Copied between device and host.
 };
 
-/// Called once in an offload, when its first copies are under way, before any memory is given back.
-using BeforeRelease = std::function<void()>;
+/// Called in an offload for each chunk while its copy runs, before its memory is given back: what
+/// reads the chunk must be done when this returns.
+using ChunkLeaving = std::function<void(uint64_t chunk)>;
 /// Called in a resume when a chunk's bytes are back, in the order of chunks, while copies of later
 /// chunks run.
 using ChunkArrived = std::function<void(uint64_t chunk)>;
@@ -108,10 +109,10 @@ class Region {
   /// were offloaded cannot be discarded.
   RegionChange discard();
   /// Resident (or a failed offload) to offloaded. Each chunk is released behind its copy, while the
-  /// next chunk's copy runs. No other work on the region may be in flight but what reads it and is
-  /// done when `before_release` returns.
+  /// next chunk's copy runs. No other work on the region may be in flight. `leaving` is not called
+  /// for chunks that a failed offload has copied before.
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                       const BeforeRelease& before_release = {});
+                       const ChunkLeaving& leaving = {});
   /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`, and no
   /// chunk arrives.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,

@@ -1,7 +1,7 @@
 #include "transfer/cuda_kernels.hpp"
 
 #include <algorithm>
-#include <array>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -13,6 +13,7 @@
 #include "transfer/cuda_describe.hpp"
 #include "transfer/cuda_launch.hpp"
 #include "transfer/cuda_proven.hpp"
+#include "transfer/cuda_sums.hpp"
 
 namespace awex {
 namespace {
@@ -71,38 +72,66 @@ class CudaCopyBatch final : public CopyBatch {
   PinnedArray<uint64_t> found_;
 };
 
-class CudaDigestBatch final : public DigestBatch {
+/// Views, ready on the device to be added to sums.
+class CudaViews {
  public:
-  CudaDigestBatch(std::span<const DigestView> views, uint32_t slots, cudaStream_t stream)
-      : stream_(stream),
+  CudaViews(std::span<const DigestView> views, uint32_t slots, cudaStream_t stream)
+      : count_(views.size()),
+        stream_(stream),
         plain_(cuda::describe_views(views, slots), stream),
-        converted_(cuda::describe_converted_views(views, slots), stream),
-        sums_(slots),
-        fetched_(slots, uint64_t{0}) {}
+        converted_(cuda::describe_converted_views(views, slots), stream) {}
 
-  void run() override {
-    if (sums_.size() == 0) return;
-    AWEX_CHECK(cudaMemsetAsync(sums_.data(), 0, sums_.bytes(), stream_), "reset {} digests",
-               sums_.size());
-    AWEX_CHECK(cuda::launch_digest(plain_.pieces(), plain_.owners(), plain_.tiles(), sums_.data(),
-                                   stream_),
-               "launch the digests of {} tensors", sums_.size());
+  void add_to(const cuda::DeviceSums& sums) const {
+    AWEX_CHECK(
+        cuda::launch_digest(plain_.pieces(), plain_.owners(), plain_.tiles(), sums.data(), stream_),
+        "launch the digests of {} views", count_);
     AWEX_CHECK(cuda::launch_digest_converted(converted_.pieces(), converted_.owners(),
-                                             converted_.tiles(), sums_.data(), stream_),
-               "launch the digests of {} tensors", sums_.size());
-    AWEX_CHECK(cudaMemcpyAsync(fetched_.values().data(), sums_.data(), sums_.bytes(),
-                               cudaMemcpyDeviceToHost, stream_),
-               "fetch {} digests", sums_.size());
+                                             converted_.tiles(), sums.data(), stream_),
+               "launch the converting ones of the digests of {} views", count_);
   }
 
-  [[nodiscard]] std::span<const uint64_t> sums() const override { return fetched_.values(); }
-
  private:
+  uint64_t count_;
   cudaStream_t stream_;
   cuda::TiledBatch<cuda::DigestPiece> plain_;
   cuda::TiledBatch<cuda::ConvertedDigestPiece> converted_;
-  DeviceArray<uint64_t> sums_;
-  PinnedArray<uint64_t> fetched_;
+};
+
+class CudaDigestBatch final : public DigestBatch {
+ public:
+  CudaDigestBatch(std::span<const DigestView> views, uint32_t slots, cudaStream_t stream)
+      : views_(views, slots, stream), sums_(slots, stream) {}
+
+  void run() override {
+    sums_.reset();
+    views_.add_to(sums_);
+    sums_.fetch();
+  }
+
+  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_.fetched(); }
+
+ private:
+  CudaViews views_;
+  cuda::DeviceSums sums_;
+};
+
+class CudaDigestParts final : public DigestParts {
+ public:
+  CudaDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t slots,
+                  cudaStream_t stream)
+      : sums_(slots, stream) {
+    for (const auto& part : parts) parts_.emplace_back(part, slots, stream);
+  }
+
+  void begin() override { sums_.reset(); }
+  void add(size_t part) override { parts_.at(part).add_to(sums_); }
+  void finish() override { sums_.fetch(); }
+
+  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_.fetched(); }
+
+ private:
+  std::deque<CudaViews> parts_;
+  cuda::DeviceSums sums_;
 };
 
 cuda::ScalePiece describe_scales(const AmaxView& view) {
@@ -162,6 +191,11 @@ class CudaKernels final : public Kernels {
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t slots) override {
     return std::make_unique<CudaDigestBatch>(views, slots, stream_.get());
+  }
+
+  [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
+      std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
+    return std::make_unique<CudaDigestParts>(parts, slots, stream_.get());
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(

@@ -8,6 +8,7 @@
 #include "transfer/cuda_convert_launch.hpp"
 #include "transfer/cuda_describe.hpp"
 #include "transfer/cuda_proven_launch.hpp"
+#include "transfer/cuda_sums.hpp"
 
 namespace awex {
 namespace {
@@ -105,14 +106,10 @@ class CudaProvenCopies final : public DigestBatch {
         converting_(cuda::describe_converting_copies(copies), stream),
         plain_(cuda::describe_copies(copies), cuda::describe_views(views, slots), shape, stream),
         converted_(cuda::describe_converted_views(views, slots), stream),
-        sums_(slots),
-        fetched_(slots, uint64_t{0}) {}
+        sums_(slots, stream) {}
 
   void run() override {
-    if (sums_.size() > 0) {
-      AWEX_CHECK(cudaMemsetAsync(sums_.data(), 0, sums_.bytes(), stream_), "reset {} digests",
-                 sums_.size());
-    }
+    sums_.reset();
     AWEX_CHECK(cuda::launch_convert(converting_.pieces(), converting_.owners(), converting_.tiles(),
                                     stream_),
                "launch copies that convert");
@@ -120,22 +117,17 @@ class CudaProvenCopies final : public DigestBatch {
     AWEX_CHECK(cuda::launch_digest_converted(converted_.pieces(), converted_.owners(),
                                              converted_.tiles(), sums_.data(), stream_),
                "launch digests that convert");
-    if (sums_.size() > 0) {
-      AWEX_CHECK(cudaMemcpyAsync(fetched_.values().data(), sums_.data(), sums_.bytes(),
-                                 cudaMemcpyDeviceToHost, stream_),
-                 "fetch {} digests", sums_.size());
-    }
+    sums_.fetch();
   }
 
-  [[nodiscard]] std::span<const uint64_t> sums() const override { return fetched_.values(); }
+  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_.fetched(); }
 
  private:
   cudaStream_t stream_;
   cuda::TiledBatch<ConvertPiece> converting_;
   OneLaunch plain_;
   cuda::TiledBatch<ConvertedDigestPiece> converted_;
-  DeviceArray<uint64_t> sums_;
-  PinnedArray<uint64_t> fetched_;
+  cuda::DeviceSums sums_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <tuple>
 #include <vector>
@@ -177,10 +178,10 @@ DigestView as_few_rows(DigestView view) {
   return view;
 }
 
-class HostDigestBatch final : public DigestBatch {
+/// Views in tiles that threads add to sums.
+class HostViews {
  public:
-  HostDigestBatch(std::span<const DigestView> views, uint32_t slots, ThreadPool& pool)
-      : pool_(pool), sums_(slots) {
+  HostViews(std::span<const DigestView> views, uint32_t slots, ThreadPool& pool) : pool_(pool) {
     for (const auto& view : views) {
       if (view.slot >= slots) {
         throw runtime_error(fmt::format("cannot prepare a digest: slot {} of {}", view.slot, slots),
@@ -192,15 +193,11 @@ class HostDigestBatch final : public DigestBatch {
     }
   }
 
-  void run() override {
-    std::fill(sums_.begin(), sums_.end(), 0);
-    tiles_.for_each(pool_, [this](const HostTile& tile) {
-      std::atomic_ref(sums_[views_[tile.item].slot])
-          .fetch_add(sum(tile), std::memory_order_relaxed);
+  void add_to(std::vector<uint64_t>& sums) {
+    tiles_.for_each(pool_, [&](const HostTile& tile) {
+      std::atomic_ref(sums[views_[tile.item].slot]).fetch_add(sum(tile), std::memory_order_relaxed);
     });
   }
-
-  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_; }
 
  private:
   [[nodiscard]] uint64_t sum(const HostTile& tile) const {
@@ -237,6 +234,40 @@ class HostDigestBatch final : public DigestBatch {
   ThreadPool& pool_;
   std::vector<DigestView> views_;
   HostTiles tiles_;
+};
+
+class HostDigestBatch final : public DigestBatch {
+ public:
+  HostDigestBatch(std::span<const DigestView> views, uint32_t slots, ThreadPool& pool)
+      : views_(views, slots, pool), sums_(slots) {}
+
+  void run() override {
+    std::fill(sums_.begin(), sums_.end(), 0);
+    views_.add_to(sums_);
+  }
+
+  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_; }
+
+ private:
+  HostViews views_;
+  std::vector<uint64_t> sums_;
+};
+
+class HostDigestParts final : public DigestParts {
+ public:
+  HostDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t slots, ThreadPool& pool)
+      : sums_(slots) {
+    for (const auto& part : parts) parts_.emplace_back(part, slots, pool);
+  }
+
+  void begin() override { std::fill(sums_.begin(), sums_.end(), 0); }
+  void add(size_t part) override { parts_.at(part).add_to(sums_); }
+  void finish() override {}
+
+  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_; }
+
+ private:
+  std::deque<HostViews> parts_;
   std::vector<uint64_t> sums_;
 };
 
@@ -329,6 +360,10 @@ class HostKernels final : public Kernels {
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t slots) override {
     return std::make_unique<HostDigestBatch>(views, slots, pool_);
+  }
+  [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
+      std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
+    return std::make_unique<HostDigestParts>(parts, slots, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,

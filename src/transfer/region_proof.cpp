@@ -11,21 +11,22 @@ namespace awex {
 RegionProof::RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels)
     : region_(region), segments_(std::move(segments)), kernels_(kernels) {
   for (const auto& segment : segments_) keys_.push_back(tensor_key(segment.name));
-  all_ = prepare(0, region.bytes());
+  std::vector<std::vector<DigestView>> parts;
   for (uint64_t chunk = 0; chunk < region.range().chunks(); ++chunk) {
-    const uint64_t begin = chunk * region.range().chunk_bytes();
-    chunks_.push_back(prepare(begin, begin + region.range().chunk_used_bytes(chunk)));
+    parts.push_back(views_of(chunk));
   }
+  digests_ = kernels.prepare_digest_parts(parts, narrow<uint32_t>(segments_.size()));
 }
 
-/// Views of the segments' parts in a range; an element's place counts from its segment's begin.
-RegionProof::RangeDigests RegionProof::prepare(uint64_t range_begin, uint64_t range_end) const {
-  RangeDigests digests;
+/// The segments' parts in a chunk; an element's place counts from its segment's begin.
+std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
+  const uint64_t chunk_begin = chunk * region_.range().chunk_bytes();
+  const uint64_t chunk_end = chunk_begin + region_.range().chunk_used_bytes(chunk);
   std::vector<DigestView> views;
   for (size_t i = 0; i < segments_.size(); ++i) {
     const auto& segment = segments_[i];
-    const uint64_t begin = std::max(segment.offset_bytes, range_begin);
-    const uint64_t end = std::min(segment.offset_bytes + segment.bytes, range_end);
+    const uint64_t begin = std::max(segment.offset_bytes, chunk_begin);
+    const uint64_t end = std::min(segment.offset_bytes + segment.bytes, chunk_end);
     if (begin >= end) continue;
     const uint64_t elements = (end - begin) / segment.element_size;
     views.push_back({.data = region_.data() + begin,
@@ -36,37 +37,30 @@ RegionProof::RangeDigests RegionProof::prepare(uint64_t range_begin, uint64_t ra
                      .canonical_cols = elements,
                      .key = keys_[i],
                      .element_size = segment.element_size,
-                     .slot = narrow<uint32_t>(views.size())});
-    digests.segments.push_back(i);
+                     .slot = narrow<uint32_t>(i)});
   }
-  digests.batch = kernels_.prepare_digests(views, narrow<uint32_t>(views.size()));
-  return digests;
+  return views;
 }
 
-void RegionProof::begin_record() const { all_.batch->run(); }
+void RegionProof::begin() { digests_->begin(); }
 
-void RegionProof::finish_record(const Deadline& deadline, WaitMonitor& monitor) {
-  wait(deadline, monitor);
-  recorded_.assign(segments_.size(), 0);
-  add(all_, recorded_);
-}
+void RegionProof::add(uint64_t chunk) { digests_->add(chunk); }
 
-void RegionProof::begin_check(uint64_t chunk) { chunks_.at(chunk).batch->run(); }
-
-void RegionProof::finish_check(const Deadline& deadline, WaitMonitor& monitor) const {
-  wait(deadline, monitor);
-  std::vector<uint64_t> digests(segments_.size(), 0);
-  for (const auto& chunk : chunks_) add(chunk, digests);
-  for (size_t i = 0; i < segments_.size(); ++i) compare(i, digests[i], "after it was resumed");
-}
-
-void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) const {
+void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) {
   kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
 }
 
-void RegionProof::add(const RangeDigests& range, std::vector<uint64_t>& digests) {
-  const auto sums = range.batch->sums();
-  for (size_t i = 0; i < sums.size(); ++i) digests[range.segments[i]] += sums[i];
+void RegionProof::finish_record(const Deadline& deadline, WaitMonitor& monitor) {
+  digests_->finish();
+  wait(deadline, monitor);
+  recorded_.assign(digests_->sums().begin(), digests_->sums().end());
+}
+
+void RegionProof::finish_check(const Deadline& deadline, WaitMonitor& monitor) {
+  digests_->finish();
+  wait(deadline, monitor);
+  const auto sums = digests_->sums();
+  for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was resumed");
 }
 
 uint64_t RegionProof::check_backup(ThreadPool& threads) const {

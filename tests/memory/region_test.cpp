@@ -333,25 +333,30 @@ TEST_CASE("a chunk is released behind its own copy, while the next one runs") {
                                                    "wait 5", "wait 6", "wait 7", "wait 8"});
 }
 
-TEST_CASE("what must end before memory is given back is waited for beside the first copies") {
+TEST_CASE("a chunk is shown as it leaves, beside its copy and the next, before it is given back") {
   Fixture f;
   f.take_and_fill();
-  const auto before_release = [&] { f.script.call("ready", f.region.held_bytes()); };
-  f.region.offload(*f.queue, f.deadline, f.monitor, before_release);
-  CHECK(f.script.calls == std::vector<std::string>{"copy 16", "copy 16", "wait 1", "ready 64",
-                                                   "release 0", "copy 16", "wait 2", "release 1",
-                                                   "copy 7", "wait 3", "release 2", "wait 4",
-                                                   "release 3"});
+  const auto leaving = [&](uint64_t chunk) {
+    f.script.call("leaving", chunk);
+    CHECK(f.region.data()[chunk * kFakeChunk] == named(chunk * kFakeChunk));
+  };
+  f.region.offload(*f.queue, f.deadline, f.monitor, leaving);
+  CHECK(f.script.calls == std::vector<std::string>{
+                              "copy 16", "copy 16", "leaving 0", "wait 1", "release 0", "copy 16",
+                              "leaving 1", "wait 2", "release 1", "copy 7", "leaving 2", "wait 3",
+                              "release 2", "leaving 3", "wait 4", "release 3"});
 }
 
-TEST_CASE("nothing is given back when what must end before fails, however often") {
+TEST_CASE("a chunk whose leaving fails is not given back, however often") {
   Fixture f;
   f.take_and_fill();
-  const auto before_release = [] { throw runtime_error("not readable"); };
+  const auto leaving = [](uint64_t chunk) {
+    if (chunk == 1) throw runtime_error("not readable");
+  };
   for (int attempt = 0; attempt < 2; ++attempt) {
-    CHECK_THROWS_WITH_AS(f.region.offload(*f.queue, f.deadline, f.monitor, before_release),
-                         "not readable", Error);
-    CHECK(f.region.held_bytes() == 4 * kFakeChunk);
+    CHECK_THROWS_WITH_AS(f.region.offload(*f.queue, f.deadline, f.monitor, leaving), "not readable",
+                         Error);
+    CHECK(f.region.held_bytes() == 3 * kFakeChunk);
   }
   f.resume();
   CHECK(f.is_whole());

@@ -37,11 +37,13 @@ struct Fixture {
     return of;
   }
   void offload() {
-    proof.begin_record();
-    region.offload(*queue, deadline, monitor, [&] { proof.finish_record(deadline, monitor); });
+    proof.begin();
+    region.offload(*queue, deadline, monitor, [&](uint64_t chunk) { proof.add(chunk); });
+    proof.finish_record(deadline, monitor);
   }
   void resume() {
-    region.resume(*queue, deadline, monitor, [&](uint64_t chunk) { proof.begin_check(chunk); });
+    proof.begin();
+    region.resume(*queue, deadline, monitor, [&](uint64_t chunk) { proof.add(chunk); });
     proof.finish_check(deadline, monitor);
   }
   /// Flips a bit of the offloaded bytes.
