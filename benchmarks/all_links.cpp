@@ -69,7 +69,7 @@ class Link {
         range_(device.reserve("all links", bytes)),
         host_(device.allocate_host(bytes)),
         queue_(device.make_queue()) {
-    for (uint64_t chunk = 0; chunk < range_->chunks(); ++chunk) range_->take_chunk(chunk);
+    range_->take_chunks(0, range_->chunks());
     queue_->fill_zero(range_->data(), bytes);
     queue_->finish("clearing the device's memory", job.deadline(), job);
   }

@@ -52,7 +52,7 @@ double seconds_of(const std::function<void()>& work) {
 class Memory {
  public:
   Memory(Device& device, uint64_t bytes) : range_(device.reserve("benchmark", bytes)) {
-    for (uint64_t chunk = 0; chunk < range_->chunks(); ++chunk) range_->take_chunk(chunk);
+    range_->take_chunks(0, range_->chunks());
     for (uint64_t at = 0; at + sizeof(uint64_t) <= bytes; at += sizeof(uint64_t)) {
       // Bit 14 of a bf16 is left clear, so that no element is infinite or no number.
       const uint64_t value = mix64(at) & 0xbfffbfffbfffbfffU;

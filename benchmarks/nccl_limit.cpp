@@ -79,7 +79,7 @@ class Buffer {
  public:
   Buffer(Device& device, uint64_t bytes)
       : range_(device.reserve("nccl limit", std::max<uint64_t>(bytes, 1))) {
-    for (uint64_t chunk = 0; chunk < range_->chunks(); ++chunk) range_->take_chunk(chunk);
+    range_->take_chunks(0, range_->chunks());
   }
   [[nodiscard]] std::byte* data() const { return range_->data(); }
 

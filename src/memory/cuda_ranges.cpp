@@ -60,7 +60,8 @@ class PhysicalMemory {
   std::optional<CUmemGenericAllocationHandle> handle_;
 };
 
-/// Owns the mapping of physical memory at an address.
+/// Owns the mapping of physical memory at an address, until `unmap` has ended it with its
+/// neighbours'.
 class MemoryMapping {
  public:
   MemoryMapping(CUdeviceptr address, uint64_t bytes, const PhysicalMemory& memory,
@@ -78,24 +79,21 @@ class MemoryMapping {
     if (address_) cuMemUnmap(*address_, bytes_);
   }
 
-  [[nodiscard]] CUresult allow(int device, CUmemAccess_flags access) const {
-    CUmemAccessDesc description{};
-    description.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-    description.location.id = device;
-    description.flags = access;
-    return cuMemSetAccess(address_.value(), bytes_, &description, 1);
-  }
-
-  void unmap(const std::string& what) {
-    if (!address_) return;
-    AWEX_CHECK(cuMemUnmap(*address_, bytes_), "unmap {}", what);
-    address_.reset();
-  }
+  void forget() { address_.reset(); }
 
  private:
   std::optional<CUdeviceptr> address_;
   uint64_t bytes_;
 };
+
+/// Lets a device use mapped addresses.
+CUresult allow(CUdeviceptr address, uint64_t bytes, int device, CUmemAccess_flags access) {
+  CUmemAccessDesc description{};
+  description.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  description.location.id = device;
+  description.flags = access;
+  return cuMemSetAccess(address, bytes, &description, 1);
+}
 
 CUmemAllocationProp exportable_memory(int device) {
   CUmemAllocationProp properties{};
@@ -127,71 +125,57 @@ PhysicalMemory create_memory(int device, uint64_t bytes, const std::string& what
                       "--kv-cache or a layout over more GPUs needs less of it");
 }
 
-/// Geometry that the exporter's and the importer's side of a range share.
-struct Chunking {
-  std::string name;
-  uint64_t bytes;
-  uint64_t chunk_bytes;
-  uint64_t granularity_bytes;
-
-  [[nodiscard]] uint64_t count() const { return ceil_div(bytes, chunk_bytes); }
-  [[nodiscard]] uint64_t physical_bytes(uint64_t chunk) const {
-    const uint64_t begin = chunk * chunk_bytes;
-    return std::min(chunk_bytes, round_up(bytes - begin, granularity_bytes));
+Chunking checked_chunking(const CudaMemorySource& source, Chunking chunking) {
+  if (chunking.bytes > 0 && chunking.chunk_bytes > 0 &&
+      chunking.chunk_bytes % source.granularity_bytes == 0 &&
+      kPhysicalStepBytes % source.granularity_bytes == 0) {
+    return chunking;
   }
-  [[nodiscard]] uint64_t address_bytes() const { return round_up(bytes, granularity_bytes); }
-  [[nodiscard]] std::string describe(uint64_t chunk) const {
-    return fmt::format("chunk {} of {} of \"{}\" ({})", chunk + 1, count(), name,
-                       format_bytes(physical_bytes(chunk)));
-  }
-};
-
-Chunking checked_chunking(const CudaMemorySource& source, std::string name, uint64_t bytes,
-                          uint64_t chunk_bytes) {
-  if (bytes == 0 || chunk_bytes == 0 || chunk_bytes % source.granularity_bytes != 0) {
-    throw runtime_error(
-        fmt::format("cannot reserve \"{}\": {} bytes in chunks of {} bytes do not "
-                    "fit gpu {}'s granularity of {} bytes",
-                    name, bytes, chunk_bytes, source.device, source.granularity_bytes));
-  }
-  return {std::move(name), bytes, chunk_bytes, source.granularity_bytes};
+  throw runtime_error(fmt::format(
+      "cannot reserve \"{}\": {} bytes in chunks of {} bytes and steps of {} bytes do not fit gpu "
+      "{}'s granularity of {} bytes",
+      chunking.name, chunking.bytes, chunking.chunk_bytes, kPhysicalStepBytes, source.device,
+      source.granularity_bytes));
 }
 
 class CudaRange final : public DeviceRange {
  public:
   CudaRange(const CudaMemorySource& source, Chunking chunking)
-      : device_(source.device),
-        chunking_(std::move(chunking)),
-        addresses_(chunking_.address_bytes(), chunking_.name),
-        chunks_(chunking_.count()) {}
+      : DeviceRange(std::move(chunking)),
+        device_(source.device),
+        addresses_(held_bytes_for(bytes()), this->chunking().name),
+        chunks_(chunks()) {}
 
   [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
-  [[nodiscard]] uint64_t bytes() const override { return chunking_.bytes; }
-  [[nodiscard]] uint64_t chunk_bytes() const override { return chunking_.chunk_bytes; }
 
-  void take_chunk(uint64_t chunk) override {
-    expect(chunk, false);
-    const auto what = chunking_.describe(chunk);
-    const uint64_t size_bytes = chunking_.physical_bytes(chunk);
-    auto memory = create_memory(device_, size_bytes, what);
-    MemoryMapping mapping(addresses_.address() + chunk * chunk_bytes(), size_bytes, memory, what);
-    AWEX_CHECK(mapping.allow(device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
-               "make {} accessible (cuMemSetAccess)", what);
-    chunks_[chunk].emplace(Chunk{std::move(memory), std::move(mapping), UniqueFd()});
-    held_bytes_ += size_bytes;
+  void take_chunks(uint64_t first, uint64_t count) override {
+    expect(first, count, false);
+    std::vector<Chunk> taken;
+    taken.reserve(count);
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+      taken.push_back(map_new_memory(chunk));
+    }
+    const uint64_t bytes = chunking().held_bytes(first, count);
+    AWEX_CHECK(allow(address_of(first), bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+               "make {} accessible (cuMemSetAccess)", chunking().describe(first, count));
+    for (uint64_t i = 0; i < count; ++i) chunks_[first + i].emplace(std::move(taken[i]));
+    held_bytes_ += bytes;
   }
 
-  void release_chunk(uint64_t chunk) override {
-    expect(chunk, true);
-    const auto what = chunking_.describe(chunk);
-    auto& held = *chunks_[chunk];
-    held.fd.reset();
-    held.mapping.unmap(what);
-    // Without its mapping the chunk is gone, whatever becomes of the rest.
-    auto memory = std::move(held.memory);
-    chunks_[chunk].reset();
-    held_bytes_ -= chunking_.physical_bytes(chunk);
-    memory.release(what);
+  void release_chunks(uint64_t first, uint64_t count) override {
+    expect(first, count, true);
+    const uint64_t bytes = chunking().held_bytes(first, count);
+    AWEX_CHECK(cuMemUnmap(address_of(first), bytes), "unmap {}", chunking().describe(first, count));
+    // Without their mappings the chunks are gone, whatever becomes of the rest.
+    std::vector<PhysicalMemory> memory;
+    memory.reserve(count);
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+      chunks_[chunk]->mapping.forget();
+      memory.push_back(std::move(chunks_[chunk]->memory));
+      chunks_[chunk].reset();
+    }
+    held_bytes_ -= bytes;
+    for (uint64_t i = 0; i < count; ++i) memory[i].release(chunking().describe(first + i, 1));
   }
 
   [[nodiscard]] uint64_t held_bytes() const override { return held_bytes_; }
@@ -199,7 +183,7 @@ class CudaRange final : public DeviceRange {
   [[nodiscard]] std::vector<int> export_fds() override {
     std::vector<int> fds;
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-      expect(chunk, true);
+      expect(chunk, 1, true);
       auto& held = *chunks_[chunk];
       if (!held.fd.valid()) held.fd = export_chunk(chunk);
       fds.push_back(held.fd.get());
@@ -214,12 +198,25 @@ class CudaRange final : public DeviceRange {
     UniqueFd fd;
   };
 
-  void expect(uint64_t chunk, bool taken) const {
-    if (chunk >= chunks_.size() || chunks_[chunk].has_value() != taken) {
+  void expect(uint64_t first, uint64_t count, bool taken) const {
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+      if (chunk < chunks_.size() && chunks_[chunk].has_value() == taken) continue;
       throw runtime_error(
-          fmt::format("{} is not {}", chunking_.describe(chunk), taken ? "taken" : "free"),
+          fmt::format("{} is not {}", chunking().describe(chunk, 1), taken ? "taken" : "free"),
           "this is a fault of awex-colocate: please report it");
     }
+  }
+
+  [[nodiscard]] CUdeviceptr address_of(uint64_t chunk) const {
+    return addresses_.address() + chunking().begin(chunk);
+  }
+
+  [[nodiscard]] Chunk map_new_memory(uint64_t chunk) const {
+    const auto what = chunking().describe(chunk, 1);
+    const uint64_t bytes = chunking().held_bytes(chunk, 1);
+    auto memory = create_memory(device_, bytes, what);
+    MemoryMapping mapping(address_of(chunk), bytes, memory, what);
+    return {std::move(memory), std::move(mapping), UniqueFd()};
   }
 
   [[nodiscard]] UniqueFd export_chunk(uint64_t chunk) const {
@@ -227,12 +224,11 @@ class CudaRange final : public DeviceRange {
     AWEX_CHECK(cuMemExportToShareableHandle(&fd, chunks_[chunk]->memory.get(),
                                             CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
                "export {} as a file descriptor (see the limit of open files, ulimit -n)",
-               chunking_.describe(chunk));
+               chunking().describe(chunk, 1));
     return UniqueFd(fd);
   }
 
   int device_;
-  Chunking chunking_;
   ReservedAddresses addresses_;
   std::vector<std::optional<Chunk>> chunks_;
   uint64_t held_bytes_ = 0;
@@ -243,7 +239,7 @@ class CudaImport final : public ImportedRange {
   CudaImport(const CudaMemorySource& source, Chunking chunking)
       : device_(source.device),
         chunking_(std::move(chunking)),
-        addresses_(chunking_.address_bytes(), chunking_.name) {}
+        addresses_(held_bytes_for(chunking_.bytes), chunking_.name) {}
 
   [[nodiscard]] const std::byte* data() const override { return addresses_.data(); }
 
@@ -259,44 +255,48 @@ class CudaImport final : public ImportedRange {
     for (uint64_t chunk = 0; chunk < fds.size(); ++chunk) {
       mappings.push_back(map_chunk(chunk, fds[chunk].get()));
     }
+    allow_reading();
     mappings_.swap(mappings);
   }
 
   void unmap() override {
-    while (!mappings_.empty()) {
-      mappings_.back().unmap(fmt::format("chunk {} of {} of the import of \"{}\"", mappings_.size(),
-                                         chunking_.count(), chunking_.name));
-      mappings_.pop_back();
-    }
+    if (mappings_.empty()) return;
+    AWEX_CHECK(cuMemUnmap(addresses_.address(), held_bytes_for(chunking_.bytes)), "unmap {}",
+               describe_all());
+    for (auto& mapping : mappings_) mapping.forget();
+    mappings_.clear();
   }
 
  private:
   /// The mapping keeps the memory, so the handle goes as soon as it is mapped.
   [[nodiscard]] MemoryMapping map_chunk(uint64_t chunk, int fd) const {
-    const auto what = "imported " + chunking_.describe(chunk);
+    const auto what = "imported " + chunking_.describe(chunk, 1);
     // The driver takes the descriptor's number in place of a pointer to it.
     // NOLINTNEXTLINE(performance-no-int-to-ptr)
     void* os_handle = reinterpret_cast<void*>(static_cast<intptr_t>(fd));
     CUmemGenericAllocationHandle handle = 0;
     AWEX_CHECK(cuMemImportFromShareableHandle(&handle, os_handle,
                                               CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
-               "import {} from file descriptor {}", chunking_.describe(chunk), fd);
+               "import {} from file descriptor {}", what, fd);
     const PhysicalMemory memory(handle);
-    MemoryMapping mapping(addresses_.address() + chunk * chunking_.chunk_bytes,
-                          chunking_.physical_bytes(chunk), memory, what);
-    allow_reading(mapping, what);
-    return mapping;
+    return {addresses_.address() + chunking_.begin(chunk), chunking_.held_bytes(chunk, 1), memory,
+            what};
   }
 
   /// Drivers that know no read-only device memory get it writable: nothing here writes to it.
-  void allow_reading(const MemoryMapping& mapping, const std::string& what) const {
-    const auto result = mapping.allow(device_, CU_MEM_ACCESS_FLAGS_PROT_READ);
+  void allow_reading() const {
+    const uint64_t bytes = held_bytes_for(chunking_.bytes);
+    const auto result = allow(addresses_.address(), bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READ);
     if (result == CUDA_SUCCESS) return;
     log::detail(
-        fmt::format("{} is mapped writable, because this driver cannot map it read-only: {}", what,
-                    CallResult<CUresult>::describe(result)));
-    AWEX_CHECK(mapping.allow(device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
-               "make {} accessible (cuMemSetAccess)", what);
+        fmt::format("{} are mapped writable, because this driver cannot map them read-only: {}",
+                    describe_all(), CallResult<CUresult>::describe(result)));
+    AWEX_CHECK(allow(addresses_.address(), bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+               "make {} accessible (cuMemSetAccess)", describe_all());
+  }
+
+  [[nodiscard]] std::string describe_all() const {
+    return "imported " + chunking_.describe(0, chunking_.count());
   }
 
   int device_;
@@ -338,13 +338,13 @@ CudaMemorySource inspect_cuda_memory(int device, const std::string& device_name)
 std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source, std::string name,
                                              uint64_t bytes) {
   return std::make_unique<CudaRange>(
-      source, checked_chunking(source, std::move(name), bytes, chunk_bytes_for(bytes)));
+      source, checked_chunking(source, {std::move(name), bytes, chunk_bytes_for(bytes)}));
 }
 
 std::unique_ptr<ImportedRange> make_cuda_import(const CudaMemorySource& source, std::string name,
                                                 uint64_t bytes, uint64_t chunk_bytes) {
   return std::make_unique<CudaImport>(
-      source, checked_chunking(source, std::move(name), bytes, chunk_bytes));
+      source, checked_chunking(source, {std::move(name), bytes, chunk_bytes}));
 }
 
 }  // namespace awex

@@ -18,8 +18,7 @@ struct CudaMemorySource {
 /// management or cannot export memory as POSIX file descriptors. The device must be current.
 [[nodiscard]] CudaMemorySource inspect_cuda_memory(int device, const std::string& device_name);
 
-/// Addresses for `bytes` (> 0) backed by pinned device memory that can be exported. The last chunk
-/// takes no more than its used bytes, rounded up to the granularity.
+/// Addresses for `bytes` (> 0) backed by pinned device memory that can be exported.
 [[nodiscard]] std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source,
                                                            std::string name, uint64_t bytes);
 

@@ -6,10 +6,12 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/unique_fd.hpp"
 #include "base/wait.hpp"
+#include "memory/chunking.hpp"
 #include "memory/numa.hpp"
 
 namespace awex {
@@ -32,37 +34,40 @@ struct DeviceMemory {
 };
 
 /// A range of device addresses that never changes, backed chunk by chunk with physical memory that
-/// comes and goes. The last chunk may be used in part; physical memory is taken in whole chunks.
-/// Owns addresses and memory. Not thread safe.
+/// comes and goes. Owns addresses and memory. Not thread safe.
 class DeviceRange {
  public:
-  DeviceRange() = default;
   DeviceRange(const DeviceRange&) = delete;
   DeviceRange& operator=(const DeviceRange&) = delete;
   DeviceRange(DeviceRange&&) = delete;
   DeviceRange& operator=(DeviceRange&&) = delete;
   virtual ~DeviceRange() = default;
 
-  [[nodiscard]] virtual std::byte* data() const = 0;       ///< Device address; fixed for life.
-  [[nodiscard]] virtual uint64_t bytes() const = 0;        ///< As asked for.
-  [[nodiscard]] virtual uint64_t chunk_bytes() const = 0;  ///< Granularity of take and release.
-  [[nodiscard]] uint64_t chunks() const { return (bytes() + chunk_bytes() - 1) / chunk_bytes(); }
-  /// Bytes of chunk `chunk` that are in use (all but the last chunk are full).
-  [[nodiscard]] uint64_t chunk_used_bytes(uint64_t chunk) const {
-    const uint64_t begin = chunk * chunk_bytes();
-    return bytes() - begin < chunk_bytes() ? bytes() - begin : chunk_bytes();
-  }
+  [[nodiscard]] const Chunking& chunking() const { return chunking_; }
+  [[nodiscard]] uint64_t bytes() const { return chunking_.bytes; }  ///< As asked for.
+  [[nodiscard]] uint64_t chunk_bytes() const { return chunking_.chunk_bytes; }
+  [[nodiscard]] uint64_t chunks() const { return chunking_.count(); }
 
-  /// Backs a chunk with physical memory, of undefined content on cuda, and makes it accessible.
-  virtual void take_chunk(uint64_t chunk) = 0;
-  /// Gives a chunk's physical memory back. No device work on it may be in flight.
-  virtual void release_chunk(uint64_t chunk) = 0;
+  [[nodiscard]] virtual std::byte* data() const = 0;  ///< Device address; fixed for life.
+  /// Backs `count` (> 0) chunks from chunk `first` on, none of which is taken, with physical
+  /// memory, of undefined content on cuda, and makes them accessible: all or none. Many at once
+  /// cost less than each alone.
+  virtual void take_chunks(uint64_t first, uint64_t count) = 0;
+  /// Gives the physical memory of `count` (> 0) taken chunks back. No device work on it may be in
+  /// flight.
+  virtual void release_chunks(uint64_t first, uint64_t count) = 0;
   /// Physical bytes held now.
   [[nodiscard]] virtual uint64_t held_bytes() const = 0;
 
   /// One descriptor a chunk that another process can map; every chunk must be backed. They stay
   /// valid until the chunk is released; the range owns them.
   [[nodiscard]] virtual std::vector<int> export_fds() = 0;
+
+ protected:
+  explicit DeviceRange(Chunking chunking) : chunking_(std::move(chunking)) {}
+
+ private:
+  Chunking chunking_;
 };
 
 /// Another process's range, mapped here, read-only by agreement. The address is reserved once and
@@ -155,19 +160,6 @@ class Device {
   /// the pages that this process's ranges really hold, against the machine's memory).
   [[nodiscard]] virtual DeviceMemory memory() const = 0;
 };
-
-/// Ranges never have more chunks than this, so that their handles fit a fixed-size record.
-inline constexpr uint64_t kMaxChunks = 256;
-
-/// The chunk size for a range of `bytes` (> 0): an eighth, but not below 64 MiB nor above 1 GiB,
-/// except where kMaxChunks would not suffice; a multiple of 2 MiB that splits the range evenly.
-/// Few large chunks cost few driver calls: each one that maps memory beside a running copy waits
-/// about a millisecond on a GPU. Enough chunks remain for memory to flow from one role to the
-/// other.
-[[nodiscard]] uint64_t chunk_bytes_for(uint64_t bytes);
-
-/// What a range of `bytes` takes of a device at most: whole chunks.
-[[nodiscard]] uint64_t held_bytes_for(uint64_t bytes);
 
 /// Host memory standing in for device number `index` of this node; `pool_threads` copy threads. Its
 /// host blocks lie where `nodes` says.

@@ -105,14 +105,12 @@ UniqueFd make_memfd(const std::string& name, uint64_t bytes) {
 /// One memfd, mapped once. Chunks that are not taken are holes in it and fault when touched.
 class HostRange final : public DeviceRange {
  public:
-  HostRange(std::string name, uint64_t bytes, RangeFds& living)
-      : name_(std::move(name)),
-        bytes_(bytes),
-        chunk_bytes_(chunk_bytes_for(bytes)),
+  HostRange(Chunking chunking, RangeFds& living)
+      : DeviceRange(std::move(chunking)),
         taken_(chunks(), false),
-        fd_(make_memfd(name_, chunks() * chunk_bytes_)),
-        mapping_(map_memory(fmt::format("\"{}\"", name_), chunks() * chunk_bytes_, PROT_NONE,
-                            fd_.get())),
+        fd_(make_memfd(this->chunking().name, held_bytes_for(bytes()))),
+        mapping_(map_memory(fmt::format("\"{}\"", this->chunking().name), held_bytes_for(bytes()),
+                            PROT_NONE, fd_.get())),
         living_(living) {
     living_.push_back(fd_.get());
   }
@@ -123,72 +121,73 @@ class HostRange final : public DeviceRange {
   ~HostRange() override { std::erase(living_, fd_.get()); }
 
   [[nodiscard]] std::byte* data() const override { return mapping_.data(); }
-  [[nodiscard]] uint64_t bytes() const override { return bytes_; }
-  [[nodiscard]] uint64_t chunk_bytes() const override { return chunk_bytes_; }
 
-  void take_chunk(uint64_t chunk) override {
-    expect(chunk, false);
+  void take_chunks(uint64_t first, uint64_t count) override {
+    expect(first, count, false);
     // Pages are taken here, where a lack of memory is an error and not a SIGBUS in a later copy.
-    if (allocate(chunk, 0) != 0) fail("take " + describe(chunk), "fallocate", kMemoryHint);
-    set_access(chunk, PROT_READ | PROT_WRITE);
-    taken_[chunk] = true;
-  }
-
-  void release_chunk(uint64_t chunk) override {
-    expect(chunk, true);
-    // The order keeps the bytes reachable when either call fails.
-    set_access(chunk, PROT_NONE);
-    if (allocate(chunk, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) != 0) {
+    if (allocate(first, count, 0) != 0) {
       const int error = errno;
-      set_access(chunk, PROT_READ | PROT_WRITE);
-      throw errno_error("release " + describe(chunk), "fallocate", error);
+      static_cast<void>(allocate(first, count, kFree));  // what it took before it failed
+      errno = error;
+      fail("take " + chunking().describe(first, count), "fallocate", kMemoryHint);
     }
-    taken_[chunk] = false;
+    set_access(first, count, PROT_READ | PROT_WRITE);
+    std::fill_n(taken_.begin() + static_cast<ptrdiff_t>(first), count, true);
+    held_bytes_ += chunking().held_bytes(first, count);
   }
 
-  [[nodiscard]] uint64_t held_bytes() const override {
-    return static_cast<uint64_t>(std::count(taken_.begin(), taken_.end(), true)) * chunk_bytes_;
+  void release_chunks(uint64_t first, uint64_t count) override {
+    expect(first, count, true);
+    // The order keeps the bytes reachable when either call fails.
+    set_access(first, count, PROT_NONE);
+    if (allocate(first, count, kFree) != 0) {
+      const int error = errno;
+      set_access(first, count, PROT_READ | PROT_WRITE);
+      throw errno_error("release " + chunking().describe(first, count), "fallocate", error);
+    }
+    std::fill_n(taken_.begin() + static_cast<ptrdiff_t>(first), count, false);
+    held_bytes_ -= chunking().held_bytes(first, count);
   }
+
+  [[nodiscard]] uint64_t held_bytes() const override { return held_bytes_; }
 
   /// The same descriptor for every chunk: the importer finds chunk i at its own offset in it.
   [[nodiscard]] std::vector<int> export_fds() override {
-    for (uint64_t chunk = 0; chunk < chunks(); ++chunk) expect(chunk, true);
+    expect(0, chunks(), true);
     return std::vector<int>(chunks(), fd_.get());
   }
 
  private:
-  [[nodiscard]] std::string describe(uint64_t chunk) const {
-    return fmt::format("chunk {} of {} of \"{}\" ({})", chunk + 1, chunks(), name_,
-                       format_bytes(chunk_bytes_));
-  }
+  static constexpr int kFree = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 
-  void expect(uint64_t chunk, bool taken) const {
-    if (chunk >= chunks() || taken_[chunk] != taken) {
-      throw runtime_error(fmt::format("{} is not {}", describe(chunk), taken ? "taken" : "free"),
-                          "this is a fault of awex-colocate: please report it");
+  void expect(uint64_t first, uint64_t count, bool taken) const {
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+      if (chunk < chunks() && taken_[chunk] == taken) continue;
+      throw runtime_error(
+          fmt::format("{} is not {}", chunking().describe(chunk, 1), taken ? "taken" : "free"),
+          "this is a fault of awex-colocate: please report it");
     }
   }
 
-  [[nodiscard]] int allocate(uint64_t chunk, int mode) const {
+  [[nodiscard]] int allocate(uint64_t first, uint64_t count, int mode) const {
     int result = 0;
     do {
-      result = ::fallocate(fd_.get(), mode, static_cast<off_t>(chunk * chunk_bytes_),
-                           static_cast<off_t>(chunk_bytes_));
+      result = ::fallocate(fd_.get(), mode, static_cast<off_t>(chunking().begin(first)),
+                           static_cast<off_t>(chunking().held_bytes(first, count)));
     } while (result != 0 && errno == EINTR);
     return result;
   }
 
-  void set_access(uint64_t chunk, int protection) const {
-    if (::mprotect(data() + chunk * chunk_bytes_, chunk_bytes_, protection) != 0) {
-      fail("change access to " + describe(chunk), "mprotect",
+  void set_access(uint64_t first, uint64_t count, int protection) const {
+    if (::mprotect(data() + chunking().begin(first), chunking().held_bytes(first, count),
+                   protection) != 0) {
+      fail("change access to " + chunking().describe(first, count), "mprotect",
            "see the limit of mappings (sysctl vm.max_map_count)");
     }
   }
 
-  std::string name_;
-  uint64_t bytes_;
-  uint64_t chunk_bytes_;
   std::vector<bool> taken_;
+  uint64_t held_bytes_ = 0;
   UniqueFd fd_;
   Mapping mapping_;
   RangeFds& living_;
@@ -196,22 +195,21 @@ class HostRange final : public DeviceRange {
 
 class HostImport final : public ImportedRange {
  public:
-  HostImport(std::string name, uint64_t bytes, uint64_t chunk_bytes)
-      : name_(std::move(name)),
-        chunk_bytes_(chunk_bytes),
-        chunks_(ceil_div(bytes, chunk_bytes)),
-        reservation_(map_memory(fmt::format("importing \"{}\"", name_), chunks_ * chunk_bytes,
-                                PROT_NONE, -1)) {}
+  explicit HostImport(Chunking chunking)
+      : chunking_(std::move(chunking)),
+        reservation_(map_memory(fmt::format("importing \"{}\"", chunking_.name),
+                                held_bytes_for(chunking_.bytes), PROT_NONE, -1)) {}
 
   [[nodiscard]] const std::byte* data() const override { return reservation_.data(); }
 
   void map(std::vector<UniqueFd> fds) override {
-    if (fds.size() != chunks_) {
+    if (fds.size() != chunking_.count()) {
       throw runtime_error(fmt::format("cannot import \"{}\": got {} descriptors for {} chunks",
-                                      name_, fds.size(), chunks_));
+                                      chunking_.name, fds.size(), chunking_.count()));
     }
     try {
-      for (uint64_t chunk = 0; chunk < chunks_; ++chunk) map_chunk(chunk, fds[chunk].get());
+      for (uint64_t chunk = 0; chunk < chunking_.count(); ++chunk)
+        map_chunk(chunk, fds[chunk].get());
     } catch (...) {
       unmap();
       throw;
@@ -222,33 +220,31 @@ class HostImport final : public ImportedRange {
     if (!std::exchange(mapped_, false)) return;
     if (::mmap(reservation_.data(), reservation_.bytes(), PROT_NONE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
-      throw errno_error(fmt::format("unmap the import of \"{}\"", name_), "mmap", errno);
+      throw errno_error(fmt::format("unmap the import of \"{}\"", chunking_.name), "mmap", errno);
     }
   }
 
  private:
   void map_chunk(uint64_t chunk, int fd) {
-    const uint64_t begin = chunk * chunk_bytes_;
-    const auto attempt = fmt::format("import chunk {} of {} of \"{}\" ({})", chunk + 1, chunks_,
-                                     name_, format_bytes(chunk_bytes_));
+    const uint64_t begin = chunking_.begin(chunk);
+    const uint64_t bytes = chunking_.held_bytes(chunk, 1);
+    const auto attempt = "import " + chunking_.describe(chunk, 1);
     struct stat status {};
     if (::fstat(fd, &status) != 0) throw errno_error(attempt, "fstat", errno);
     // A mapping past the file's end would kill this process (SIGBUS) when it is read.
-    if (static_cast<uint64_t>(status.st_size) < begin + chunk_bytes_) {
+    if (static_cast<uint64_t>(status.st_size) < begin + bytes) {
       throw runtime_error(fmt::format("cannot {}: the descriptor ends at byte {}, not {}", attempt,
-                                      status.st_size, begin + chunk_bytes_),
+                                      status.st_size, begin + bytes),
                           "both ranks must run the same version of awex-colocate");
     }
     mapped_ = true;
-    if (::mmap(reservation_.data() + begin, chunk_bytes_, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
+    if (::mmap(reservation_.data() + begin, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
                static_cast<off_t>(begin)) == MAP_FAILED) {
       throw errno_error(attempt, "mmap", errno);
     }
   }
 
-  std::string name_;
-  uint64_t chunk_bytes_;
-  uint64_t chunks_;
+  Chunking chunking_;
   Mapping reservation_;
   bool mapped_ = false;
 };
@@ -359,12 +355,12 @@ class HostDevice final : public Device {
 
   [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
                                                      uint64_t bytes) override {
-    return std::make_unique<HostRange>(name, bytes, living_);
+    return std::make_unique<HostRange>(Chunking{name, bytes, chunk_bytes_for(bytes)}, living_);
   }
   [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
                                                               uint64_t bytes,
                                                               uint64_t chunk_bytes) override {
-    return std::make_unique<HostImport>(name, bytes, chunk_bytes);
+    return std::make_unique<HostImport>(Chunking{name, bytes, chunk_bytes});
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     return std::make_unique<HostMemoryBlock>(bytes, workers_, nodes_);

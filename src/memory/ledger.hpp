@@ -29,6 +29,8 @@ class MemoryLedger {
   /// what `what` waits for, and what the monitor throws.
   void reserve(uint64_t bytes, const std::string& what, const Deadline& deadline,
                WaitMonitor& monitor);
+  /// Books `bytes` if there is room for them now; whether there was.
+  [[nodiscard]] bool try_reserve(uint64_t bytes);
   /// Gives booked bytes back, after their memory.
   void release(uint64_t bytes) noexcept;
 
@@ -36,8 +38,6 @@ class MemoryLedger {
   [[nodiscard]] uint64_t peak_bytes() const { return words_.peak.load(); }
 
  private:
-  [[nodiscard]] bool try_reserve(uint64_t bytes);
-
   LedgerWords& words_;
   uint64_t budget_bytes_;
 };

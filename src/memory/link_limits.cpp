@@ -10,7 +10,7 @@ constexpr int kRounds = 6;
 /// A range with all its chunks backed; gives them back with itself.
 std::unique_ptr<DeviceRange> take_range(Device& device, const char* name, uint64_t bytes) {
   auto range = device.reserve(name, bytes);
-  for (uint64_t chunk = 0; chunk < range->chunks(); ++chunk) range->take_chunk(chunk);
+  range->take_chunks(0, range->chunks());
   return range;
 }
 

@@ -68,13 +68,18 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
     // A resume that failed may end as resident as well, but not by a take, which brings no bytes.
     if (state_ != RegionState::kDiscarded) throw illegal_move(RegionState::kResident);
     enter(RegionState::kResident);
+    uint64_t taken = 0;
     try {
-      for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-        take_chunk(chunk, deadline, monitor);
+      while (taken < chunks_.size()) {
+        reserve(taken, deadline, monitor);
+        uint64_t reserved = taken + 1;
+        while (reserved < chunks_.size() && try_reserve(reserved)) ++reserved;
+        take_reserved(taken, reserved - taken);
+        taken = reserved;
       }
     } catch (...) {
       state_ = RegionState::kDiscarded;
-      release_all();
+      if (taken > 0) release_chunks(0, taken);
       throw;
     }
     return {.changed = true};
@@ -86,7 +91,7 @@ RegionChange Region::discard() {
   return about_tag(tag_, [&]() -> RegionChange {
     if (!is_legal_move(state_, RegionState::kDiscarded))
       throw illegal_move(RegionState::kDiscarded);
-    release_all();
+    release_chunks(0, chunks_.size());
     enter(RegionState::kDiscarded);
     return {.changed = true};
   });
@@ -103,12 +108,12 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
       if (leaving) leaving(copy.chunk);
       queue.wait(copy.mark, describe_move("offload", copy.chunk), deadline, monitor);
       chunks_[copy.chunk].bytes_in_host = true;
-      release_chunk(copy.chunk);
+      release_chunks(copy.chunk, 1);
     };
     std::optional<InFlight> behind;
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (chunks_[chunk].bytes_in_host) {
-        release_chunk(chunk);
+        if (chunks_[chunk].is_taken) release_chunks(chunk, 1);
         continue;
       }
       if (!chunks_[chunk].host) {
@@ -139,7 +144,10 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (!chunks_[chunk].bytes_in_host) continue;
       monitor.poll();
-      take_chunk(chunk, deadline, monitor);
+      if (!chunks_[chunk].is_taken) {
+        reserve(chunk, deadline, monitor);
+        take_reserved(chunk, 1);
+      }
       const auto host = backup(chunk);
       queue.copy(chunk_data(chunk), host.data(), host.size());
       change.moved_bytes += host.size();
@@ -186,35 +194,38 @@ void Region::enter(RegionState to) {
   state_ = to;
 }
 
-void Region::take_chunk(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor) {
-  if (chunks_[chunk].is_taken) return;
-  const uint64_t bytes = range_->chunk_bytes();
-  if (ledger_ != nullptr) ledger_->reserve(bytes, fmt::format("\"{}\"", name_), deadline, monitor);
+void Region::reserve(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor) {
+  if (ledger_ == nullptr) return;
+  ledger_->reserve(range_->chunking().held_bytes(chunk, 1), fmt::format("\"{}\"", name_), deadline,
+                   monitor);
+}
+
+bool Region::try_reserve(uint64_t chunk) {
+  return ledger_ == nullptr || ledger_->try_reserve(range_->chunking().held_bytes(chunk, 1));
+}
+
+/// Takes chunks that are reserved, or unbooks them.
+void Region::take_reserved(uint64_t first, uint64_t count) {
   try {
-    range_->take_chunk(chunk);
+    range_->take_chunks(first, count);
   } catch (...) {
-    if (ledger_ != nullptr) ledger_->release(bytes);
+    if (ledger_ != nullptr) ledger_->release(range_->chunking().held_bytes(first, count));
     throw;
   }
-  chunks_[chunk].is_taken = true;
+  for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = true;
 }
 
-void Region::release_chunk(uint64_t chunk) {
-  if (!chunks_[chunk].is_taken) return;
-  range_->release_chunk(chunk);
-  chunks_[chunk].is_taken = false;
-  if (ledger_ != nullptr) ledger_->release(range_->chunk_bytes());
-}
-
-void Region::release_all() {
-  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) release_chunk(chunk);
+void Region::release_chunks(uint64_t first, uint64_t count) {
+  range_->release_chunks(first, count);
+  for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = false;
+  if (ledger_ != nullptr) ledger_->release(range_->chunking().held_bytes(first, count));
 }
 
 /// Sizes of the host blocks that chunks have none of.
 std::vector<uint64_t> Region::missing_backups() const {
   std::vector<uint64_t> sizes;
   for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-    if (!chunks_[chunk].host) sizes.push_back(range_->chunk_used_bytes(chunk));
+    if (!chunks_[chunk].host) sizes.push_back(range_->chunking().used_bytes(chunk));
   }
   return sizes;
 }
@@ -229,7 +240,7 @@ std::string Region::describe_move(const char* move, uint64_t chunk) const {
 }
 
 std::byte* Region::chunk_data(uint64_t chunk) const {
-  return data() + chunk * range_->chunk_bytes();
+  return data() + range_->chunking().begin(chunk);
 }
 
 }  // namespace awex

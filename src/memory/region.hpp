@@ -103,7 +103,7 @@ class Region {
   [[nodiscard]] uint64_t host_bytes() const { return host_bytes_.load(); }
 
   /// Discarded to resident, with undefined content. All or nothing. Like `resume` it waits for room
-  /// on the ledger, chunk by chunk.
+  /// on the ledger, and takes as many chunks at once as there is room for.
   RegionChange take(const Deadline& deadline, WaitMonitor& monitor);
   /// Resident to discarded: the bytes are gone. No device work on them may be in flight. Bytes that
   /// were offloaded cannot be discarded.
@@ -137,9 +137,10 @@ class Region {
 
   [[nodiscard]] Error illegal_move(RegionState to) const;
   void enter(RegionState to);
-  void take_chunk(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
-  void release_chunk(uint64_t chunk);
-  void release_all();
+  void reserve(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
+  [[nodiscard]] bool try_reserve(uint64_t chunk);
+  void take_reserved(uint64_t first, uint64_t count);
+  void release_chunks(uint64_t first, uint64_t count);
   [[nodiscard]] std::vector<uint64_t> missing_backups() const;
   void keep_backup(uint64_t chunk, std::unique_ptr<HostBlock> host);
   [[nodiscard]] std::string describe_move(const char* move, uint64_t chunk) const;

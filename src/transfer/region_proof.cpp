@@ -21,7 +21,7 @@ RegionProof::RegionProof(Region& region, std::vector<Segment> segments, Kernels&
 /// The segments' parts in a chunk; an element's place counts from its segment's begin.
 std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
   const uint64_t chunk_begin = chunk * region_.range().chunk_bytes();
-  const uint64_t chunk_end = chunk_begin + region_.range().chunk_used_bytes(chunk);
+  const uint64_t chunk_end = chunk_begin + region_.range().chunking().used_bytes(chunk);
   std::vector<DigestView> views;
   for (size_t i = 0; i < segments_.size(); ++i) {
     const auto& segment = segments_[i];

@@ -65,7 +65,7 @@ WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
   const auto rounds = make_rounds(plan, placement, me, kStagingBytes);
   if (rounds.empty()) return;
   staging_ = device.reserve("staging", 2 * kStagingBytes);
-  for (uint64_t chunk = 0; chunk < staging_->chunks(); ++chunk) staging_->take_chunk(chunk);
+  staging_->take_chunks(0, staging_->chunks());
   for (const auto& round : rounds) prepare_round(round);
 }
 

@@ -29,7 +29,7 @@ void damage(awex::Region& region) {
   constexpr auto kBit = std::byte{0x10};
   const bool is_away = region.state() == awex::RegionState::kOffloaded;
   std::byte* bytes = is_away ? region.mutable_backup(0).data() : region.data();
-  bytes[region.range().chunk_used_bytes(0) / 2] ^= kBit;
+  bytes[region.range().chunking().used_bytes(0) / 2] ^= kBit;
 }
 
 class Disturber final : public awex::CycleObserver {

@@ -32,25 +32,26 @@ RunOptions options_for(const std::string& model, bool optimizer) {
 
 /// The calls that a cycle consists of, by phase.
 Calls expected(const CountedUpdate& update) {
-  const CallCounts per_chunk{{"fallocate", 1}, {"mprotect", 1}};
-  const auto& [weights, optimizer, kv_cache, mapped] = update.chunks;
+  const CallCounts once{{"fallocate", 1}, {"mprotect", 1}};
+  const auto& chunks_of = update.chunks;
   Calls calls;
   if (update.is_trainer) {
     for (const auto& [tag, chunks] :
-         {std::pair{"weights", weights}, std::pair{"optimizer", optimizer}}) {
+         {std::pair{"weights", chunks_of.weights}, std::pair{"optimizer", chunks_of.optimizer}}) {
       if (chunks == 0) continue;
-      calls[fmt::format("offload trainer {}", tag)] = times(chunks, per_chunk);
-      calls[fmt::format("resume trainer {}", tag)] = times(chunks, per_chunk);
+      calls[fmt::format("offload trainer {}", tag)] = times(chunks, once);
+      calls[fmt::format("resume trainer {}", tag)] = times(chunks, once);
     }
     return calls;
   }
-  for (const auto& [tag, chunks] :
-       {std::pair{"weights", weights}, std::pair{"kv_cache", kv_cache}}) {
-    calls[fmt::format("resume inference {}", tag)] = times(chunks, per_chunk);
-    calls[fmt::format("discard inference {}", tag)] = times(chunks, per_chunk);
+  // What does not flow over a link comes and goes with all its chunks at once.
+  for (const auto* tag : {"weights", "kv_cache"}) {
+    calls[fmt::format("resume inference {}", tag)] = once;
+    calls[fmt::format("discard inference {}", tag)] = once;
   }
   calls["unmap inference weights"] = {{"mmap", 1}};
-  calls["map all weights"] = {{"pidfd_open", 1}, {"pidfd_getfd", mapped}, {"mmap", mapped}};
+  calls["map all weights"] = {
+      {"pidfd_open", 1}, {"pidfd_getfd", chunks_of.mapped}, {"mmap", chunks_of.mapped}};
   return calls;
 }
 

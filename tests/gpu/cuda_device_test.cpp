@@ -28,7 +28,7 @@ struct DeviceBench {
   /// memory are the tests' own.
   DeviceBench() {
     const auto range = device->reserve("warm-up", kMiB);
-    range->take_chunk(0);
+    range->take_chunks(0, 1);
     write(range->data(), named_bytes(kMiB));
     (void)read(range->data(), kMiB);
     queue->fill_zero(range->data(), kMiB);
@@ -61,13 +61,9 @@ bool is_taken(uint64_t free_before, uint64_t free_after, uint64_t bytes) {
   return std::max(free_after, expected) - std::min(free_after, expected) <= kPageTables;
 }
 
-void take_all(DeviceRange& range) {
-  for (uint64_t chunk = 0; chunk < range.chunks(); ++chunk) range.take_chunk(chunk);
-}
+void take_all(DeviceRange& range) { range.take_chunks(0, range.chunks()); }
 
-void release_all(DeviceRange& range) {
-  for (uint64_t chunk = 0; chunk < range.chunks(); ++chunk) range.release_chunk(chunk);
-}
+void release_all(DeviceRange& range) { range.release_chunks(0, range.chunks()); }
 
 /// Descriptors of this process's own range, as a peer would have fetched them.
 std::vector<UniqueFd> duplicate_fds(DeviceRange& range) {
@@ -111,9 +107,9 @@ TEST_CASE("chunks take and give back physical memory, at addresses that stay") {
     CHECK(is_taken(before, bench.free_bytes(), range->held_bytes()));
     bench.write(range->data(), named_bytes(bytes, static_cast<uint64_t>(cycle)));
     CHECK((bench.read(range->data(), bytes) == named_bytes(bytes, static_cast<uint64_t>(cycle))));
-    range->release_chunk(1);
-    CHECK(is_taken(before, bench.free_bytes(), 198 * kMiB - range->chunk_bytes()));
-    range->take_chunk(1);
+    range->release_chunks(1, 2);
+    CHECK(is_taken(before, bench.free_bytes(), 198 * kMiB - 2 * range->chunk_bytes()));
+    range->take_chunks(1, 2);
     release_all(*range);
     CHECK(range->held_bytes() == 0);
     CHECK(is_taken(before, bench.free_bytes(), 0));
@@ -124,11 +120,11 @@ TEST_CASE("chunks take and give back physical memory, at addresses that stay") {
 TEST_CASE("taking what is taken and exporting what is not backed are errors") {
   DeviceBench bench;
   const auto range = bench.device->reserve("weights", 2 * kMiB);
-  CHECK_THROWS_AS(range->release_chunk(0), Error);
+  CHECK_THROWS_AS(range->release_chunks(0, 1), Error);
   CHECK_THROWS_AS((void)range->export_fds(), Error);
-  range->take_chunk(0);
-  CHECK_THROWS_AS(range->take_chunk(0), Error);
-  CHECK_THROWS_AS(range->take_chunk(1), Error);
+  range->take_chunks(0, 1);
+  CHECK_THROWS_AS(range->take_chunks(0, 1), Error);
+  CHECK_THROWS_AS(range->take_chunks(1, 1), Error);
 }
 
 TEST_CASE("a lack of memory is told with names and bytes, and leaves what was there") {
@@ -136,9 +132,10 @@ TEST_CASE("a lack of memory is told with names and bytes, and leaves what was th
   const uint64_t before = bench.free_bytes();
   {
     const auto range = bench.device->reserve("kv_cache", bench.device->memory().total_bytes);
+    range->take_chunks(0, 1);
     std::string message;
     try {
-      take_all(*range);
+      range->take_chunks(1, range->chunks() - 1);
     } catch (const Error& error) {
       message = error.what();
       CHECK(error.code() == ExitCode::kRuntime);
@@ -147,6 +144,7 @@ TEST_CASE("a lack of memory is told with names and bytes, and leaves what was th
     CAPTURE(message);
     CHECK(message.find("\"kv_cache\"") != std::string::npos);
     CHECK(message.find("CUDA_ERROR_OUT_OF_MEMORY (2)") != std::string::npos);
+    CHECK(is_taken(before, bench.free_bytes(), range->chunk_bytes()));
     bench.queue->fill_zero(range->data(), range->chunk_bytes());
     bench.finish();
   }

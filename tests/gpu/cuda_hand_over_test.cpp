@@ -26,7 +26,7 @@ std::vector<std::byte> content(uint32_t trainer, uint64_t cycle) {
 void train(GpuBench& bench, DeviceRange& range, int partner, uint64_t cycle,
            FdTransport transport) {
   const auto bytes = content(job().peers()[job().rank()].role_rank, cycle);
-  for (uint64_t chunk = 0; chunk < range.chunks(); ++chunk) range.take_chunk(chunk);
+  range.take_chunks(0, range.chunks());
   CHECK(cudaMemcpy(range.data(), bytes.data(), bytes.size(), cudaMemcpyDefault) == cudaSuccess);
   CHECK(cudaDeviceSynchronize() == cudaSuccess);
   bench.wait();
@@ -67,7 +67,7 @@ TEST_CASE("inference reads its trainer's memory through every transport, version
     }
     job().agree(nullptr);
     if (trains) {
-      for (uint64_t chunk = 0; chunk < range->chunks(); ++chunk) range->release_chunk(chunk);
+      range->release_chunks(0, range->chunks());
     }
     job().agree(nullptr);
     ++cycle;

@@ -29,7 +29,7 @@ class GpuBuffer {
  public:
   GpuBuffer(Device& device, std::span<const std::byte> bytes)
       : range_(device.reserve("test buffer", std::max<uint64_t>(bytes.size(), 1))) {
-    for (uint64_t chunk = 0; chunk < range_->chunks(); ++chunk) range_->take_chunk(chunk);
+    range_->take_chunks(0, range_->chunks());
     write(0, bytes);
   }
 

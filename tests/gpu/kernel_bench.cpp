@@ -51,7 +51,7 @@ std::vector<Tensor> half_of_the_experts(double part) {
 class Block {
  public:
   Block(Device& device, uint64_t bytes) : range_(device.reserve("benchmark", bytes)) {
-    for (uint64_t chunk = 0; chunk < range_->chunks(); ++chunk) range_->take_chunk(chunk);
+    range_->take_chunks(0, range_->chunks());
     AWEX_CHECK(cudaMemset(data(), 0x5a, bytes), "fill {} bytes", bytes);
     AWEX_CHECK(cudaDeviceSynchronize(), "wait for the device");
   }

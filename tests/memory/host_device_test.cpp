@@ -18,8 +18,6 @@ using namespace awex;
 namespace {
 
 constexpr uint64_t kMiB = 1ULL << 20;
-constexpr uint64_t kGiB = 1ULL << 30;
-constexpr uint64_t kTiB = 1ULL << 40;
 constexpr uint64_t kChunk = 64 * kMiB;
 
 /// A value that names its index, so that a misplaced byte shows where it came from.
@@ -57,9 +55,7 @@ std::vector<UniqueFd> duplicates(const std::vector<int>& fds) {
   return result;
 }
 
-void take_all(DeviceRange& range) {
-  for (uint64_t chunk = 0; chunk < range.chunks(); ++chunk) range.take_chunk(chunk);
-}
+void take_all(DeviceRange& range) { range.take_chunks(0, range.chunks()); }
 
 class CountingMonitor final : public WaitMonitor {
  public:
@@ -69,28 +65,6 @@ class CountingMonitor final : public WaitMonitor {
 
 }  // namespace
 
-TEST_CASE("chunks are even, an eighth of the range, and no more than a handle record can name") {
-  CHECK(chunk_bytes_for(1) == 2 * kMiB);
-  CHECK(chunk_bytes_for(kChunk) == kChunk);
-  CHECK(chunk_bytes_for(2 * kChunk) == kChunk);
-  CHECK(chunk_bytes_for(kChunk + 1) == 34 * kMiB);
-  CHECK(chunk_bytes_for(8 * kChunk) == kChunk);
-  CHECK(chunk_bytes_for(8 * kChunk + 1) == kChunk + 2 * kMiB);
-  CHECK(chunk_bytes_for(8 * kGiB) == kGiB);
-  CHECK(chunk_bytes_for(16 * kGiB) == kGiB);
-  CHECK(chunk_bytes_for(256 * kGiB) == kGiB);
-  CHECK(chunk_bytes_for(256 * kGiB + 1) == kGiB + 2 * kMiB);
-  for (const uint64_t bytes : {3 * kMiB, kChunk + 1, 100 * kChunk + 7, kTiB, kTiB + 12345}) {
-    CAPTURE(bytes);
-    const uint64_t chunk = chunk_bytes_for(bytes);
-    const uint64_t chunks = (bytes + chunk - 1) / chunk;
-    CHECK(chunk % (2 * kMiB) == 0);
-    CHECK(chunks <= kMaxChunks);
-    // What rounding adds is at most one step a chunk.
-    CHECK(chunks * chunk - bytes <= chunks * 2 * kMiB);
-  }
-}
-
 TEST_CASE("a range takes and gives back real pages, and the books agree with the kernel") {
   const auto device = make_host_device(0, 1);
   constexpr uint64_t kBytes = 2 * kChunk + 5;
@@ -99,21 +73,26 @@ TEST_CASE("a range takes and gives back real pages, and the books agree with the
   CHECK(range->bytes() == kBytes);
   CHECK(chunk == chunk_bytes_for(kBytes));
   REQUIRE(range->chunks() == 3);
-  CHECK(range->chunk_used_bytes(1) == chunk);
-  CHECK(range->chunk_used_bytes(2) == kBytes - 2 * chunk);
+  CHECK(range->chunking().used_bytes(1) == chunk);
+  CHECK(range->chunking().used_bytes(2) == kBytes - 2 * chunk);
   CHECK(range->held_bytes() == 0);
   CHECK(really_held(*device) == 0);
 
-  range->take_chunk(2);
+  const uint64_t last = 42 * kMiB;  // what it uses, in whole steps
+  range->take_chunks(2, 1);
+  CHECK(range->held_bytes() == last);
+  CHECK(really_held(*device) == last);
+  range->take_chunks(0, 1);
+  CHECK(range->held_bytes() == chunk + last);
+  CHECK(really_held(*device) == chunk + last);
+  range->release_chunks(2, 1);
   CHECK(range->held_bytes() == chunk);
   CHECK(really_held(*device) == chunk);
-  range->take_chunk(0);
-  CHECK(range->held_bytes() == 2 * chunk);
-  CHECK(really_held(*device) == 2 * chunk);
-  range->release_chunk(2);
-  CHECK(range->held_bytes() == chunk);
-  CHECK(really_held(*device) == chunk);
-  range->release_chunk(0);
+  range->take_chunks(1, 2);
+  CHECK(range->held_bytes() == held_bytes_for(kBytes));
+  CHECK(really_held(*device) == held_bytes_for(kBytes));
+  range->data()[kBytes - 1] = std::byte{1};
+  range->release_chunks(0, 3);
   CHECK(range->held_bytes() == 0);
   CHECK(really_held(*device) == 0);
 }
@@ -122,8 +101,8 @@ TEST_CASE("the memory of a destroyed range is free, other ranges keep theirs") {
   const auto device = make_host_device(0, 1);
   auto first = device->reserve("weights", kChunk);
   const auto second = device->reserve("kv_cache", 1);
-  first->take_chunk(0);
-  second->take_chunk(0);
+  first->take_chunks(0, 1);
+  second->take_chunks(0, 1);
   CHECK(really_held(*device) == first->held_bytes() + second->held_bytes());
   first.reset();
   CHECK(really_held(*device) == second->held_bytes());
@@ -136,9 +115,9 @@ TEST_CASE("addresses outlive the memory behind them, and bytes do not") {
   take_all(*range);
   data[0] = std::byte{1};
   data[kChunk] = std::byte{2};
-  range->release_chunk(0);
+  range->release_chunks(0, 1);
   CHECK(data[kChunk] == std::byte{2});
-  range->take_chunk(0);
+  range->take_chunks(0, 1);
   CHECK(range->data() == data);
   CHECK(data[0] == std::byte{0});
   CHECK(data[kChunk] == std::byte{2});
@@ -151,7 +130,7 @@ TEST_CASE("a use of memory that is not taken is a fault") {
   CHECK(signal_of([&] { read_byte(data); }) == SIGSEGV);
   take_all(*range);
   CHECK(signal_of([&] { read_byte(data + 2 * kChunk - 1); }) == 0);
-  range->release_chunk(1);
+  range->release_chunks(1, 1);
   CHECK(signal_of([&] { read_byte(data + kChunk - 1); }) == 0);
   CHECK(signal_of([&] { read_byte(data + kChunk); }) == SIGSEGV);
 }
@@ -160,13 +139,14 @@ TEST_CASE(
     "taking twice, releasing twice and chunks beyond the end are errors that name the chunk") {
   const auto device = make_host_device(0, 1);
   const auto range = device->reserve("weights", kChunk);
-  CHECK_THROWS_WITH_AS(range->release_chunk(0),
+  CHECK_THROWS_WITH_AS(range->release_chunks(0, 1),
                        "chunk 1 of 1 of \"weights\" (67.1 MB) is not taken", Error);
   CHECK_THROWS_AS(static_cast<void>(range->export_fds()), Error);
-  range->take_chunk(0);
-  CHECK_THROWS_WITH_AS(range->take_chunk(0), "chunk 1 of 1 of \"weights\" (67.1 MB) is not free",
-                       Error);
-  CHECK_THROWS_AS(range->take_chunk(1), Error);
+  range->take_chunks(0, 1);
+  CHECK_THROWS_WITH_AS(range->take_chunks(0, 1),
+                       "chunk 1 of 1 of \"weights\" (67.1 MB) is not free", Error);
+  CHECK_THROWS_AS(range->take_chunks(1, 1), Error);
+  CHECK_THROWS_AS(range->take_chunks(0, 2), Error);
   CHECK(range->held_bytes() == kChunk);
 }
 
@@ -239,8 +219,8 @@ TEST_CASE("what an exporter releases is free even while an importer maps it") {
   const auto import = device->reserve_import("weights", range->bytes(), range->chunk_bytes());
   import->map(duplicates(range->export_fds()));
   read_byte(import->data());
-  range->release_chunk(0);
-  range->release_chunk(1);
+  range->release_chunks(0, 1);
+  range->release_chunks(1, 1);
   CHECK(really_held(*device) == 0);
 }
 

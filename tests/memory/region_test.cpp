@@ -27,12 +27,13 @@ struct Script {
   std::map<std::string, int> fail_after;  ///< Kind of call: how many may still succeed.
   std::mutex mutex;
 
-  void call(const std::string& kind, uint64_t number) {
+  void call(const std::string& kind, uint64_t number) { call(kind, fmt::format("{}", number)); }
+  void call(const std::string& kind, const std::string& what) {
     const std::lock_guard lock(mutex);
     if (kind == "host") {
       ++host_calls;
     } else {
-      calls.push_back(fmt::format("{} {}", kind, number));
+      calls.push_back(fmt::format("{} {}", kind, what));
     }
     const auto limit = fail_after.find(kind);
     if (limit != fail_after.end() && limit->second-- == 0) {
@@ -46,25 +47,21 @@ struct Script {
 class FakeRange final : public DeviceRange {
  public:
   FakeRange(uint64_t bytes, Script& script)
-      : script_(script),
-        bytes_(bytes),
-        memory_((bytes + kFakeChunk - 1) / kFakeChunk * kFakeChunk, std::byte{0xdd}),
+      : DeviceRange({"fake", bytes, kFakeChunk}),
+        script_(script),
+        memory_(chunks() * kFakeChunk, std::byte{0xdd}),
         taken_(chunks(), false) {}
 
   [[nodiscard]] std::byte* data() const override { return memory_.data(); }
-  [[nodiscard]] uint64_t bytes() const override { return bytes_; }
-  [[nodiscard]] uint64_t chunk_bytes() const override { return kFakeChunk; }
-  void take_chunk(uint64_t chunk) override {
-    script_.call("take", chunk);
-    CHECK_FALSE(taken_.at(chunk));
-    poison(chunk, std::byte{0xcd});
-    taken_.at(chunk) = true;
+  void take_chunks(uint64_t first, uint64_t count) override {
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) CHECK_FALSE(taken_.at(chunk));
+    script_.call("take", describe(first, count));
+    set(first, count, true, std::byte{0xcd});
   }
-  void release_chunk(uint64_t chunk) override {
-    script_.call("release", chunk);
-    CHECK(taken_.at(chunk));
-    poison(chunk, std::byte{0xdd});
-    taken_.at(chunk) = false;
+  void release_chunks(uint64_t first, uint64_t count) override {
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) CHECK(taken_.at(chunk));
+    script_.call("release", describe(first, count));
+    set(first, count, false, std::byte{0xdd});
   }
   [[nodiscard]] uint64_t held_bytes() const override {
     return static_cast<uint64_t>(std::count(taken_.begin(), taken_.end(), true)) * kFakeChunk;
@@ -72,13 +69,20 @@ class FakeRange final : public DeviceRange {
   [[nodiscard]] std::vector<int> export_fds() override { return {}; }
 
  private:
-  void poison(uint64_t chunk, std::byte value) {
-    std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(chunk * kFakeChunk), kFakeChunk,
-                value);
+  /// "0" for one chunk, "0-3" for several.
+  static std::string describe(uint64_t first, uint64_t count) {
+    return count == 1 ? fmt::format("{}", first) : fmt::format("{}-{}", first, first + count - 1);
+  }
+
+  void set(uint64_t first, uint64_t count, bool taken, std::byte poison) {
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+      taken_.at(chunk) = taken;
+      std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(chunk * kFakeChunk), kFakeChunk,
+                  poison);
+    }
   }
 
   Script& script_;
-  uint64_t bytes_;
   mutable std::vector<std::byte> memory_;
   std::vector<bool> taken_;
 };
@@ -389,14 +393,58 @@ TEST_CASE("host memory that was prepared is not made again") {
   CHECK(f.is_whole());
 }
 
-TEST_CASE("taking is all or nothing") {
-  for (int after = 0; after < 4; ++after) {
-    Fixture f;
-    f.fail("take", after);
-    CHECK_THROWS_WITH_AS(f.take(), "scripted failure of take", Error);
+TEST_CASE("all memory is taken by one call, and given back by one") {
+  Fixture f;
+  f.take();
+  f.region.discard();
+  CHECK(f.script.calls == std::vector<std::string>{"take 0-3", "release 0-3"});
+}
+
+namespace {
+
+/// A region on a ledger on which another process holds all but two chunks' bytes, and gives two
+/// more back when it is waited for.
+struct TightFixture final : WaitMonitor {
+  Script script;
+  FakeDevice device{script};
+  LedgerWords words;
+  MemoryLedger ledger{words, 6 * kFakeChunk};
+  Region region{device, "kv_cache", Tag::kKvCache, Fixture::kBytes, &ledger};
+  Deadline deadline{Seconds(60)};
+  uint64_t others = 4 * kFakeChunk;
+
+  TightFixture() { REQUIRE(ledger.try_reserve(others)); }
+  void poll() override {
+    script.call("poll", 0);
+    if (others < 4 * kFakeChunk) return;
+    ledger.release(2 * kFakeChunk);
+    others -= 2 * kFakeChunk;
+  }
+  [[nodiscard]] uint64_t booked() const { return words.held - others; }
+};
+
+}  // namespace
+
+TEST_CASE("as much is taken at once as there is room for") {
+  TightFixture f;
+  CHECK(f.region.take(f.deadline, f).changed);
+  CHECK(f.script.calls == std::vector<std::string>{"take 0-1", "poll 0", "take 2-3"});
+  CHECK(f.booked() == 4 * kFakeChunk);
+  CHECK(f.ledger.peak_bytes() == 6 * kFakeChunk);
+  f.region.discard();
+  CHECK(f.booked() == 0);
+}
+
+TEST_CASE("taking is all or nothing, in the books as well") {
+  for (int after = 0; after < 2; ++after) {
+    CAPTURE(after);
+    TightFixture f;
+    f.script.fail_after = {{"take", after}};
+    CHECK_THROWS_WITH_AS(f.region.take(f.deadline, f), "scripted failure of take", Error);
     CHECK(f.region.state() == RegionState::kDiscarded);
     CHECK(f.region.held_bytes() == 0);
-    CHECK(f.take().changed);
+    CHECK(f.booked() == 0);
+    CHECK(f.region.take(f.deadline, f).changed);
     CHECK(f.region.held_bytes() == 4 * kFakeChunk);
   }
 }

@@ -69,7 +69,7 @@ constexpr uint64_t kStride = 997;
 /// A trainer's range, samples of it filled with a pattern that names the trainer and the place.
 std::unique_ptr<awex::DeviceRange> offer(awex::Device& device, uint64_t bytes) {
   auto range = device.reserve("weights", bytes);
-  for (uint64_t chunk = 0; chunk < range->chunks(); ++chunk) range->take_chunk(chunk);
+  range->take_chunks(0, range->chunks());
   for (uint64_t at = 0; at < bytes; at += kStride) range->data()[at] = pattern(job().rank(), at);
   return range;
 }
