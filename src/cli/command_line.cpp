@@ -3,8 +3,10 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <exception>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "base/log.hpp"
@@ -108,6 +110,10 @@ std::string json_path_in(const std::vector<std::string_view>& arguments) {
   return {};
 }
 
+/// A launcher ends a job with the first rank that fails: the silent ones stay until rank 0, which
+/// has as much to do as they, has surely spoken, or the launcher has ended them.
+void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(1)); }
+
 /// Tells of options that are wrong, in the file as well: an old report there must not stay.
 void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments) {
   log::error(error);
@@ -146,7 +152,11 @@ int run_command_line(int argc, char** argv) {
     speak = true;
     return static_cast<int>(command->run(&argc, &argv));
   } catch (const Error& error) {
-    if (speak) report_wrong_request(error, arguments);
+    if (speak) {
+      report_wrong_request(error, arguments);
+    } else {
+      let_rank_0_speak();
+    }
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
     if (speak) log::error(runtime_error(error.what()));

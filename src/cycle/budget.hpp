@@ -22,7 +22,7 @@ struct CyclePhase {
   std::string role;
   std::string tag;            ///< Empty when it concerns no memory of its own.
   std::string moment;         ///< For messages: "the train step", "the transfer", "the rollout".
-  uint64_t device_bytes = 0;  ///< Resident at the fullest moment of the phase.
+  uint64_t device_bytes = 0;  ///< Held, in whole steps, at the fullest moment of the phase.
   uint64_t host_bytes = 0;    ///< Kept in pinned host memory then.
   uint64_t link_bytes = 0;    ///< Moved between host and device, either way.
 };

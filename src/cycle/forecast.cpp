@@ -9,6 +9,7 @@
 #include "layout/engines.hpp"
 #include "layout/held_catalogue.hpp"
 #include "layout/trainer_scales.hpp"
+#include "memory/chunking.hpp"
 
 namespace awex {
 namespace {
@@ -194,15 +195,18 @@ class Adviser {
       const auto phases = phases_of_cycle(own, options_.offload);
       for (const auto& phase : phases) {
         const bool holds_cache = !options_.offload || phase.moment == "the rollout";
-        if (!holds_cache || phase.device_bytes + cache <= *options_.gpu_memory) continue;
+        if (!holds_cache || phase.device_bytes + held_bytes_for(cache) <= *options_.gpu_memory) {
+          continue;
+        }
         const uint64_t room =
             *options_.gpu_memory - std::min(*options_.gpu_memory, phase.device_bytes);
         largest = std::min(largest, room);
       }
     }
+    if (largest >= options_.kv_cache_bytes || !fits(without, options_)) return {};
     constexpr uint64_t kMiB = uint64_t{1} << 20;
-    if (largest >= options_.kv_cache_bytes || largest < kMiB || !fits(without, options_)) return {};
-    return fmt::format("--kv-cache {}MiB", largest / kMiB);
+    const uint64_t steps = largest / kPhysicalStepBytes;
+    return steps == 0 ? "" : fmt::format("--kv-cache {}MiB", steps * kPhysicalStepBytes / kMiB);
   }
 
   [[nodiscard]] std::string trainer() const {

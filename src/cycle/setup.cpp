@@ -71,20 +71,6 @@ void plan(const Job& job, Setup& setup) {
   prove_received(setup.plan, *setup.held, *setup.trainer, *setup.inference, inference);
 }
 
-/// By device, in whole chunks as they are taken.
-std::vector<DeviceNeeds> needs_in_chunks(const Setup& setup, const RunOptions& options) {
-  auto needs =
-      needs_of_devices(*setup.trainer_base, *setup.inference, *setup.held, setup.devices.placement,
-                       {options.optimizer, options.kv_cache_bytes, setup.plan.remote_bytes > 0});
-  for (auto& device : needs) {
-    for (uint64_t* bytes : {&device.trainer_weights, &device.optimizer, &device.inference_weights,
-                            &device.kv_cache, &device.staging}) {
-      *bytes = held_bytes_for(*bytes);
-    }
-  }
-  return needs;
-}
-
 /// What the pairs of ranks on a GPU need together, at least, and may have.
 struct GpuNeeds {
   uint64_t peak = 0;
@@ -188,7 +174,9 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   std::vector<DeviceNeeds> needs;
   job.do_and_agree([&] {
     plan(job, setup);
-    needs = needs_in_chunks(setup, options);
+    needs = needs_of_devices(
+        *setup.trainer_base, *setup.inference, *setup.held, setup.devices.placement,
+        {options.optimizer, options.kv_cache_bytes, setup.plan.remote_bytes > 0});
     const auto gpus = needs_of_gpus(job, setup, options, needs, free_bytes);
     check_budget(job, setup, options, gpus);
     const auto& mine = gpus[setup.devices.physical[static_cast<size_t>(job.rank())]];

@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
+#include <optional>
+
 #include "cycle/budget.hpp"
 
 namespace awex {
@@ -57,24 +60,48 @@ TEST_CASE("on cuda both ranks see the whole device, and a chunk that stays is a 
 }
 
 TEST_CASE("the peak of a cycle is at the train step, the transfer or the rollout") {
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true).bytes == 57);
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true).moment == "the train step");
-  CHECK(peak_of_cycle({8, 0, 9, 2, 1}, true).moment == "the transfer");
-  CHECK(peak_of_cycle({8, 0, 9, 70, 1}, true).bytes == 80);
-  CHECK(peak_of_cycle({8, 0, 9, 70, 1}, true).moment == "the rollout");
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, false).bytes == 85);
+  // In the steps in which devices give memory: trainer's weights and optimizer, inference's weights
+  // and KV cache, staging.
+  const auto steps = [](std::array<uint64_t, 5> of) {
+    for (auto& bytes : of) bytes *= kPhysicalStepBytes;
+    return DeviceNeeds{of[0], of[1], of[2], of[3], of[4]};
+  };
+  const DeviceNeeds adam = steps({8, 48, 8, 20, 1});
+  const auto peak = [](const DeviceNeeds& needs, std::optional<uint64_t> budget = {}) {
+    if (budget) *budget *= kPhysicalStepBytes;
+    return peak_of_cycle(needs, true, budget);
+  };
+  const auto peak_steps = [&](const DeviceNeeds& needs, std::optional<uint64_t> budget = {}) {
+    return static_cast<double>(peak(needs, budget).bytes) / kPhysicalStepBytes;
+  };
+  CHECK(peak_steps(adam) == 57);
+  CHECK(peak(adam).moment == "the train step");
+  CHECK(peak(steps({8, 0, 9, 2, 1})).moment == "the transfer");
+  CHECK(peak_steps(steps({8, 0, 9, 70, 1})) == 80);
+  CHECK(peak(steps({8, 0, 9, 70, 1})).moment == "the rollout");
+  CHECK(peak_of_cycle(adam, false).bytes == 85 * kPhysicalStepBytes);
   // With room inference's weights come while the optimizer's state still goes.
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true, 60).bytes == 60);
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true, 60).moment == "the transfer");
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true, 70).bytes == 70);
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true, 70).moment == "the train step");
+  CHECK(peak_steps(adam, 60) == 60);
+  CHECK(peak(adam, 60).moment == "the transfer");
+  CHECK(peak_steps(adam, 70) == 70);
+  CHECK(peak(adam, 70).moment == "the train step");
   // The trainer comes back before inference has given anything.
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true, 100).bytes == 85);
-  CHECK(peak_of_cycle({8, 48, 8, 20, 1}, true, 10).bytes == 57);
-  CHECK(peak_of_cycle({8, 0, 9, 70, 1}, true, 200).bytes == 88);
-  CHECK(host_bytes_of_cycle({8, 48, 8, 20, 1}, true) == 56);
-  CHECK(host_bytes_of_cycle({8, 48, 8, 20, 1}, false) == 0);
+  CHECK(peak_steps(adam, 100) == 85);
+  CHECK(peak_steps(adam, 10) == 57);
+  CHECK(peak_steps(steps({8, 0, 9, 70, 1}), 200) == 88);
   CHECK_THROWS_AS((void)peak_of_cycle({1ULL << 63, 1ULL << 63, 0, 0, 0}, true), Error);
+}
+
+TEST_CASE("devices hold whole steps, host memory and links the bytes alone") {
+  const DeviceNeeds needs{kPhysicalStepBytes + 1, 48, 8, 0, 0};
+  CHECK(peak_of_cycle(needs, true).bytes == 3 * kPhysicalStepBytes);
+  CHECK(peak_of_cycle(needs, false).bytes == 4 * kPhysicalStepBytes);
+  CHECK(host_bytes_of_cycle(needs, true) == kPhysicalStepBytes + 49);
+  CHECK(host_bytes_of_cycle(needs, false) == 0);
+  for (const auto& phase : phases_of_cycle(needs, true)) {
+    if (phase.tag != "optimizer") continue;
+    CHECK(phase.link_bytes == 48);
+  }
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ RunOptions random_options(Dice& dice) {
   return options;
 }
 
-/// What the fullest device needs, in whole chunks.
+/// What the fullest device needs.
 DeviceNeeds needs_of(const RunOptions& options) {
   const auto source = open_model(options.model, options.layers);
   const auto devices = static_cast<uint32_t>(job().size() / 2);
@@ -57,13 +57,8 @@ DeviceNeeds needs_of(const RunOptions& options) {
   const auto plan = make_plan(source->catalogue(), all_rank_layouts(*trainer),
                               all_rank_layouts(*inference), placement);
   const Belongings belongings{options.optimizer, options.kv_cache_bytes, plan.remote_bytes > 0};
-  auto needs = needs_of_devices(*trainer, *inference, source->catalogue(), placement, belongings);
-  for (auto& own : needs) {
-    for (uint64_t* bytes : {&own.trainer_weights, &own.optimizer, &own.inference_weights,
-                            &own.kv_cache, &own.staging}) {
-      *bytes = held_bytes_for(*bytes);
-    }
-  }
+  const auto needs =
+      needs_of_devices(*trainer, *inference, source->catalogue(), placement, belongings);
   return *std::max_element(needs.begin(), needs.end(), [](const auto& a, const auto& b) {
     return peak_of_cycle(a, true).bytes < peak_of_cycle(b, true).bytes;
   });
