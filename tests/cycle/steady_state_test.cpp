@@ -13,20 +13,11 @@ namespace {
 using Calls = std::map<std::string, CallCounts>;
 
 constexpr uint64_t kMiB = 1 << 20;
-constexpr uint64_t kVersions = 4;
 
 RunOptions options_for(const std::string& model, bool optimizer) {
-  const int devices = job().size() / 2;
-  RunOptions options;
-  options.model = model;
-  options.layers = 2;
-  options.trainer = fmt::format("megatron:tp={}", devices);
-  options.backend = BackendKind::kHost;
+  auto options = counted_options(BackendKind::kHost, model, 2);
+  options.trainer = fmt::format("megatron:tp={}", job().size() / 2);
   options.optimizer = optimizer;
-  options.kv_cache_bytes = 130 * kMiB;
-  options.versions = kVersions;
-  options.timeout = Seconds{60};
-  options.measure_limits = false;
   return options;
 }
 
@@ -56,8 +47,8 @@ Calls expected(const CountedUpdate& update) {
 }
 
 void check_steady_state(const CountedUpdate& update, const Calls& wanted) {
-  REQUIRE(update.versions.size() == kVersions);
-  for (uint64_t version = 2; version <= kVersions; ++version) {
+  REQUIRE(update.versions.size() == kCountedVersions);
+  for (uint64_t version = 2; version <= kCountedVersions; ++version) {
     const auto& [by_phase, descriptors] = update.versions[version - 1];
     CAPTURE(version);
     CHECK_MESSAGE(by_phase == wanted, "called: ", describe(by_phase),

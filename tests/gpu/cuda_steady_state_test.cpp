@@ -12,19 +12,6 @@ namespace {
 using Calls = std::map<std::string, CallCounts>;
 
 constexpr uint64_t kMiB = 1 << 20;
-constexpr uint64_t kVersions = 4;
-
-RunOptions options_for(const std::string& model, uint64_t layers) {
-  RunOptions options;
-  options.model = model;
-  options.layers = layers;
-  options.backend = BackendKind::kCuda;
-  options.kv_cache_bytes = 130 * kMiB;
-  options.versions = kVersions;
-  options.timeout = Seconds{60};
-  options.measure_limits = false;
-  return options;
-}
 
 /// A second call where the driver cannot map device memory read-only.
 uint64_t set_access_of_import(const CountedUpdate& update) {
@@ -77,10 +64,10 @@ bool uses_sockets(const CountedUpdate& update) {
 }
 
 void check_steady_state(const CountedUpdate& update, const Calls& wanted) {
-  REQUIRE(update.versions.size() == kVersions);
+  REQUIRE(update.versions.size() == kCountedVersions);
   CHECK_MESSAGE(!uses_sockets(update), "pidfd_getfd is refused here");
   const auto& second = update.versions[1];
-  for (uint64_t version = 2; version <= kVersions; ++version) {
+  for (uint64_t version = 2; version <= kCountedVersions; ++version) {
     const auto& by_phase = update.versions[version - 1].by_phase;
     CAPTURE(version);
     CHECK_MESSAGE(by_phase == second.by_phase, "called: ", describe(by_phase),
@@ -118,18 +105,18 @@ TEST_CASE("the counters see what our code calls") {
 }
 
 TEST_CASE("a version takes nothing but its chunks from the driver") {
-  const auto update = count_update(options_for("preset:tiny-moe", 2));
+  const auto update = count_update(counted_options(BackendKind::kCuda, "preset:tiny-moe", 2));
   check_steady_state(update, expected(update));
 }
 
 TEST_CASE("the same with weights of several chunks") {
-  const auto update = count_update(options_for("preset:qwen3-0.6b", 1));
+  const auto update = count_update(counted_options(BackendKind::kCuda, "preset:qwen3-0.6b", 1));
   CHECK(update.chunks.weights > 1);
   check_steady_state(update, expected(update));
 }
 
 TEST_CASE("without offloading a version takes nothing at all") {
-  auto options = options_for("preset:tiny-moe", 2);
+  auto options = counted_options(BackendKind::kCuda, "preset:tiny-moe", 2);
   options.offload = false;
   check_steady_state(count_update(options), {});
 }

@@ -64,6 +64,18 @@ class CallLedger final : public CycleObserver {
 
 }  // namespace
 
+RunOptions counted_options(BackendKind backend, const std::string& model, uint64_t layers) {
+  RunOptions options;
+  options.model = model;
+  options.layers = layers;
+  options.backend = backend;
+  options.kv_cache_bytes = 130ULL << 20;
+  options.versions = kCountedVersions;
+  options.timeout = Seconds{60};
+  options.measure_limits = false;
+  return options;
+}
+
 CountedUpdate count_update(const RunOptions& options) {
   CountedUpdate update;
   CallLedger ledger(update);

@@ -33,6 +33,12 @@ struct CountedUpdate {
   std::vector<VersionCalls> versions;
 };
 
+inline constexpr uint64_t kCountedVersions = 4;
+
+/// Options of an update of kCountedVersions, in which every region of both roles has its turn.
+[[nodiscard]] RunOptions counted_options(BackendKind backend, const std::string& model,
+                                         uint64_t layers);
+
 /// Runs an update of options.versions on the test's job, with half of its ranks trainers, and
 /// counts this rank's calls. Throws the run's failure, on every rank. Collective.
 [[nodiscard]] CountedUpdate count_update(const RunOptions& options);
