@@ -37,9 +37,9 @@ const char* const kExamples =
     "Exit codes: 0 done, 1 failed at run time, 2 the request is wrong, 3 bytes differ,\n"
     "4 a deadline passed, 5 a peer was lost.";
 
-/// Whether this process tells the user about wrong options: they are wrong on every rank alike, and
-/// rank 0 speaks for all. In MPMD launches, where each role has its own options, every rank speaks.
-bool speaks(const std::vector<std::string_view>& arguments) {
+/// Whether this process tells the user about wrong options at once: they are mostly wrong on every
+/// rank alike, and rank 0 speaks for all. In MPMD launches each role has its own options.
+bool speaks_first(const std::vector<std::string_view>& arguments) {
   if (launched_rank().value_or(0) == 0) return true;
   for (const auto argument : arguments) {
     if (argument.rfind("--role", 0) == 0) return true;
@@ -110,8 +110,8 @@ std::string json_path_in(const std::vector<std::string_view>& arguments) {
   return {};
 }
 
-/// A launcher ends a job with the first rank that fails: the silent ones stay until rank 0, which
-/// has as much to do as they, has surely spoken, or the launcher has ended them.
+/// A launcher ends a job with the first rank that fails: the others give rank 0 time to speak, and
+/// are gone then. Who is still there has an error of its own, which nobody has told.
 void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(1)); }
 
 /// Tells of options that are wrong, in the file as well: an old report there must not stay.
@@ -137,7 +137,7 @@ void report_wrong_request(const Error& error, const std::vector<std::string_view
 
 int run_command_line(int argc, char** argv) {
   const std::vector<std::string_view> arguments(argv + 1, argv + argc);
-  bool speak = speaks(arguments);
+  bool speak = speaks_first(arguments);
   log::configure(log::Level::kNormal, "", use_color(Color::kAuto, STDERR_FILENO));
   try {
     CLI::App root(kDescription);
@@ -152,14 +152,12 @@ int run_command_line(int argc, char** argv) {
     speak = true;
     return static_cast<int>(command->run(&argc, &argv));
   } catch (const Error& error) {
-    if (speak) {
-      report_wrong_request(error, arguments);
-    } else {
-      let_rank_0_speak();
-    }
+    if (!speak) let_rank_0_speak();
+    report_wrong_request(error, arguments);
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
-    if (speak) log::error(runtime_error(error.what()));
+    if (!speak) let_rank_0_speak();
+    log::error(runtime_error(error.what()));
     return static_cast<int>(ExitCode::kRuntime);
   }
 }

@@ -120,7 +120,7 @@ class Session {
     }
     run({together(std::move(trainer)), together(std::move(inference))});
     if (options_.verify != Verify::kOff) {
-      run({steps_->verify(report_.versions.back().digest.emplace())});
+      run({steps_->verify(report_.versions.back().digest)});
     }
     run({steps_->commit()});
     report_.versions.back().committed = true;

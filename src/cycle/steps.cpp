@@ -130,7 +130,7 @@ Steps CycleSteps::unmap() {
            }}};
 }
 
-Steps CycleSteps::verify(DigestReport& report) {
+Steps CycleSteps::verify(std::optional<DigestReport>& report) {
   return {
       {{"verify", kEveryone, Tag::kWeights}, region(Tag::kWeights), [this, &report]() -> uint64_t {
          verifier_->verify(inference_ ? inference_->sums() : verifier_->sums(), wrong_, report);

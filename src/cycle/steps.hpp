@@ -59,7 +59,7 @@ class CycleSteps {
   [[nodiscard]] Steps map();
   [[nodiscard]] Steps unmap();
   /// All ranks compare what they digested; fills `report`.
-  [[nodiscard]] Steps verify(DigestReport& report);
+  [[nodiscard]] Steps verify(std::optional<DigestReport>& report);
   /// All ranks agree that the version is right.
   [[nodiscard]] Steps commit();
   [[nodiscard]] Steps train();

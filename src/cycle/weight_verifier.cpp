@@ -2,18 +2,10 @@
 
 #include <algorithm>
 
-#include "transfer/tensor_digests.hpp"
-
 namespace awex {
 namespace {
 
 constexpr size_t kNamedMismatches = 8;
-
-/// What a rank found when it compared bytes.
-struct ByteVerdict {
-  int32_t is_wrong = 0;
-  WrongElement element;
-};
 
 }  // namespace
 
@@ -40,10 +32,30 @@ std::span<const uint64_t> WeightVerifier::sums() const {
 
 void WeightVerifier::verify(std::span<const uint64_t> mine,
                             const std::optional<WrongElement>& wrong_element,
-                            DigestReport& report) {
+                            std::optional<DigestReport>& report) {
   const auto sums = reduce_sums(mine);
-  compare_bytes(wrong_element);
-  compare_sums(sums, report);
+  const ByteVerdict verdict{wrong_element ? 1 : 0, wrong_element.value_or(WrongElement{})};
+  const auto verdicts = job_.all_gather_value(verdict, "the comparison of bytes");
+  const size_t half = sums.size() / 2;
+  const auto result =
+      compare_digests(*setup_.held, std::span(sums).first(half), setup_.trainer_copies,
+                      std::span(sums).subspan(half), setup_.inference_copies);
+  report = report_of(result);
+  refuse_wrong_bytes(verdicts);
+  refuse_wrong_digests(result);
+}
+
+DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
+  const auto& tensors = setup_.held->tensors();
+  DigestReport report;
+  report.tensors = tensors.size();
+  report.model = result.model;
+  report.mismatched = result.wrong_tensors.size();
+  for (const uint32_t t : result.wrong_tensors) {
+    if (report.mismatches.size() == kNamedMismatches) break;
+    report.mismatches.push_back(tensors[t].name);
+  }
+  return report;
 }
 
 /// The trainers' sums over all ranks, then inference's.
@@ -55,9 +67,7 @@ std::vector<uint64_t> WeightVerifier::reduce_sums(std::span<const uint64_t> mine
   return sums;
 }
 
-void WeightVerifier::compare_bytes(const std::optional<WrongElement>& wrong_element) {
-  const ByteVerdict mine{wrong_element ? 1 : 0, wrong_element.value_or(WrongElement{})};
-  const auto verdicts = job_.all_gather_value(mine, "the comparison of bytes");
+void WeightVerifier::refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts) const {
   for (size_t rank = 0; rank < verdicts.size(); ++rank) {
     if (verdicts[rank].is_wrong == 0) continue;
     const auto& name = setup_.held->tensors()[verdicts[rank].element.tensor].name;
@@ -71,19 +81,8 @@ void WeightVerifier::compare_bytes(const std::optional<WrongElement>& wrong_elem
   }
 }
 
-void WeightVerifier::compare_sums(const std::vector<uint64_t>& sums, DigestReport& report) const {
+void WeightVerifier::refuse_wrong_digests(const DigestComparison& result) const {
   const auto& tensors = setup_.held->tensors();
-  const size_t half = sums.size() / 2;
-  const auto result =
-      compare_digests(*setup_.held, std::span(sums).first(half), setup_.trainer_copies,
-                      std::span(sums).subspan(half), setup_.inference_copies);
-  report.tensors = tensors.size();
-  report.model = result.model;
-  report.mismatched = result.wrong_tensors.size();
-  for (const uint32_t t : result.wrong_tensors) {
-    if (report.mismatches.size() == kNamedMismatches) break;
-    report.mismatches.push_back(tensors[t].name);
-  }
   if (!result.diverged_tensors.empty()) {
     const auto& name = tensors[result.diverged_tensors.front()].name;
     throw Error(ExitCode::kMismatch,

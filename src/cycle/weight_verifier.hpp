@@ -10,6 +10,7 @@
 #include "cycle/report.hpp"
 #include "cycle/setup.hpp"
 #include "transfer/kernels.hpp"
+#include "transfer/tensor_digests.hpp"
 #include "transfer/weight_transfer.hpp"
 
 namespace awex {
@@ -28,15 +29,22 @@ class WeightVerifier {
   [[nodiscard]] std::span<const uint64_t> sums() const;
   /// Compares `mine`, this rank's sums by slot of shard_views, with those of all ranks.
   /// `wrong_element` is what a comparison of bytes found on this rank, if one was made. Fills
-  /// `report`. Every rank throws the same Error(kMismatch) that names the first wrong tensor.
-  /// Collective.
+  /// `report` as soon as all is compared. Every rank then throws the same Error(kMismatch) that
+  /// names the first wrong tensor, if there is one. Collective.
   void verify(std::span<const uint64_t> mine, const std::optional<WrongElement>& wrong_element,
-              DigestReport& report);
+              std::optional<DigestReport>& report);
 
  private:
+  /// What a rank found when it compared bytes.
+  struct ByteVerdict {
+    int32_t is_wrong = 0;
+    WrongElement element;
+  };
+
   [[nodiscard]] std::vector<uint64_t> reduce_sums(std::span<const uint64_t> mine);
-  void compare_bytes(const std::optional<WrongElement>& wrong_element);
-  void compare_sums(const std::vector<uint64_t>& sums, DigestReport& report) const;
+  [[nodiscard]] DigestReport report_of(const DigestComparison& result) const;
+  void refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts) const;
+  void refuse_wrong_digests(const DigestComparison& result) const;
 
   Job& job_;
   const Setup& setup_;

@@ -6,11 +6,11 @@
 // become of it. HOW is empty, full (--verify full), warm (--warm-host-memory) or share
 // (--share-gpu). Damage needs memory that the process can write: BACKEND host, which is the
 // default.
-#include <chrono>
+#include <mpi.h>
+
 #include <csignal>
 #include <cstdio>
 #include <string>
-#include <thread>
 
 #include "base/log.hpp"
 #include "cycle/session.hpp"
@@ -44,9 +44,9 @@ class Disturber final : public awex::CycleObserver {
       std::fflush(stdout);
       disturb(event);
     }
-    // Trainers go their own way meanwhile: what one damages then, it damages before the transfer.
-    if (fault_.kind == "damage" && event.phase == "transfer" && event.takes_part) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    // Trainers go their own way meanwhile: the transfer waits for what one of them damages then.
+    if (trainer_damages_transfer() && event.phase == "transfer" && event.takes_part) {
+      MPI_Recv(nullptr, 0, MPI_BYTE, fault_.rank, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
     }
   }
   void phase_finished(const awex::PhaseEvent& /*event*/, double /*seconds*/,
@@ -58,6 +58,15 @@ class Disturber final : public awex::CycleObserver {
     if (fault_.kind == "stop") std::raise(SIGSTOP);
     if (fault_.kind == "throw") throw awex::runtime_error("a fault on purpose");
     if (fault_.kind == "damage") damage(*event.region);
+    if (!trainer_damages_transfer()) return;
+    for (int rank = trainers(); rank < job_.size(); ++rank) {
+      MPI_Send(nullptr, 0, MPI_BYTE, rank, 0, MPI_COMM_WORLD);
+    }
+  }
+  /// The lower half of the ranks.
+  [[nodiscard]] int trainers() const { return job_.size() / 2; }
+  [[nodiscard]] bool trainer_damages_transfer() const {
+    return fault_.kind == "damage" && fault_.phase == "transfer" && fault_.rank < trainers();
   }
 
   Fault fault_;
@@ -83,6 +92,13 @@ awex::RunOptions options_from(int argc, char** argv) {
   return options;
 }
 
+/// "none", or the tensors that differ of all that were compared: "1/12".
+std::string digest_of(const awex::Report& report) {
+  if (report.versions.empty() || !report.versions.back().digest) return "none";
+  const auto& digest = *report.versions.back().digest;
+  return fmt::format("{}/{}", digest.mismatched, digest.tensors);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -98,10 +114,10 @@ int main(int argc, char** argv) {
   const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);
   if (report.error && job.is_reporter()) {
     awex::log::error(*report.error);
-    std::printf("reported: code %d tensor '%s' phase '%s' poisoned %d committed %d\n",
+    std::printf("reported: code %d tensor '%s' phase '%s' poisoned %d committed %d digest %s\n",
                 static_cast<int>(report.error->code()), report.error->context().tensor.c_str(),
                 report.error->context().phase.c_str(), report.poisoned ? 1 : 0,
-                static_cast<int>(report.committed_version.value_or(0)));
+                static_cast<int>(report.committed_version.value_or(0)), digest_of(report).c_str());
     std::fflush(stdout);
   }
   if (report.error && !job.failure_is_agreed()) job.abort(report.error->code());

@@ -48,8 +48,9 @@ for index, phase in enumerate(PHASES):
     CASES.append(("kill", (index + 1) % RANKS, phase, 137, r"rank \d .* is gone", None))
     CASES.append(("stop", (index + 2) % RANKS, phase, 4,
                   rf"rank {(index + 2) % RANKS} \(.*\)", r"reported: code 4"))
+    no_digest_yet = phase[0] in ("digest", "transfer", "verify")
     CASES.append(("throw", index % RANKS, phase, 1, rf"rank {index % RANKS} .*a fault on purpose",
-                  r"reported: code 1"))
+                  r"reported: code 1 .*" + ("digest none" if no_digest_yet else "")))
 CASES += [
     ("damage", 0, ("resume", "trainer", "weights"), 3,
      r"rank 0 .*is not what it was before it was offloaded",
@@ -59,11 +60,11 @@ CASES += [
      r"reported: code 3 tensor '(master|exp_avg|exp_avg_sq) of decoder\.[^']+'"),
     ("damage", 0, ("transfer", "inference", "weights"), 3,
      r"inference differs from the trainer in 1 of \d+ tensors",
-     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0"),
+     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0 digest 1/\d+"),
     ("damage", 2, ("transfer", "inference", "weights"), 0, None, None),  # it is overwritten
     ("damage-full", 3, ("compare", "inference", "weights"), 3,
      r"rank 3 .*does not hold the trainer's bytes: model\.\S+ differs first at element \d+",
-     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0"),
+     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0 digest 0/\d+"),
 ]
 
 

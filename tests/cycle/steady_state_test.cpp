@@ -18,6 +18,7 @@ RunOptions options_for(const std::string& model, bool optimizer) {
   auto options = counted_options(BackendKind::kHost, model, 2);
   options.trainer = fmt::format("megatron:tp={}", job().size() / 2);
   options.optimizer = optimizer;
+  options.gpu_memory = 2ULL << 30;  // room for both roles, so that nobody waits for it
   return options;
 }
 
