@@ -114,7 +114,7 @@ class Ours:
             yield "experts-transfer", 2, ("transfer", *experts)
         yield "control", 4, ("update", "--backend", "host", "--model", "preset:tiny-dense",
                              "--layers", "1", "--optimizer", "none", "--no-offload", "--verify",
-                             "off", "--versions", "50")
+                             "off", "--versions", "50", "--kv-cache", "0")
 
     def round(self, reports):
         """Adds {name: report} of what succeeded."""

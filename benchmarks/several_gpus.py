@@ -191,9 +191,10 @@ def measure_setting(bench, setting, plan, digests):
                              ["--versions", VERSIONS, "--kv-cache", bench_kv_cache(bench),
                               "--warm-host-memory"])
     if cycle:
-        trained = digests["trained"] if setting.optimizer == "adamw" else []
-        failures += tables.faults_of_update(cycle, plan, digests["checkpoint"], trained)
-        if setting.optimizer == "adamw" and not failures:
+        trains = setting.optimizer == "adamw"
+        expected = digests["trained"] if trains else [digests["checkpoint"]] * VERSIONS
+        failures += tables.faults_of_update(cycle, plan, digests["checkpoint"], expected)
+        if trains and not failures:
             digests["trained"] = [version["digest"]["model"] for version in cycle["versions"]]
     bare = dataclasses.replace(setting, optimizer="none")
     alone, more = update(bench, bare, f"{setting.name}-transfer",

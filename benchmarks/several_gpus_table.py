@@ -133,9 +133,10 @@ def link_seconds(report, links):
             + back / links["host_to_device"]["best_bytes_per_s"])
 
 
-def faults_of_update(report, plan, first_digest, trained_digests):
-    """What is wrong with an update, as texts. `trained_digests` are those of all versions in
-    another layout of the same trained model; empty when there is none to compare with."""
+def faults_of_update(report, plan, first_digest, expected_digests):
+    """What is wrong with an update, as texts. `expected_digests` are those of all versions: of the
+    same training in another layout, or the checkpoint's throughout where nothing trains; empty
+    when there is none to compare with."""
     faults = []
     if not report["ok"]:
         faults.append(f"failed: {report['error']['message']}")
@@ -160,8 +161,8 @@ def faults_of_update(report, plan, first_digest, trained_digests):
             faults.append(f"version {number} moved {received} bytes, but plan says {moved}")
     if digests[:1] != [first_digest]:
         faults.append(f"version 1 has {digests[:1]}, the checkpoint {first_digest}")
-    if trained_digests and digests != trained_digests:
-        faults.append(f"digests {digests}, but {trained_digests} in another layout")
+    if expected_digests and digests != expected_digests:
+        faults.append(f"digests {digests}, but {expected_digests} are expected")
     return faults
 
 

@@ -129,7 +129,7 @@ class Verdicts(unittest.TestCase):
                  (change(["versions", 0, "phases", 1, "bytes"], 5), "moved 5 bytes")]
         for changed, message in cases:
             self.assertIn(message, "; ".join(self.faults(changed)))
-        self.assertIn("in another layout", "; ".join(self.faults(report(), ["0x1", "0x2", "0x7"])))
+        self.assertIn("0x7'] are expected", "; ".join(self.faults(report(), ["0x1", "0x2", "0x7"])))
 
     def test_a_killed_rank_must_be_named(self):
         def run(code, stderr, stdout="phase train trainer \n", left=()):
