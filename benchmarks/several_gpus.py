@@ -15,6 +15,7 @@ Of Qwen3-30B-A3B 8 layers are kept: they divide by the stages of 2, 4 and 8 GPUs
 the KV cache take 45 GB a GPU in the tightest setting, (d) on 2 GPUs (Qwen3-8B takes 57 GB there).
 """
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -107,10 +108,15 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def plan_of(bench, setting):
-    """What `plan` says of a setting; nothing can be measured where it refuses."""
-    return json.loads(output_of([bench.program, "plan", *setting.job, "--gpus", str(setting.gpus),
-                                 "--gpus-per-node", str(setting.gpus), "--json", "-"]))
+def plan_of(bench, setting, failures):
+    """What `plan` says of a setting; None where it refuses, so that nothing can be measured."""
+    try:
+        return json.loads(output_of([bench.program, "plan", *setting.job, "--gpus",
+                                     str(setting.gpus), "--gpus-per-node", str(setting.gpus),
+                                     "--json", "-"]))
+    except (SystemExit, subprocess.TimeoutExpired) as refused:
+        failures.append(f"plan of {setting.name}: {last_lines(str(refused))}")
+        return None
 
 
 def digest_of(bench, model):
@@ -230,6 +236,16 @@ def memory_left(before):
     return left
 
 
+def shared_files():
+    """This user's files in /dev/shm."""
+    files = set()
+    for entry in os.scandir("/dev/shm"):
+        with contextlib.suppress(FileNotFoundError):
+            if entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                files.add(entry.path)
+    return files
+
+
 def watch_shared_files(seen):
     """Notes the files in /dev/shm of a job that has begun."""
 
@@ -255,6 +271,7 @@ def disturb(bench, gpus, fault, rank, phase):
     name = " ".join(filter(None, phase))
     result = {"fault": fault, "rank": rank, "phase": name, "seconds": 0.0, "failures": []}
     seen = set()
+    files = shared_files()
     before = used_memory() if bench.backend == "cuda" else {}
     command = disturbed_command(bench, gpus, fault, rank, phase)
     try:
@@ -266,7 +283,7 @@ def disturb(bench, gpus, fault, rank, phase):
     result["seconds"] = run.seconds
     result["exit_code"] = run.code
     result["failures"] = tables.faults_of_disturbed(fault, rank, phase, run)
-    result["failures"] += [f"{path} is left" for path in sorted(seen) if os.path.exists(path)]
+    result["failures"] += [f"{path} is left" for path in sorted(shared_files() - files)]
     if not seen:
         result["failures"].append("saw no shared memory file of MPI: this check lost its object")
     result["failures"] += memory_left(before)
@@ -290,8 +307,9 @@ def measure_faults(bench, gpus):
 def measure_group(bench, gpus, models, digests):
     """Everything but faults on so many GPUs."""
     failures = []
-    plans = {setting: plan_of(bench, setting)
-             for model in models for setting in tables.settings_of(model, gpus)}
+    settings = [setting for model in models for setting in tables.settings_of(model, gpus)]
+    plans = {setting: plan for setting in settings
+             if (plan := plan_of(bench, setting, failures))}
     links = measure_links(bench, gpus, failures)
     nccl = measure_nccl(bench, gpus, plans, failures)
     rows = []

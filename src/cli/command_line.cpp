@@ -112,7 +112,7 @@ std::string json_path_in(const std::vector<std::string_view>& arguments) {
 
 /// A launcher ends a job with the first rank that fails: the others give rank 0 time to speak, and
 /// are gone then. Who is still there has an error of its own, which nobody has told.
-void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(1)); }
+void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); }
 
 /// Tells of options that are wrong, in the file as well: an old report there must not stay.
 void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments) {
