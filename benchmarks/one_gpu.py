@@ -19,10 +19,14 @@ the GPU, and its processes end before the next begin: host memory holds one back
 """
 import argparse
 import concurrent.futures
+import contextlib
 import json
+import mmap
 import os
 import pathlib
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +37,7 @@ from peer_shapes import MODELS, elements, inference_tensors
 
 HERE = pathlib.Path(__file__).resolve().parent
 TIMEOUT_S = 300
-TOUCHED_BYTES = 60 * 10**9
+MOST_TOUCHED_BYTES = 60 * 10**9
 LINK_MIB = "4096"
 EXPERTS = ("--model", "preset:qwen3-30b-a3b", "--layers", "24", "--optimizer", "none")
 
@@ -42,16 +46,24 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def available_bytes():
+    """Of host memory, as the kernel estimates it."""
+    lines = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
+def touch_pages(size):
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[::mmap.PAGESIZE] = bytes(-(-size // mmap.PAGESIZE))
+
+
 def touch_host_memory(size):
     """Some virtual machines get their memory from the host as it is touched, at a tenth of its
     speed. Whoever runs first would pay for all: so nobody does."""
-    import numpy
-    threads = os.cpu_count()
-
-    def fill(_):
-        numpy.empty(size // threads, numpy.uint8).fill(1)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, range(threads)))
+    # Processes, for the assignment to a slice holds the interpreter's lock.
+    processes = os.cpu_count()
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        list(pool.map(touch_pages, [size // processes] * processes))
 
 
 def host_memory_bytes():
@@ -64,6 +76,30 @@ def first_line(*command):
                               timeout=60).stdout.splitlines()[0].strip()
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
+
+
+def kill_session(leader):
+    """All processes of a session; mpirun's ranks have groups of their own in it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
+
+
+def run_in_session(command, limit_s, **options):
+    """A finished run whose processes form a session, so that none is left when it is given up.
+    Raises TimeoutExpired."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                          **options) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=limit_s)
+        except BaseException:
+            kill_session(process.pid)
+            process.communicate()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def last_words(text):
@@ -132,10 +168,10 @@ class Ours:
 
     def _run_json(self, name, ranks, program):
         say(f"ours: {name}")
-        command = ["mpirun", "-np", str(ranks), "--bind-to", "none", "--oversubscribe", *program]
+        command = ["mpirun", "-np", str(ranks), "--bind-to", "none", "--oversubscribe",
+                   *map(str, program)]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S,
-                                    check=False)
+            result = run_in_session(command, TIMEOUT_S, stderr=subprocess.PIPE)
         except subprocess.TimeoutExpired:
             self._failures.add(f"{name}: did not end within {TIMEOUT_S} s")
             return None
@@ -143,7 +179,12 @@ class Ours:
             self._failures.add(f"{name}: exit code {result.returncode}: "
                                f"{last_words(result.stderr)}\n{result.stderr}")
             return None
-        return json.loads(result.stdout)
+        try:
+            return json.loads(result.stdout)
+        except ValueError as error:
+            self._failures.add(f"{name}: {shlex.join(command)}: its output is no JSON: {error}\n"
+                               f"{result.stdout}")
+            return None
 
     def _kernel_lines(self):
         say("ours: kernel_bench")
@@ -176,18 +217,13 @@ class Peers:
             out = pathlib.Path(folder) / "out.json"
             command = [sys.executable, HERE / script, out, self._options.model,
                        str(self._options.warm_cycles), *arguments]
-            # Its processes form a group, so that none is left when it is given up.
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                       text=True, env={**os.environ, "PYTHONPATH": path},
-                                       start_new_session=True)
             try:
-                text, _ = process.communicate(timeout=TIMEOUT_S)
+                result = run_in_session(command, TIMEOUT_S, stderr=subprocess.STDOUT,
+                                        env={**os.environ, "PYTHONPATH": path})
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.communicate()
                 return self._failed(package, f"did not end within {TIMEOUT_S} s", "")
-            if process.returncode != 0:
-                return self._failed(package, last_words(text), text)
+            if result.returncode != 0:
+                return self._failed(package, last_words(result.stdout), result.stdout)
             return json.loads(out.read_text(encoding="utf-8"))
 
     def _failed(self, package, why, text):
@@ -214,6 +250,7 @@ def check_sizes(results, model_name, failures):
 
 def versions(build):
     found = {"ours": first_line(build / "awex-colocate", "--version"),
+             "commit": first_line("git", "-C", HERE, "rev-parse", "--short", "HEAD"),
              "driver": first_line("nvidia-smi", "--query-gpu=driver_version",
                                   "--format=csv,noheader"),
              "mpirun": first_line("mpirun", "--version")}
@@ -227,8 +264,9 @@ def versions(build):
 
 def measure(options, failures):
     if options.backend == "cuda":
-        say(f"touching {TOUCHED_BYTES / 1e9:.0f} GB of host memory")
-        touch_host_memory(TOUCHED_BYTES)
+        size = min(MOST_TOUCHED_BYTES, available_bytes() // 2)
+        say(f"touching {size / 1e9:.0f} GB of host memory")
+        touch_host_memory(size)
     ours, others = Ours(options, failures), Peers(options, failures)
     gpu = first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     results = {"model": options.model, "backend": options.backend,

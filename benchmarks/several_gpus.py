@@ -108,22 +108,24 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def plan_of(bench, setting, failures):
-    """What `plan` says of a setting; None where it refuses, so that nothing can be measured."""
+def plan_of(bench, setting):
+    """What `plan` says of a setting, or None, and why: then nothing can be measured."""
     try:
         return json.loads(output_of([bench.program, "plan", *setting.job, "--gpus",
                                      str(setting.gpus), "--gpus-per-node", str(setting.gpus),
-                                     "--json", "-"]))
-    except (SystemExit, subprocess.TimeoutExpired) as refused:
-        failures.append(f"plan of {setting.name}: {last_lines(str(refused))}")
-        return None
+                                     "--json", "-"])), []
+    except (SystemExit, subprocess.TimeoutExpired, ValueError) as refused:
+        return None, [f"plan of {setting.name}: {last_lines(str(refused))}"]
 
 
 def digest_of(bench, model):
-    """The checkpoint's digest."""
+    """The checkpoint's digest, or None, and why there is none."""
     bench.say(f"digest of {model.label}")
-    return output_of([bench.program, "digest", model.source, "--layers",
-                      str(model.layers)]).split()[-2]
+    try:
+        return output_of([bench.program, "digest", model.source, "--layers",
+                          str(model.layers)]).split()[-2], []
+    except (SystemExit, subprocess.TimeoutExpired, IndexError) as refused:
+        return None, [f"digest of {model.label}: {last_lines(str(refused))}"]
 
 
 def update(bench, setting, name, options):
@@ -198,7 +200,8 @@ def measure_setting(bench, setting, plan, digests):
                               "--warm-host-memory"])
     if cycle:
         trains = setting.optimizer == "adamw"
-        expected = digests["trained"] if trains else [digests["checkpoint"]] * VERSIONS
+        untrained = [digests["checkpoint"]] * VERSIONS if digests["checkpoint"] else []
+        expected = digests["trained"] if trains else untrained
         failures += tables.faults_of_update(cycle, plan, digests["checkpoint"], expected)
         if trains and not failures:
             digests["trained"] = [version["digest"]["model"] for version in cycle["versions"]]
@@ -246,8 +249,14 @@ def shared_files():
     return files
 
 
+def files_left(before):
+    """This user's files in /dev/shm that were not there before a run."""
+    return [f"{path} is left" for path in sorted(shared_files() - before)]
+
+
 def watch_shared_files(seen):
-    """Notes the files in /dev/shm of a job that has begun."""
+    """Notes that a job which has begun has files in /dev/shm: without any, to look for those that
+    are left shows nothing."""
 
     def watch(rank_pids):
         give_up = time.monotonic() + 10
@@ -279,11 +288,12 @@ def disturb(bench, gpus, fault, rank, phase):
                            FAULT_LIMIT_S, watch_shared_files(seen))
     except TimeoutError as late:
         result["failures"].append(str(late).splitlines()[0])
+        result["failures"] += files_left(files)
         return result
     result["seconds"] = run.seconds
     result["exit_code"] = run.code
     result["failures"] = tables.faults_of_disturbed(fault, rank, phase, run)
-    result["failures"] += [f"{path} is left" for path in sorted(shared_files() - files)]
+    result["failures"] += [text for text in files_left(files) if text not in result["failures"]]
     if not seen:
         result["failures"].append("saw no shared memory file of MPI: this check lost its object")
     result["failures"] += memory_left(before)
@@ -308,13 +318,15 @@ def measure_group(bench, gpus, models, digests):
     """Everything but faults on so many GPUs."""
     failures = []
     settings = [setting for model in models for setting in tables.settings_of(model, gpus)]
-    plans = {setting: plan for setting in settings
-             if (plan := plan_of(bench, setting, failures))}
+    planned = {setting: plan_of(bench, setting) for setting in settings}
     links = measure_links(bench, gpus, failures)
-    nccl = measure_nccl(bench, gpus, plans, failures)
+    nccl = measure_nccl(bench, gpus, {setting: plan for setting, (plan, _) in planned.items()
+                                      if plan}, failures)
     rows = []
-    for setting, plan in plans.items():
-        cycle, alone, wrong = measure_setting(bench, setting, plan, digests[setting.model])
+    for setting, (plan, wrong) in planned.items():
+        cycle, alone = None, None
+        if plan:
+            cycle, alone, wrong = measure_setting(bench, setting, plan, digests[setting.model])
         row = tables.figures(setting, plan, cycle, alone, nccl.get(setting.name), links)
         rows.append(row | {"failures": wrong})
     return {"gpus": gpus, "links": links, "nccl": nccl, "rows": rows, "faults": [],
@@ -374,14 +386,18 @@ def main():
               tables.Model(arguments.model_moe.split("/")[-1].removeprefix("preset:"),
                            arguments.model_moe, arguments.moe_layers, True)]
     result = {"schema_version": 1, "machine": describe_machine(bench), "groups": []}
-    digests = {model: {"checkpoint": digest_of(bench, model), "trained": []} for model in models}
-    touched = touch_memory(bench, tables.settings_of(models[0], arguments.gpus[-1])[0])
+    digests, failures = {}, []
+    for model in models:
+        checkpoint, refused = digest_of(bench, model)
+        digests[model] = {"checkpoint": checkpoint, "trained": []}
+        failures += refused
+    failures += touch_memory(bench, tables.settings_of(models[0], arguments.gpus[-1])[0])
     for gpus in arguments.gpus:
         result["groups"].append(measure_group(bench, gpus, models, digests))
         tables.write_results(bench.out, result)  # what is there outlives a time limit
     if not arguments.without_faults:
         result["groups"][-1]["faults"] = measure_faults(bench, arguments.gpus[-1])
-    failures = touched + list(failures_of(result))
+    failures += failures_of(result)
     result["failures"] = failures
     tables.write_results(bench.out, result)
     if arguments.docs:

@@ -136,7 +136,7 @@ def link_seconds(report, links):
 def faults_of_update(report, plan, first_digest, expected_digests):
     """What is wrong with an update, as texts. `expected_digests` are those of all versions: of the
     same training in another layout, or the checkpoint's throughout where nothing trains; empty
-    when there is none to compare with."""
+    when there is none to compare with. `first_digest` is the checkpoint's, None if it failed."""
     faults = []
     if not report["ok"]:
         faults.append(f"failed: {report['error']['message']}")
@@ -159,7 +159,9 @@ def faults_of_update(report, plan, first_digest, expected_digests):
         received = sum(p["bytes"] for p in phases_of(version, "transfer"))
         if received != moved:
             faults.append(f"version {number} moved {received} bytes, but plan says {moved}")
-    if digests[:1] != [first_digest]:
+    if first_digest is None:
+        faults.append("the checkpoint's digest is unknown")
+    elif digests[:1] != [first_digest]:
         faults.append(f"version 1 has {digests[:1]}, the checkpoint {first_digest}")
     if expected_digests and digests != expected_digests:
         faults.append(f"digests {digests}, but {expected_digests} are expected")

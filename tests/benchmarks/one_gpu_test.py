@@ -3,11 +3,19 @@
 usage: one_gpu_test.py BENCHMARKS_FOLDER
 """
 import copy
+import io
+import os
+import pathlib
 import sys
+import tempfile
+import time
+import types
 import unittest
+from unittest import mock
 
 sys.path.insert(0, sys.argv.pop(1))
 
+import one_gpu  # noqa: E402
 import one_gpu_tables as tables  # noqa: E402
 from peer_shapes import MODELS, elements, inference_tensors, trainer_tensors  # noqa: E402
 
@@ -33,12 +41,16 @@ def version(offload_s):
         phase("digest", "trainer", "weights", 0, 0.5, 10),
         phase("offload", "trainer", "optimizer", 0, offload_s, 100, 100),
         phase("transfer", "inference", "weights", 0.25, 0.0105, 10, 1000),
+        phase("unmap", "inference", "weights", 0.2605, 0.0015),
+        phase("verify", "all", "weights", offload_s, 0.0005),
+        phase("commit", "all", "weights", offload_s, 0.0005),
         phase("offload", "trainer", "weights", offload_s, 0.1, 10, 100),
         phase("resume", "inference", "kv_cache", offload_s + 0.1, 0.001),
         phase("discard", "inference", "kv_cache", offload_s + 0.2, 0.005),
         phase("resume", "trainer", "weights", offload_s + 0.2, 0.1, 10, 100),
         phase("resume", "trainer", "optimizer", offload_s + 0.3, 1.0, 100, 100),
-        phase("train", "trainer", None, offload_s + 1.3, 1.0)]}
+        phase("map", "all", "weights", offload_s + 1.3, 0.007),
+        phase("train", "trainer", None, offload_s + 1.307, 1.0)]}
 
 
 def report():
@@ -101,6 +113,22 @@ class Figures(unittest.TestCase):
         self.assertEqual(self.goal("with the training step, warm, against the link, digests"),
                          ("0.647", "–"))
 
+    def test_time_to_a_usable_kv_cache_begins_with_the_version(self):
+        self.assertEqual(self.goal("to a KV cache that is usable"), ("1.101 s", "–"))
+
+    def test_kernels_of_another_model_are_not_shown(self):
+        other = results() | {"model": "preset:tiny-dense"}
+        names = [row[0] for row in tables.goals(other)]
+        self.assertFalse([name for name in names if name.startswith("tiny-dense: copy kernel")])
+        self.assertTrue([name for name in names if name.startswith("tiny-dense: transfer")])
+        self.assertEqual(self.goal("a3b: copy kernel against", other), ("not measured", "–"))
+
+    def test_the_commit_is_named_where_it_is_known(self):
+        self.assertNotIn("commit", tables.describe(results()))
+        known = results()
+        known["versions"]["commit"] = "1234abc"
+        self.assertIn("commit 1234abc", tables.describe(known))
+
     def test_a_needed_phase_that_is_absent_is_not_measured(self):
         poor = results()
         for one in poor["ours"][0]["update"]["versions"]:
@@ -111,6 +139,9 @@ class Figures(unittest.TestCase):
         rows = {row[0]: row[1:] for row in tables.peers(results())}
         self.assertEqual(rows["offload optimizer"],
                          ["4.00 s", "1.00 s", "40.00 s", "2.00 s", "–", "–", "2.00"])
+        self.assertEqual(rows["transfer"], ["10.5 ms", "10.5 ms", "–", "–", "–", "–", "–"])
+        self.assertEqual(rows["transfer with handles and proof"],
+                         ["20 ms", "20 ms", "100 ms", "100 ms", "–", "–", "5.00"])
         self.assertEqual(rows["trainer's peak memory in the transfer, × W"],
                          ["1.20", "1.20", "3.00", "3.00", "–", "–", "2.50"])
         self.assertEqual(tables.peer_notes(results()),
@@ -132,6 +163,62 @@ class Figures(unittest.TestCase):
         model = MODELS["preset:qwen3-4b"]
         self.assertEqual(2 * elements(inference_tensors(model)), 8044936192)
         self.assertEqual(elements(trainer_tensors(model)), elements(inference_tensors(model)))
+
+
+def is_running(pid):
+    """Whether there is such a process that has not ended; its parent may not have asked yet."""
+    try:
+        stat = pathlib.Path("/proc", pid, "stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+class Programs(unittest.TestCase):
+    """Runs of programs that end in unusual ways."""
+
+    def setUp(self):
+        self.failures = one_gpu.Failures()
+        self.ours = one_gpu.Ours(types.SimpleNamespace(build=pathlib.Path("build")), self.failures)
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+
+    def run_with_mpirun(self, script, limit_s=60):
+        program = pathlib.Path(self.folder.name) / "mpirun"
+        program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        program.chmod(0o755)
+        path = f"{self.folder.name}{os.pathsep}{os.environ['PATH']}"
+        with mock.patch.dict(os.environ, PATH=path), mock.patch("sys.stderr", io.StringIO()), \
+                mock.patch.object(one_gpu, "TIMEOUT_S", limit_s):
+            return self.ours._run_json("a run", 2, (pathlib.Path("program"), "an option"))
+
+    def test_json_is_read(self):
+        self.assertEqual(self.run_with_mpirun("""echo '{"a": 1}'"""), {"a": 1})
+        self.assertEqual(self.failures.messages, [])
+
+    def test_an_output_that_is_no_json_names_the_command(self):
+        self.assertIsNone(self.run_with_mpirun("echo words"))
+        self.assertIn("mpirun -np 2 --bind-to none --oversubscribe program 'an option'",
+                      self.failures.messages[0].splitlines()[0])
+
+    def test_what_is_given_up_leaves_no_process(self):
+        pids = pathlib.Path(self.folder.name) / "pids"
+        rank = f"{sys.executable} -c 'import os, time; os.setpgid(0, 0); time.sleep(20)'"
+        start = time.monotonic()
+        self.assertIsNone(self.run_with_mpirun(
+            f"sleep 20 & echo $! >{pids}; {rank} & echo $! >>{pids}; wait", 2))
+        self.assertIn("did not end within 2 s", self.failures.messages[0])
+        self.assertLess(time.monotonic() - start, 15)
+        started = pids.read_text(encoding="ascii").split()
+        self.assertEqual(len(started), 2)
+        give_up = time.monotonic() + 10
+        while any(map(is_running, started)) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        self.assertFalse([pid for pid in started if is_running(pid)])
+
+    def test_pages_are_touched_without_packages(self):
+        self.assertGreater(one_gpu.available_bytes(), 0)
+        one_gpu.touch_host_memory(64 << 20)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 """Settings, figures, verdicts and tables of benchmarks/several_gpus.py, on reports made by hand."""
 
 import copy
+import io
 import os
+import pathlib
+import subprocess
 import sys
 import types
 import unittest
+from unittest import mock
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "benchmarks"))
+import several_gpus  # noqa: E402  pylint: disable=wrong-import-position
 import several_gpus_table as tables  # noqa: E402  pylint: disable=wrong-import-position
 
 DENSE = tables.Model("dense", "preset:dense", 36, False)
@@ -101,10 +106,14 @@ class Figures(unittest.TestCase):
         for key in ("transfer_seconds", "remote_ratio", "offload_ratio", "cycle_ratio"):
             self.assertIsNone(row[key], key)
 
+    def test_what_could_not_be_planned_stands_in_the_table(self):
+        row = tables.figures(self.setting, None, None, None, None, None)
+        self.assertIn("**no**: refused", tables.results_table([row | {"failures": ["refused"]}]))
+
 
 class Verdicts(unittest.TestCase):
-    def faults(self, changed, trained=()):
-        return tables.faults_of_update(changed, PLAN, "0x1", list(trained))
+    def faults(self, changed, expected=(), first="0x1"):
+        return tables.faults_of_update(changed, PLAN, first, list(expected))
 
     def test_a_right_update_has_none(self):
         self.assertEqual(self.faults(report(), ["0x1", "0x2", "0x3"]), [])
@@ -131,6 +140,17 @@ class Verdicts(unittest.TestCase):
             self.assertIn(message, "; ".join(self.faults(changed)))
         self.assertIn("0x7'] are expected", "; ".join(self.faults(report(), ["0x1", "0x2", "0x7"])))
 
+    def test_without_training_all_versions_are_the_checkpoint(self):
+        still = report()
+        for one in still["versions"]:
+            one["digest"]["model"] = "0x1"
+        self.assertEqual(self.faults(still, ["0x1"] * 3), [])
+        self.assertEqual(self.faults(report(), ["0x1"] * 3),
+                         ["digests ['0x1', '0x2', '0x3'], but ['0x1', '0x1', '0x1'] are expected"])
+
+    def test_an_unknown_checkpoint_is_a_fault(self):
+        self.assertEqual(self.faults(report(), first=None), ["the checkpoint's digest is unknown"])
+
     def test_a_killed_rank_must_be_named(self):
         def run(code, stderr, stdout="phase train trainer \n", left=()):
             return types.SimpleNamespace(code=code, stderr=stderr, stdout=stdout, left=list(left))
@@ -144,6 +164,41 @@ class Verdicts(unittest.TestCase):
         self.assertTrue(faults(run(137, "error: rank 2 (inference) pid 7 is gone")))
         self.assertIn("the phase did not come", faults(run(137, gone, stdout="")))
         self.assertIn("process 7 is left", faults(run(137, gone, left=["process 7"])))
+
+
+class Refusals(unittest.TestCase):
+    """Programs that fail: what they were to say is missing, and the rest goes on."""
+
+    def setUp(self):
+        self.bench = several_gpus.Bench(pathlib.Path("build"), pathlib.Path("out"), "host", False)
+
+    def test_a_failed_program_is_a_failure(self):
+        setting = tables.settings_of(MOE, 2)[0]
+        for refusal in (SystemExit("plan\nexit code 2\nerror: no"),
+                        subprocess.TimeoutExpired(["plan"], 200), ["no JSON"]):
+            with mock.patch.object(several_gpus, "output_of", side_effect=refusal), \
+                    mock.patch("sys.stderr", io.StringIO()):
+                plan, failures = several_gpus.plan_of(self.bench, setting)
+            self.assertIsNone(plan)
+            self.assertIn("plan of 2gpus-moe-a: ", failures[0])
+            if isinstance(refusal, list):
+                continue
+            with mock.patch.object(several_gpus, "output_of", side_effect=refusal), \
+                    mock.patch("sys.stderr", io.StringIO()):
+                digest, failures = several_gpus.digest_of(self.bench, MOE)
+            self.assertIsNone(digest)
+            self.assertIn("digest of moe: ", failures[0])
+
+    def test_a_setting_without_a_plan_fails_alone(self):
+        def plan_of(_, setting):
+            return (None, ["plan: refused"]) if setting.letter == "b" else (PLAN, [])
+
+        with mock.patch.multiple(several_gpus, plan_of=plan_of,
+                                 measure_links=lambda *_: None, measure_nccl=lambda *_: {},
+                                 measure_setting=lambda *_: (report(), report(), [])):
+            group = several_gpus.measure_group(self.bench, 2, [DENSE], {DENSE: {}})
+        self.assertEqual([row["setting"] for row in group["rows"]], ["a", "b", "c"])
+        self.assertEqual([row["failures"] for row in group["rows"]], [[], ["plan: refused"], []])
 
 
 class Tables(unittest.TestCase):
