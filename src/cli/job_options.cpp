@@ -35,6 +35,14 @@ void add_placement_options(CLI::App& parser, RunOptions& run) {
         run.backend = parse_choice<Choice>(
             text, {{"auto", Choice{}}, {"cuda", BackendKind::kCuda}, {"host", BackendKind::kHost}});
       });
+  add_value(parser, "--exchange", "HOW",
+            "How weights travel between GPUs: peer (written into the receiver's memory), nccl, or "
+            "auto: peer where every GPU reaches every other; no matter on host",
+            "auto", [&run](const std::string& text) {
+              run.exchange = parse_choice<ExchangeKind>(text, {{"auto", ExchangeKind::kAuto},
+                                                               {"peer", ExchangeKind::kPeer},
+                                                               {"nccl", ExchangeKind::kNccl}});
+            });
   parser.add_flag("--share-gpu", run.share_gpu,
                   "Let several ranks of a role be on one GPU, for tests");
   add_value(parser, "--gpu-memory", "SIZE",

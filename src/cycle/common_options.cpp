@@ -12,7 +12,7 @@ namespace {
 
 /// "--verify full" and the like, one a field, so that a difference can be shown as it was given.
 using Field = FixedText<128>;
-using Fields = std::array<Field, 15>;
+using Fields = std::array<Field, 16>;
 
 std::string verify_name(Verify verify) {
   switch (verify) {
@@ -22,6 +22,18 @@ std::string verify_name(Verify verify) {
       return "full";
     case Verify::kOff:
       return "off";
+  }
+  return "";
+}
+
+std::string exchange_name(ExchangeKind exchange) {
+  switch (exchange) {
+    case ExchangeKind::kAuto:
+      return "auto";
+    case ExchangeKind::kPeer:
+      return "peer";
+    case ExchangeKind::kNccl:
+      return "nccl";
   }
   return "";
 }
@@ -49,6 +61,7 @@ Fields fields_of(Command command, const RunOptions& options) {
           field("--timeout", format_seconds(options.timeout.count())),
           field("--verify", verify_name(options.verify)),
           flag("offload", options.offload),
+          field("--exchange", exchange_name(options.exchange)),
           flag("--share-gpu", options.share_gpu),
           field("--gpu-memory", budget),
           flag("--limits", options.measure_limits),

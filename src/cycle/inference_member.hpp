@@ -23,7 +23,7 @@ class InferenceMember {
                   MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, Exchange& exchange);
 
   [[nodiscard]] Region* region(Tag tag);
-  [[nodiscard]] uint64_t staging_bytes() const { return transfer_->staging_bytes(); }
+  [[nodiscard]] uint64_t staging_bytes() const { return exchange_.staging_bytes(); }
 
   /// Makes the connections to other inference ranks. All inference ranks together.
   void connect();
@@ -43,6 +43,7 @@ class InferenceMember {
  private:
   Job& job_;
   CopyQueue& queue_;
+  Exchange& exchange_;
   uint64_t trainer_bytes_;
   InferenceStandIn inference_;
   std::unique_ptr<ImportedRange> trainer_weights_;

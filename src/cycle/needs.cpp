@@ -4,7 +4,7 @@
 
 #include "engine/trainer_stand_in.hpp"
 #include "layout/trainer_scales.hpp"
-#include "transfer/weight_transfer.hpp"
+#include "transfer/exchange.hpp"
 
 namespace awex {
 namespace {
@@ -39,7 +39,7 @@ std::vector<DeviceNeeds> needs_of_devices(const Layout& trainer, const Layout& i
   std::vector<DeviceNeeds> needs(placement.device_node.size());
   for (auto& device : needs) {
     device.kv_cache = belongings.kv_cache_bytes;
-    device.staging = belongings.staging ? 2 * kStagingBytes : 0;
+    device.staging = belongings.staging ? kStagingBytes : 0;
   }
   const auto trainers = held_by_ranks(trainer, &held);
   for (size_t rank = 0; rank < trainers.size(); ++rank) {

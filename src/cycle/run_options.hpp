@@ -7,6 +7,7 @@
 #include "base/units.hpp"
 #include "comm/job.hpp"
 #include "memory/device.hpp"
+#include "transfer/exchange.hpp"
 
 namespace awex {
 
@@ -49,8 +50,9 @@ struct RunOptions {
   uint64_t versions = 1;                         ///< At least 1; 1 for all commands but update.
   Seconds timeout{300};                          ///< Of every single wait.
   Verify verify = Verify::kDigest;
-  bool offload = true;                 ///< False: the cycle without giving memory back.
-  bool share_gpu = false;              ///< Several ranks of a role may be on one GPU.
+  bool offload = true;                          ///< False: the cycle without giving memory back.
+  ExchangeKind exchange = ExchangeKind::kAuto;  ///< How messages travel between GPUs.
+  bool share_gpu = false;                       ///< Several ranks of a role may be on one GPU.
   std::optional<uint64_t> gpu_memory;  ///< Budget in bytes per GPU for both roles together.
   bool measure_limits = true;          ///< Measure the links' limits to compare phases with.
   bool warm_host_memory = false;       ///< Prepare what offloads need in the background at start.

@@ -48,7 +48,8 @@ class Session {
   /// destroyed.
   void run() {
     ledger_ = std::make_unique<GpuLedger>(job_, setup_.devices, setup_.gpu_budget);
-    exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.share_gpu);
+    exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.exchange,
+                              setup_.plan.remote_bytes > 0, options_.share_gpu);
     if (options_.measure_limits) measure_limits();
     steps_ = std::make_unique<CycleSteps>(job_, setup_, options_, ledger_->ledger(), *kernels_,
                                           *queue_, exchange_.get());

@@ -15,29 +15,6 @@
 namespace awex {
 namespace {
 
-/// Owns an event that keeps no time.
-class Event {
- public:
-  Event() {
-    AWEX_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "make a CUDA event");
-  }
-  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  Event& operator=(Event&& other) noexcept {
-    std::swap(event_, other.event_);
-    return *this;
-  }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  ~Event() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
-  }
-
-  [[nodiscard]] cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
 class CudaQueue final : public CopyQueue {
  public:
   void copy(std::byte* to, const std::byte* from, uint64_t bytes) override {
@@ -53,7 +30,7 @@ class CudaQueue final : public CopyQueue {
 
   Mark mark() override {
     if (spare_.empty()) spare_.emplace_back();
-    AWEX_CHECK(cudaEventRecord(spare_.back().get(), stream_.get()), "mark the queue's work");
+    spare_.back().record(stream_.get());
     pending_.push_back(std::move(spare_.back()));
     spare_.pop_back();
     return done_ + pending_.size();
@@ -76,9 +53,9 @@ class CudaQueue final : public CopyQueue {
 
  private:
   CudaStream stream_;
-  Mark done_ = 0;              ///< Marks up to this one are known to be done.
-  std::deque<Event> pending_;  ///< Of the marks after it, oldest first.
-  std::vector<Event> spare_;
+  Mark done_ = 0;                  ///< Marks up to this one are known to be done.
+  std::deque<CudaEvent> pending_;  ///< Of the marks after it, oldest first.
+  std::vector<CudaEvent> spare_;
 };
 
 /// Owns the pinning of host memory for all devices of this process. NVIDIA's kernel module takes

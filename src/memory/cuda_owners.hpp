@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/units.hpp"
@@ -11,11 +12,19 @@
 
 namespace awex {
 
+/// Before other streams' work, or in its turn.
+enum class StreamPriority : uint8_t { kUsual, kHigh };
+
 /// Owns a stream that does not synchronise with the legacy default stream.
 class CudaStream {
  public:
-  CudaStream() {
-    AWEX_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a CUDA stream");
+  explicit CudaStream(StreamPriority priority = StreamPriority::kUsual) {
+    int least = 0;
+    int greatest = 0;
+    AWEX_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest), "learn streams' priorities");
+    AWEX_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
+                                            priority == StreamPriority::kHigh ? greatest : least),
+               "make a CUDA stream");
   }
   CudaStream(const CudaStream&) = delete;
   CudaStream& operator=(const CudaStream&) = delete;
@@ -32,6 +41,37 @@ class CudaStream {
 
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+/// Owns an event that keeps no time.
+class CudaEvent {
+ public:
+  CudaEvent() {
+    AWEX_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "make a CUDA event");
+  }
+  CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  CudaEvent& operator=(CudaEvent&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+  ~CudaEvent() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
+
+  [[nodiscard]] cudaEvent_t get() const { return event_; }
+  /// Stands for what is queued on `stream` so far.
+  void record(cudaStream_t stream) const {
+    AWEX_CHECK(cudaEventRecord(event_, stream), "mark a stream's work");
+  }
+  /// Lets later work on `stream` wait for what was recorded last, if anything was.
+  void hold_back(cudaStream_t stream) const {
+    AWEX_CHECK(cudaStreamWaitEvent(stream, event_, 0), "let a stream wait for another");
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
 };
 
 /// Owns `count` values of plain data in device memory, undefined at first; none when 0. Freeing it

@@ -1,6 +1,7 @@
 #include "memory/cuda_ranges.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -236,12 +237,13 @@ class CudaRange final : public DeviceRange {
 
 class CudaImport final : public ImportedRange {
  public:
-  CudaImport(const CudaMemorySource& source, Chunking chunking)
+  CudaImport(const CudaMemorySource& source, Chunking chunking, MappedAccess access)
       : device_(source.device),
+        access_(access),
         chunking_(std::move(chunking)),
         addresses_(held_bytes_for(chunking_.bytes), chunking_.name) {}
 
-  [[nodiscard]] const std::byte* data() const override { return addresses_.data(); }
+  [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
 
   void map(std::vector<UniqueFd> fds) override {
     if (fds.size() != chunking_.count() || !mappings_.empty()) {
@@ -255,7 +257,14 @@ class CudaImport final : public ImportedRange {
     for (uint64_t chunk = 0; chunk < fds.size(); ++chunk) {
       mappings.push_back(map_chunk(chunk, fds[chunk].get()));
     }
-    allow_reading();
+    switch (access_) {
+      case MappedAccess::kRead:
+        allow_reading();
+        break;
+      case MappedAccess::kReadWrite:
+        allow_writing();
+        break;
+    }
     mappings_.swap(mappings);
   }
 
@@ -291,7 +300,12 @@ class CudaImport final : public ImportedRange {
     log::detail(
         fmt::format("{} are mapped writable, because this driver cannot map them read-only: {}",
                     describe_all(), CallResult<CUresult>::describe(result)));
-    AWEX_CHECK(allow(addresses_.address(), bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+    allow_writing();
+  }
+
+  void allow_writing() const {
+    AWEX_CHECK(allow(addresses_.address(), held_bytes_for(chunking_.bytes), device_,
+                     CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
                "make {} accessible (cuMemSetAccess)", describe_all());
   }
 
@@ -300,6 +314,7 @@ class CudaImport final : public ImportedRange {
   }
 
   int device_;
+  MappedAccess access_;
   Chunking chunking_;
   ReservedAddresses addresses_;
   std::vector<MemoryMapping> mappings_;
@@ -342,9 +357,26 @@ std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source, std
 }
 
 std::unique_ptr<ImportedRange> make_cuda_import(const CudaMemorySource& source, std::string name,
-                                                uint64_t bytes, uint64_t chunk_bytes) {
+                                                uint64_t bytes, uint64_t chunk_bytes,
+                                                MappedAccess access) {
   return std::make_unique<CudaImport>(
-      source, checked_chunking(source, {std::move(name), bytes, chunk_bytes}));
+      source, checked_chunking(source, {std::move(name), bytes, chunk_bytes}), access);
+}
+
+bool reaches_device(int device, const DeviceIdentity& other) {
+  int count = 0;
+  AWEX_CHECK(cudaGetDeviceCount(&count), "count the GPUs");
+  for (int index = 0; index < count; ++index) {
+    CUuuid uuid{};
+    AWEX_CHECK(cuDeviceGetUuid(&uuid, index), "learn which gpu {} is", index);
+    if (std::memcmp(uuid.bytes, other.uuid.data(), other.uuid.size()) != 0) continue;
+    if (index == device) return true;
+    int can_access = 0;
+    AWEX_CHECK(cudaDeviceCanAccessPeer(&can_access, device, index),
+               "learn whether gpu {} reaches gpu {}", device, index);
+    return can_access != 0;
+  }
+  return false;
 }
 
 }  // namespace awex

@@ -70,9 +70,9 @@ class DeviceRange {
   Chunking chunking_;
 };
 
-/// Another process's range, mapped here, read-only by agreement. The address is reserved once and
-/// is the same each time it is mapped. While it is mapped the exporter's released memory stays
-/// taken.
+/// Another process's range, mapped here; read-only but where it was reserved otherwise. The address
+/// is reserved once and is the same each time it is mapped. While it is mapped the exporter's
+/// released memory stays taken.
 class ImportedRange {
  public:
   ImportedRange() = default;
@@ -82,7 +82,7 @@ class ImportedRange {
   ImportedRange& operator=(ImportedRange&&) = delete;
   virtual ~ImportedRange() = default;
 
-  [[nodiscard]] virtual const std::byte* data() const = 0;
+  [[nodiscard]] virtual std::byte* data() const = 0;
   /// Maps the exporter's chunks, one descriptor each; the descriptors are closed on return.
   virtual void map(std::vector<UniqueFd> fds) = 0;
   /// Unmaps all chunks. No device work on them may be in flight. Does nothing when not mapped.

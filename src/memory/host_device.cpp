@@ -200,7 +200,7 @@ class HostImport final : public ImportedRange {
         reservation_(map_memory(fmt::format("importing \"{}\"", chunking_.name),
                                 held_bytes_for(chunking_.bytes), PROT_NONE, -1)) {}
 
-  [[nodiscard]] const std::byte* data() const override { return reservation_.data(); }
+  [[nodiscard]] std::byte* data() const override { return reservation_.data(); }
 
   void map(std::vector<UniqueFd> fds) override {
     if (fds.size() != chunking_.count()) {

@@ -1,6 +1,7 @@
 #include "transfer/cuda_kernels.hpp"
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <utility>
 #include <vector>
@@ -21,18 +22,20 @@ namespace {
 /// Two launches: copies that keep their dtype move bytes, the others elements.
 class CudaCopyBatch final : public CopyBatch {
  public:
-  CudaCopyBatch(std::span<const StridedCopy> copies, cudaStream_t stream)
+  CudaCopyBatch(std::span<const StridedCopy> copies, cudaStream_t stream, uint32_t most_blocks)
       : copies_(copies.begin(), copies.end()),
         first_bytes_(cuda::bytes_before(copies)),
         stream_(stream),
+        most_blocks_(most_blocks),
         plain_(cuda::describe_copies(copies), stream),
         converting_(cuda::describe_converting_copies(copies), stream),
         first_(1),
         found_(1, cuda::kNoDifference) {}
 
   void copy() override {
-    AWEX_CHECK(cuda::launch_copy(plain_.pieces(), plain_.owners(), plain_.tiles(), stream_),
-               "launch a batch of {} copies", copies_.size());
+    AWEX_CHECK(
+        cuda::launch_copy(plain_.pieces(), plain_.owners(), plain_.tiles(), most_blocks_, stream_),
+        "launch a batch of {} copies", copies_.size());
     AWEX_CHECK(cuda::launch_convert(converting_.pieces(), converting_.owners(), converting_.tiles(),
                                     stream_),
                "launch the converting ones of {} copies", copies_.size());
@@ -66,6 +69,7 @@ class CudaCopyBatch final : public CopyBatch {
   std::vector<StridedCopy> copies_;
   std::vector<uint64_t> first_bytes_;  ///< Bytes of the batch before each copy.
   cudaStream_t stream_;
+  uint32_t most_blocks_;
   cuda::TiledBatch<cuda::CopyPiece> plain_;
   cuda::TiledBatch<cuda::ConvertPiece> converting_;
   DeviceArray<uint64_t> first_;
@@ -183,42 +187,64 @@ class CudaScaleBatch final : public ScaleBatch {
 
 class CudaKernels final : public Kernels {
  public:
-  [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies(
-      std::span<const StridedCopy> copies) override {
-    return std::make_unique<CudaCopyBatch>(copies, stream_.get());
+  [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
+      Lane lane, std::span<const StridedCopy> copies) override {
+    const bool sends = lane == Lane::kSendEven || lane == Lane::kSendOdd;
+    return std::make_unique<CudaCopyBatch>(copies, on(lane),
+                                           sends ? cuda::kLinkBlocks : cuda::kAnyBlocks);
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t slots) override {
-    return std::make_unique<CudaDigestBatch>(views, slots, stream_.get());
+    return std::make_unique<CudaDigestBatch>(views, slots, on(Lane::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
       std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
-    return std::make_unique<CudaDigestParts>(parts, slots, stream_.get());
+    return std::make_unique<CudaDigestParts>(parts, slots, on(Lane::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,
       uint32_t slots) override {
-    return make_cuda_proven_copies(copies, views, slots, stream_.get());
+    return make_cuda_proven_copies(copies, views, slots, on(Lane::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) override {
-    return std::make_unique<CudaScaleBatch>(views, stream_.get());
+    return std::make_unique<CudaScaleBatch>(views, on(Lane::kMain));
   }
 
-  [[nodiscard]] void* stream() const override { return stream_.get(); }
+  [[nodiscard]] void* stream(Lane lane) const override { return on(lane); }
+
+  void fork() override {
+    marks_[0].record(on(Lane::kMain));
+    for (size_t lane = 1; lane < kLanes; ++lane) marks_[0].hold_back(streams_[lane].get());
+  }
+
+  void join() override {
+    for (size_t lane = 1; lane < kLanes; ++lane) {
+      marks_[lane].record(streams_[lane].get());
+      marks_[lane].hold_back(on(Lane::kMain));
+    }
+  }
 
   void wait(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) override {
-    const auto stream = stream_.get();
+    const auto stream = on(Lane::kMain);
     wait_until([&] { return is_done(cudaStreamQuery(stream), "cudaStreamQuery", what); }, what,
                deadline, monitor);
   }
 
  private:
-  CudaStream stream_;
+  [[nodiscard]] cudaStream_t on(Lane lane) const {
+    return streams_[static_cast<size_t>(lane)].get();
+  }
+
+  /// Whatever a link waits for goes before what the device does for itself.
+  std::array<CudaStream, kLanes> streams_{
+      CudaStream(StreamPriority::kUsual), CudaStream(StreamPriority::kHigh),
+      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh)};
+  std::array<CudaEvent, kLanes> marks_;
 };
 
 }  // namespace

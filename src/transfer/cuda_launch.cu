@@ -14,6 +14,15 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   copy_tile<PassingBy>(piece, blockIdx.x - piece.grid.first_tile);
 }
 
+// The same by fewer blocks than tiles; the loop needs a few registers more.
+__global__ void __launch_bounds__(kTileThreads, 3)
+    few_blocks_copy_kernel(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles) {
+  for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const CopyPiece& piece = pieces[owners[tile]];
+    copy_tile<PassingBy>(piece, tile - piece.grid.first_tile);
+  }
+}
+
 __device__ bool same(uint4 a, uint4 b) {
   return ((a.x ^ b.x) | (a.y ^ b.y) | (a.z ^ b.z) | (a.w ^ b.w)) == 0;
 }
@@ -60,7 +69,8 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-__global__ void __launch_bounds__(kTileThreads)
+// Four blocks an SM: on an H100 3.10 TB/s are read, with three 2.86.
+__global__ void __launch_bounds__(kTileThreads, 4)
     digest_kernel(const DigestPiece* pieces, const uint32_t* owners, Atomic* sums) {
   const DigestPiece& piece = pieces[owners[blockIdx.x]];
   const uint64_t sum =
@@ -71,8 +81,11 @@ __global__ void __launch_bounds__(kTileThreads)
 }  // namespace
 
 cudaError_t launch_copy(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                        cudaStream_t stream) {
-  return launch_tiles(copy_kernel, tiles, stream, pieces, owners);
+                        uint32_t most_blocks, cudaStream_t stream) {
+  if (most_blocks == kAnyBlocks || tiles <= most_blocks) {
+    return launch_tiles(copy_kernel, tiles, stream, pieces, owners);
+  }
+  return launch_tiles(few_blocks_copy_kernel, most_blocks, stream, pieces, owners, tiles);
 }
 
 cudaError_t launch_compare(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,

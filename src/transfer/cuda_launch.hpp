@@ -41,8 +41,16 @@ struct DigestPiece {
 /// Position of no difference.
 inline constexpr uint64_t kNoDifference = ~uint64_t{0};
 
+/// A block for each tile.
+inline constexpr uint32_t kAnyBlocks = 0;
+/// Two such launches at once have one block for each multiprocessor of a large GPU: on an H100,
+/// stores to another GPU then reach 367 of the 370 GB/s that any number of blocks does, and a copy
+/// within the GPU goes on beside them.
+inline constexpr uint32_t kLinkBlocks = 66;
+
+/// `most_blocks` is one of the above.
 cudaError_t launch_copy(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                        cudaStream_t stream);
+                        uint32_t most_blocks, cudaStream_t stream);
 
 /// Lowers `*first` to the position of the first byte in which the two sides differ.
 cudaError_t launch_compare(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,

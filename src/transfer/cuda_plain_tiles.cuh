@@ -135,6 +135,35 @@ __device__ uint64_t sum_lanes(const Elements& group, std::index_sequence<kLane..
   return kSumOfKeys + ((LaneKey<kLane>::value * group.template bits<kLane>()) + ...);
 }
 
+/// One row of whole groups, which most views are: what a group's key is made of counts on, so that
+/// no registers are needed to find its place. As many groups at a time as kLoads wide loads fetch.
+template <uint32_t kElementSize, class Memory, uint32_t kLoads>
+__device__ uint64_t digest_one_row(const DigestPiece& piece, uint64_t tile) {
+  constexpr uint32_t kAtOnce = kElementSize == 4 ? kLoads / 2 : kLoads;
+  constexpr uint64_t kGroupBytes = kDigestLanes * kElementSize;
+  uint64_t sum = 0;
+  uint64_t unit = tile * kTileUnits + threadIdx.x;
+#pragma unroll 1
+  for (uint32_t done = 0; done < kUnitsPerThread; done += kAtOnce) {
+    const std::byte* from = piece.data + unit * kGroupBytes;
+    Group<kElementSize> groups[kAtOnce];
+#pragma unroll
+    for (uint32_t i = 0; i < kAtOnce; ++i) {
+      groups[i] = {};
+      if (unit + i * kTileThreads >= piece.grid.units) continue;
+      groups[i].template load<Memory>(from + i * kTileThreads * kGroupBytes);
+    }
+    const uint64_t first_group = piece.first_index / kDigestLanes;
+#pragma unroll
+    for (uint32_t i = 0; i < kAtOnce; ++i, unit += kTileThreads) {
+      const uint64_t key = group_key(piece.key, first_group + unit);
+      // A unit outside the piece adds nothing, whatever its bits.
+      sum += (unit < piece.grid.units ? key : 0) * sum_lanes(groups[i], Lanes());
+    }
+  }
+  return sum;
+}
+
 /// Rows of whole groups: one key and one or two wide loads for eight elements. As many units at a
 /// time as kLoads wide loads fetch, so that enough are in flight and registers suffice.
 template <uint32_t kElementSize, class Memory, uint32_t kLoads>
@@ -195,8 +224,11 @@ __device__ uint64_t digest_any_rows(const DigestPiece& piece, uint64_t tile) {
 
 template <uint32_t kElementSize, class Memory, uint32_t kLoads>
 __device__ uint64_t digest_units(const DigestPiece& piece, uint64_t tile) {
-  return piece.whole_groups ? digest_whole_groups<kElementSize, Memory, kLoads>(piece, tile)
-                            : digest_any_rows<kElementSize, Memory>(piece, tile);
+  if (!piece.whole_groups) return digest_any_rows<kElementSize, Memory>(piece, tile);
+  if (piece.grid.row_units == piece.grid.units) {
+    return digest_one_row<kElementSize, Memory, kLoads>(piece, tile);
+  }
+  return digest_whole_groups<kElementSize, Memory, kLoads / 2>(piece, tile);
 }
 
 /// What this thread's units of a tile add to the view's sum. Memory is PassingBy or Shared; kLoads

@@ -1,22 +1,96 @@
 #include "transfer/exchange.hpp"
 
+#include <algorithm>
+
 #include "transfer/mpi_exchange.hpp"
 #if AWEX_WITH_CUDA
 #include "transfer/nccl_exchange.hpp"
+#include "transfer/peer_exchange.hpp"
 #endif
 
 namespace awex {
+namespace {
 
-std::unique_ptr<Exchange> make_exchange(Job& job, [[maybe_unused]] Device& device,
-                                        [[maybe_unused]] Kernels& kernels,
+/// Where nothing goes between devices.
+class NoExchange final : public Exchange {
+ public:
+  NoExchange(Job& job, Kernels& kernels) : job_(job), kernels_(kernels) {}
+
+  void prepare(std::vector<MessageRound> rounds) override {
+    if (rounds.empty()) return;
+    throw runtime_error(fmt::format("{} rounds of messages are to be exchanged where no bytes go "
+                                    "between devices",
+                                    rounds.size()),
+                        "this is a fault of awex-colocate: please report it");
+  }
+  void connect() override {}
+  [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t /*turn*/) const override {
+    return nullptr;
+  }
+  [[nodiscard]] const std::byte* inbox(uint32_t /*turn*/) const override { return nullptr; }
+  void deliver(size_t /*round*/) override {}
+  void wait() override { kernels_.wait("the device's work", job_.deadline(), job_); }
+  [[nodiscard]] uint64_t staging_bytes() const override { return 0; }
+
+ private:
+  Job& job_;
+  Kernels& kernels_;
+};
+
+std::string name_peers(const std::set<uint32_t>& peers) {
+  return fmt::format("the exchange with inference rank{} {}", peers.size() == 1 ? "" : "s",
+                     fmt::join(peers, ", "));
+}
+
+#if AWEX_WITH_CUDA
+std::unique_ptr<Exchange> make_cuda_exchange(Job& job, Device& device, Kernels& kernels,
+                                             ExchangeKind kind, bool share_gpu) {
+  if (kind != ExchangeKind::kNccl) {
+    const auto obstacle = find_unreachable_peer(job, device);
+    if (!obstacle) return make_peer_exchange(job, device, kernels);
+    if (kind == ExchangeKind::kPeer) {
+      const auto error =
+          request_error("messages cannot be written into the receivers' memory: " + *obstacle,
+                        "leave out --exchange peer: NCCL reaches every GPU");
+      job.agree(&error);
+    }
+  }
+  if (share_gpu) let_nccl_share_gpu(job.rank());
+  return make_nccl_exchange(job, device, kernels);
+}
+#endif
+
+}  // namespace
+
+std::set<uint32_t> MessageRound::peers() const {
+  std::set<uint32_t> all;
+  for (const auto& message : sends) all.insert(message.peer);
+  for (const auto& message : receives) all.insert(message.peer);
+  return all;
+}
+
+std::string Exchange::describe(size_t round) const { return name_peers(rounds_.at(round).peers()); }
+
+std::string Exchange::describe_all() const {
+  std::set<uint32_t> all;
+  for (const auto& round : rounds_) all.merge(round.peers());
+  return all.empty() ? "the device's work" : name_peers(all);
+}
+
+std::unique_ptr<Exchange> make_exchange(Job& job, Device& device, Kernels& kernels,
+                                        [[maybe_unused]] ExchangeKind kind, bool needed,
                                         [[maybe_unused]] bool share_gpu) {
+  const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
+  if (!needed) {
+    if (me.role == Role::kTrainer) return nullptr;
+    return std::make_unique<NoExchange>(job, kernels);
+  }
 #if AWEX_WITH_CUDA
   if (device.kind() == BackendKind::kCuda) {
-    if (share_gpu) let_nccl_share_gpu(job.rank());
-    return make_nccl_exchange(job, device, kernels);
+    return make_cuda_exchange(job, device, kernels, kind, share_gpu);
   }
 #endif
-  return make_mpi_exchange(job);
+  return make_mpi_exchange(job, device);
 }
 
 }  // namespace awex

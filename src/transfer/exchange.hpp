@@ -3,7 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
+#include <set>
+#include <string>
+#include <vector>
 
 #include "comm/job.hpp"
 #include "memory/device.hpp"
@@ -11,15 +13,46 @@
 
 namespace awex {
 
-/// A contiguous run of device memory on its way to or from one inference rank.
+/// Device memory that an exchange takes for messages on their way.
+inline constexpr uint64_t kStagingBytes = 48ULL << 20;
+/// What the messages of one round and direction have of it: a quarter, less room for signals.
+inline constexpr uint64_t kMessageBufferBytes = kStagingBytes / 4 - (16ULL << 10);
+
+/// A contiguous run of bytes on its way between two inference ranks.
 struct Message {
-  uint32_t peer = 0;  ///< Role rank among the inference ranks; never the caller itself.
-  std::byte* data = nullptr;
-  uint64_t bytes = 0;  ///< > 0.
+  uint32_t peer = 0;    ///< The other end's role rank among the inference ranks; never the own.
+  uint64_t offset = 0;  ///< In a buffer of kMessageBufferBytes, at both ends.
+  uint64_t bytes = 0;   ///< > 0.
 };
 
-/// Moves bytes between the inference ranks of a job (NCCL on cuda, MPI on host). Trainer ranks have
-/// none: NCCL spans GPUs, not ranks, and two ranks of one GPU cannot join one communicator.
+/// At most one message to and one from each peer, side by side in a buffer for each direction.
+struct MessageRound {
+  uint32_t turn = 0;  ///< Which message of its pair each one is, from 0; at both ends the same.
+  std::vector<Message> sends;
+  std::vector<Message> receives;
+
+  /// Role ranks of all other ends.
+  [[nodiscard]] std::set<uint32_t> peers() const;
+};
+
+/// How messages travel between GPUs.
+enum class ExchangeKind : uint8_t {
+  kAuto,  ///< kPeer where every inference rank's GPU reaches every other's, else kNccl.
+  kPeer,  ///< Written by the sender's kernels into the receiver's memory.
+  kNccl,
+};
+
+/// Moves bytes between the inference ranks of a job. Trainer ranks have none: an inference rank
+/// sends for the trainer on its GPU, whose memory it has mapped. (NCCL spans GPUs, not ranks: two
+/// ranks of one GPU cannot join a communicator.)
+///
+/// All that is ever to be exchanged is told once, with `prepare`. Every pass then begins with
+/// `begin` and goes through the rounds in order, for each: `open`; packing into `outbox`, on
+/// send_lane(turn); `deliver`; unpacking from `inbox`, on Lane::kReceive; `close`. On cuda these
+/// queue what orders both lanes with the other ends' and return at once, so that rounds overlap as
+/// far as there are buffers. On host a round is done when `deliver` returns. All inference ranks
+/// must go through equal rounds. Calls throw what the job's poll throws, and Error(kDeadline) that
+/// names the peers.
 class Exchange {
  public:
   Exchange() = default;
@@ -29,21 +62,47 @@ class Exchange {
   Exchange& operator=(Exchange&&) = delete;
   virtual ~Exchange() = default;
 
-  /// Does one round: at most one send and one receive a peer, sizes agreed on by both sides before.
-  /// On cuda the round is one NCCL group, ordered with the kernels' stream: it begins after the
-  /// work queued there, and work queued there later begins after it. On host it is done on return.
-  /// Throws Error(kDeadline) that names the peers still missing, and what the job's poll throws.
-  virtual void round(std::span<const Message> sends, std::span<const Message> receives) = 0;
+  /// Tells all rounds of a pass, in order. Once, before anything below.
+  virtual void prepare(std::vector<MessageRound> rounds) { rounds_ = std::move(rounds); }
+  [[nodiscard]] const std::vector<MessageRound>& rounds() const { return rounds_; }
+  /// Makes the connections to the peers of all rounds, so that none is made later. All inference
+  /// ranks together.
+  virtual void connect() = 0;
 
-  /// Waits until all rounds and all the kernels' work are done, watching the exchange's
-  /// asynchronous errors.
+  /// Where messages to `peer` of a turn are packed: a buffer of this rank's or of the peer's
+  /// memory.
+  [[nodiscard]] virtual std::byte* outbox(uint32_t peer, uint32_t turn) const = 0;
+  /// Where the messages of a turn arrive.
+  [[nodiscard]] virtual const std::byte* inbox(uint32_t turn) const = 0;
+
+  virtual void begin() {}
+  virtual void open(size_t /*round*/) {}
+  virtual void deliver(size_t round) = 0;
+  virtual void close(size_t /*round*/) {}
+
+  /// Waits until all work on the kernels' main lane is done (join the others before), watching for
+  /// the exchange's own failures.
   virtual void wait() = 0;
+  /// Device memory held.
+  [[nodiscard]] virtual uint64_t staging_bytes() const = 0;
+
+ protected:
+  /// "the exchange with inference ranks 0, 2" of round `round`.
+  [[nodiscard]] std::string describe(size_t round) const;
+  /// The same of all rounds, or "the device's work" if there are none.
+  [[nodiscard]] std::string describe_all() const;
+
+ private:
+  std::vector<MessageRound> rounds_;
 };
 
 /// The exchange for this job's backend; null on trainer ranks. Collective over all ranks (trainers
-/// take part in making it). `job` must know its peers. `share_gpu` says that several inference
-/// ranks may be on one GPU, which NCCL otherwise refuses.
+/// take part in making it). `job` must know its peers. `needed` says whether any bytes go between
+/// devices: without, nothing is taken and nobody connected. `share_gpu` says that several inference
+/// ranks may be on one GPU, which NCCL otherwise refuses. Throws an agreed request error for kPeer
+/// where a GPU cannot be reached.
 [[nodiscard]] std::unique_ptr<Exchange> make_exchange(Job& job, Device& device, Kernels& kernels,
+                                                      ExchangeKind kind, bool needed,
                                                       bool share_gpu);
 
 }  // namespace awex

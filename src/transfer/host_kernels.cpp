@@ -353,8 +353,8 @@ class HostKernels final : public Kernels {
  public:
   explicit HostKernels(size_t threads) : pool_(threads) {}
 
-  [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies(
-      std::span<const StridedCopy> copies) override {
+  [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
+      Lane /*lane*/, std::span<const StridedCopy> copies) override {
     return std::make_unique<HostCopyBatch>(copies, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
@@ -374,7 +374,9 @@ class HostKernels final : public Kernels {
       std::span<const AmaxView> views) override {
     return std::make_unique<HostScaleBatch>(views, pool_);
   }
-  [[nodiscard]] void* stream() const override { return nullptr; }
+  [[nodiscard]] void* stream(Lane /*lane*/) const override { return nullptr; }
+  void fork() override {}
+  void join() override {}
 
   /// The work is done already; the job's other ranks may still have something to say.
   void wait(const std::string& /*what*/, const Deadline& /*deadline*/,

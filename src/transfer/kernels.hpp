@@ -74,7 +74,7 @@ class CopyBatch {
   CopyBatch& operator=(CopyBatch&&) = delete;
   virtual ~CopyBatch() = default;
 
-  /// Queues all copies on the kernels' stream. The sources and targets of a batch do not overlap.
+  /// Queues all copies. The sources and targets of a batch do not overlap.
   virtual void copy() = 0;
   /// Queues a comparison of both sides; `difference` tells what it found.
   virtual void compare() = 0;
@@ -138,8 +138,23 @@ class ScaleBatch {
   virtual void finish() = 0;
 };
 
-/// The transfer's work on a device's own memory, in order on one stream. Made by make_kernels; must
-/// outlive its batches and be destroyed before its device.
+/// Queues of a device's work (streams on cuda), each in order, that go on side by side. What moves
+/// between devices has its own, so that links are busy while the device copies for itself.
+enum class Lane : uint8_t {
+  kMain,
+  kSendEven,  ///< What is sent, in two lanes: one fills the link while the other ends and begins.
+  kSendOdd,
+  kReceive,
+};
+inline constexpr size_t kLanes = 4;
+
+/// The lane of what is sent in a turn (MessageRound).
+[[nodiscard]] constexpr Lane send_lane(uint32_t turn) {
+  return turn % 2 == 0 ? Lane::kSendEven : Lane::kSendOdd;
+}
+
+/// The transfer's work on memory that a device reaches. Made by make_kernels; must outlive its
+/// batches and be destroyed before its device. On host all work is done when a call returns.
 class Kernels {
  public:
   Kernels() = default;
@@ -149,8 +164,13 @@ class Kernels {
   Kernels& operator=(Kernels&&) = delete;
   virtual ~Kernels() = default;
 
-  [[nodiscard]] virtual std::unique_ptr<CopyBatch> prepare_copies(
-      std::span<const StridedCopy> copies) = 0;
+  /// Its work goes to `lane`; all other batches' to the main one. Copies on the lanes of what is
+  /// sent leave most of the device to the others: a link needs few of its multiprocessors.
+  [[nodiscard]] virtual std::unique_ptr<CopyBatch> prepare_copies_on(
+      Lane lane, std::span<const StridedCopy> copies) = 0;
+  [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies(std::span<const StridedCopy> copies) {
+    return prepare_copies_on(Lane::kMain, copies);
+  }
   [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_digests(
       std::span<const DigestView> views, uint32_t slots) = 0;
   [[nodiscard]] virtual std::unique_ptr<DigestParts> prepare_digest_parts(
@@ -164,11 +184,15 @@ class Kernels {
   [[nodiscard]] virtual std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) = 0;
 
-  /// The stream's native handle (cudaStream_t) for a remote exchange; null on host.
-  [[nodiscard]] virtual void* stream() const = 0;
+  /// A lane's native handle (cudaStream_t) for an exchange; null on host.
+  [[nodiscard]] virtual void* stream(Lane lane) const = 0;
+  /// Later work on the other lanes begins after what is queued on the main one.
+  virtual void fork() = 0;
+  /// Later work on the main lane begins after what is queued on all others.
+  virtual void join() = 0;
 
-  /// Returns when all queued work is done. Polls; throws Error(kDeadline) naming `what`, what the
-  /// monitor throws, and device errors.
+  /// Returns when the main lane's work is done. Polls; throws Error(kDeadline) naming `what`, what
+  /// the monitor throws, and device errors.
   virtual void wait(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) = 0;
 };
 

@@ -1,44 +1,71 @@
 #include "transfer/mpi_exchange.hpp"
 
+#include <set>
 #include <utility>
 #include <vector>
+
+#include "transfer/staging.hpp"
 
 namespace awex {
 namespace {
 
 class MpiExchange final : public Exchange {
  public:
-  MpiExchange(Job& job, std::vector<int> world_ranks)
-      : job_(job), world_ranks_(std::move(world_ranks)) {}
+  MpiExchange(Job& job, Device& device, std::vector<int> world_ranks)
+      : job_(job), staging_(device), world_ranks_(std::move(world_ranks)) {}
 
-  void round(std::span<const Message> sends, std::span<const Message> receives) override {
+  void connect() override {
+    std::set<uint32_t> to;
+    std::set<uint32_t> from;
+    for (const auto& round : rounds()) {
+      for (const auto& message : round.sends) to.insert(message.peer);
+      for (const auto& message : round.receives) from.insert(message.peer);
+    }
     std::vector<Outgoing> outgoing;
-    for (const auto& [peer, data, bytes] : sends) {
-      outgoing.push_back({world_ranks_.at(peer), {data, bytes}});
+    std::vector<Incoming> incoming;
+    for (const uint32_t peer : to) outgoing.push_back({world_ranks_.at(peer), {out(), 1}});
+    for (const uint32_t peer : from) incoming.push_back({world_ranks_.at(peer), {in() + peer, 1}});
+    job_.exchange(outgoing, incoming, "the first messages between inference ranks");
+  }
+
+  [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t /*turn*/) const override {
+    return out();
+  }
+  [[nodiscard]] const std::byte* inbox(uint32_t /*turn*/) const override { return in(); }
+
+  void deliver(size_t round) override {
+    std::vector<Outgoing> outgoing;
+    for (const auto& [peer, offset, bytes] : rounds().at(round).sends) {
+      outgoing.push_back({world_ranks_.at(peer), {out() + offset, bytes}});
     }
     std::vector<Incoming> incoming;
-    for (const auto& [peer, data, bytes] : receives) {
-      incoming.push_back({world_ranks_.at(peer), {data, bytes}});
+    for (const auto& [peer, offset, bytes] : rounds().at(round).receives) {
+      incoming.push_back({world_ranks_.at(peer), {in() + offset, bytes}});
     }
     job_.exchange(outgoing, incoming, "the exchange of weights");
   }
 
   void wait() override { job_.poll(); }  // a round, and host kernels, are done on return
+  [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
 
  private:
+  [[nodiscard]] std::byte* out() const { return staging_.buffer(0); }
+  [[nodiscard]] std::byte* in() const { return staging_.buffer(1); }
+
   Job& job_;
+  Staging staging_;
   std::vector<int> world_ranks_;  ///< Of the inference ranks, by role rank.
 };
 
 }  // namespace
 
-std::unique_ptr<Exchange> make_mpi_exchange(Job& job) {
+std::unique_ptr<Exchange> make_mpi_exchange(Job& job, Device& device) {
   if (job.peers().at(static_cast<size_t>(job.rank())).role != Role::kInference) return nullptr;
   std::vector<int> world_ranks;
   for (const auto& peer : job.peers()) {
     if (peer.role == Role::kInference) world_ranks.push_back(peer.rank);
   }
-  return std::make_unique<MpiExchange>(job, std::move(world_ranks));
+  return std::make_unique<MpiExchange>(job, device, std::move(world_ranks));
 }
 
 }  // namespace awex

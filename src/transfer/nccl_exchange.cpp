@@ -4,11 +4,13 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
-#include <set>
 #include <vector>
 
 #include "memory/cuda_check.hpp"
+#include "memory/cuda_owners.hpp"
+#include "transfer/staging.hpp"
 
 namespace awex {
 
@@ -96,89 +98,118 @@ class Communicator {
   ncclComm_t communicator_ = nullptr;
 };
 
-/// "inference ranks 0, 2" of the peers of a round.
-std::string name_peers(std::span<const Message> sends, std::span<const Message> receives) {
-  std::set<uint32_t> peers;
-  for (const auto& message : sends) peers.insert(message.peer);
-  for (const auto& message : receives) peers.insert(message.peer);
-  return fmt::format("inference rank{} {}", peers.size() == 1 ? "" : "s", fmt::join(peers, ", "));
-}
-
 class NcclExchange final : public Exchange {
  public:
-  NcclExchange(Job& job, Kernels& kernels, const ncclUniqueId& id, int ranks, int rank)
-      : job_(job),
-        stream_(static_cast<cudaStream_t>(kernels.stream())),
-        communicator_(id, ranks, rank) {
+  NcclExchange(Job& job, Device& device, Kernels& kernels, const ncclUniqueId& id, int ranks,
+               int rank)
+      : job_(job), kernels_(kernels), staging_(device), communicator_(id, ranks, rank) {
     settle(fmt::format("joining NCCL's communicator of {} inference ranks", ranks));
   }
 
-  void round(std::span<const Message> sends, std::span<const Message> receives) override {
-    if (sends.empty() && receives.empty()) return;
-    const auto what = "the exchange with " + name_peers(sends, receives);
+  void connect() override {
+    MessageRound first;
+    for (const auto& round : rounds()) {
+      add_missing(first.sends, round.sends);
+      add_missing(first.receives, round.receives);
+    }
+    exchange(first, describe_all());
+    wait_for(stream_.get(), describe_all());
+  }
+
+  [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t turn) const override {
+    return staging_.buffer(turn % kTurns);
+  }
+  [[nodiscard]] const std::byte* inbox(uint32_t turn) const override { return in(turn); }
+
+  void open(size_t round) override {
+    const uint32_t turn = rounds().at(round).turn;
+    exchanged_.at(turn % kTurns).hold_back(lane(send_lane(turn)));
+  }
+
+  void deliver(size_t round) override {
+    const auto& messages = rounds().at(round);
+    const uint32_t turn = messages.turn % kTurns;
+    packed_.record(lane(send_lane(turn)));
+    packed_.hold_back(stream_.get());
+    unpacked_.at(turn).hold_back(stream_.get());
+    exchange(messages, describe(round));
+    exchanged_.at(turn).record(stream_.get());
+    exchanged_.at(turn).hold_back(lane(Lane::kReceive));
+  }
+
+  void close(size_t round) override {
+    unpacked_.at(rounds().at(round).turn % kTurns).record(lane(Lane::kReceive));
+  }
+
+  void wait() override { wait_for(lane(Lane::kMain), describe_all()); }
+  [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
+
+ private:
+  static constexpr uint32_t kTurns = Staging::kBuffers / 2;
+
+  [[nodiscard]] cudaStream_t lane(Lane lane) const {
+    return static_cast<cudaStream_t>(kernels_.stream(lane));
+  }
+  [[nodiscard]] std::byte* in(uint32_t turn) const {
+    return staging_.buffer(kTurns + turn % kTurns);
+  }
+
+  /// A short message for each peer that has none yet.
+  static void add_missing(std::vector<Message>& messages, const std::vector<Message>& wanted) {
+    for (const auto& one : wanted) {
+      const bool is_there = std::any_of(messages.begin(), messages.end(),
+                                        [&](const Message& m) { return m.peer == one.peer; });
+      if (!is_there) messages.push_back({one.peer, messages.size(), 1});
+    }
+  }
+
+  /// Queues one group on the exchange's stream.
+  void exchange(const MessageRound& round, const std::string& what) {
+    if (round.sends.empty() && round.receives.empty()) return;
     AWEX_CHECK(ncclGroupStart(), "begin {}", what);
-    const auto queued = queue(sends, receives);
+    const auto queued = queue(round);
     const auto ended = ncclGroupEnd();  // also after a failure: groups nest
     require(queued, "ncclSend or ncclRecv", "queue " + what);
     require(ended, "ncclGroupEnd", "launch " + what);
     settle("launching " + what);
-    last_round_ = what;
   }
 
-  void wait() override {
-    const auto what = last_round_.empty() ? "the device's work" : last_round_;
-    const auto is_idle = [&] {
-      const bool settled = communicator_.is_settled(what);
-      return settled && is_done(cudaStreamQuery(stream_), "cudaStreamQuery", what);
-    };
-    wait_until(is_idle, what, job_.deadline(), job_);
-  }
-
- private:
-  void settle(const std::string& what) {
-    wait_until([&] { return communicator_.is_settled(what); }, what, job_.deadline(), job_);
-  }
-
-  [[nodiscard]] ncclResult_t queue(std::span<const Message> sends,
-                                   std::span<const Message> receives) {
+  [[nodiscard]] ncclResult_t queue(const MessageRound& round) {
     using Result = CallResult<ncclResult_t>;
     ncclResult_t result = ncclSuccess;
-    for (size_t i = 0; i < receives.size() && Result::ok(result); ++i) {
-      const auto& message = receives[i];
-      result = ncclRecv(message.data, message.bytes, ncclUint8, static_cast<int>(message.peer),
-                        communicator_.get(), stream_);
+    for (size_t i = 0; i < round.receives.size() && Result::ok(result); ++i) {
+      const auto& [peer, offset, bytes] = round.receives[i];
+      result = ncclRecv(in(round.turn) + offset, bytes, ncclUint8, static_cast<int>(peer),
+                        communicator_.get(), stream_.get());
     }
-    for (size_t i = 0; i < sends.size() && Result::ok(result); ++i) {
-      const auto& message = sends[i];
-      result = ncclSend(message.data, message.bytes, ncclUint8, static_cast<int>(message.peer),
-                        communicator_.get(), stream_);
+    for (size_t i = 0; i < round.sends.size() && Result::ok(result); ++i) {
+      const auto& [peer, offset, bytes] = round.sends[i];
+      result = ncclSend(outbox(peer, round.turn) + offset, bytes, ncclUint8, static_cast<int>(peer),
+                        communicator_.get(), stream_.get());
     }
     return result;
   }
 
-  Job& job_;
-  cudaStream_t stream_;
-  Communicator communicator_;
-  std::string last_round_;
-};
-
-/// The exchange of a single inference rank.
-class NoExchange final : public Exchange {
- public:
-  NoExchange(Job& job, Kernels& kernels) : job_(job), kernels_(kernels) {}
-
-  void round(std::span<const Message> sends, std::span<const Message> receives) override {
-    if (sends.empty() && receives.empty()) return;
-    throw runtime_error("a single inference rank has nobody to exchange " +
-                            fmt::format("{} messages with", sends.size() + receives.size()),
-                        "this is a fault of awex-colocate: please report it");
+  void settle(const std::string& what) {
+    wait_until([&] { return communicator_.is_settled(what); }, what, job_.deadline(), job_);
   }
 
-  void wait() override { kernels_.wait("the device's work", job_.deadline(), job_); }
+  void wait_for(cudaStream_t stream, const std::string& what) {
+    const auto is_idle = [&] {
+      const bool settled = communicator_.is_settled(what);
+      return settled && is_done(cudaStreamQuery(stream), "cudaStreamQuery", what);
+    };
+    wait_until(is_idle, what, job_.deadline(), job_);
+  }
 
- private:
   Job& job_;
   Kernels& kernels_;
+  Staging staging_;
+  CudaStream stream_{StreamPriority::kHigh};
+  Communicator communicator_;  ///< Aborted before the stream is waited for.
+  CudaEvent packed_;
+  std::array<CudaEvent, kTurns> exchanged_;  ///< By buffer: both directions of its last round.
+  std::array<CudaEvent, kTurns> unpacked_;
 };
 
 /// The unique id that inference's rank 0 (world rank `root`) makes, on every rank. Collective.
@@ -195,14 +226,11 @@ std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device, Kernels& 
   const auto& me = peers.at(static_cast<size_t>(job.rank()));
   const auto is_inference = [](const Peer& peer) { return peer.role == Role::kInference; };
   const auto ranks = std::count_if(peers.begin(), peers.end(), is_inference);
-  if (ranks <= 1) {
-    return is_inference(me) ? std::make_unique<NoExchange>(job, kernels) : nullptr;
-  }
   const auto root = std::find_if(peers.begin(), peers.end(), is_inference)->rank;
   const auto id = share_unique_id(job, root);
   if (!is_inference(me)) return nullptr;
   AWEX_CHECK(cudaSetDevice(device.identity().index), "open gpu {}", device.identity().index);
-  return std::make_unique<NcclExchange>(job, kernels, id, static_cast<int>(ranks),
+  return std::make_unique<NcclExchange>(job, device, kernels, id, static_cast<int>(ranks),
                                         static_cast<int>(me.role_rank));
 }
 

@@ -7,9 +7,10 @@
 
 namespace awex {
 
-/// The exchange over NCCL, in one communicator of all inference ranks; null on trainer ranks. With
-/// one inference rank there is no communicator, and no messages. Collective over all ranks of the
-/// job, which must know its peers. `kernels` must be cuda's and outlive the exchange.
+/// The exchange over NCCL, in one communicator of all inference ranks; null on trainer ranks. Takes
+/// kStagingBytes of device memory: two buffers of messages in each direction, so that one round is
+/// packed and another unpacked while a third is under way. Collective over all ranks of the job,
+/// which must know its peers. `kernels` must be cuda's; all arguments must outlive the exchange.
 ///
 /// Destroying it aborts what is still in flight and waits for no peer. After a failed round destroy
 /// it before the kernels and their batches, which wait for the stream.

@@ -24,14 +24,15 @@ std::vector<MergedCopy> split(const MergedCopy& copy, uint64_t most) {
   return parts;
 }
 
-/// The messages of one ordered pair of ranks, one a round.
-std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, uint64_t most) {
+/// The messages of one ordered pair of ranks, one a round, at `offset` of its buffer.
+std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, uint64_t offset,
+                                uint64_t most) {
   std::vector<PackedMessage> messages;
   for (const auto& copy : merge_pieces(pieces)) {
     for (const auto& part : split(copy, most)) {
       const uint64_t bytes = round_up(part.bytes(), kPackAlignment);
       if (messages.empty() || messages.back().bytes + bytes > most) {
-        messages.push_back({peer, {}, 0});
+        messages.push_back({peer, offset, {}, 0});
       }
       auto& message = messages.back();
       message.parts.push_back({part, message.bytes});
@@ -41,24 +42,26 @@ std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, ui
   return messages;
 }
 
-/// The order in which all ranks go through rounds: group of distances, then message.
-using Step = std::pair<uint32_t, size_t>;
+/// The order in which all ranks go through rounds: group of distances, then message of the pair.
+using Step = std::pair<uint32_t, uint32_t>;
 
 /// One rank's rounds in the making.
 class Schedule {
  public:
-  Schedule(uint32_t ranks, uint64_t staging_bytes)
+  Schedule(uint32_t ranks, uint64_t buffer_bytes)
       : ranks_(ranks),
         at_once_(std::clamp(ranks - 1, 1U, kMostPeersAtOnce)),
-        most_(staging_bytes / at_once_ / kPackAlignment * kPackAlignment) {}
+        most_(buffer_bytes / at_once_ / kPackAlignment * kPackAlignment) {}
 
   /// Adds what goes from rank `sender` to rank `receiver`, one of which is `peer`.
   void add(uint32_t sender, uint32_t receiver, uint32_t peer, std::span<const Piece> pieces,
            std::vector<PackedMessage> Round::*side) {
-    const uint32_t distance = (receiver + ranks_ - sender) % ranks_;
-    size_t index = 0;
-    for (auto& message : pack(peer, pieces, most_)) {
-      (rounds_[{(distance - 1) / at_once_, index++}].*side).push_back(std::move(message));
+    const uint32_t step = (receiver + ranks_ - sender) % ranks_ - 1;
+    uint32_t turn = 0;
+    for (auto& message : pack(peer, pieces, step % at_once_ * most_, most_)) {
+      auto& round = rounds_[{step / at_once_, turn}];
+      round.turn = turn++;
+      (round.*side).push_back(std::move(message));
     }
   }
 
@@ -78,7 +81,7 @@ class Schedule {
 }  // namespace
 
 std::vector<Round> make_rounds(const Plan& plan, const Placement& placement, uint32_t me,
-                               uint64_t staging_bytes) {
+                               uint64_t buffer_bytes) {
   const auto inference_on =
       rank_on_devices(placement.inference_device, placement.device_node.size());
   std::map<uint32_t, std::vector<Piece>> sends;
@@ -89,7 +92,7 @@ std::vector<Round> make_rounds(const Plan& plan, const Placement& placement, uin
     if (sender == me) sends[piece.target].push_back(piece);
     if (piece.target == me) receives[sender].push_back(piece);
   }
-  Schedule schedule(narrow<uint32_t>(placement.inference_device.size()), staging_bytes);
+  Schedule schedule(narrow<uint32_t>(placement.inference_device.size()), buffer_bytes);
   for (const auto& [peer, pieces] : sends) schedule.add(me, peer, peer, pieces, &Round::sends);
   for (const auto& [peer, pieces] : receives) {
     schedule.add(peer, me, peer, pieces, &Round::receives);

@@ -25,21 +25,23 @@ struct PackedPart {
 
 /// What one inference rank sends to, or receives from, another in one round.
 struct PackedMessage {
-  uint32_t peer = 0;  ///< Inference role rank.
+  uint32_t peer = 0;    ///< Inference role rank.
+  uint64_t offset = 0;  ///< Where it lies in a buffer, at both ends.
   std::vector<PackedPart> parts;
   uint64_t bytes = 0;  ///< A multiple of kPackAlignment.
 };
 
 /// One step of the remote exchange as one inference rank sees it.
 struct Round {
+  uint32_t turn = 0;  ///< Which message of its pair each one is, from 0: both ends take the same.
   std::vector<PackedMessage> sends;
   std::vector<PackedMessage> receives;
 };
 
 /// Cuts what inference rank `me` sends (for the trainer on its device) and receives into rounds in
-/// which the messages of each direction fit `staging_bytes`. Copies larger than a message are
-/// split. Pure; sender and receiver of a pair get the same messages because both evaluate this on
-/// the same plan.
+/// which the messages of each direction lie side by side in a buffer of `buffer_bytes`. Copies
+/// larger than a message are split. Pure; sender and receiver of a pair get the same messages, at
+/// the same places, because both evaluate this on the same plan.
 ///
 /// Ranks meet their peers by distance, kMostPeersAtOnce distances at a time: all that a rank r
 /// sends to r + 1 … r + 6 (mod ranks), then to the next six, and so on, message by message. A rank
@@ -47,6 +49,6 @@ struct Round {
 /// earliest message that any rank waits for is one that its peer can handle: rounds never wait for
 /// each other in a circle.
 [[nodiscard]] std::vector<Round> make_rounds(const Plan& plan, const Placement& placement,
-                                             uint32_t me, uint64_t staging_bytes);
+                                             uint32_t me, uint64_t buffer_bytes);
 
 }  // namespace awex

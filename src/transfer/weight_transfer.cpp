@@ -1,7 +1,7 @@
 #include "transfer/weight_transfer.hpp"
 
 #include <algorithm>
-#include <set>
+#include <functional>
 
 #include "base/checked.hpp"
 #include "transfer/scale_grid.hpp"
@@ -46,12 +46,36 @@ StridedCopy unpack_copy(const PackedPart& part, const std::byte* message, std::b
           .to_stride = part.copy.target_stride};
 }
 
+/// From the first to the last byte of a view, which is not empty, counted from `region`.
+Extent extent_of(const DigestView& view, const std::byte* region) {
+  const auto begin = static_cast<uint64_t>(view.data - region);
+  const uint64_t elements = (view.rows - 1) * view.row_stride + view.cols;
+  return {begin, begin + elements * view.element_size};
+}
+
+/// Whether `one` overlaps any of `extents`, which are in order and do not overlap each other.
+bool touches(const std::vector<Extent>& extents, const Extent& one) {
+  const auto next = std::partition_point(extents.begin(), extents.end(),
+                                         [&](const Extent& e) { return e.end <= one.begin; });
+  return next != extents.end() && next->begin < one.end;
+}
+
+std::vector<Message> messages_of(const std::vector<PackedMessage>& packed) {
+  std::vector<Message> messages;
+  for (const auto& one : packed) messages.push_back({one.peer, one.offset, one.bytes});
+  return messages;
+}
+
+MessageRound messages_of(const Round& round) {
+  return {round.turn, messages_of(round.sends), messages_of(round.receives)};
+}
+
 }  // namespace
 
 WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
                                const Placement& placement, uint32_t me,
                                const std::byte* trainer_weights, std::byte* own_weights,
-                               Device& device, Kernels& kernels, Exchange& exchange)
+                               Kernels& kernels, Exchange& exchange)
     : catalogue_(catalogue),
       trainer_weights_(trainer_weights),
       own_weights_(own_weights),
@@ -62,10 +86,10 @@ WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
   }
   merge_local(placement, me);
   plain_ = kernels_.prepare_copies(local_copies());
-  const auto rounds = make_rounds(plan, placement, me, kStagingBytes);
-  if (rounds.empty()) return;
-  staging_ = device.reserve("staging", 2 * kStagingBytes);
-  staging_->take_chunks(0, staging_->chunks());
+  const auto rounds = make_rounds(plan, placement, me, kMessageBufferBytes);
+  std::vector<MessageRound> messages;
+  for (const auto& round : rounds) messages.push_back(messages_of(round));
+  exchange_.prepare(std::move(messages));
   for (const auto& round : rounds) prepare_round(round);
 }
 
@@ -88,34 +112,56 @@ std::vector<StridedCopy> WeightTransfer::local_copies() const {
 }
 
 void WeightTransfer::prove(std::span<const DigestView> views, uint32_t slots) {
-  proven_ = kernels_.prepare_proven_copies(local_copies(), views, slots);
+  const auto received = received_extents();
+  std::vector<DigestView> early;
+  std::vector<DigestView> late;
+  for (const auto& view : views) {
+    const bool waits = touches(received, extent_of(view, own_weights_));
+    (waits ? late : early).push_back(view);
+  }
+  proven_ = kernels_.prepare_proven_copies(local_copies(), early, slots);
+  if (!late.empty()) late_ = kernels_.prepare_digests(late, slots);
 }
 
-std::span<const uint64_t> WeightTransfer::sums() const {
-  return proven_ ? proven_->sums() : std::span<const uint64_t>();
+/// What messages write, each copy from its first to its last byte; in order, without overlaps.
+std::vector<Extent> WeightTransfer::received_extents() const {
+  std::vector<Extent> all;
+  for (const auto& round : rounds_) {
+    for (const auto& copy : round.received) {
+      const uint64_t begin = copy.target_offset;
+      all.push_back({begin, begin + (copy.rows - 1) * copy.target_stride + copy.row_bytes});
+    }
+  }
+  std::sort(all.begin(), all.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  std::vector<Extent> merged;
+  for (const auto& one : all) {
+    if (merged.empty() || merged.back().end < one.begin) {
+      merged.push_back(one);
+    } else {
+      merged.back().end = std::max(merged.back().end, one.end);
+    }
+  }
+  return merged;
 }
 
 void WeightTransfer::prepare_round(const Round& round) {
   ReadyRound ready;
   std::vector<StridedCopy> packs;
-  std::byte* at = staging_->data();
   for (const auto& message : round.sends) {
+    std::byte* at = exchange_.outbox(message.peer, round.turn) + message.offset;
     for (const auto& part : message.parts) packs.push_back(pack_copy(part, trainer_weights_, at));
-    ready.sends.push_back({message.peer, at, message.bytes});
-    at += message.bytes;
   }
   std::vector<StridedCopy> unpacks;
-  at = staging_->data() + kStagingBytes;
   for (const auto& message : round.receives) {
+    const std::byte* at = exchange_.inbox(round.turn) + message.offset;
     for (const auto& part : message.parts) {
       unpacks.push_back(unpack_copy(part, at, own_weights_));
       ready.received.push_back(part.copy);
     }
-    ready.receives.push_back({message.peer, at, message.bytes});
-    at += message.bytes;
   }
-  ready.pack = kernels_.prepare_copies(packs);
-  ready.unpack = kernels_.prepare_copies(unpacks);
+  ready.pack = kernels_.prepare_copies_on(send_lane(round.turn), packs);
+  ready.unpack = kernels_.prepare_copies_on(Lane::kReceive, unpacks);
   rounds_.push_back(std::move(ready));
 }
 
@@ -135,63 +181,54 @@ WrongElement WeightTransfer::element_at(uint64_t offset) const {
                       "this is a fault of awex-colocate: please report it");
 }
 
-void WeightTransfer::exchange_round(ReadyRound& round) {
-  round.pack->copy();
-  exchange_.round(round.sends, round.receives);
-}
-
-void WeightTransfer::connect() {
+void WeightTransfer::exchange_all(void (CopyBatch::*unpack)()) {
   if (rounds_.empty()) return;
-  const auto one_a_peer = [&](std::vector<Message> ReadyRound::*side, std::byte* data) {
-    std::set<uint32_t> peers;
-    for (const auto& round : rounds_) {
-      for (const auto& message : round.*side) peers.insert(message.peer);
-    }
-    std::vector<Message> messages;
-    for (const uint32_t peer : peers) {
-      messages.push_back({peer, data, kPackAlignment});
-      data += kPackAlignment;
-    }
-    return messages;
-  };
-  exchange_.round(one_a_peer(&ReadyRound::sends, staging_->data()),
-                  one_a_peer(&ReadyRound::receives, staging_->data() + kStagingBytes));
-  exchange_.wait();
+  kernels_.fork();
+  exchange_.begin();
+  for (size_t i = 0; i < rounds_.size(); ++i) {
+    exchange_.open(i);
+    rounds_[i].pack->copy();
+    exchange_.deliver(i);
+    std::invoke(unpack, *rounds_[i].unpack);
+    exchange_.close(i);
+  }
+  kernels_.join();
 }
 
 void WeightTransfer::copy() {
-  for (auto& round : rounds_) {
-    exchange_round(round);
-    round.unpack->copy();
-  }
+  // Queued first, for the rounds' host may wait; but links and what serves them have priority.
   if (proven_) {
     proven_->run();
   } else {
     plain_->copy();
   }
+  exchange_all(&CopyBatch::copy);
+  if (late_) late_->run();
   exchange_.wait();
+  if (!proven_) return;
+  sums_.assign(proven_->sums().begin(), proven_->sums().end());
+  if (!late_) return;
+  for (size_t slot = 0; slot < sums_.size(); ++slot) sums_[slot] += late_->sums()[slot];
 }
 
 std::optional<WrongElement> WeightTransfer::compare() {
-  std::optional<WrongElement> first;
-  const auto note = [&](const CopyBatch& batch, const std::vector<MergedCopy>& copies) {
-    const auto difference = batch.difference();
-    if (!difference || first) return;
-    const MergedCopy& copy = copies[difference->copy];
-    first = element_at(copy.target_offset + difference->row * copy.target_stride +
-                       difference->byte_in_row);
-  };
   plain_->compare();
+  exchange_all(&CopyBatch::compare);
   exchange_.wait();
-  note(*plain_, local_);
-  // Every round is exchanged, also after a difference: the other ranks take part in them.
-  for (auto& round : rounds_) {
-    exchange_round(round);
-    round.unpack->compare();
-    exchange_.wait();
-    note(*round.unpack, round.received);
+  std::optional<WrongElement> first = wrong_element(*plain_, local_);
+  for (const auto& round : rounds_) {
+    if (!first) first = wrong_element(*round.unpack, round.received);
   }
   return first;
+}
+
+std::optional<WrongElement> WeightTransfer::wrong_element(
+    const CopyBatch& batch, const std::vector<MergedCopy>& copies) const {
+  const auto difference = batch.difference();
+  if (!difference) return std::nullopt;
+  const MergedCopy& copy = copies[difference->copy];
+  return element_at(copy.target_offset + difference->row * copy.target_stride +
+                    difference->byte_in_row);
 }
 
 }  // namespace awex

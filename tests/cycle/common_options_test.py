@@ -12,6 +12,7 @@ CASES = [
     (["--optimizer", "none"], [], "--optimizer none"),
     (["--kv-cache", "0"], ["--kv-cache", "1MiB"], "rank 1 has --kv-cache 1048576"),
     (["--no-offload"], [], "rank 0 has offload off, rank 1 has offload on"),
+    (["--exchange", "nccl"], [], "rank 0 has --exchange nccl, rank 1 has --exchange auto"),
     (["--warm-host-memory"], [], "rank 1 has --warm-host-memory off"),
     ([], ["--inference", "hf"], "rank 1 has --inference hf"),
     (["--layers", "1"], ["--layers", "2"], "rank 0 and rank 1 do not read the same model"),

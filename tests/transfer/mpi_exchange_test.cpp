@@ -2,40 +2,66 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "support/mpi_job.hpp"
 
+using namespace awex;
 using awex::test::job;
 
-TEST_CASE("inference ranks exchange by role rank, trainers take no part") {
-  const auto exchange = awex::make_mpi_exchange(job());
-  const auto& me = job().peers()[static_cast<size_t>(job().rank())];
-  CHECK((exchange == nullptr) == (me.role == awex::Role::kTrainer));
-  if (exchange == nullptr) return;
+namespace {
 
-  uint32_t count = 0;
-  for (const auto& peer : job().peers()) count += peer.role == awex::Role::kInference ? 1 : 0;
-  std::vector<std::vector<std::byte>> out(count);
-  std::vector<std::vector<std::byte>> in(count);
-  for (uint64_t round = 0; round < 3; ++round) {
-    std::vector<awex::Message> sends;
-    std::vector<awex::Message> receives;
-    for (uint32_t peer = 0; peer < count; ++peer) {
-      if (peer == me.role_rank) continue;
-      // Odd sizes around MPI's limits between eager and rendezvous.
-      const uint64_t bytes = round == 0 ? 1 : round == 1 ? 4097 : (5ULL << 20) + 3;
-      out[peer].assign(bytes, static_cast<std::byte>(16 * me.role_rank + peer + round));
-      in[peer].assign(bytes, std::byte{0xEE});
-      sends.push_back({peer, out[peer].data(), bytes});
-      receives.push_back({peer, in[peer].data(), bytes});
-    }
-    exchange->round(sends, receives);
-    exchange->wait();
-    for (uint32_t peer = 0; peer < count; ++peer) {
-      const std::vector<std::byte> expected(
-          in[peer].size(), static_cast<std::byte>(16 * peer + me.role_rank + round));
-      CHECK(in[peer] == expected);
+/// Odd sizes around MPI's limits between eager and rendezvous.
+constexpr uint64_t kSizes[] = {1, 4097, (1ULL << 20) + 3};
+constexpr uint64_t kSlotBytes = 2ULL << 20;
+
+std::byte named_byte(uint32_t from, uint32_t to, size_t round) {
+  return static_cast<std::byte>(16 * from + to + round);
+}
+
+std::vector<MessageRound> rounds_of(uint32_t me, uint32_t ranks) {
+  std::vector<MessageRound> rounds;
+  for (uint32_t round = 0; round < std::size(kSizes); ++round) {
+    auto& one = rounds.emplace_back();
+    one.turn = round;
+    for (uint32_t peer = 0; peer < ranks; ++peer) {
+      if (peer == me) continue;
+      one.sends.push_back({peer, (me + ranks - peer) % ranks * kSlotBytes, kSizes[round]});
+      one.receives.push_back({peer, (peer + ranks - me) % ranks * kSlotBytes, kSizes[round]});
     }
   }
+  return rounds;
+}
+
+}  // namespace
+
+TEST_CASE("inference ranks exchange by role rank, trainers take no part") {
+  const auto device = make_host_device(0, 1);
+  const auto exchange = make_mpi_exchange(job(), *device);
+  const auto& me = job().peers()[static_cast<size_t>(job().rank())];
+  CHECK((exchange == nullptr) == (me.role == Role::kTrainer));
+  if (exchange == nullptr) return;
+
+  uint32_t ranks = 0;
+  for (const auto& peer : job().peers()) ranks += peer.role == Role::kInference ? 1 : 0;
+  CHECK(exchange->staging_bytes() == kStagingBytes);
+  exchange->prepare(rounds_of(me.role_rank, ranks));
+  exchange->connect();
+  for (size_t round = 0; round < exchange->rounds().size(); ++round) {
+    const auto& [turn, sends, receives] = exchange->rounds()[round];
+    exchange->open(round);
+    for (const auto& [peer, offset, bytes] : sends) {
+      std::fill_n(exchange->outbox(peer, turn) + offset, bytes,
+                  named_byte(me.role_rank, peer, round));
+    }
+    exchange->deliver(round);
+    for (const auto& [peer, offset, bytes] : receives) {
+      const std::byte* begin = exchange->inbox(turn) + offset;
+      CHECK(std::count(begin, begin + bytes, named_byte(peer, me.role_rank, round)) ==
+            static_cast<std::ptrdiff_t>(bytes));
+    }
+    exchange->close(round);
+  }
+  exchange->wait();
 }

@@ -1,15 +1,18 @@
-// Rounds against a direct copy of every piece, in worlds of many sizes: every message fits, both
-// ends of a pair agree, nobody waits in a circle, and every byte arrives.
+// Rounds against a direct copy of every piece, in worlds of many sizes: every message has its
+// place, both ends of a pair agree, nobody waits in a circle, and every byte arrives; also where
+// senders write into the receivers' buffers as they are granted.
 #include "transfer/rounds.hpp"
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cstring>
 #include <map>
 #include <utility>
 #include <vector>
 
 #include "support/random_model.hpp"
+#include "transfer/grants.hpp"
 
 namespace awex::test {
 namespace {
@@ -105,31 +108,65 @@ void unpack(const PackedMessage& message, const Memory& packed, Memory& target) 
   }
 }
 
-uint64_t bytes_of(const std::vector<PackedMessage>& messages) {
-  uint64_t bytes = 0;
-  for (const auto& message : messages) bytes += message.bytes;
-  return bytes;
+/// Messages of one direction lie side by side in a buffer.
+void check_places(const std::vector<PackedMessage>& messages, uint64_t buffer_bytes) {
+  std::map<uint64_t, uint64_t> ends;
+  for (const auto& message : messages) {
+    CHECK(ends.emplace(message.offset, message.offset + message.bytes).second);
+  }
+  uint64_t end = 0;
+  for (const auto& [begin, next] : ends) {
+    CHECK(begin >= end);
+    end = next;
+  }
+  CHECK(end <= buffer_bytes);
+}
+
+void check_round(const Round& round, uint64_t buffer_bytes) {
+  check_places(round.sends, buffer_bytes);
+  check_places(round.receives, buffer_bytes);
+  CHECK(round.sends.size() <= kMostPeersAtOnce);
+  CHECK(round.receives.size() <= kMostPeersAtOnce);
+  CHECK(round.sends.size() + round.receives.size() > 0);
+}
+
+void copy_local(const World& world, std::vector<Memory>& targets) {
+  for (const auto& piece : world.plan.pieces) {
+    if (world.placement.trainer_device[piece.source] !=
+        world.placement.inference_device[piece.target]) {
+      continue;
+    }
+    copy_directly(piece, world.sources[piece.source], targets[piece.target]);
+  }
+}
+
+/// The memory of the trainer on an inference rank's device.
+const Memory& source_beside(const World& world, uint32_t inference) {
+  const auto& devices = world.placement.trainer_device;
+  uint32_t trainer = 0;
+  while (devices[trainer] != world.placement.inference_device[inference]) ++trainer;
+  return world.sources[trainer];
 }
 
 /// Lets all ranks go through their rounds, each waiting in a round until its messages have met
 /// their other ends. Messages of a pair meet in order.
 class Cluster {
  public:
-  Cluster(const World& world, uint64_t staging_bytes) : world_(world) {
+  Cluster(const World& world, uint64_t buffer_bytes) : world_(world) {
     const auto ranks = static_cast<uint32_t>(world.expected.size());
     for (uint32_t rank = 0; rank < ranks; ++rank) {
-      rounds_.push_back(make_rounds(world.plan, world.placement, rank, staging_bytes));
+      rounds_.push_back(make_rounds(world.plan, world.placement, rank, buffer_bytes));
       targets_.emplace_back(world.expected[rank].size());
     }
     at_.assign(ranks, 0);
     for (const auto& rounds : rounds_) {
-      for (const auto& round : rounds) check_room(round, staging_bytes);
+      for (const auto& round : rounds) check_round(round, buffer_bytes);
     }
   }
 
   /// Whether all ranks come to their ends.
   bool run() {
-    copy_local();
+    copy_local(world_, targets_);
     for (uint32_t rank = 0; rank < rounds_.size(); ++rank) begin_round(rank);
     for (bool moved = true; moved;) {
       moved = false;
@@ -153,33 +190,17 @@ class Cluster {
   /// A message of which one end is in its round.
   struct Waiting {
     const PackedMessage* message = nullptr;
+    uint32_t turn = 0;
     bool sends = false;
   };
-
-  static void check_room(const Round& round, uint64_t staging_bytes) {
-    CHECK(bytes_of(round.sends) <= staging_bytes);
-    CHECK(bytes_of(round.receives) <= staging_bytes);
-    CHECK(round.sends.size() <= kMostPeersAtOnce);
-    CHECK(round.receives.size() <= kMostPeersAtOnce);
-    CHECK(round.sends.size() + round.receives.size() > 0);
-  }
-
-  void copy_local() {
-    for (const auto& piece : world_.plan.pieces) {
-      if (world_.placement.trainer_device[piece.source] !=
-          world_.placement.inference_device[piece.target]) {
-        continue;
-      }
-      copy_directly(piece, world_.sources[piece.source], targets_[piece.target]);
-    }
-  }
 
   void begin_round(uint32_t rank) {
     if (at_[rank] == rounds_[rank].size()) return;
     const Round& round = rounds_[rank][at_[rank]];
     waits_for_[rank] += round.sends.size() + round.receives.size();
-    for (const auto& message : round.sends) meet(rank, message.peer, {&message, true});
-    for (const auto& message : round.receives) meet(message.peer, rank, {&message, false});
+    for (const auto& message : round.sends) meet(rank, message.peer, {&message, round.turn, true});
+    for (const auto& message : round.receives)
+      meet(message.peer, rank, {&message, round.turn, false});
   }
 
   void meet(uint32_t sender, uint32_t receiver, Waiting arrived) {
@@ -189,21 +210,15 @@ class Cluster {
       return;
     }
     REQUIRE(queue.sends != arrived.sends);
+    REQUIRE(queue.turn == arrived.turn);
     const auto& sent = *(arrived.sends ? arrived : queue).message;
     const auto& received = *(arrived.sends ? queue : arrived).message;
     REQUIRE(sent.bytes == received.bytes);
-    unpack(received, pack(sent, source_of(sender)), targets_[receiver]);
+    REQUIRE(sent.offset == received.offset);
+    unpack(received, pack(sent, source_beside(world_, sender)), targets_[receiver]);
     --waits_for_[sender];
     --waits_for_[receiver];
     queue = {};
-  }
-
-  /// The memory of the trainer on an inference rank's device.
-  [[nodiscard]] const Memory& source_of(uint32_t inference) const {
-    const auto& devices = world_.placement.trainer_device;
-    uint32_t trainer = 0;
-    while (devices[trainer] != world_.placement.inference_device[inference]) ++trainer;
-    return world_.sources[trainer];
   }
 
   const World& world_;
@@ -214,18 +229,147 @@ class Cluster {
   std::vector<Memory> targets_;
 };
 
+MessageRound messages_of(const Round& round) {
+  MessageRound messages{round.turn, {}, {}};
+  for (const auto& m : round.sends) messages.sends.push_back({m.peer, m.offset, m.bytes});
+  for (const auto& m : round.receives) messages.receives.push_back({m.peer, m.offset, m.bytes});
+  return messages;
+}
+
+/// Lets senders write into the receivers' buffers as they are granted. Every rank packs the rounds
+/// of even and those of odd turns in two queues, and unpacks all in a third.
+class GrantedCluster {
+ public:
+  GrantedCluster(const World& world, uint64_t buffer_bytes, uint32_t buffers)
+      : world_(world), buffers_(buffers) {
+    const auto ranks = static_cast<uint32_t>(world.expected.size());
+    for (uint32_t rank = 0; rank < ranks; ++rank) {
+      auto& one = ranks_.emplace_back();
+      one.rounds = make_rounds(world.plan, world.placement, rank, buffer_bytes);
+      std::vector<MessageRound> messages;
+      for (const auto& round : one.rounds) messages.push_back(messages_of(round));
+      one.grants = grants_of(messages, buffers);
+      targets_.emplace_back(world.expected[rank].size());
+    }
+  }
+
+  /// One pass after another, as the counts go on. Whether all ranks come to the end.
+  bool run() {
+    copy_local(world_, targets_);
+    for (auto& rank : ranks_) {
+      rank.packed = {};
+      rank.unpacked = 0;
+    }
+    for (uint32_t rank = 0; rank < ranks_.size(); ++rank) grant(rank, ranks_[rank].grants.at_begin);
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (uint32_t rank = 0; rank < ranks_.size(); ++rank) {
+        for (const uint32_t queue : {1U, 0U}) moved = write_round(rank, queue) || moved;
+        moved = read_round(rank) || moved;
+      }
+    }
+    for (const auto& rank : ranks_) {
+      if (rank.unpacked < rank.rounds.size()) return false;
+    }
+    return true;
+  }
+
+  [[nodiscard]] const std::vector<Memory>& targets() const { return targets_; }
+
+ private:
+  using Buffer = std::pair<uint32_t, uint32_t>;  ///< Peer, and which of its buffers.
+  struct Rank {
+    std::vector<Round> rounds;
+    Grants grants;
+    std::array<size_t, 2> packed{};  ///< Rounds gone through, by queue.
+    size_t unpacked = 0;
+    std::map<Buffer, uint64_t> granted;  ///< To it, by receiver.
+    std::map<Buffer, uint64_t> written;
+    std::map<Buffer, Memory> arrived;                          ///< By sender.
+    std::map<std::pair<uint32_t, uint64_t>, uint32_t> places;  ///< Sender of what lies there.
+  };
+
+  void grant(uint32_t receiver, const std::vector<Grant>& grants) {
+    for (const auto& [peer, buffer] : grants) ++ranks_[peer].granted[{receiver, buffer}];
+  }
+
+  bool write_round(uint32_t me, uint32_t queue) {
+    Rank& rank = ranks_[me];
+    size_t& at = rank.packed.at(queue);
+    while (at < rank.rounds.size() && rank.rounds[at].turn % 2 != queue) ++at;
+    if (at == rank.rounds.size()) return false;
+    const uint32_t buffer = rank.rounds[at].turn % buffers_;
+    for (const auto& message : rank.rounds[at].sends) {
+      const Buffer to{message.peer, buffer};
+      if (rank.granted[to] <= rank.written[to]) return false;
+    }
+    for (const auto& message : rank.rounds[at].sends) {
+      ++rank.written[{message.peer, buffer}];
+      Rank& receiver = ranks_[message.peer];
+      // Nothing lies there that was not unpacked.
+      REQUIRE(receiver.places.emplace(std::pair(buffer, message.offset), me).second);
+      receiver.arrived[{me, buffer}] = pack(message, source_beside(world_, me));
+    }
+    ++at;
+    return true;
+  }
+
+  bool read_round(uint32_t me) {
+    Rank& rank = ranks_[me];
+    if (rank.unpacked == rank.rounds.size()) return false;
+    const Round& round = rank.rounds[rank.unpacked];
+    const uint32_t buffer = round.turn % buffers_;
+    for (const auto& message : round.receives) {
+      if (rank.arrived.count({message.peer, buffer}) == 0) return false;
+    }
+    for (const auto& message : round.receives) {
+      const auto packed = rank.arrived.extract({message.peer, buffer});
+      const auto place = rank.places.extract({buffer, message.offset});
+      REQUIRE(place);
+      CHECK(place.mapped() == message.peer);
+      REQUIRE(packed.mapped().size() == message.bytes);
+      unpack(message, packed.mapped(), targets_[me]);
+    }
+    grant(me, rank.grants.after_round.at(rank.unpacked++));
+    return true;
+  }
+
+  const World& world_;
+  uint32_t buffers_;
+  std::vector<Rank> ranks_;
+  std::vector<Memory> targets_;
+};
+
 }  // namespace
 
 TEST_CASE("rounds bring every byte in worlds of every size, without a circle of waiting ranks") {
   Dice dice(7);
   for (uint32_t ranks = 1; ranks <= 40; ++ranks) {
-    for (const uint64_t staging : {96ULL, 480ULL, 1ULL << 20}) {
+    for (const uint64_t buffer_bytes : {96ULL, 480ULL, 1ULL << 20}) {
       CAPTURE(ranks);
-      CAPTURE(staging);
+      CAPTURE(buffer_bytes);
       const World world = random_world(dice, ranks);
-      Cluster cluster(world, staging);
+      Cluster cluster(world, buffer_bytes);
       REQUIRE(cluster.run());
       CHECK(cluster.targets() == world.expected);
+    }
+  }
+}
+
+TEST_CASE("granted messages overwrite nothing, wait in no circle and bring every byte, twice") {
+  Dice dice(11);
+  for (uint32_t ranks = 1; ranks <= 24; ++ranks) {
+    for (const uint64_t buffer_bytes : {96ULL, 480ULL, 1ULL << 20}) {
+      for (const uint32_t buffers : {2U, 4U}) {
+        CAPTURE(ranks);
+        CAPTURE(buffer_bytes);
+        CAPTURE(buffers);
+        const World world = random_world(dice, ranks);
+        GrantedCluster cluster(world, buffer_bytes, buffers);
+        REQUIRE(cluster.run());
+        CHECK(cluster.targets() == world.expected);
+        REQUIRE(cluster.run());
+      }
     }
   }
 }
@@ -248,10 +392,10 @@ TEST_CASE("a large cluster sends long messages still") {
                            .target_offset = source * kBytes,
                            .target_stride = kBytes});
   }
-  constexpr uint64_t kStaging = 24ULL << 20;
-  const auto rounds = make_rounds(plan, placement, 0, kStaging);
-  // Two peers at far distances, one after the other, in messages of a sixth of the staging memory.
-  CHECK(rounds.size() == 2 * kBytes / (kStaging / kMostPeersAtOnce));
+  constexpr uint64_t kBuffer = 24ULL << 20;
+  const auto rounds = make_rounds(plan, placement, 0, kBuffer);
+  // Two peers at far distances, one after the other, in messages of a sixth of a buffer.
+  CHECK(rounds.size() == 2 * kBytes / (kBuffer / kMostPeersAtOnce));
 }
 
 }  // namespace awex::test

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "transfer/exchange.hpp"
+
+namespace awex {
+
+/// Leave for a peer to write its next message of a buffer.
+struct Grant {
+  uint32_t peer = 0;    ///< The sender.
+  uint32_t buffer = 0;  ///< Of the receiver's.
+};
+
+/// When a receiver grants each message that it gets.
+struct Grants {
+  std::vector<Grant> at_begin;
+  std::vector<std::vector<Grant>> after_round;  ///< By round, once it is unpacked.
+};
+
+/// Flow control where senders write into a receiver's `buffers` buffers, of which messages of a
+/// turn use buffer turn % buffers: every message is granted once, when what was at its place before
+/// has been unpacked. A sender counts its grants, by receiver and buffer. Pure.
+///
+/// Nobody waits in a circle: a message waits only for messages of the same receiver in earlier
+/// rounds, and all ranks go through rounds in one order (transfer/rounds.hpp).
+[[nodiscard]] Grants grants_of(std::span<const MessageRound> rounds, uint32_t buffers);
+
+}  // namespace awex

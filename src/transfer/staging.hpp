@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "memory/device.hpp"
+#include "transfer/exchange.hpp"
+
+namespace awex {
+
+/// Owns an exchange's device memory: buffers for messages, and behind them room for signals.
+class Staging {
+ public:
+  static constexpr uint32_t kBuffers = 4;
+  static constexpr uint64_t kSignalsOffset = kBuffers * kMessageBufferBytes;
+  static constexpr uint64_t kSignalsBytes = kStagingBytes - kSignalsOffset;
+
+  /// `device` must outlive it.
+  explicit Staging(Device& device) : range_(device.reserve("messages", kStagingBytes)) {
+    range_->take_chunks(0, range_->chunks());
+  }
+
+  [[nodiscard]] std::byte* buffer(uint32_t index) const {
+    return range_->data() + index * kMessageBufferBytes;
+  }
+  [[nodiscard]] DeviceRange& range() const { return *range_; }
+
+ private:
+  std::unique_ptr<DeviceRange> range_;
+};
+
+}  // namespace awex
