@@ -104,9 +104,12 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     enter(RegionState::kOffloading);
     RegionChange change{.changed = true};
     BlocksAhead ahead(device_, missing_backups());
-    const auto settle = [&](const InFlight& copy) {
-      if (leaving) leaving(copy.chunk);
+    // Chunks are shown behind their copies: beside them, work on the first would begin with the
+    // offload, when another process is likely to use the device (to transfer weights, say).
+    const auto settle = [&](const InFlight& copy, bool is_last) {
+      if (leaving && is_last) leaving(copy.chunk);  // no later copy is left to hide it behind
       queue.wait(copy.mark, describe_move("offload", copy.chunk), deadline, monitor);
+      if (leaving && !is_last) leaving(copy.chunk);
       chunks_[copy.chunk].bytes_in_host = true;
       release_chunks(copy.chunk, 1);
     };
@@ -125,9 +128,9 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
       queue.copy(host.data(), chunk_data(chunk), host.size());
       change.moved_bytes += host.size();
       const auto before = std::exchange(behind, InFlight{chunk, queue.mark()});
-      if (before) settle(*before);
+      if (before) settle(*before, /*is_last=*/false);
     }
-    if (behind) settle(*behind);
+    if (behind) settle(*behind, /*is_last=*/true);
     enter(RegionState::kOffloaded);
     return change;
   });

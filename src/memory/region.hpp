@@ -66,8 +66,9 @@ struct RegionChange {
   uint64_t moved_bytes = 0;  ///< Copied between device and host.
 };
 
-/// Called in an offload for each chunk while its copy runs, before its memory is given back: what
-/// reads the chunk must be done when this returns.
+/// Called in an offload for each chunk before its memory is given back: when its copy is done,
+/// while the next chunk's runs; for the last chunk while its own runs. What reads the chunk must be
+/// done when this returns.
 using ChunkLeaving = std::function<void(uint64_t chunk)>;
 /// Called in a resume when a chunk's bytes are back, in the order of chunks, while copies of later
 /// chunks run.

@@ -337,18 +337,21 @@ TEST_CASE("a chunk is released behind its own copy, while the next one runs") {
                                                    "wait 5", "wait 6", "wait 7", "wait 8"});
 }
 
-TEST_CASE("a chunk is shown as it leaves, beside its copy and the next, before it is given back") {
+TEST_CASE("a chunk is shown when it is copied, beside the next copy, the last beside its own") {
   Fixture f;
   f.take_and_fill();
   const auto leaving = [&](uint64_t chunk) {
     f.script.call("leaving", chunk);
-    CHECK(f.region.data()[chunk * kFakeChunk] == named(chunk * kFakeChunk));
+    const auto first = named(chunk * kFakeChunk);
+    CHECK(f.region.data()[chunk * kFakeChunk] == first);
+    const bool is_last = chunk == 3;
+    CHECK((f.region.backup(chunk)[0] == first) == !is_last);
   };
   f.region.offload(*f.queue, f.deadline, f.monitor, leaving);
-  CHECK(f.script.calls == std::vector<std::string>{
-                              "copy 16", "copy 16", "leaving 0", "wait 1", "release 0", "copy 16",
-                              "leaving 1", "wait 2", "release 1", "copy 7", "leaving 2", "wait 3",
-                              "release 2", "leaving 3", "wait 4", "release 3"});
+  CHECK(f.script.calls ==
+        std::vector<std::string>{"copy 16", "copy 16", "wait 1", "leaving 0", "release 0",
+                                 "copy 16", "wait 2", "leaving 1", "release 1", "copy 7", "wait 3",
+                                 "leaving 2", "release 2", "leaving 3", "wait 4", "release 3"});
 }
 
 TEST_CASE("a chunk whose leaving fails is not given back, however often") {
