@@ -1,5 +1,6 @@
 #include "memory/region.hpp"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -137,7 +138,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
 }
 
 RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                            const ChunkArrived& arrived) {
+                            const ChunkArrived& arrived, uint64_t contended_bytes) {
   if (state_ == RegionState::kResident) return {};
   if (state_ == RegionState::kDiscarded) return take(deadline, monitor);
   return about_tag(tag_, [&] {
@@ -152,7 +153,12 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
         take_reserved(chunk, 1);
       }
       const auto host = backup(chunk);
-      queue.copy(chunk_data(chunk), host.data(), host.size());
+      const uint64_t by_kernel = std::min(host.size(), contended_bytes);
+      const uint64_t by_engine = host.size() - by_kernel;
+      std::byte* const data = chunk_data(chunk);
+      if (by_kernel > 0) queue.copy_by_kernel(data, host.data(), by_kernel);
+      if (by_engine > 0) queue.copy(data + by_kernel, host.data() + by_kernel, by_engine);
+      contended_bytes -= by_kernel;
       change.moved_bytes += host.size();
       coming.push_back({chunk, queue.mark()});
     }
