@@ -130,9 +130,9 @@ class Session {
   }
 
   /// The trainer's memory comes back, while inference does what is `beside`. Weights come last:
-  /// copies to a GPU are slower for a while after much of its memory was given back, which is felt
-  /// least in the larger part. Then inference maps the weights, so that the next transfer finds
-  /// them ready.
+  /// what goes to a GPU right after much of its memory was given back takes a little longer, which
+  /// is felt least in the larger part. Then inference maps the weights, so that the next transfer
+  /// finds them ready.
   void restore(std::vector<Steps> beside) {
     run({together(std::move(beside)), steps_->restore(Tag::kOptimizer),
          steps_->restore(Tag::kWeights)});

@@ -3,11 +3,23 @@
 #include "base/log.hpp"
 
 namespace awex {
+namespace {
+
+/// Bytes of device memory that the driver clears while a kernel brings one byte from host memory.
+/// It clears what a process gives back, with the engine that copies to the device. Measured on an
+/// H100 that two processes use: 16 GB are cleared in 30 ms (550 GB/s), and copies beside that run
+/// at 27 GB/s for 60 ms; those that begin 30 ms later at 55 from the start. A kernel that reads
+/// host memory moves 49 GB/s meanwhile. So a resume beside a discard begins by kernel, until the
+/// driver is done.
+constexpr uint64_t kClearedPerByteByKernel = 550 / 50;
+
+}  // namespace
 
 TrainerMember::TrainerMember(Job& job, const Setup& setup, bool with_optimizer,
                              MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue)
     : job_(job),
       setup_(setup),
+      ledger_(ledger),
       queue_(queue),
       threads_(setup.host_threads),
       trainer_(setup.catalogue(), setup.base_here, setup.trainer_here.bytes, with_optimizer,
@@ -68,11 +80,12 @@ uint64_t TrainerMember::offload(Tag tag, bool proven) {
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {
-  if (!proven) return region(tag)->resume(queue_, job_.deadline(), job_).moved_bytes;
+  const uint64_t contended = contended_bytes();
+  if (!proven) return region(tag)->resume(queue_, job_.deadline(), job_, {}, contended).moved_bytes;
   auto& coming = proof(tag);
   coming.begin();
-  const auto change = region(tag)->resume(queue_, job_.deadline(), job_,
-                                          [&](uint64_t chunk) { coming.add(chunk); });
+  const auto change = region(tag)->resume(
+      queue_, job_.deadline(), job_, [&](uint64_t chunk) { coming.add(chunk); }, contended);
   coming.finish_check(job_.deadline(), job_);
   return change.moved_bytes;
 }
@@ -82,6 +95,17 @@ uint64_t TrainerMember::check_backup(Tag tag) { return proof(tag).check_backup(t
 uint64_t TrainerMember::train() {
   trainer_.train(job_.deadline(), job_);
   return 0;
+}
+
+/// What a resume that begins now should bring back by kernel: inference is about to give back what
+/// it holds of this GPU, or has done so, and then there is next to nothing on the ledger but ours.
+uint64_t TrainerMember::contended_bytes() {
+  uint64_t others = ledger_.held_bytes();
+  for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+    if (const Region* mine = region(tag)) others -= mine->held_bytes();
+  }
+  // Both ways of copying want addresses that are multiples of 16.
+  return others / kClearedPerByteByKernel / 16 * 16;
 }
 
 RegionProof& TrainerMember::proof(Tag tag) { return proofs_.at(tag); }

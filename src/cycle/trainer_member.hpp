@@ -42,10 +42,12 @@ class TrainerMember {
 
  private:
   RegionProof& proof(Tag tag);
+  [[nodiscard]] uint64_t contended_bytes();
   void finish_warm_up(const Region& region);
 
   Job& job_;
   const Setup& setup_;
+  MemoryLedger& ledger_;
   CopyQueue& queue_;
   ThreadPool threads_;
   TrainerStandIn trainer_;

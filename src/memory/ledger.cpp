@@ -11,7 +11,7 @@ void MemoryLedger::reserve(uint64_t bytes, const std::string& what, const Deadli
              fmt::format("the wait for room for {} of {} within the GPU's budget of {}, of which "
                          "{} are held",
                          format_bytes(bytes), what, format_bytes(budget_bytes_),
-                         format_bytes(words_.held.load())),
+                         format_bytes(held_bytes())),
              deadline, monitor);
 }
 

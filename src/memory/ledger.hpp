@@ -35,6 +35,8 @@ class MemoryLedger {
   void release(uint64_t bytes) noexcept;
 
   [[nodiscard]] uint64_t budget_bytes() const { return budget_bytes_; }
+  /// Booked now, by all processes.
+  [[nodiscard]] uint64_t held_bytes() const { return words_.held.load(); }
   [[nodiscard]] uint64_t peak_bytes() const { return words_.peak.load(); }
 
  private:

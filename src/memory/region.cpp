@@ -1,5 +1,6 @@
 #include "memory/region.hpp"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -104,9 +105,12 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     enter(RegionState::kOffloading);
     RegionChange change{.changed = true};
     BlocksAhead ahead(device_, missing_backups());
-    const auto settle = [&](const InFlight& copy) {
-      if (leaving) leaving(copy.chunk);
+    // Chunks are shown behind their copies: beside them, work on the first would begin with the
+    // offload, when another process is likely to use the device (to transfer weights, say).
+    const auto settle = [&](const InFlight& copy, bool is_last) {
+      if (leaving && is_last) leaving(copy.chunk);  // no later copy is left to hide it behind
       queue.wait(copy.mark, describe_move("offload", copy.chunk), deadline, monitor);
+      if (leaving && !is_last) leaving(copy.chunk);
       chunks_[copy.chunk].bytes_in_host = true;
       release_chunks(copy.chunk, 1);
     };
@@ -125,16 +129,16 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
       queue.copy(host.data(), chunk_data(chunk), host.size());
       change.moved_bytes += host.size();
       const auto before = std::exchange(behind, InFlight{chunk, queue.mark()});
-      if (before) settle(*before);
+      if (before) settle(*before, /*is_last=*/false);
     }
-    if (behind) settle(*behind);
+    if (behind) settle(*behind, /*is_last=*/true);
     enter(RegionState::kOffloaded);
     return change;
   });
 }
 
 RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                            const ChunkArrived& arrived) {
+                            const ChunkArrived& arrived, uint64_t contended_bytes) {
   if (state_ == RegionState::kResident) return {};
   if (state_ == RegionState::kDiscarded) return take(deadline, monitor);
   return about_tag(tag_, [&] {
@@ -149,7 +153,12 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
         take_reserved(chunk, 1);
       }
       const auto host = backup(chunk);
-      queue.copy(chunk_data(chunk), host.data(), host.size());
+      const uint64_t by_kernel = std::min(host.size(), contended_bytes);
+      const uint64_t by_engine = host.size() - by_kernel;
+      std::byte* const data = chunk_data(chunk);
+      if (by_kernel > 0) queue.copy_by_kernel(data, host.data(), by_kernel);
+      if (by_engine > 0) queue.copy(data + by_kernel, host.data() + by_kernel, by_engine);
+      contended_bytes -= by_kernel;
       change.moved_bytes += host.size();
       coming.push_back({chunk, queue.mark()});
     }

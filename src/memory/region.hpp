@@ -66,8 +66,9 @@ struct RegionChange {
   uint64_t moved_bytes = 0;  ///< Copied between device and host.
 };
 
-/// Called in an offload for each chunk while its copy runs, before its memory is given back: what
-/// reads the chunk must be done when this returns.
+/// Called in an offload for each chunk before its memory is given back: when its copy is done,
+/// while the next chunk's runs; for the last chunk while its own runs. What reads the chunk must be
+/// done when this returns.
 using ChunkLeaving = std::function<void(uint64_t chunk)>;
 /// Called in a resume when a chunk's bytes are back, in the order of chunks, while copies of later
 /// chunks run.
@@ -114,9 +115,10 @@ class Region {
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                        const ChunkLeaving& leaving = {});
   /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`, and no
-  /// chunk arrives.
+  /// chunk arrives. The first `contended_bytes` that it brings back, at most all, go by kernel
+  /// (CopyQueue::copy_by_kernel, which tells why); best a multiple of 16.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                      const ChunkArrived& arrived = {});
+                      const ChunkArrived& arrived = {}, uint64_t contended_bytes = 0);
 
   /// Allocates the host memory that offloads need, as far as it is missing; between two chunks it
   /// looks whether to stop early. May run on another thread while the region is taken and used, but

@@ -22,8 +22,8 @@ struct Segment {
 };
 
 /// Proves that a region's bytes are the same after a journey through host memory as before: digests
-/// of its segments, taken on the device beside the copies, chunk by chunk as they go and as they
-/// come back. Refers to region and kernels, which must outlive it.
+/// of its segments, taken on the device beside the copies, chunk by chunk before their memory goes
+/// and when they are back. Refers to region and kernels, which must outlive it.
 class RegionProof {
  public:
   RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels);

@@ -83,6 +83,7 @@ TEST_CASE("who waits in vain is told for what, and nothing stays booked") {
     CHECK(what.find("budget") != std::string::npos);
   }
   CHECK(words.held == 8 * kMiB);
+  CHECK(ledger.held_bytes() == 8 * kMiB);
   ledger.release(8 * kMiB);
   CHECK(words.held == 0);
   CHECK(ledger.peak_bytes() == 8 * kMiB);
