@@ -30,7 +30,6 @@ InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache
     transfer_->prove(shard_views(*setup.held, setup.inference_here, inference_.weights().data()),
                      digest_slots(*setup.held));
   }
-  ledger.reserve(staging_bytes(), "staging memory", job.deadline(), job);
 }
 
 Region* InferenceMember::region(Tag tag) {

@@ -48,8 +48,7 @@ class Session {
   /// destroyed.
   void run() {
     ledger_ = std::make_unique<GpuLedger>(job_, setup_.devices, setup_.gpu_budget);
-    exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.exchange,
-                              setup_.plan.remote_bytes > 0, options_.share_gpu);
+    connect();
     if (options_.measure_limits) measure_limits();
     steps_ = std::make_unique<CycleSteps>(job_, setup_, options_, ledger_->ledger(), *kernels_,
                                           *queue_, exchange_.get());
@@ -69,6 +68,16 @@ class Session {
   }
 
  private:
+  /// Makes the exchange, whose memory is booked like all other.
+  void connect() {
+    const bool needed = setup_.plan.remote_bytes > 0;
+    if (needed && role() == Role::kInference) {
+      ledger_->ledger().reserve(kStagingBytes, "staging memory", job_.deadline(), job_);
+    }
+    exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.exchange, needed,
+                              options_.share_gpu);
+  }
+
   void run_phases() {
     switch (command_) {
       case Command::kUpdate:
@@ -87,7 +96,7 @@ class Session {
       case Command::kResume:
         begin_version(1);
         run({steps_->offload(Tag::kWeights), steps_->offload(Tag::kOptimizer)});
-        restore({});
+        restore();
         break;
     }
     end_version();
@@ -99,7 +108,8 @@ class Session {
     if (options_.offload) {
       run({steps_->offload(Tag::kWeights), steps_->take(Tag::kKvCache)});
       // Here inference generates with the new weights.
-      restore({steps_->discard(Tag::kKvCache), steps_->discard(Tag::kWeights)});
+      run({steps_->discard(Tag::kKvCache), steps_->discard(Tag::kWeights)});
+      restore();
     } else {
       run({steps_->take(Tag::kKvCache)});
     }
@@ -129,13 +139,10 @@ class Session {
     report_.poisoned = false;
   }
 
-  /// The trainer's memory comes back, while inference does what is `beside`. Weights come last:
-  /// what goes to a GPU right after much of its memory was given back takes a little longer, which
-  /// is felt least in the larger part. Then inference maps the weights, so that the next transfer
+  /// The trainer's memory comes back. Then inference maps the weights, so that the next transfer
   /// finds them ready.
-  void restore(std::vector<Steps> beside) {
-    run({together(std::move(beside)), steps_->restore(Tag::kOptimizer),
-         steps_->restore(Tag::kWeights)});
+  void restore() {
+    run({steps_->restore(Tag::kOptimizer), steps_->restore(Tag::kWeights)});
     if (transfers()) run({steps_->map()});
   }
 

@@ -12,6 +12,8 @@ constexpr std::optional<Role> kTrainers = Role::kTrainer;
 constexpr std::optional<Role> kInference = Role::kInference;
 constexpr std::optional<Role> kEveryone = std::nullopt;
 
+constexpr auto kEndOfDigest = "the end of the trainer's digest";
+
 }  // namespace
 
 Steps together(std::vector<Steps> lists) {
@@ -98,13 +100,18 @@ Steps CycleSteps::discard(Tag tag) {
 Steps CycleSteps::transfer() {
   return {{{"transfer", kInference, Tag::kWeights, Link::kDeviceToDevice},
            region(Tag::kWeights),
-           [this] { return inference_->transfer(); }}};
+           [this] {
+             if (proves()) hear_of_digest();
+             return inference_->transfer();
+           }}};
 }
 
 Steps CycleSteps::digest() {
   if (!proves()) return {};
   return {{{"digest", kTrainers, Tag::kWeights}, region(Tag::kWeights), [this] {
-             return verifier_->digest();
+             const uint64_t bytes = verifier_->digest();
+             tell_of_digest();
+             return bytes;
            }}};
 }
 
@@ -179,6 +186,20 @@ bool CycleSteps::has(Tag tag) const {
 /// This rank's own memory of a tag, if its role has such.
 Region* CycleSteps::region(Tag tag) {
   return trainer_ ? trainer_->region(tag) : inference_->region(tag);
+}
+
+/// The transfer begins when the trainer on its GPU has digested: two processes' kernels would not
+/// run side by side but take turns, at a cost.
+void CycleSteps::tell_of_digest() {
+  const std::byte done{};
+  const Outgoing message{setup_.devices.partner, {&done, 1}};
+  job_.exchange({&message, 1}, {}, kEndOfDigest);
+}
+
+void CycleSteps::hear_of_digest() {
+  std::byte done{};
+  const Incoming message{setup_.devices.partner, {&done, 1}};
+  job_.exchange({}, {&message, 1}, kEndOfDigest);
 }
 
 /// Collective.

@@ -50,7 +50,8 @@ class CycleSteps {
   [[nodiscard]] Steps discard(Tag tag);
   /// Trainers digest their weights, for `verify`.
   [[nodiscard]] Steps digest();
-  /// Inference brings the trainers' weights here, and digests what it holds then.
+  /// Inference brings the trainers' weights here, and digests what it holds then; once the trainers
+  /// have digested, if they do.
   [[nodiscard]] Steps transfer();
   /// With --verify full, inference brings them once more and compares.
   [[nodiscard]] Steps compare();
@@ -71,6 +72,8 @@ class CycleSteps {
   [[nodiscard]] bool has(Tag tag) const;
   [[nodiscard]] bool proves() const { return options_.verify != Verify::kOff; }
   [[nodiscard]] Region* region(Tag tag);
+  void tell_of_digest();
+  void hear_of_digest();
   void map_trainer();
 
   Job& job_;

@@ -1,16 +1,19 @@
 #include "cycle/trainer_member.hpp"
 
+#include <utility>
+
 #include "base/log.hpp"
 
 namespace awex {
 namespace {
 
 /// Bytes of device memory that the driver clears while a kernel brings one byte from host memory.
-/// It clears what a process gives back, with the engine that copies to the device. Measured on an
-/// H100 that two processes use: 16 GB are cleared in 30 ms (550 GB/s), and copies beside that run
-/// at 27 GB/s for 60 ms; those that begin 30 ms later at 55 from the start. A kernel that reads
-/// host memory moves 49 GB/s meanwhile. So a resume beside a discard begins by kernel, until the
-/// driver is done.
+/// It clears what a process has given back, with the engine that copies to the device. Measured on
+/// an H100 that two processes use: 16 GB are cleared in 30 ms (550 GB/s), and copies beside that
+/// run at 27 GB/s for 60 ms; those that begin 30 ms later at 55 from the start. A kernel that reads
+/// host memory moves 49 GB/s meanwhile. So a resume after a discard begins by kernel, until the
+/// driver is done. (Not beside it: memory is not given back while a kernel of another process
+/// runs.)
 constexpr uint64_t kClearedPerByteByKernel = 550 / 50;
 
 }  // namespace
@@ -68,7 +71,13 @@ void TrainerMember::load() {
 
 uint64_t TrainerMember::offload(Tag tag, bool proven) {
   finish_warm_up(*region(tag));
-  if (!proven) return region(tag)->offload(queue_, job_.deadline(), job_).moved_bytes;
+  const auto change =
+      proven ? offload_proven(tag) : region(tag)->offload(queue_, job_.deadline(), job_);
+  given_back_ = ledger_.given_back_bytes();
+  return change.moved_bytes;
+}
+
+RegionChange TrainerMember::offload_proven(Tag tag) {
   auto& going = proof(tag);
   going.begin();
   const auto change = region(tag)->offload(queue_, job_.deadline(), job_, [&](uint64_t chunk) {
@@ -76,7 +85,7 @@ uint64_t TrainerMember::offload(Tag tag, bool proven) {
     going.wait(job_.deadline(), job_);
   });
   going.finish_record(job_.deadline(), job_);
-  return change.moved_bytes;
+  return change;
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {
@@ -97,15 +106,13 @@ uint64_t TrainerMember::train() {
   return 0;
 }
 
-/// What a resume that begins now should bring back by kernel: inference is about to give back what
-/// it holds of this GPU, or has done so, and then there is next to nothing on the ledger but ours.
+/// What a resume that begins now should bring back by kernel, for what others have given back since
+/// this rank's last offload or resume.
 uint64_t TrainerMember::contended_bytes() {
-  uint64_t others = ledger_.held_bytes();
-  for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
-    if (const Region* mine = region(tag)) others -= mine->held_bytes();
-  }
+  const uint64_t now = ledger_.given_back_bytes();
+  const uint64_t cleared = now - std::exchange(given_back_, now);
   // Both ways of copying want addresses that are multiples of 16.
-  return others / kClearedPerByteByKernel / 16 * 16;
+  return cleared / kClearedPerByteByKernel / 16 * 16;
 }
 
 RegionProof& TrainerMember::proof(Tag tag) { return proofs_.at(tag); }

@@ -11,11 +11,14 @@ void MemoryLedger::reserve(uint64_t bytes, const std::string& what, const Deadli
              fmt::format("the wait for room for {} of {} within the GPU's budget of {}, of which "
                          "{} are held",
                          format_bytes(bytes), what, format_bytes(budget_bytes_),
-                         format_bytes(held_bytes())),
+                         format_bytes(words_.held.load())),
              deadline, monitor);
 }
 
-void MemoryLedger::release(uint64_t bytes) noexcept { words_.held -= bytes; }
+void MemoryLedger::release(uint64_t bytes) noexcept {
+  words_.held -= bytes;
+  words_.given_back += bytes;
+}
 
 bool MemoryLedger::try_reserve(uint64_t bytes) {
   uint64_t held = words_.held.load();

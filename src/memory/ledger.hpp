@@ -11,8 +11,9 @@ namespace awex {
 /// What the processes on one GPU hold of it together. Lies in memory that they share; all zero at
 /// the start.
 struct LedgerWords {
-  std::atomic<uint64_t> held{0};  ///< Bytes.
-  std::atomic<uint64_t> peak{0};  ///< The most ever held.
+  std::atomic<uint64_t> held{0};        ///< Bytes.
+  std::atomic<uint64_t> peak{0};        ///< The most ever held.
+  std::atomic<uint64_t> given_back{0};  ///< All that was ever unbooked.
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free, "processes cannot share a lock");
 
@@ -35,8 +36,8 @@ class MemoryLedger {
   void release(uint64_t bytes) noexcept;
 
   [[nodiscard]] uint64_t budget_bytes() const { return budget_bytes_; }
-  /// Booked now, by all processes.
-  [[nodiscard]] uint64_t held_bytes() const { return words_.held.load(); }
+  /// Given back since the start, by all processes.
+  [[nodiscard]] uint64_t given_back_bytes() const { return words_.given_back.load(); }
   [[nodiscard]] uint64_t peak_bytes() const { return words_.peak.load(); }
 
  private:

@@ -4,6 +4,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/checked.hpp"
+
 namespace awex {
 namespace {
 
@@ -72,11 +74,7 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
     uint64_t taken = 0;
     try {
       while (taken < chunks_.size()) {
-        reserve(taken, deadline, monitor);
-        uint64_t reserved = taken + 1;
-        while (reserved < chunks_.size() && try_reserve(reserved)) ++reserved;
-        take_reserved(taken, reserved - taken);
-        taken = reserved;
+        taken += take_some(taken, chunks_.size(), deadline, monitor);
       }
     } catch (...) {
       state_ = RegionState::kDiscarded;
@@ -149,8 +147,10 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
       if (!chunks_[chunk].bytes_in_host) continue;
       monitor.poll();
       if (!chunks_[chunk].is_taken) {
-        reserve(chunk, deadline, monitor);
-        take_reserved(chunk, 1);
+        // Later chunks are taken beside the copies of earlier ones. Beside a kernel that may have
+        // to wait, so the next one's memory is there before it begins.
+        const uint64_t by_kernel = ceil_div(contended_bytes, range_->chunk_bytes());
+        take_some(chunk, by_kernel + 1, deadline, monitor);
       }
       const auto host = backup(chunk);
       const uint64_t by_kernel = std::min(host.size(), contended_bytes);
@@ -222,6 +222,20 @@ void Region::take_reserved(uint64_t first, uint64_t count) {
     throw;
   }
   for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = true;
+}
+
+/// Takes chunks from `first` on, which has no memory: one, and with the same call up to `most` of
+/// those behind it that have none either, as far as there is room now. Returns how many.
+uint64_t Region::take_some(uint64_t first, uint64_t most, const Deadline& deadline,
+                           WaitMonitor& monitor) {
+  reserve(first, deadline, monitor);
+  uint64_t count = 1;
+  const auto is_next = [&](uint64_t chunk) {
+    return chunk < chunks_.size() && !chunks_[chunk].is_taken;
+  };
+  while (count < most && is_next(first + count) && try_reserve(first + count)) ++count;
+  take_reserved(first, count);
+  return count;
 }
 
 void Region::release_chunks(uint64_t first, uint64_t count) {

@@ -142,6 +142,7 @@ class Region {
   void reserve(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
   [[nodiscard]] bool try_reserve(uint64_t chunk);
   void take_reserved(uint64_t first, uint64_t count);
+  uint64_t take_some(uint64_t first, uint64_t most, const Deadline& deadline, WaitMonitor& monitor);
   void release_chunks(uint64_t first, uint64_t count);
   [[nodiscard]] std::vector<uint64_t> missing_backups() const;
   void keep_backup(uint64_t chunk, std::unique_ptr<HostBlock> host);

@@ -228,7 +228,9 @@ __device__ uint64_t digest_units(const DigestPiece& piece, uint64_t tile) {
   if (piece.grid.row_units == piece.grid.units) {
     return digest_one_row<kElementSize, Memory, kLoads>(piece, tile);
   }
-  return digest_whole_groups<kElementSize, Memory, kLoads / 2>(piece, tile);
+  // Finding a place takes registers that loads would need.
+  constexpr uint32_t kRowLoads = kLoads < kUnitsPerThread / 2 ? kLoads : kUnitsPerThread / 2;
+  return digest_whole_groups<kElementSize, Memory, kRowLoads>(piece, tile);
 }
 
 /// What this thread's units of a tile add to the view's sum. Memory is PassingBy or Shared; kLoads

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include "memory/cuda_check.hpp"
@@ -121,6 +122,11 @@ class NcclExchange final : public Exchange {
   }
   [[nodiscard]] const std::byte* inbox(uint32_t turn) const override { return in(turn); }
 
+  void prepare(std::vector<MessageRound> rounds) override {
+    Exchange::prepare(std::move(rounds));
+    for (size_t i = 0; i < this->rounds().size(); ++i) descriptions_.push_back(describe(i));
+  }
+
   void open(size_t round) override {
     const uint32_t turn = rounds().at(round).turn;
     exchanged_.at(turn % kTurns).hold_back(lane(send_lane(turn)));
@@ -132,7 +138,7 @@ class NcclExchange final : public Exchange {
     packed_.record(lane(send_lane(turn)));
     packed_.hold_back(stream_.get());
     unpacked_.at(turn).hold_back(stream_.get());
-    exchange(messages, describe(round));
+    exchange(messages, descriptions_.at(round));
     exchanged_.at(turn).record(stream_.get());
     exchanged_.at(turn).hold_back(lane(Lane::kReceive));
   }
@@ -206,7 +212,8 @@ class NcclExchange final : public Exchange {
   Kernels& kernels_;
   Staging staging_;
   CudaStream stream_{StreamPriority::kHigh};
-  Communicator communicator_;  ///< Aborted before the stream is waited for.
+  Communicator communicator_;              ///< Aborted before the stream is waited for.
+  std::vector<std::string> descriptions_;  ///< By round.
   CudaEvent packed_;
   std::array<CudaEvent, kTurns> exchanged_;  ///< By buffer: both directions of its last round.
   std::array<CudaEvent, kTurns> unpacked_;

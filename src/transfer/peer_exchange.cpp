@@ -80,11 +80,11 @@ class SignalBatch {
     operation.waitValue.flags = CU_STREAM_WAIT_VALUE_GEQ;  // as differences: counts may wrap
   }
 
-  void queue(cudaStream_t stream, const std::string& what) {
+  void queue(cudaStream_t stream) {
     if (operations_.empty()) return;
     AWEX_CHECK(cuStreamBatchMemOp(stream, static_cast<unsigned>(operations_.size()),
                                   operations_.data(), 0),
-               "queue {} signals of {}", operations_.size(), what);
+               "queue {} signals between inference ranks", operations_.size());
     operations_.clear();
   }
 
@@ -137,32 +137,33 @@ class PeerExchange final : public Exchange {
     return staging_.buffer(turn % kBuffers);
   }
 
-  void begin() override { grant(grants_.at_begin, describe_all()); }
+  void begin() override { grant(grants_.at_begin); }
 
   void open(size_t round) override {
-    const auto& [turn, sends, receives] = rounds().at(round);
+    const auto& [turn, sends, receives] = rounds()[round];
     for (const auto& message : sends) {
-      const uint32_t count = ++peers_.at(message.peer).sending.at(turn % kBuffers);
-      signals_.wait_for(own(message.peer, &Signals::granted, turn), count);
+      const uint32_t count = ++peers_[message.peer].sending[turn % kBuffers];
+      sending_.wait_for(own(message.peer, &Signals::granted, turn), count);
     }
-    signals_.queue(lane(send_lane(turn)), describe(round));
+    sending_.queue(lane(send_lane(turn)));
   }
 
   void deliver(size_t round) override {
-    const auto& [turn, sends, receives] = rounds().at(round);
+    const auto& [turn, sends, receives] = rounds()[round];
     for (const auto& message : sends) {
-      const uint32_t count = peers_.at(message.peer).sending.at(turn % kBuffers);
-      signals_.write(of(message.peer, &Signals::arrived, turn), count);
+      const uint32_t count = peers_[message.peer].sending[turn % kBuffers];
+      sending_.write(of(message.peer, &Signals::arrived, turn), count);
     }
-    signals_.queue(lane(send_lane(turn)), describe(round));
+    sending_.queue(lane(send_lane(turn)));
     for (const auto& message : receives) {
-      const uint32_t count = ++peers_.at(message.peer).receiving.at(turn % kBuffers);
-      signals_.wait_for(own(message.peer, &Signals::arrived, turn), count);
+      const uint32_t count = ++peers_[message.peer].receiving[turn % kBuffers];
+      receiving_.wait_for(own(message.peer, &Signals::arrived, turn), count);
     }
-    signals_.queue(lane(Lane::kReceive), describe(round));
+    receiving_.queue(lane(Lane::kReceive));
   }
 
-  void close(size_t round) override { grant(grants_.after_round.at(round), describe(round)); }
+  /// Queued with the waits of the next round, which there is: it has the granted messages.
+  void close(size_t round) override { grant(grants_.after_round[round]); }
 
   void wait() override { kernels_.wait(describe_all(), job_.deadline(), job_); }
   [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
@@ -190,14 +191,13 @@ class PeerExchange final : public Exchange {
   }
   /// A peer's signal about this rank.
   [[nodiscard]] std::byte* of(uint32_t peer, Counts Signals::*kind, uint32_t turn) const {
-    return signal(peers_.at(peer).staging->data(), me_, kind, turn);
+    return signal(peers_[peer].staging->data(), me_, kind, turn);
   }
 
-  void grant(const std::vector<Grant>& grants, const std::string& what) {
+  void grant(const std::vector<Grant>& grants) {
     for (const auto& [peer, buffer] : grants) {
-      signals_.write(of(peer, &Signals::granted, buffer), ++peers_.at(peer).granting.at(buffer));
+      receiving_.write(of(peer, &Signals::granted, buffer), ++peers_[peer].granting[buffer]);
     }
-    signals_.queue(lane(Lane::kReceive), what);
   }
 
   Job& job_;
@@ -206,7 +206,8 @@ class PeerExchange final : public Exchange {
   Staging staging_;
   std::vector<Mapped> peers_;  ///< By role rank.
   Grants grants_;
-  SignalBatch signals_;
+  SignalBatch sending_;    ///< To be queued on a lane of what is sent,
+  SignalBatch receiving_;  ///< and on that of what is received.
 };
 
 /// All pairs of ranks in one order, so that none waits for another in a circle.
@@ -234,7 +235,7 @@ std::optional<std::string> find_unreachable_peer(Job& job, Device& device) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   int32_t obstacle = -1;  // a rank that this one cannot reach
   for (const auto& peer : job.peers()) {
-    if (me.role == Role::kTrainer || peer.role == Role::kTrainer) continue;
+    if (me.role == Role::kTrainer || peer.role == Role::kTrainer || peer.rank == me.rank) continue;
     const bool reached =
         peer.host == me.host && reaches_device(device.identity().index, peer.device);
     if (!reached && obstacle < 0) obstacle = peer.rank;
