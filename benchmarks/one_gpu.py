@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 
+import markers
 import one_gpu_tables
 from peer_shapes import MODELS, elements, inference_tensors
 
@@ -284,8 +285,8 @@ def write_reports(results, folder):
 def write_docs(docs, folder):
     results = json.loads((folder / "one_gpu.json").read_text(encoding="utf-8"))
     text = one_gpu_tables.markdown(results, "one_gpu.svg")
-    docs.write_text(one_gpu_tables.replace_between_markers(docs.read_text(encoding="utf-8"), text),
-                    encoding="utf-8")
+    docs.write_text(markers.replace_between(docs.read_text(encoding="utf-8"), one_gpu_tables.BEGIN,
+                                            one_gpu_tables.END, text), encoding="utf-8")
     one_gpu_tables.plot(results, docs.parent / "one_gpu.svg")
 
 

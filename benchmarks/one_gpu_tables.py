@@ -433,14 +433,6 @@ def markdown(results, plot):
     return "\n\n".join(parts) + "\n"
 
 
-def replace_between_markers(text, new):
-    """The text with what lies between the markers replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one line '{BEGIN}' and one line '{END}' after it")
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
-
-
 # ---- Plot
 
 HATCHES = ["", "", "//", "//", r"\\", r"\\"]

@@ -151,14 +151,6 @@ class Figures(unittest.TestCase):
         spans = [phase("a", "", "", 0, 2), phase("b", "", "", 1, 2), phase("c", "", "", 5, 1)]
         self.assertEqual(tables.covered_seconds(spans), 4)
 
-    def test_markers(self):
-        text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
-        once = tables.replace_between_markers(text, "new")
-        self.assertEqual(once, f"before\n{tables.BEGIN}\nnew\n{tables.END}\nafter\n")
-        self.assertEqual(tables.replace_between_markers(once, "new"), once)
-        with self.assertRaises(ValueError):
-            tables.replace_between_markers("no markers", "new")
-
     def test_both_layouts_hold_the_published_model(self):
         model = MODELS["preset:qwen3-4b"]
         self.assertEqual(2 * elements(inference_tensors(model)), 8044936192)
@@ -172,6 +164,22 @@ def is_running(pid):
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+class Documents(unittest.TestCase):
+    def write(self, old, new):
+        with tempfile.TemporaryDirectory() as folder:
+            out, docs = pathlib.Path(folder), pathlib.Path(folder, "docs.md")
+            (out / "one_gpu.json").write_text("{}", encoding="utf-8")
+            docs.write_text(old, encoding="utf-8")
+            with mock.patch.multiple(tables, markdown=lambda *_: new, plot=lambda *_: None):
+                one_gpu.write_docs(docs, out)
+            return docs.read_text(encoding="utf-8")
+
+    def test_what_is_around_the_markers_stays(self):
+        once = self.write(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n", "new\n")
+        self.assertEqual(once, f"before\n{tables.BEGIN}\n\nnew\n\n{tables.END}\nafter\n")
+        self.assertEqual(self.write(once, "new\n"), once)
 
 
 class Programs(unittest.TestCase):
