@@ -42,8 +42,8 @@ def version(offload_s):
         phase("offload", "trainer", "optimizer", 0, offload_s, 100, 100),
         phase("transfer", "inference", "weights", 0.25, 0.0105, 10, 1000),
         phase("unmap", "inference", "weights", 0.2605, 0.0015),
-        phase("verify", "all", "weights", offload_s, 0.0005),
-        phase("commit", "all", "weights", offload_s, 0.0005),
+        phase("verify", "all", "weights", offload_s, 0.0002),
+        phase("commit", "all", "weights", offload_s, 0.0003),
         phase("offload", "trainer", "weights", offload_s, 0.1, 10, 100),
         phase("resume", "inference", "kv_cache", offload_s + 0.1, 0.001),
         phase("discard", "inference", "kv_cache", offload_s + 0.2, 0.005),
@@ -100,6 +100,8 @@ class Figures(unittest.TestCase):
         for one in fused["ours"][0]["update"]["versions"]:
             one["phases"] = [p for p in one["phases"] if p["phase"] != "digest"]
         self.assertEqual(self.goal("qwen3-4b: transfer with digests", fused), ("0.952", "reached"))
+        rows = {row[0]: row[1:] for row in tables.peers(fused)}
+        self.assertEqual(rows["transfer with handles and proof"][:2], ["19.5 ms", "19.5 ms"])
 
     def test_first_and_warm_are_apart(self):
         self.assertEqual(self.goal("offload optimizer, warm"), ("1.000", "reached"))
@@ -140,8 +142,9 @@ class Figures(unittest.TestCase):
         self.assertEqual(rows["offload optimizer"],
                          ["4.00 s", "1.00 s", "40.00 s", "2.00 s", "–", "–", "2.00"])
         self.assertEqual(rows["transfer"], ["10.5 ms", "10.5 ms", "–", "–", "–", "–", "–"])
+        # The trainer's digest runs from 0 to 0.5 s, the transfer within this time; and 9 ms more.
         self.assertEqual(rows["transfer with handles and proof"],
-                         ["20 ms", "20 ms", "100 ms", "100 ms", "–", "–", "5.00"])
+                         ["509 ms", "509 ms", "100 ms", "100 ms", "–", "–", "0.20"])
         self.assertEqual(rows["trainer's peak memory in the transfer, × W"],
                          ["1.20", "1.20", "3.00", "3.00", "–", "–", "2.50"])
         self.assertEqual(tables.peer_notes(results()),
