@@ -16,6 +16,9 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests", "support"))
+from sessions import run_in_session  # noqa: E402  pylint: disable=wrong-import-position
+
 WAYS = {
     "weights alone": ["--no-offload", "--verify", "off"],
     "with digests": ["--no-offload"],
@@ -30,7 +33,7 @@ def versions_of(arguments, ranks, options, path):
                "--limits", "off", "--versions", str(arguments.versions), "--json", path, "-q", *options]
     if arguments.backend == "cuda" and ranks > 2:
         command.append("--share-gpu")
-    done = subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)
+    done = run_in_session(command, 300, stderr=subprocess.PIPE)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
     with open(path, encoding="utf-8") as file:

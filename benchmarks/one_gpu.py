@@ -19,23 +19,25 @@ the GPU, and its processes end before the next begin: host memory holds one back
 """
 import argparse
 import concurrent.futures
-import contextlib
 import json
 import mmap
 import os
 import pathlib
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 
+import markers
 import one_gpu_tables
 from peer_shapes import MODELS, elements, inference_tensors
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests/support"))
+from sessions import run_in_session  # noqa: E402  pylint: disable=wrong-import-position
+
 TIMEOUT_S = 300
 MOST_TOUCHED_BYTES = 60 * 10**9
 LINK_MIB = "4096"
@@ -76,30 +78,6 @@ def first_line(*command):
                               timeout=60).stdout.splitlines()[0].strip()
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
-
-
-def kill_session(leader):
-    """All processes of a session; mpirun's ranks have groups of their own in it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        with contextlib.suppress(ProcessLookupError):
-            if os.getsid(pid) == leader:
-                os.kill(pid, signal.SIGKILL)
-
-
-def run_in_session(command, limit_s, **options):
-    """A finished run whose processes form a session, so that none is left when it is given up.
-    Raises TimeoutExpired."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True,
-                          **options) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=limit_s)
-        except BaseException:
-            kill_session(process.pid)
-            process.communicate()
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def last_words(text):
@@ -307,8 +285,8 @@ def write_reports(results, folder):
 def write_docs(docs, folder):
     results = json.loads((folder / "one_gpu.json").read_text(encoding="utf-8"))
     text = one_gpu_tables.markdown(results, "one_gpu.svg")
-    docs.write_text(one_gpu_tables.replace_between_markers(docs.read_text(encoding="utf-8"), text),
-                    encoding="utf-8")
+    docs.write_text(markers.replace_between(docs.read_text(encoding="utf-8"), one_gpu_tables.BEGIN,
+                                            one_gpu_tables.END, text), encoding="utf-8")
     one_gpu_tables.plot(results, docs.parent / "one_gpu.svg")
 
 

@@ -96,20 +96,25 @@ class Runs:
         return self.median(of, first)
 
 
+def proven_transfer_seconds(version):
+    """Of the transfer with whatever proves it in phases of its own: comparing digests proves nothing
+    unless the trainer has taken its own."""
+    proof = [one for one in version["phases"]
+             if one["phase"] == "digest" and one["tag"] == "weights"]
+    return covered_seconds([need(version, "transfer", "inference", "weights"), *proof])
+
+
 def whole_transfer_seconds(version):
-    """Of the transfer with the opening and closing of its handles, its proof and the commit."""
-    need(version, "transfer", "inference", "weights")
-    return sum(one["seconds"] for one in version["phases"]
-               if one["phase"] in ("map", "transfer", "unmap", "verify", "commit")
-               and one["role"] in ("inference", "all") and one["tag"] == "weights")
+    """Of the proven transfer with the opening and closing of its handles and the commit."""
+    return proven_transfer_seconds(version) + sum(
+        one["seconds"] for one in version["phases"]
+        if one["phase"] in ("map", "unmap", "verify", "commit")
+        and one["role"] in ("inference", "all") and one["tag"] == "weights")
 
 
 def proven_transfer_ratio(version):
-    """Of the transfer with whatever proves it in phases of its own."""
     transfer = need(version, "transfer", "inference", "weights")
-    proof = [one for one in version["phases"]
-             if one["phase"] == "digest" and one["tag"] == "weights"]
-    return limit_seconds(transfer) / covered_seconds([transfer, *proof])
+    return limit_seconds(transfer) / proven_transfer_seconds(version)
 
 
 def crossing_seconds(version):
@@ -431,14 +436,6 @@ def markdown(results, plot):
     if plot:
         parts.append(f"![Time of each phase, ours and peers, logarithmic]({plot})")
     return "\n\n".join(parts) + "\n"
-
-
-def replace_between_markers(text, new):
-    """The text with what lies between the markers replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one line '{BEGIN}' and one line '{END}' after it")
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
 
 
 # ---- Plot

@@ -14,6 +14,8 @@ import re
 import statistics
 import sys
 
+import markers
+
 BEGIN = "<!-- several GPUs: begin, written by benchmarks/several_gpus.py -->"
 END = "<!-- several GPUs: end -->"
 GOAL_OF_NCCL = 0.9
@@ -298,23 +300,14 @@ def tables(results):
     return "\n".join(parts + ([faults] if faults else []))
 
 
-def write_between_markers(text, tables_text):
-    """The document with what stands between its markers replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the document must hold '{BEGIN}' and, after it, '{END}', once each")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{tables_text}\n{END}{after}"
-
-
 def write_results(folder, result):
     (folder / "several_gpus.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (folder / "several_gpus.md").write_text(tables([result]), encoding="utf-8")
 
 
 def write_docs(path, results):
-    path.write_text(write_between_markers(path.read_text(encoding="utf-8"), tables(results)),
-                    encoding="utf-8")
+    path.write_text(markers.replace_between(path.read_text(encoding="utf-8"), BEGIN, END,
+                                            tables(results)), encoding="utf-8")
 
 
 def main():

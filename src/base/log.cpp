@@ -28,8 +28,11 @@ std::string paint(const char* code, std::string_view text) {
   return settings().color ? fmt::format("\033[{}m{}\033[0m", code, text) : std::string(text);
 }
 
-/// "rank 3 (inference, host a, gpu 0): " as far as it is known.
+/// "rank 3 (inference, host a, gpu 0): " as far as it is known; nobody for what all ranks together
+/// found in a phase.
 std::string origin(const ErrorContext& context) {
+  const bool is_common = !context.rank && !context.phase.empty();
+  if (is_common) return "";
   if (!context.rank) return settings().who.empty() ? "" : settings().who + ": ";
   std::vector<std::string> parts;
   if (!context.role.empty()) parts.push_back(context.role);

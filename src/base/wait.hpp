@@ -3,9 +3,11 @@
 #include <sched.h>
 
 #include <chrono>
+#include <concepts>
 #include <cstdint>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "base/error.hpp"
 #include "base/units.hpp"
@@ -68,18 +70,25 @@ inline void pause_in_wait(uint64_t spins) {
 }
 
 /// Returns when `done()` is true. Throws what `done` or the monitor throw, and Error(kDeadline)
-/// "<what> is not done after <time>" when the deadline passes.
-template <class Predicate>
-void wait_until(Predicate done, const std::string& what, const Deadline& deadline,
-                WaitMonitor& monitor) {
+/// "<what> is not done after <time>" when the deadline passes; `what` is asked then.
+template <class Predicate, std::invocable What>
+void wait_until(Predicate done, What what, const Deadline& deadline, WaitMonitor& monitor) {
   for (uint64_t spins = 0; !done(); ++spins) {
     monitor.poll();
     if (deadline.expired()) {
-      throw Error(ExitCode::kDeadline, fmt::format("{} is not done after {}", what,
+      throw Error(ExitCode::kDeadline, fmt::format("{} is not done after {}", what(),
                                                    format_seconds(deadline.allowed().count())));
     }
     pause_in_wait(spins);
   }
+}
+
+/// The same, with a text that the wait does not change.
+template <class Predicate>
+void wait_until(Predicate done, const std::string& what, const Deadline& deadline,
+                WaitMonitor& monitor) {
+  wait_until(
+      std::move(done), [&what] { return what; }, deadline, monitor);
 }
 
 }  // namespace awex

@@ -37,10 +37,12 @@ const char* const kExamples =
     "Exit codes: 0 done, 1 failed at run time, 2 the request is wrong, 3 bytes differ,\n"
     "4 a deadline passed, 5 a peer was lost.";
 
+bool is_rank_0() { return launched_rank().value_or(0) == 0; }
+
 /// Whether this process tells the user about wrong options at once: they are mostly wrong on every
 /// rank alike, and rank 0 speaks for all. In MPMD launches each role has its own options.
 bool speaks_first(const std::vector<std::string_view>& arguments) {
-  if (launched_rank().value_or(0) == 0) return true;
+  if (is_rank_0()) return true;
   for (const auto argument : arguments) {
     if (argument.rfind("--role", 0) == 0) return true;
   }
@@ -114,9 +116,11 @@ std::string json_path_in(const std::vector<std::string_view>& arguments) {
 /// are gone then. Who is still there has an error of its own, which nobody has told.
 void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); }
 
-/// Tells of options that are wrong, in the file as well: an old report there must not stay.
+/// Tells of options that are wrong. Rank 0, which alone writes reports, does so in its file as
+/// well: an old report there must not stay.
 void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments) {
   log::error(error);
+  if (!is_rank_0()) return;
   const auto path = json_path_in(arguments);
   if (path.empty()) return;
   Report report;

@@ -74,8 +74,9 @@ void add_work_options(CLI::App& parser, Command command, RunOptions& run) {
             fmt::format("{:.0f}s", run.timeout.count()),
             [&run](const std::string& text) { run.timeout = parse_duration(text); });
   add_value(parser, "--verify", "HOW",
-            "Proof of the transfer: digest, full (compares local bytes as well) or off", "digest",
-            [&run](const std::string& text) {
+            "Proof of the transfer: digest, full (brings and compares every byte "
+            "once more) or off",
+            "digest", [&run](const std::string& text) {
               run.verify = parse_choice<Verify>(
                   text,
                   {{"digest", Verify::kDigest}, {"full", Verify::kFull}, {"off", Verify::kOff}});

@@ -168,7 +168,7 @@ struct Job::State {
   [[nodiscard]] std::string describe(int other) const;
   [[nodiscard]] std::string describe_missing(const std::vector<int>& ranks) const;
   [[nodiscard]] std::string stopped_processes() const;
-  [[nodiscard]] ErrorContext context() const;
+  [[nodiscard]] ErrorContext context_of(int other) const;
   [[nodiscard]] Error located(Error error) const;
   [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed) const;
 
@@ -191,6 +191,7 @@ struct Job::State {
   void wait_for_rank_zero(Done done, const std::string& deed);
   template <class Done>
   void wait_for_collective(Done done, const std::string& what);
+  void agree(const WireError& mine);
   [[nodiscard]] WireError decide(const WireError& mine);
   [[nodiscard]] WireError ask_for_outcome(const WireError& mine);
   void all_reduce(std::span<uint64_t> values, MPI_Op operation, const std::string& what);
@@ -232,16 +233,17 @@ std::string Job::State::stopped_processes() const {
   return text;
 }
 
-ErrorContext Job::State::context() const {
+ErrorContext Job::State::context_of(int other) const {
   ErrorContext context;
-  context.rank = rank;
-  context.host = host;
+  context.rank = other;
   context.phase = phase;
   if (!peers.empty()) {
-    const auto& me = peers[static_cast<size_t>(rank)];
-    context.gpu = std::to_string(me.device.index);
-    context.role = role_name(me.role);
+    const auto& peer = peers.at(static_cast<size_t>(other));
+    context.host = peer.host;
+    context.gpu = std::to_string(peer.device.index);
+    context.role = role_name(peer.role);
   }
+  if (other == rank) context.host = host;
   return context;
 }
 
@@ -249,7 +251,7 @@ ErrorContext Job::State::context() const {
 Error Job::State::located(Error error) const {
   auto& there = error.context();
   if (there.rank) return error;
-  auto here = context();
+  auto here = context_of(rank);
   here.tag = there.tag;
   here.tensor = there.tensor;
   if (!there.phase.empty()) here.phase = there.phase;
@@ -551,7 +553,8 @@ Deadline Job::deadline() const { return Deadline(state_->timeout); }
 double Job::now() const { return state_->now(); }
 const std::vector<Peer>& Job::peers() const { return state_->peers; }
 std::string Job::describe(int rank) const { return state_->describe(rank); }
-ErrorContext Job::context() const { return state_->context(); }
+ErrorContext Job::context() const { return state_->context_of(state_->rank); }
+ErrorContext Job::context_of(int rank) const { return state_->context_of(rank); }
 const std::string& Job::phase() const { return state_->phase; }
 bool Job::failure_is_agreed() const { return state_->agreed; }
 void Job::poll() { state_->poll(); }
@@ -579,14 +582,25 @@ void Job::set_phase(std::string phase) {
 
 // ---- Collectives
 
+void Job::State::agree(const WireError& mine) {
+  agreed = false;
+  const WireError outcome = rank == 0 ? decide(mine) : ask_for_outcome(mine);
+  if (outcome.telling == Telling::kSuccess) return;
+  agreed = true;
+  throw from_wire(outcome);
+}
+
 void Job::agree(const Error* mine) {
   auto& s = *state_;
-  s.agreed = false;
-  const WireError verdict = mine != nullptr ? to_wire(s.located(*mine), s.now()) : WireError{};
-  const WireError outcome = s.rank == 0 ? s.decide(verdict) : s.ask_for_outcome(verdict);
-  if (outcome.telling == Telling::kSuccess) return;
-  s.agreed = true;
-  throw from_wire(outcome);
+  s.agree(mine != nullptr ? to_wire(s.located(*mine), s.now()) : WireError{});
+}
+
+void Job::fail_together(const Error& error) {
+  auto& s = *state_;
+  Error common = error;
+  if (common.context().phase.empty()) common.context().phase = s.phase;
+  s.agree(to_wire(common, s.now()));
+  throw common;  // agree throws on every rank; this tells the compiler so
 }
 
 Error Job::announce_failure(const Error& error) noexcept {

@@ -90,6 +90,8 @@ class Job final : public WaitMonitor {
   [[nodiscard]] std::string describe(int rank) const;
   /// This rank's context for an error.
   [[nodiscard]] ErrorContext context() const;
+  /// The context of an error that `rank` is to blame for, in this rank's phase.
+  [[nodiscard]] ErrorContext context_of(int rank) const;
 
   /// Names what the job does now, for errors of waits ("transfer").
   void set_phase(std::string phase);
@@ -99,6 +101,11 @@ class Job final : public WaitMonitor {
   /// every rank, with the context of the rank where it happened. Collective. Rank 0 names the
   /// ranks that did not come before the deadline.
   void agree(const Error* mine);
+
+  /// Every rank fails with the same error, found by all: it is nobody's own, so its context gets
+  /// the phase, but only names a rank if it does already (context_of). Throws it, agreed, on every
+  /// rank, or what else came first. Collective.
+  [[noreturn]] void fail_together(const Error& error);
 
   /// Does what every rank does alone, without communicating, and agrees on its outcome. Collective.
   template <class Work>

@@ -75,9 +75,9 @@ void check_common_options(Job& job, Command command, const RunOptions& options) 
   for (size_t rank = 1; rank < all.size(); ++rank) {
     for (size_t i = 0; i < all[rank].size(); ++i) {
       if (all[rank][i] == all[0][i]) continue;
-      fail_together(job, request_error(fmt::format("rank 0 has {}, rank {} has {}",
-                                                   text_of(all[0][i]), rank, text_of(all[rank][i])),
-                                       "give every rank the same options; only --role may differ"));
+      job.fail_together(request_error(fmt::format("rank 0 has {}, rank {} has {}",
+                                                  text_of(all[0][i]), rank, text_of(all[rank][i])),
+                                      "give every rank the same options; only --role may differ"));
     }
   }
 }

@@ -76,7 +76,7 @@ void check_host_room(Job& job, uint64_t wanted_bytes) {
   const auto claims = job.all_gather_value(claim_here(job, wanted_bytes), "limits of host memory");
   for (const auto& shortage : host_shortages(claims)) {
     if (shortage.is_certain()) {
-      fail_together(job, request_error(shortage.describe(), kRemedies));
+      job.fail_together(request_error(shortage.describe(), kRemedies));
     }
     if (job.rank() != 0) continue;
     log::warning(fmt::format("{}: the kernel may slow down or end a rank; {}", shortage.describe(),

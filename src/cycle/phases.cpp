@@ -89,8 +89,10 @@ PhaseRunner::Sample PhaseRunner::perform(std::span<const Step> steps) {
       observer_.phase_started(event);
       if (event.takes_part) part.bytes = steps[i].work();
     } catch (const Error& error) {
-      // A mismatch is found when all that others wait for is done: they are on their way to agree.
-      if (error.code() == ExitCode::kMismatch) job_.agree(&error);
+      // A mismatch that one rank finds is found when all that others wait for is done: they are on
+      // their way to agree.
+      const bool is_own = error.code() == ExitCode::kMismatch && !job_.failure_is_agreed();
+      if (is_own) job_.agree(&error);
       throw;
     }
     part.seconds = job_.now() - part.start_s;
@@ -125,12 +127,17 @@ void PhaseRunner::record(const Step& step, size_t index, const std::vector<Sampl
 void PhaseRunner::check_leaks(const std::vector<MemorySample>& samples) {
   const auto leak = account_.add(samples);
   if (!leak) return;
-  fail_together(job_, runtime_error(fmt::format("{} of device memory on the GPU of {} are gone "
-                                                "that no region holds",
-                                                format_bytes(static_cast<uint64_t>(leak->bytes)),
-                                                job_.describe(leak->rank)),
-                                    "memory that was given back did not return, or another program "
-                                    "took some: compare with nvidia-smi"));
+  auto there = job_.context_of(leak->rank);
+  auto error = runtime_error(
+      fmt::format("{} of the memory of gpu {} of host {} are gone that no "
+                  "region holds",
+                  format_bytes(static_cast<uint64_t>(leak->bytes)), there.gpu, there.host),
+      "memory that was given back did not return, or another program "
+      "took some: compare with nvidia-smi");
+  // Which of the ranks on it lost the memory, the GPU does not tell.
+  error.context().host = std::move(there.host);
+  error.context().gpu = std::move(there.gpu);
+  job_.fail_together(error);
 }
 
 }  // namespace awex

@@ -47,8 +47,9 @@ class PhaseRunner {
   /// Runs phases side by side: each rank does those in which it takes part, in the order given,
   /// while ranks of the other role do theirs, and returns when all ranks have done all. Throws the
   /// first cause of a failure on every rank, agreed where `work` threw Error(kMismatch) or memory
-  /// leaked. Steps that other ranks wait for come before those that may find a mismatch: what
-  /// follows a mismatch is not done. At most kMostSteps.
+  /// leaked (an error of that GPU, not of a rank). Steps that other ranks wait for
+  /// come before those that may find a mismatch: what follows a mismatch is not done. At most
+  /// kMostSteps.
   void run(std::span<const Step> steps);
   void run(Step step) { run(std::span(&step, 1)); }
 

@@ -47,9 +47,9 @@ void check_same_model(Job& job, const Setup& setup) {
   const auto all = job.all_gather_value(setup.fingerprint, "the fingerprints of all ranks");
   const auto other = std::find_if(all.begin(), all.end(), [&](uint64_t f) { return f != all[0]; });
   if (other == all.end()) return;
-  fail_together(job, request_error(fmt::format("rank 0 and rank {} do not read the same model",
-                                               other - all.begin()),
-                                   "give every rank the same --model and --layers"));
+  job.fail_together(request_error(
+      fmt::format("rank 0 and rank {} do not read the same model", other - all.begin()),
+      "give every rank the same --model and --layers"));
 }
 
 void plan(const Job& job, Setup& setup) {

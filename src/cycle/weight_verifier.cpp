@@ -1,6 +1,7 @@
 #include "cycle/weight_verifier.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace awex {
 namespace {
@@ -71,13 +72,12 @@ void WeightVerifier::refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts
   for (size_t rank = 0; rank < verdicts.size(); ++rank) {
     if (verdicts[rank].is_wrong == 0) continue;
     const auto& name = setup_.held->tensors()[verdicts[rank].element.tensor].name;
-    throw Error(
-        ExitCode::kMismatch,
-        fmt::format("{} does not hold the trainer's bytes: {} differs first at element {}",
-                    job_.describe(static_cast<int>(rank)), name, verdicts[rank].element.index),
-        "its weights are poisoned until an update is committed; the trainer's are whole")
-        .about_tag("weights")
-        .about_tensor(name);
+    Error error(ExitCode::kMismatch,
+                fmt::format("these weights are not the trainer's: {} differs first at element {}",
+                            name, verdicts[rank].element.index),
+                "they are poisoned until an update is committed; the trainer's are whole");
+    error.context() = job_.context_of(static_cast<int>(rank));
+    job_.fail_together(std::move(error).about_tag("weights").about_tensor(name));
   }
 }
 
@@ -85,22 +85,24 @@ void WeightVerifier::refuse_wrong_digests(const DigestComparison& result) const 
   const auto& tensors = setup_.held->tensors();
   if (!result.diverged_tensors.empty()) {
     const auto& name = tensors[result.diverged_tensors.front()].name;
-    throw Error(ExitCode::kMismatch,
-                fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}",
-                            result.diverged_tensors.size(), tensors.size(), name),
-                "data-parallel ranks have drifted apart: look at the trainer")
-        .about_tag("weights")
-        .about_tensor(name);
+    job_.fail_together(
+        Error(ExitCode::kMismatch,
+              fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}",
+                          result.diverged_tensors.size(), tensors.size(), name),
+              "data-parallel ranks have drifted apart: look at the trainer")
+            .about_tag("weights")
+            .about_tensor(name));
   }
   if (!result.wrong_tensors.empty()) {
     const auto& name = tensors[result.wrong_tensors.front()].name;
-    throw Error(ExitCode::kMismatch,
-                fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
-                            result.wrong_tensors.size(), tensors.size(), name),
-                "its weights are poisoned until an update is committed; the trainer's are whole; "
-                "--verify full finds the first wrong element")
-        .about_tag("weights")
-        .about_tensor(name);
+    job_.fail_together(
+        Error(ExitCode::kMismatch,
+              fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
+                          result.wrong_tensors.size(), tensors.size(), name),
+              "its weights are poisoned until an update is committed; the trainer's are whole; "
+              "--verify full finds the first wrong element")
+            .about_tag("weights")
+            .about_tensor(name));
   }
 }
 

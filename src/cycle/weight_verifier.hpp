@@ -29,8 +29,9 @@ class WeightVerifier {
   [[nodiscard]] std::span<const uint64_t> sums() const;
   /// Compares `mine`, this rank's sums by slot of shard_views, with those of all ranks.
   /// `wrong_element` is what a comparison of bytes found on this rank, if one was made. Fills
-  /// `report` as soon as all is compared. Every rank then throws the same Error(kMismatch) that
-  /// names the first wrong tensor, if there is one. Collective.
+  /// `report` as soon as all is compared. Every rank then throws the same agreed Error(kMismatch)
+  /// that names the first wrong tensor, if there is one, and the rank that holds it, if one alone
+  /// is known to. Collective.
   void verify(std::span<const uint64_t> mine, const std::optional<WrongElement>& wrong_element,
               std::optional<DigestReport>& report);
 

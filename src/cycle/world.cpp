@@ -49,8 +49,7 @@ std::vector<Role> roles_by_position(const std::vector<HostName>& hosts) {
 void check_role_counts(Job& job, const RoleMap& roles) {
   const auto trainers = std::count(roles.role.begin(), roles.role.end(), Role::kTrainer);
   if (trainers * 2 == job.size()) return;
-  fail_together(
-      job,
+  job.fail_together(
       request_error(fmt::format("{} ranks are {} trainers and {} inference ranks; every GPU "
                                 "needs one of each",
                                 job.size(), trainers, job.size() - trainers),
@@ -96,20 +95,21 @@ void refuse_shared(Job& job, const std::vector<Peer>& peers, const std::vector<D
     };
     size_t other = 0;
     while (!same_role(other)) ++other;
-    fail_together(job, request_error(fmt::format("{} and {} are on the same GPU",
-                                                 peers[other].describe(), peers[rank].describe()),
-                                     "start two ranks a GPU (one trainer, one inference); "
-                                     "--share-gpu allows more, for tests"));
+    job.fail_together(request_error(fmt::format("{} and {} are on the same GPU",
+                                                peers[other].describe(), peers[rank].describe()),
+                                    "start two ranks a GPU (one trainer, one inference); "
+                                    "--share-gpu allows more, for tests"));
   }
 }
 
 void check_partners(Job& job, const std::vector<DeviceKey>& keys) {
   for (size_t rank = 0; rank < keys.size(); ++rank) {
     if (std::count(keys.begin(), keys.end(), keys[rank]) == 2) continue;
-    fail_together(job, request_error(fmt::format("{} has no partner of the other role on its GPU",
-                                                 job.peers()[rank].describe()),
-                                     "trainer and inference ranks must see the same GPUs in the "
-                                     "same order; check CUDA_VISIBLE_DEVICES of both"));
+    auto error = request_error("no rank of the other role is on this rank's GPU",
+                               "trainer and inference ranks must see the same GPUs in the "
+                               "same order; check CUDA_VISIBLE_DEVICES of both");
+    error.context() = job.context_of(narrow<int>(rank));
+    job.fail_together(error);
   }
 }
 
@@ -144,11 +144,6 @@ DeviceMap map_devices(Job& job, const RoleMap& roles, const std::vector<DeviceKe
 
 }  // namespace
 
-void fail_together(Job& job, const Error& error) {
-  job.agree(&error);
-  throw error;  // agree throws on every rank; this tells the compiler so
-}
-
 RoleMap assign_roles(Job& job, std::optional<Role> requested) {
   const RoleRequest mine{fixed_text<64>(job.host()), requested ? 1 : 0,
                          requested.value_or(Role::kTrainer)};
@@ -177,10 +172,12 @@ BackendKind choose_backend(Job& job, std::optional<BackendKind> requested) {
   if (without == gpus.end()) return BackendKind::kCuda;
   const bool none_has_one = std::all_of(gpus.begin(), gpus.end(), [](int n) { return n == 0; });
   if (!requested && none_has_one) return BackendKind::kHost;
-  const auto why = built_with_cuda() ? "sees no GPU" : "runs a program that was built without CUDA";
-  fail_together(job, request_error(fmt::format("rank {} {}", without - gpus.begin(), why),
-                                   "check nvidia-smi and CUDA_VISIBLE_DEVICES there, or choose "
-                                   "--backend host"));
+  auto error = request_error(
+      built_with_cuda() ? "this rank sees no GPU" : "this rank's program was built without CUDA",
+      "check nvidia-smi and CUDA_VISIBLE_DEVICES there, or choose "
+      "--backend host");
+  error.context() = job.context_of(narrow<int>(without - gpus.begin()));
+  job.fail_together(error);
 }
 
 std::unique_ptr<Device> open_device(const Job& job, const RoleMap& roles, BackendKind backend,

@@ -52,8 +52,4 @@ struct DeviceMap {
 /// may share with other ranks of its node. Collective.
 [[nodiscard]] size_t host_threads_for(Job& job);
 
-/// Reports `error` to all ranks as the verdict on which they end together. Every rank must call it
-/// with an equal error. Does not return.
-[[noreturn]] void fail_together(Job& job, const Error& error);
-
 }  // namespace awex

@@ -56,7 +56,8 @@ void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue&
   window_.reset();
   if (!optimizer_) return;
   optimizer_->take(deadline, monitor);
-  // Alignment gaps between states are part of the digests: give them a value.
+  // Rows that pad a parameter (of the vocabulary) are proven with it, and no shard initialises
+  // them: their state is zero, as the weights there are.
   queue.fill_zero(optimizer_->data(), optimizer_->bytes());
   queue.finish("clearing the optimizer state", deadline, monitor);
   for (const auto& adamw : adamw_) adamw->initialise();

@@ -7,12 +7,12 @@ namespace awex {
 void MemoryLedger::reserve(uint64_t bytes, const std::string& what, const Deadline& deadline,
                            WaitMonitor& monitor) {
   if (try_reserve(bytes)) return;
-  wait_until([&] { return try_reserve(bytes); },
-             fmt::format("the wait for room for {} of {} within the GPU's budget of {}, of which "
-                         "{} are held",
-                         format_bytes(bytes), what, format_bytes(budget_bytes_),
-                         format_bytes(words_.held.load())),
-             deadline, monitor);
+  const auto wait = [&] {
+    return fmt::format(
+        "the wait for room for {} of {} within the GPU's budget of {}, of which {} are held,",
+        format_bytes(bytes), what, format_bytes(budget_bytes_), format_bytes(words_.held.load()));
+  };
+  wait_until([&] { return try_reserve(bytes); }, wait, deadline, monitor);
 }
 
 void MemoryLedger::release(uint64_t bytes) noexcept {

@@ -27,7 +27,7 @@ class MemoryLedger {
       : words_(words), budget_bytes_(budget_bytes) {}
 
   /// Books `bytes` for this process when there is room for them. Throws Error(kDeadline) that says
-  /// what `what` waits for, and what the monitor throws.
+  /// what `what` waits for and how much is held then, and what the monitor throws.
   void reserve(uint64_t bytes, const std::string& what, const Deadline& deadline,
                WaitMonitor& monitor);
   /// Books `bytes` if there is room for them now; whether there was.

@@ -42,8 +42,8 @@ def version(offload_s):
         phase("offload", "trainer", "optimizer", 0, offload_s, 100, 100),
         phase("transfer", "inference", "weights", 0.25, 0.0105, 10, 1000),
         phase("unmap", "inference", "weights", 0.2605, 0.0015),
-        phase("verify", "all", "weights", offload_s, 0.0005),
-        phase("commit", "all", "weights", offload_s, 0.0005),
+        phase("verify", "all", "weights", offload_s, 0.0002),
+        phase("commit", "all", "weights", offload_s, 0.0003),
         phase("offload", "trainer", "weights", offload_s, 0.1, 10, 100),
         phase("resume", "inference", "kv_cache", offload_s + 0.1, 0.001),
         phase("discard", "inference", "kv_cache", offload_s + 0.2, 0.005),
@@ -100,6 +100,8 @@ class Figures(unittest.TestCase):
         for one in fused["ours"][0]["update"]["versions"]:
             one["phases"] = [p for p in one["phases"] if p["phase"] != "digest"]
         self.assertEqual(self.goal("qwen3-4b: transfer with digests", fused), ("0.952", "reached"))
+        rows = {row[0]: row[1:] for row in tables.peers(fused)}
+        self.assertEqual(rows["transfer with handles and proof"][:2], ["19.5 ms", "19.5 ms"])
 
     def test_first_and_warm_are_apart(self):
         self.assertEqual(self.goal("offload optimizer, warm"), ("1.000", "reached"))
@@ -140,8 +142,9 @@ class Figures(unittest.TestCase):
         self.assertEqual(rows["offload optimizer"],
                          ["4.00 s", "1.00 s", "40.00 s", "2.00 s", "–", "–", "2.00"])
         self.assertEqual(rows["transfer"], ["10.5 ms", "10.5 ms", "–", "–", "–", "–", "–"])
+        # The trainer's digest runs from 0 to 0.5 s, the transfer within this time; and 9 ms more.
         self.assertEqual(rows["transfer with handles and proof"],
-                         ["20 ms", "20 ms", "100 ms", "100 ms", "–", "–", "5.00"])
+                         ["509 ms", "509 ms", "100 ms", "100 ms", "–", "–", "0.20"])
         self.assertEqual(rows["trainer's peak memory in the transfer, × W"],
                          ["1.20", "1.20", "3.00", "3.00", "–", "–", "2.50"])
         self.assertEqual(tables.peer_notes(results()),
@@ -150,14 +153,6 @@ class Figures(unittest.TestCase):
     def test_covered_time(self):
         spans = [phase("a", "", "", 0, 2), phase("b", "", "", 1, 2), phase("c", "", "", 5, 1)]
         self.assertEqual(tables.covered_seconds(spans), 4)
-
-    def test_markers(self):
-        text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
-        once = tables.replace_between_markers(text, "new")
-        self.assertEqual(once, f"before\n{tables.BEGIN}\nnew\n{tables.END}\nafter\n")
-        self.assertEqual(tables.replace_between_markers(once, "new"), once)
-        with self.assertRaises(ValueError):
-            tables.replace_between_markers("no markers", "new")
 
     def test_both_layouts_hold_the_published_model(self):
         model = MODELS["preset:qwen3-4b"]
@@ -172,6 +167,22 @@ def is_running(pid):
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+class Documents(unittest.TestCase):
+    def write(self, old, new):
+        with tempfile.TemporaryDirectory() as folder:
+            out, docs = pathlib.Path(folder), pathlib.Path(folder, "docs.md")
+            (out / "one_gpu.json").write_text("{}", encoding="utf-8")
+            docs.write_text(old, encoding="utf-8")
+            with mock.patch.multiple(tables, markdown=lambda *_: new, plot=lambda *_: None):
+                one_gpu.write_docs(docs, out)
+            return docs.read_text(encoding="utf-8")
+
+    def test_what_is_around_the_markers_stays(self):
+        once = self.write(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n", "new\n")
+        self.assertEqual(once, f"before\n{tables.BEGIN}\n\nnew\n\n{tables.END}\nafter\n")
+        self.assertEqual(self.write(once, "new\n"), once)
 
 
 class Programs(unittest.TestCase):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import types
 import unittest
 from unittest import mock
@@ -223,16 +224,22 @@ class Tables(unittest.TestCase):
         self.assertIn("**kill of rank 1 in commit all weights**: it broke", text)
         self.assertIn("0 of 1 runs ended", text)
 
+    def write_docs(self, document):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "docs.md")
+            path.write_text(document, encoding="utf-8")
+            with mock.patch.object(tables, "tables", lambda _: "new\n"):
+                tables.write_docs(path, [])
+            return path.read_text(encoding="utf-8")
+
     def test_documents_keep_what_is_around_the_markers(self):
-        document = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
-        written = tables.write_between_markers(document, "new\n")
-        self.assertTrue(written.startswith("before\n") and written.endswith("\nafter\n"))
-        self.assertIn("new", written)
-        self.assertNotIn("old", written)
-        self.assertEqual(tables.write_between_markers(written, "new\n"), written)
+        document = f"before\n{tables.BEGIN}\n{tables.END}\nafter\n"
+        written = self.write_docs(document)
+        self.assertEqual(written, f"before\n{tables.BEGIN}\n\nnew\n\n{tables.END}\nafter\n")
+        self.assertEqual(self.write_docs(written.replace("new", "old")), written)
         for broken in ("", tables.BEGIN, tables.END + tables.BEGIN, document * 2):
             with self.assertRaises(ValueError):
-                tables.write_between_markers(broken, "new\n")
+                self.write_docs(broken)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 usage: usage_test.py BINARY MPIEXEC
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -137,12 +138,32 @@ class Usage(unittest.TestCase):
                 with self.assertRaises(subprocess.TimeoutExpired) as waits:
                     run("update", env={variable: "1"}, timeout_s=1)
                 self.assertFalse(waits.exception.stderr)
-        # Whom nobody ends has an error of its own.
-        self.refused("update", says="--model is missing", env={"PMI_RANK": "1"})
         # In an MPMD launch the options differ by role, and rank 0 may not have the wrong ones.
         self.refused(
-            "update", "--role", "traner", says="--role: ", env={"OMPI_COMM_WORLD_RANK": "1"}
+            *("update", "--role", "traner", "--json", "-"),
+            says="--role: ",
+            env={"OMPI_COMM_WORLD_RANK": "1"},
         )
+
+    def test_whom_no_launcher_ends_speaks_later_and_leaves_the_report_to_rank_0(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory, "report.json")
+
+            def refused(rank, to):
+                result = run("update", "--json", to, env={"SLURM_PROCID": str(rank)})
+                if rank == 0 and to != "-":  # long before the others
+                    path.write_text("of rank 0", encoding="utf-8")
+                return result
+
+            asked = [(rank, to) for rank in (0, 1, 2) for to in ("-", str(path))]
+            with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+                results = dict(zip(asked, pool.map(refused, *zip(*asked))))
+            self.assertEqual(path.read_text(encoding="utf-8"), "of rank 0")
+            for (rank, to), result in results.items():
+                self.assertEqual(result.returncode, 2)
+                self.assertIn("--model is missing", result.stderr)
+                self.assertEqual(bool(result.stdout), (rank, to) == (0, "-"), (rank, to))
+        self.assertEqual(json.loads(results[0, "-"].stdout)["exit_code"], 2)
 
     def test_colour_of_errors(self):
         plain = run("update").stderr

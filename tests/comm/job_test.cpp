@@ -23,7 +23,8 @@ std::optional<Error> outcome_of(const Error* mine) {
   return std::nullopt;
 }
 
-void check_same_everywhere(const std::optional<Error>& outcome, ExitCode code, int rank) {
+void check_same_everywhere(const std::optional<Error>& outcome, ExitCode code,
+                           std::optional<int> rank) {
   CHECK(outcome.has_value());
   CHECK(job().failure_is_agreed());
   if (!outcome) return;
@@ -106,6 +107,34 @@ TEST_CASE("of several failures the one that is no consequence is the cause") {
   const bool is_cause = job().rank() == last;
   const Error error(is_cause ? ExitCode::kMismatch : ExitCode::kDeadline, "a failure");
   check_same_everywhere(outcome_of(&error), ExitCode::kMismatch, last);
+}
+
+TEST_CASE("what all ranks find is of nobody, or of the rank that is to blame") {
+  const auto fail_together = [](const Error& error) -> std::optional<Error> {
+    try {
+      job().fail_together(error);
+    } catch (const Error& thrown) {
+      return thrown;
+    }
+  };
+  job().set_phase("compare");
+  const auto common = fail_together(Error(ExitCode::kMismatch, "differs").about_tag("weights"));
+  check_same_everywhere(common, ExitCode::kMismatch, std::nullopt);
+  CHECK(common->context().phase == "compare");
+  CHECK(common->context().tag == "weights");
+  CHECK(common->context().host + common->context().role + common->context().gpu == "");
+  for (int guilty = 0; guilty < job().size(); ++guilty) {
+    job().set_phase("compare");
+    Error error(ExitCode::kMismatch, "differs");
+    error.context() = job().context_of(guilty);
+    const auto outcome = fail_together(error);
+    check_same_everywhere(outcome, ExitCode::kMismatch, guilty);
+    const auto& peer = job().peers()[static_cast<size_t>(guilty)];
+    CHECK(outcome->context().phase == "compare");
+    CHECK(outcome->context().host == peer.host);
+    CHECK(outcome->context().gpu == std::to_string(peer.device.index));
+    CHECK(outcome->context().role == role_name(peer.role));
+  }
 }
 
 TEST_CASE("the job goes on after an agreed failure") {

@@ -99,6 +99,14 @@ std::string digest_of(const awex::Report& report) {
   return fmt::format("{}/{}", digest.mismatched, digest.tensors);
 }
 
+/// Whose the error is, "3 inference gpu 1", or "nobody".
+std::string place_of(const awex::ErrorContext& context) {
+  const bool is_nobody =
+      !context.rank && context.role.empty() && context.gpu.empty() && context.host.empty();
+  if (is_nobody) return "nobody";
+  return fmt::format("{} {} gpu {}", context.rank.value_or(-1), context.role, context.gpu);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -114,10 +122,12 @@ int main(int argc, char** argv) {
   const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);
   if (report.error && job.is_reporter()) {
     awex::log::error(*report.error);
-    std::printf("reported: code %d tensor '%s' phase '%s' poisoned %d committed %d digest %s\n",
-                static_cast<int>(report.error->code()), report.error->context().tensor.c_str(),
-                report.error->context().phase.c_str(), report.poisoned ? 1 : 0,
-                static_cast<int>(report.committed_version.value_or(0)), digest_of(report).c_str());
+    const auto& context = report.error->context();
+    std::printf(
+        "reported: code %d of '%s' tensor '%s' phase '%s' poisoned %d committed %d digest %s\n",
+        static_cast<int>(report.error->code()), place_of(context).c_str(), context.tensor.c_str(),
+        context.phase.c_str(), report.poisoned ? 1 : 0,
+        static_cast<int>(report.committed_version.value_or(0)), digest_of(report).c_str());
     std::fflush(stdout);
   }
   if (report.error && !job.failure_is_agreed()) job.abort(report.error->code());

@@ -31,7 +31,8 @@ PHASES = [
     ("train", "trainer", ""),
 ]
 
-# (fault, rank, phase, exit code, pattern on stderr, pattern on stdout); the fault "damage-full" is
+# (fault, rank, phase, exit code, pattern on stderr, pattern on stdout). Whose an error is: of the rank
+# that holds wrong bytes, whoever finds them, and of nobody where digests cannot tell. The fault "damage-full" is
 # damage under --verify full, "kill-warm" a kill under --warm-host-memory.
 CASES = [("none", 0, PHASES[0], 0, None, None)]
 # The first phase begins while host memory is still being prepared, or has just been.
@@ -54,17 +55,20 @@ for index, phase in enumerate(PHASES):
 CASES += [
     ("damage", 0, ("resume", "trainer", "weights"), 3,
      r"rank 0 .*is not what it was before it was offloaded",
-     r"reported: code 3 tensor 'decoder\.[^']+' phase 'resume' poisoned 0 committed 1"),
+     r"reported: code 3 of '0 trainer gpu 0' tensor 'decoder\.[^']+' phase 'resume' poisoned 0 committed 1"),
     ("damage", 1, ("resume", "trainer", "optimizer"), 3,
      r"rank 1 .*is not what it was before it was offloaded",
-     r"reported: code 3 tensor '(master|exp_avg|exp_avg_sq) of decoder\.[^']+'"),
+     r"reported: code 3 of '1 trainer gpu 1' tensor '(master|exp_avg|exp_avg_sq) of decoder\.[^']+'"),
     ("damage", 0, ("transfer", "inference", "weights"), 3,
-     r"inference differs from the trainer in 1 of \d+ tensors",
-     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0 digest 1/\d+"),
+     r"error: in phase verify: inference differs from the trainer in 1 of \d+ tensors",
+     r"reported: code 3 of 'nobody' tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0 "
+     r"digest 1/\d+"),
     ("damage", 2, ("transfer", "inference", "weights"), 0, None, None),  # it is overwritten
     ("damage-full", 3, ("compare", "inference", "weights"), 3,
-     r"rank 3 .*does not hold the trainer's bytes: model\.\S+ differs first at element \d+",
-     r"reported: code 3 tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0 digest 0/\d+"),
+     r"error: rank 3 \(inference, .*, gpu 1\): in phase verify: these weights are not the trainer's: "
+     r"model\.\S+ differs first at element \d+",
+     r"reported: code 3 of '3 inference gpu 1' tensor 'model\.[^']+' phase 'verify' poisoned 1 "
+     r"committed 0 digest 0/\d+"),
 ]
 
 

@@ -10,6 +10,7 @@
 #include <new>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "memory/region.hpp"
@@ -88,6 +89,31 @@ TEST_CASE("who waits in vain is told for what, and nothing stays booked") {
   CHECK(words.held == 0);
   CHECK(ledger.given_back_bytes() == 8 * kMiB);
   CHECK(ledger.peak_bytes() == 8 * kMiB);
+}
+
+TEST_CASE("who waits in vain is told what is held at the deadline, not when the wait began") {
+  LedgerWords words;
+  MemoryLedger ledger(words, 10 * kMiB);
+  NoMonitor nobody;
+  ledger.reserve(8 * kMiB, "\"optimizer\"", Deadline(Seconds(1)), nobody);
+  /// Gives some back as soon as somebody waits, too little for who waits.
+  class Giver final : public WaitMonitor {
+   public:
+    explicit Giver(MemoryLedger& from) : ledger_(from) {}
+    void poll() override {
+      if (!std::exchange(gave_, true)) ledger_.release(2 * kMiB);
+    }
+
+   private:
+    MemoryLedger& ledger_;
+    bool gave_ = false;
+  } giver(ledger);
+  try {
+    ledger.reserve(7 * kMiB, "\"weights\"", Deadline(Seconds(0.05)), giver);
+    FAIL("there is no room");
+  } catch (const Error& error) {
+    CHECK(std::string(error.what()).find("of which 6.29 MB are held") != std::string::npos);
+  }
 }
 
 TEST_CASE("one region's memory flows to another within a budget that both together exceed") {

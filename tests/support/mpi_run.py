@@ -8,6 +8,8 @@ import sys
 import time
 import uuid
 
+from sessions import kill_session, run_in_session, session_of
+
 
 class Run:
     """One finished run: code, stdout, stderr, seconds, and `left`, what is still there of it."""
@@ -22,7 +24,7 @@ class Run:
 
 def output_of(command):
     """The standard output of a command that must succeed."""
-    done = subprocess.run(command, text=True, capture_output=True, timeout=200, check=False)
+    done = run_in_session(command, 200, stderr=subprocess.PIPE)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
     return done.stdout
@@ -64,7 +66,8 @@ def wait_for_no_process(token):
 
 
 def mpi_run(mpiexec, ranks, program, limit_s, disturb=None):
-    """Runs `program` (a list) on `ranks` ranks for at most `limit_s` seconds.
+    """Runs `program` (a list) on `ranks` ranks for at most `limit_s` seconds. No process of it is left,
+    however this ends.
 
     `disturb`, if given, is called with a function that returns the pids of the ranks, while the
     job runs. Raises TimeoutError with the output if the job does not end in time.
@@ -72,25 +75,24 @@ def mpi_run(mpiexec, ranks, program, limit_s, disturb=None):
     token = uuid.uuid4().hex
     command = [mpiexec, "--oversubscribe", "-n", str(ranks), *program]
     start = time.monotonic()
-    process = subprocess.Popen(command, env=dict(os.environ, AWEX_TEST_TOKEN=token), text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     files = set()
-    if disturb:
+    with session_of(command, env=dict(os.environ, AWEX_TEST_TOKEN=token), text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if disturb:
 
-        def rank_pids():
-            return sorted(pid for pid in processes_with(token) if pid != process.pid)
+            def rank_pids():
+                return sorted(pid for pid in processes_with(token) if pid != process.pid)
 
-        disturb(rank_pids)
-        files = shared_files_of(rank_pids())
-    try:
-        stdout, stderr = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired as expired:
-        for pid in processes_with(token):
-            os.kill(pid, 9)
-        stdout, stderr = process.communicate()
-        raise TimeoutError(f"not done after {limit_s} s\n{stdout}\n{stderr}") from expired
-    seconds = time.monotonic() - start
-    left = [f"process {pid}" for pid in wait_for_no_process(token)]
+            disturb(rank_pids)
+            files = shared_files_of(rank_pids())
+        try:
+            stdout, stderr = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired as expired:
+            kill_session(process.pid)
+            stdout, stderr = process.communicate()
+            raise TimeoutError(f"not done after {limit_s} s\n{stdout}\n{stderr}") from expired
+        seconds = time.monotonic() - start
+        left = [f"process {pid}" for pid in wait_for_no_process(token)]
     files |= set(re.findall(r"^shm: (\S+)", stdout, re.MULTILINE))
     left += [name for name in sorted(files) if os.path.exists(name)]
     return Run(process.returncode, stdout, stderr, seconds, left)
