@@ -139,8 +139,9 @@ class Session {
     report_.poisoned = false;
   }
 
-  /// The trainer's memory comes back. Then inference maps the weights, so that the next transfer
-  /// finds them ready.
+  /// The trainer's memory comes back. Weights come last: after much of a GPU's memory was given
+  /// back, the driver clears it with the engine that copies to the GPU, which is felt least in the
+  /// larger part. Then inference maps the weights, so that the next transfer finds them ready.
   void restore() {
     run({steps_->restore(Tag::kOptimizer), steps_->restore(Tag::kWeights)});
     if (transfers()) run({steps_->map()});

@@ -1,28 +1,13 @@
 #include "cycle/trainer_member.hpp"
 
-#include <utility>
-
 #include "base/log.hpp"
 
 namespace awex {
-namespace {
-
-/// Bytes of device memory that the driver clears while a kernel brings one byte from host memory.
-/// It clears what a process has given back, with the engine that copies to the device. Measured on
-/// an H100 that two processes use: 16 GB are cleared in 30 ms (550 GB/s), and copies beside that
-/// run at 27 GB/s for 60 ms; those that begin 30 ms later at 55 from the start. A kernel that reads
-/// host memory moves 49 GB/s meanwhile. So a resume after a discard begins by kernel, until the
-/// driver is done. (Not beside it: memory is not given back while a kernel of another process
-/// runs.)
-constexpr uint64_t kClearedPerByteByKernel = 550 / 50;
-
-}  // namespace
 
 TrainerMember::TrainerMember(Job& job, const Setup& setup, bool with_optimizer,
                              MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue)
     : job_(job),
       setup_(setup),
-      ledger_(ledger),
       queue_(queue),
       threads_(setup.host_threads),
       trainer_(setup.catalogue(), setup.base_here, setup.trainer_here.bytes, with_optimizer,
@@ -71,13 +56,7 @@ void TrainerMember::load() {
 
 uint64_t TrainerMember::offload(Tag tag, bool proven) {
   finish_warm_up(*region(tag));
-  const auto change =
-      proven ? offload_proven(tag) : region(tag)->offload(queue_, job_.deadline(), job_);
-  given_back_ = ledger_.given_back_bytes();
-  return change.moved_bytes;
-}
-
-RegionChange TrainerMember::offload_proven(Tag tag) {
+  if (!proven) return region(tag)->offload(queue_, job_.deadline(), job_).moved_bytes;
   auto& going = proof(tag);
   going.begin();
   const auto change = region(tag)->offload(queue_, job_.deadline(), job_, [&](uint64_t chunk) {
@@ -85,16 +64,15 @@ RegionChange TrainerMember::offload_proven(Tag tag) {
     going.wait(job_.deadline(), job_);
   });
   going.finish_record(job_.deadline(), job_);
-  return change;
+  return change.moved_bytes;
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {
-  const uint64_t contended = contended_bytes();
-  if (!proven) return region(tag)->resume(queue_, job_.deadline(), job_, {}, contended).moved_bytes;
+  if (!proven) return region(tag)->resume(queue_, job_.deadline(), job_).moved_bytes;
   auto& coming = proof(tag);
   coming.begin();
-  const auto change = region(tag)->resume(
-      queue_, job_.deadline(), job_, [&](uint64_t chunk) { coming.add(chunk); }, contended);
+  const auto change = region(tag)->resume(queue_, job_.deadline(), job_,
+                                          [&](uint64_t chunk) { coming.add(chunk); });
   coming.finish_check(job_.deadline(), job_);
   return change.moved_bytes;
 }
@@ -104,15 +82,6 @@ uint64_t TrainerMember::check_backup(Tag tag) { return proof(tag).check_backup(t
 uint64_t TrainerMember::train() {
   trainer_.train(job_.deadline(), job_);
   return 0;
-}
-
-/// What a resume that begins now should bring back by kernel, for what others have given back since
-/// this rank's last offload or resume.
-uint64_t TrainerMember::contended_bytes() {
-  const uint64_t now = ledger_.given_back_bytes();
-  const uint64_t cleared = now - std::exchange(given_back_, now);
-  // Both ways of copying want addresses that are multiples of 16.
-  return cleared / kClearedPerByteByKernel / 16 * 16;
 }
 
 RegionProof& TrainerMember::proof(Tag tag) { return proofs_.at(tag); }

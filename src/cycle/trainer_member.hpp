@@ -42,18 +42,14 @@ class TrainerMember {
 
  private:
   RegionProof& proof(Tag tag);
-  RegionChange offload_proven(Tag tag);
-  [[nodiscard]] uint64_t contended_bytes();
   void finish_warm_up(const Region& region);
 
   Job& job_;
   const Setup& setup_;
-  MemoryLedger& ledger_;
   CopyQueue& queue_;
   ThreadPool threads_;
   TrainerStandIn trainer_;
   std::map<Tag, RegionProof> proofs_;
-  uint64_t given_back_ = 0;  ///< On the ledger, after the last offload or before the last resume.
   std::optional<WarmUp> warm_up_;  ///< After the regions, so that it ends before them.
 };
 

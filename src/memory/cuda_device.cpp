@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "memory/cuda_copy_launch.hpp"
 #include "memory/cuda_owners.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/device.hpp"
@@ -22,17 +21,6 @@ class CudaQueue final : public CopyQueue {
     AWEX_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_.get()),
                "queue a copy of {} from {} to {}", format_bytes(bytes), fmt::ptr(from),
                fmt::ptr(to));
-  }
-
-  void copy_by_kernel(std::byte* device, const std::byte* host, uint64_t bytes) override {
-    const std::byte* mapped = as_kernels_see(host);
-    const bool in_units = mapped != nullptr && is_aligned(mapped) && is_aligned(device);
-    const uint64_t units = in_units ? bytes / cuda::kCopyUnitBytes : 0;
-    AWEX_CHECK(cuda::launch_copy_units(device, mapped, units, stream_.get()),
-               "launch a copy of {} from {} to {}", format_bytes(bytes), fmt::ptr(host),
-               fmt::ptr(device));
-    const uint64_t done = units * cuda::kCopyUnitBytes;
-    if (done < bytes) copy(device + done, host + done, bytes - done);
   }
 
   void fill_zero(std::byte* device, uint64_t bytes) override {
@@ -64,18 +52,6 @@ class CudaQueue final : public CopyQueue {
   }
 
  private:
-  /// Where kernels find pinned host memory; null if nowhere.
-  static const std::byte* as_kernels_see(const std::byte* host) {
-    cudaPointerAttributes attributes{};
-    AWEX_CHECK(cudaPointerGetAttributes(&attributes, host), "learn how kernels reach {}",
-               fmt::ptr(host));
-    return static_cast<const std::byte*>(attributes.devicePointer);
-  }
-
-  static bool is_aligned(const std::byte* address) {
-    return reinterpret_cast<uintptr_t>(address) % cuda::kCopyUnitBytes == 0;
-  }
-
   CudaStream stream_;
   Mark done_ = 0;                  ///< Marks up to this one are known to be done.
   std::deque<CudaEvent> pending_;  ///< Of the marks after it, oldest first.

@@ -49,8 +49,6 @@ inline constinit const DriverFunction<PFN_cuDeviceGetAttribute_v2000> cuDeviceGe
     "cuDeviceGetAttribute", 2000};
 inline constinit const DriverFunction<PFN_cuDeviceGetUuid_v11040> cuDeviceGetUuid{"cuDeviceGetUuid",
                                                                                   11040};
-inline constinit const DriverFunction<PFN_cuStreamBatchMemOp_v11070> cuStreamBatchMemOp{
-    "cuStreamBatchMemOp", 11070};
 inline constinit const DriverFunction<PFN_cuMemGetAllocationGranularity_v10020>
     cuMemGetAllocationGranularity{"cuMemGetAllocationGranularity", 10020};
 inline constinit const DriverFunction<PFN_cuMemAddressReserve_v10020> cuMemAddressReserve{

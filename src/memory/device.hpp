@@ -119,14 +119,6 @@ class CopyQueue {
 
   /// Copies between any two addresses, host (in a HostBlock) or device, asynchronously on cuda.
   virtual void copy(std::byte* to, const std::byte* from, uint64_t bytes) = 0;
-  /// As `copy`, from a HostBlock to the device, by a kernel instead of the copy engine: for when
-  /// that is busy with something else, such as the driver's clearing of memory that was given back.
-  /// Otherwise `copy` is a little faster and leaves the multiprocessors free. The kernel moves 16
-  /// bytes at a time: what is left over, or all where an address is no multiple of 16, goes as by
-  /// `copy`.
-  virtual void copy_by_kernel(std::byte* device, const std::byte* host, uint64_t bytes) {
-    copy(device, host, bytes);
-  }
   virtual void fill_zero(std::byte* device, uint64_t bytes) = 0;
   /// Marks the work queued so far.
   virtual Mark mark() = 0;

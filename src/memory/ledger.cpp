@@ -15,10 +15,7 @@ void MemoryLedger::reserve(uint64_t bytes, const std::string& what, const Deadli
   wait_until([&] { return try_reserve(bytes); }, wait, deadline, monitor);
 }
 
-void MemoryLedger::release(uint64_t bytes) noexcept {
-  words_.held -= bytes;
-  words_.given_back += bytes;
-}
+void MemoryLedger::release(uint64_t bytes) noexcept { words_.held -= bytes; }
 
 bool MemoryLedger::try_reserve(uint64_t bytes) {
   uint64_t held = words_.held.load();

@@ -11,9 +11,8 @@ namespace awex {
 /// What the processes on one GPU hold of it together. Lies in memory that they share; all zero at
 /// the start.
 struct LedgerWords {
-  std::atomic<uint64_t> held{0};        ///< Bytes.
-  std::atomic<uint64_t> peak{0};        ///< The most ever held.
-  std::atomic<uint64_t> given_back{0};  ///< All that was ever unbooked.
+  std::atomic<uint64_t> held{0};  ///< Bytes.
+  std::atomic<uint64_t> peak{0};  ///< The most ever held.
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free, "processes cannot share a lock");
 
@@ -36,8 +35,6 @@ class MemoryLedger {
   void release(uint64_t bytes) noexcept;
 
   [[nodiscard]] uint64_t budget_bytes() const { return budget_bytes_; }
-  /// Given back since the start, by all processes.
-  [[nodiscard]] uint64_t given_back_bytes() const { return words_.given_back.load(); }
   [[nodiscard]] uint64_t peak_bytes() const { return words_.peak.load(); }
 
  private:

@@ -1,10 +1,7 @@
 #include "memory/region.hpp"
 
-#include <algorithm>
 #include <optional>
 #include <utility>
-
-#include "base/checked.hpp"
 
 namespace awex {
 namespace {
@@ -74,7 +71,11 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
     uint64_t taken = 0;
     try {
       while (taken < chunks_.size()) {
-        taken += take_some(taken, chunks_.size(), deadline, monitor);
+        reserve(taken, deadline, monitor);
+        uint64_t reserved = taken + 1;
+        while (reserved < chunks_.size() && try_reserve(reserved)) ++reserved;
+        take_reserved(taken, reserved - taken);
+        taken = reserved;
       }
     } catch (...) {
       state_ = RegionState::kDiscarded;
@@ -136,7 +137,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
 }
 
 RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                            const ChunkArrived& arrived, uint64_t contended_bytes) {
+                            const ChunkArrived& arrived) {
   if (state_ == RegionState::kResident) return {};
   if (state_ == RegionState::kDiscarded) return take(deadline, monitor);
   return about_tag(tag_, [&] {
@@ -147,18 +148,11 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
       if (!chunks_[chunk].bytes_in_host) continue;
       monitor.poll();
       if (!chunks_[chunk].is_taken) {
-        // Later chunks are taken beside the copies of earlier ones. Beside a kernel that may have
-        // to wait, so the next one's memory is there before it begins.
-        const uint64_t by_kernel = ceil_div(contended_bytes, range_->chunk_bytes());
-        take_some(chunk, by_kernel + 1, deadline, monitor);
+        reserve(chunk, deadline, monitor);
+        take_reserved(chunk, 1);
       }
       const auto host = backup(chunk);
-      const uint64_t by_kernel = std::min(host.size(), contended_bytes);
-      const uint64_t by_engine = host.size() - by_kernel;
-      std::byte* const data = chunk_data(chunk);
-      if (by_kernel > 0) queue.copy_by_kernel(data, host.data(), by_kernel);
-      if (by_engine > 0) queue.copy(data + by_kernel, host.data() + by_kernel, by_engine);
-      contended_bytes -= by_kernel;
+      queue.copy(chunk_data(chunk), host.data(), host.size());
       change.moved_bytes += host.size();
       coming.push_back({chunk, queue.mark()});
     }
@@ -222,20 +216,6 @@ void Region::take_reserved(uint64_t first, uint64_t count) {
     throw;
   }
   for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = true;
-}
-
-/// Takes chunks from `first` on, which has no memory: one, and with the same call up to `most` of
-/// those behind it that have none either, as far as there is room now. Returns how many.
-uint64_t Region::take_some(uint64_t first, uint64_t most, const Deadline& deadline,
-                           WaitMonitor& monitor) {
-  reserve(first, deadline, monitor);
-  uint64_t count = 1;
-  const auto is_next = [&](uint64_t chunk) {
-    return chunk < chunks_.size() && !chunks_[chunk].is_taken;
-  };
-  while (count < most && is_next(first + count) && try_reserve(first + count)) ++count;
-  take_reserved(first, count);
-  return count;
 }
 
 void Region::release_chunks(uint64_t first, uint64_t count) {

@@ -115,10 +115,9 @@ class Region {
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                        const ChunkLeaving& leaving = {});
   /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`, and no
-  /// chunk arrives. The first `contended_bytes` that it brings back, at most all, go by kernel
-  /// (CopyQueue::copy_by_kernel, which tells why); best a multiple of 16.
+  /// chunk arrives.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                      const ChunkArrived& arrived = {}, uint64_t contended_bytes = 0);
+                      const ChunkArrived& arrived = {});
 
   /// Allocates the host memory that offloads need, as far as it is missing; between two chunks it
   /// looks whether to stop early. May run on another thread while the region is taken and used, but
@@ -142,7 +141,6 @@ class Region {
   void reserve(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
   [[nodiscard]] bool try_reserve(uint64_t chunk);
   void take_reserved(uint64_t first, uint64_t count);
-  uint64_t take_some(uint64_t first, uint64_t most, const Deadline& deadline, WaitMonitor& monitor);
   void release_chunks(uint64_t first, uint64_t count);
   [[nodiscard]] std::vector<uint64_t> missing_backups() const;
   void keep_backup(uint64_t chunk, std::unique_ptr<HostBlock> host);

@@ -19,18 +19,18 @@
 namespace awex {
 namespace {
 
+/// How many blocks copies over a link between GPUs take.
+uint32_t link_blocks(const std::vector<cuda::CopyPiece>& pieces) {
+  const bool wide = std::all_of(pieces.begin(), pieces.end(),
+                                [](const cuda::CopyPiece& piece) { return piece.width == 16; });
+  return wide ? cuda::kLinkBlocks : cuda::kAnyBlocks;
+}
+
 /// Two launches: copies that keep their dtype move bytes, the others elements.
 class CudaCopyBatch final : public CopyBatch {
  public:
-  CudaCopyBatch(std::span<const StridedCopy> copies, cudaStream_t stream, uint32_t most_blocks)
-      : copies_(copies.begin(), copies.end()),
-        first_bytes_(cuda::bytes_before(copies)),
-        stream_(stream),
-        most_blocks_(most_blocks),
-        plain_(cuda::describe_copies(copies), stream),
-        converting_(cuda::describe_converting_copies(copies), stream),
-        first_(1),
-        found_(1, cuda::kNoDifference) {}
+  CudaCopyBatch(std::span<const StridedCopy> copies, cudaStream_t stream, bool over_link)
+      : CudaCopyBatch(copies, cuda::describe_copies(copies), stream, over_link) {}
 
   void copy() override {
     AWEX_CHECK(
@@ -66,6 +66,17 @@ class CudaCopyBatch final : public CopyBatch {
   }
 
  private:
+  CudaCopyBatch(std::span<const StridedCopy> copies, const std::vector<cuda::CopyPiece>& plain,
+                cudaStream_t stream, bool over_link)
+      : copies_(copies.begin(), copies.end()),
+        first_bytes_(cuda::bytes_before(copies)),
+        stream_(stream),
+        most_blocks_(over_link ? link_blocks(plain) : cuda::kAnyBlocks),
+        plain_(plain, stream),
+        converting_(cuda::describe_converting_copies(copies), stream),
+        first_(1),
+        found_(1, cuda::kNoDifference) {}
+
   std::vector<StridedCopy> copies_;
   std::vector<uint64_t> first_bytes_;  ///< Bytes of the batch before each copy.
   cudaStream_t stream_;
@@ -190,8 +201,7 @@ class CudaKernels final : public Kernels {
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
       Lane lane, std::span<const StridedCopy> copies) override {
     const bool sends = lane == Lane::kSendEven || lane == Lane::kSendOdd;
-    return std::make_unique<CudaCopyBatch>(copies, on(lane),
-                                           sends ? cuda::kLinkBlocks : cuda::kAnyBlocks);
+    return std::make_unique<CudaCopyBatch>(copies, on(lane), sends);
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
@@ -243,7 +253,8 @@ class CudaKernels final : public Kernels {
   /// Whatever a link waits for goes before what the device does for itself.
   std::array<CudaStream, kLanes> streams_{
       CudaStream(StreamPriority::kUsual), CudaStream(StreamPriority::kHigh),
-      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh)};
+      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
+      CudaStream(StreamPriority::kHigh)};
   std::array<CudaEvent, kLanes> marks_;
 };
 

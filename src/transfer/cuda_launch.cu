@@ -14,12 +14,13 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   copy_tile<PassingBy>(piece, blockIdx.x - piece.grid.first_tile);
 }
 
-// The same by fewer blocks than tiles; the loop needs a few registers more.
+/// The same by fewer blocks than tiles, for pieces of width 16; the loop takes a few registers.
 __global__ void __launch_bounds__(kTileThreads, 3)
     few_blocks_copy_kernel(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles) {
-  for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const CopyPiece& piece = pieces[owners[tile]];
-    copy_tile<PassingBy>(piece, tile - piece.grid.first_tile);
+#pragma unroll 1
+  for (uint32_t block = blockIdx.x; block < tiles; block += gridDim.x) {
+    const CopyPiece& piece = pieces[owners[block]];
+    copy_units<uint4, PassingBy>(piece, block - piece.grid.first_tile);
   }
 }
 

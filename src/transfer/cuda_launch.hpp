@@ -48,7 +48,7 @@ inline constexpr uint32_t kAnyBlocks = 0;
 /// within the GPU goes on beside them.
 inline constexpr uint32_t kLinkBlocks = 66;
 
-/// `most_blocks` is one of the above.
+/// `most_blocks` is one of the above; all pieces are of width 16 if it is not kAnyBlocks.
 cudaError_t launch_copy(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
                         uint32_t most_blocks, cudaStream_t stream);
 

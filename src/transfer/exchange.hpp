@@ -48,11 +48,11 @@ enum class ExchangeKind : uint8_t {
 ///
 /// All that is ever to be exchanged is told once, with `prepare`. Every pass then begins with
 /// `begin` and goes through the rounds in order, for each: `open`; packing into `outbox`, on
-/// send_lane(turn); `deliver`; unpacking from `inbox`, on Lane::kReceive; `close`. On cuda these
-/// queue what orders both lanes with the other ends' and return at once, so that rounds overlap as
-/// far as there are buffers. On host a round is done when `deliver` returns. All inference ranks
-/// must go through equal rounds. Calls throw what the job's poll throws, and Error(kDeadline) that
-/// names the peers.
+/// send_lane(turn); `deliver`; unpacking from `inbox`, on receive_lane(turn); `close`. On cuda
+/// these queue what orders both lanes with the other ends' and return at once, so that rounds
+/// overlap as far as there are buffers. On host a round is done when `deliver` returns. All
+/// inference ranks must go through equal rounds. Calls throw what the job's poll throws, and
+/// Error(kDeadline) that names the peers.
 class Exchange {
  public:
   Exchange() = default;

@@ -8,10 +8,10 @@
 
 namespace awex {
 
-/// Leave for a peer to write its next message of a buffer.
+/// Leave for a peer to write its message of a turn.
 struct Grant {
-  uint32_t peer = 0;    ///< The sender.
-  uint32_t buffer = 0;  ///< Of the receiver's.
+  uint32_t peer = 0;  ///< The sender.
+  uint32_t turn = 0;
 };
 
 /// When a receiver grants each message that it gets.
@@ -22,7 +22,7 @@ struct Grants {
 
 /// Flow control where senders write into a receiver's `buffers` buffers, of which messages of a
 /// turn use buffer turn % buffers: every message is granted once, when what was at its place before
-/// has been unpacked. A sender counts its grants, by receiver and buffer. Pure.
+/// has been unpacked. Grants to one sender come in the order of turns, for each buffer. Pure.
 ///
 /// Nobody waits in a circle: a message waits only for messages of the same receiver in earlier
 /// rounds, and all ranks go through rounds in one order (transfer/rounds.hpp).

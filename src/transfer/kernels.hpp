@@ -139,18 +139,17 @@ class ScaleBatch {
 };
 
 /// Queues of a device's work (streams on cuda), each in order, that go on side by side. What moves
-/// between devices has its own, so that links are busy while the device copies for itself.
-enum class Lane : uint8_t {
-  kMain,
-  kSendEven,  ///< What is sent, in two lanes: one fills the link while the other ends and begins.
-  kSendOdd,
-  kReceive,
-};
-inline constexpr size_t kLanes = 4;
+/// between devices has its own, so that links are busy while the device copies for itself; two for
+/// each direction, so that one message fills the link while another ends and begins.
+enum class Lane : uint8_t { kMain, kSendEven, kSendOdd, kReceiveEven, kReceiveOdd };
+inline constexpr size_t kLanes = 5;
 
-/// The lane of what is sent in a turn (MessageRound).
+/// The lane of what is sent, or received, in a turn (MessageRound).
 [[nodiscard]] constexpr Lane send_lane(uint32_t turn) {
   return turn % 2 == 0 ? Lane::kSendEven : Lane::kSendOdd;
+}
+[[nodiscard]] constexpr Lane receive_lane(uint32_t turn) {
+  return turn % 2 == 0 ? Lane::kReceiveEven : Lane::kReceiveOdd;
 }
 
 /// The transfer's work on memory that a device reaches. Made by make_kernels; must outlive its

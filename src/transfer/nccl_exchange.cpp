@@ -140,11 +140,12 @@ class NcclExchange final : public Exchange {
     unpacked_.at(turn).hold_back(stream_.get());
     exchange(messages, descriptions_.at(round));
     exchanged_.at(turn).record(stream_.get());
-    exchanged_.at(turn).hold_back(lane(Lane::kReceive));
+    exchanged_.at(turn).hold_back(lane(receive_lane(turn)));
   }
 
   void close(size_t round) override {
-    unpacked_.at(rounds().at(round).turn % kTurns).record(lane(Lane::kReceive));
+    const uint32_t turn = rounds().at(round).turn;
+    unpacked_.at(turn % kTurns).record(lane(receive_lane(turn)));
   }
 
   void wait() override { wait_for(lane(Lane::kMain), describe_all()); }

@@ -4,14 +4,17 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "base/checked.hpp"
 #include "base/log.hpp"
 #include "memory/cuda_check.hpp"
-#include "memory/cuda_driver.hpp"
+#include "memory/cuda_owners.hpp"
 #include "memory/cuda_ranges.hpp"
+#include "transfer/cuda_signals.hpp"
 #include "transfer/fd_exchange.hpp"
 #include "transfer/grants.hpp"
 #include "transfer/staging.hpp"
@@ -22,14 +25,21 @@ namespace {
 constexpr uint32_t kBuffers = Staging::kBuffers;
 static_assert(kBuffers % 2 == 0, "a buffer's messages all go through one lane");
 
-/// How often each buffer of a peer came to something. Wraps around.
-using Counts = std::array<uint32_t, kBuffers>;
+/// By buffer: how far its messages are, as signal_value; grows for ever and wraps around.
+using Progress = std::array<uint32_t, kBuffers>;
 
 /// Signals of one peer, as they lie in a rank's staging memory.
 struct Signals {
-  Counts arrived{};  ///< Messages of the peer that are here.
-  Counts granted{};  ///< Messages that may be written to the peer.
+  Progress arrived{};  ///< The peer's last message that is here.
+  Progress granted{};  ///< The last message that may be written to the peer.
 };
+
+/// More turns than a pass has, so that later passes have larger signals.
+constexpr uint32_t kTurnsOfPass = 1U << 20;
+
+/// What stands for the message of a turn in the first pass; of a buffer's messages, later ones have
+/// larger values.
+constexpr uint32_t signal_value(uint32_t turn) { return turn + 1; }
 
 constexpr uint64_t kMostPeers = Staging::kSignalsBytes / sizeof(Signals);
 
@@ -60,38 +70,33 @@ StagingRecord offer(DeviceRange& range) {
   return record;
 }
 
-/// Signals to write to, or to wait for on, a stream: in one call.
-class SignalBatch {
+/// Signals to set, or to wait for, at each of several points of a pass; ready on the device.
+class SignalPoints {
  public:
-  void write(std::byte* signal, uint32_t value) {
-    auto& operation = operations_.emplace_back();
-    operation.writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
-    operation.writeValue.address = address(signal);
-    operation.writeValue.value = value;
-    // The default also orders it behind all that the stream has written before, for every device.
-    operation.writeValue.flags = CU_STREAM_WRITE_VALUE_DEFAULT;
-  }
+  void add(uint32_t* signal, uint32_t value) { signals_.push_back({signal, value}); }
+  /// Ends a point; the next `add` belongs to the one behind it.
+  void end_point() { ends_.push_back(narrow<uint32_t>(signals_.size())); }
+  void upload(cudaStream_t stream) { on_device_.emplace(std::span(signals_), stream); }
 
-  void wait_for(std::byte* signal, uint32_t value) {
-    auto& operation = operations_.emplace_back();
-    operation.waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
-    operation.waitValue.address = address(signal);
-    operation.waitValue.value = value;
-    operation.waitValue.flags = CU_STREAM_WAIT_VALUE_GEQ;  // as differences: counts may wrap
+  void set(size_t point, uint32_t base, cudaStream_t stream) const {
+    AWEX_CHECK(cuda::launch_set_signals(begin(point), count(point), base, stream),
+               "launch {} signals to inference ranks", count(point));
   }
-
-  void queue(cudaStream_t stream) {
-    if (operations_.empty()) return;
-    AWEX_CHECK(cuStreamBatchMemOp(stream, static_cast<unsigned>(operations_.size()),
-                                  operations_.data(), 0),
-               "queue {} signals between inference ranks", operations_.size());
-    operations_.clear();
+  void await(size_t point, uint32_t base, cudaStream_t stream) const {
+    AWEX_CHECK(cuda::launch_await_signals(begin(point), count(point), base, stream),
+               "launch the wait for {} signals of inference ranks", count(point));
   }
 
  private:
-  static CUdeviceptr address(std::byte* signal) { return reinterpret_cast<CUdeviceptr>(signal); }
+  [[nodiscard]] uint32_t first(size_t point) const { return point == 0 ? 0 : ends_[point - 1]; }
+  [[nodiscard]] const cuda::Signal* begin(size_t point) const {
+    return on_device_->data() + first(point);
+  }
+  [[nodiscard]] uint32_t count(size_t point) const { return ends_[point] - first(point); }
 
-  std::vector<CUstreamBatchMemOpParams> operations_;
+  std::vector<cuda::Signal> signals_;
+  std::vector<uint32_t> ends_;  ///< Of the points, in signals_.
+  std::optional<DeviceArray<cuda::Signal>> on_device_;
 };
 
 class PeerExchange final : public Exchange {
@@ -117,97 +122,112 @@ class PeerExchange final : public Exchange {
 
   void map(uint32_t peer, const CudaMemorySource& source, const StagingRecord& record,
            std::vector<UniqueFd> fds) {
-    auto& mapped = peers_.at(peer).staging;
+    auto& mapped = peers_.at(peer);
     mapped = make_cuda_import(source, fmt::format("messages to inference rank {}", peer),
                               record.bytes, record.chunk_bytes, MappedAccess::kReadWrite);
     mapped->map(std::move(fds));
   }
 
   void prepare(std::vector<MessageRound> rounds) override {
-    grants_ = grants_of(rounds, kBuffers);
+    const auto grants = grants_of(rounds, kBuffers);
+    add_grants(grants.at_begin);
+    for (size_t round = 0; round < rounds.size(); ++round) {
+      check_turn(rounds[round].turn);
+      add_messages(rounds[round]);
+      add_grants(grants.after_round[round]);
+    }
+    for (auto* points : {&to_grant_, &granted_, &to_arrive_, &arrived_}) {
+      points->upload(lane(Lane::kMain));
+    }
     Exchange::prepare(std::move(rounds));
   }
 
   void connect() override {}  // every peer's memory is mapped
 
   [[nodiscard]] std::byte* outbox(uint32_t peer, uint32_t turn) const override {
-    return peers_.at(peer).staging->data() + turn % kBuffers * kMessageBufferBytes;
+    return peers_.at(peer)->data() + turn % kBuffers * kMessageBufferBytes;
   }
   [[nodiscard]] const std::byte* inbox(uint32_t turn) const override {
     return staging_.buffer(turn % kBuffers);
   }
 
-  void begin() override { grant(grants_.at_begin); }
-
-  void open(size_t round) override {
-    const auto& [turn, sends, receives] = rounds()[round];
-    for (const auto& message : sends) {
-      const uint32_t count = ++peers_[message.peer].sending[turn % kBuffers];
-      sending_.wait_for(own(message.peer, &Signals::granted, turn), count);
-    }
-    sending_.queue(lane(send_lane(turn)));
+  // Each signal is queued before any wait that it lets end, on whatever rank: so it does not matter
+  // where a call of the driver waits for what is queued so far.
+  void begin() override {
+    base_ += kTurnsOfPass;
+    to_grant_.set(0, base_, lane(Lane::kReceiveEven));
   }
-
+  void open(size_t round) override { granted_.await(round, base_, send_stream(round)); }
   void deliver(size_t round) override {
-    const auto& [turn, sends, receives] = rounds()[round];
-    for (const auto& message : sends) {
-      const uint32_t count = peers_[message.peer].sending[turn % kBuffers];
-      sending_.write(of(message.peer, &Signals::arrived, turn), count);
-    }
-    sending_.queue(lane(send_lane(turn)));
-    for (const auto& message : receives) {
-      const uint32_t count = ++peers_[message.peer].receiving[turn % kBuffers];
-      receiving_.wait_for(own(message.peer, &Signals::arrived, turn), count);
-    }
-    receiving_.queue(lane(Lane::kReceive));
+    to_arrive_.set(round, base_, send_stream(round));
+    arrived_.await(round, base_, receive_stream(round));
   }
-
-  /// Queued with the waits of the next round, which there is: it has the granted messages.
-  void close(size_t round) override { grant(grants_.after_round[round]); }
+  void close(size_t round) override { to_grant_.set(round + 1, base_, receive_stream(round)); }
 
   void wait() override { kernels_.wait(describe_all(), job_.deadline(), job_); }
   [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
 
  private:
-  struct Mapped {
-    std::unique_ptr<ImportedRange> staging;  ///< None of this rank itself.
-    Counts sending{};                        ///< Messages to it that were queued.
-    Counts receiving{};                      ///< Messages from it that are waited for.
-    Counts granting{};                       ///< Messages from it that were granted.
-  };
-
   [[nodiscard]] cudaStream_t lane(Lane lane) const {
     return static_cast<cudaStream_t>(kernels_.stream(lane));
   }
 
-  static std::byte* signal(std::byte* staging, uint32_t peer, Counts Signals::*kind,
-                           uint32_t turn) {
+  static uint32_t* signal(std::byte* staging, uint32_t peer, Progress Signals::*kind,
+                          uint32_t turn) {
     auto* all = reinterpret_cast<Signals*>(staging + Staging::kSignalsOffset);
-    return reinterpret_cast<std::byte*>(&(all[peer].*kind)[turn % kBuffers]);
+    return (all[peer].*kind).data() + turn % kBuffers;
   }
   /// This rank's signal about a peer.
-  [[nodiscard]] std::byte* own(uint32_t peer, Counts Signals::*kind, uint32_t turn) const {
+  [[nodiscard]] uint32_t* own(uint32_t peer, Progress Signals::*kind, uint32_t turn) const {
     return signal(staging_.buffer(0), peer, kind, turn);
   }
   /// A peer's signal about this rank.
-  [[nodiscard]] std::byte* of(uint32_t peer, Counts Signals::*kind, uint32_t turn) const {
-    return signal(peers_[peer].staging->data(), me_, kind, turn);
+  [[nodiscard]] uint32_t* of(uint32_t peer, Progress Signals::*kind, uint32_t turn) const {
+    return signal(peers_.at(peer)->data(), me_, kind, turn);
   }
 
-  void grant(const std::vector<Grant>& grants) {
-    for (const auto& [peer, buffer] : grants) {
-      receiving_.write(of(peer, &Signals::granted, buffer), ++peers_[peer].granting[buffer]);
+  [[nodiscard]] cudaStream_t send_stream(size_t round) const {
+    return lane(send_lane(rounds()[round].turn));
+  }
+  [[nodiscard]] cudaStream_t receive_stream(size_t round) const {
+    return lane(receive_lane(rounds()[round].turn));
+  }
+
+  static void check_turn(uint32_t turn) {
+    if (signal_value(turn) < kTurnsOfPass) return;
+    throw runtime_error(fmt::format("more than {} messages to one rank are too many", turn),
+                        "--exchange nccl has no such limit");
+  }
+
+  void add_messages(const MessageRound& round) {
+    const uint32_t value = signal_value(round.turn);
+    for (const auto& message : round.sends) {
+      granted_.add(own(message.peer, &Signals::granted, round.turn), value);
+      to_arrive_.add(of(message.peer, &Signals::arrived, round.turn), value);
     }
+    for (const auto& message : round.receives) {
+      arrived_.add(own(message.peer, &Signals::arrived, round.turn), value);
+    }
+    for (auto* points : {&granted_, &to_arrive_, &arrived_}) points->end_point();
+  }
+
+  void add_grants(const std::vector<Grant>& grants) {
+    for (const auto& [peer, turn] : grants) {
+      to_grant_.add(of(peer, &Signals::granted, turn), signal_value(turn));
+    }
+    to_grant_.end_point();
   }
 
   Job& job_;
   Kernels& kernels_;
   uint32_t me_;  ///< Role rank.
   Staging staging_;
-  std::vector<Mapped> peers_;  ///< By role rank.
-  Grants grants_;
-  SignalBatch sending_;    ///< To be queued on a lane of what is sent,
-  SignalBatch receiving_;  ///< and on that of what is received.
+  std::vector<std::unique_ptr<ImportedRange>> peers_;  ///< Their staging memory, by role rank.
+  SignalPoints to_grant_;   ///< What is granted at the begin, then by round.
+  SignalPoints granted_;    ///< By round.
+  SignalPoints to_arrive_;  ///< By round.
+  SignalPoints arrived_;    ///< By round.
+  uint32_t base_ = 0;       ///< Of this pass's signals.
 };
 
 /// All pairs of ranks in one order, so that none waits for another in a circle.

@@ -19,10 +19,10 @@ namespace awex {
 /// which must know its peers; there must be no unreachable one. `kernels` must be cuda's; all
 /// arguments must outlive the exchange.
 ///
-/// Both ends keep in step by signals, numbers in device memory that only grow: streams write them
-/// to the other end (arrived, granted: transfer/grants.hpp) and wait for their own, without a host
-/// or a multiprocessor that looks on. After a failure streams may wait for ever: end the process,
-/// do not destroy the exchange's memory.
+/// Both ends keep in step by signals, numbers in device memory that only grow: small kernels on the
+/// lanes tell the other end that a message has arrived or that its place is free (granted:
+/// transfer/grants.hpp), and wait for such; no host looks on. After a failure lanes may wait for
+/// ever: end the process, do not destroy the exchange.
 [[nodiscard]] std::unique_ptr<Exchange> make_peer_exchange(Job& job, Device& device,
                                                            Kernels& kernels);
 

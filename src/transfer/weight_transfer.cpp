@@ -161,7 +161,7 @@ void WeightTransfer::prepare_round(const Round& round) {
     }
   }
   ready.pack = kernels_.prepare_copies_on(send_lane(round.turn), packs);
-  ready.unpack = kernels_.prepare_copies_on(Lane::kReceive, unpacks);
+  ready.unpack = kernels_.prepare_copies_on(receive_lane(round.turn), unpacks);
   rounds_.push_back(std::move(ready));
 }
 
@@ -183,7 +183,6 @@ WrongElement WeightTransfer::element_at(uint64_t offset) const {
 
 void WeightTransfer::exchange_all(void (CopyBatch::*unpack)()) {
   if (rounds_.empty()) return;
-  kernels_.fork();
   exchange_.begin();
   for (size_t i = 0; i < rounds_.size(); ++i) {
     exchange_.open(i);
@@ -196,6 +195,7 @@ void WeightTransfer::exchange_all(void (CopyBatch::*unpack)()) {
 }
 
 void WeightTransfer::copy() {
+  if (!rounds_.empty()) kernels_.fork();
   // Queued first, for the rounds' host may wait; but links and what serves them have priority.
   if (proven_) {
     proven_->run();
@@ -212,6 +212,7 @@ void WeightTransfer::copy() {
 }
 
 std::optional<WrongElement> WeightTransfer::compare() {
+  if (!rounds_.empty()) kernels_.fork();
   plain_->compare();
   exchange_all(&CopyBatch::compare);
   exchange_.wait();

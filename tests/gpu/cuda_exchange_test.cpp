@@ -99,7 +99,7 @@ void check_exchange(GpuBench& bench, Exchange& exchange, uint32_t me) {
                               incoming.data() + slot(ranks, turn, m.peer), m.bytes));
     }
     ready.push_back({bench.kernels->prepare_copies_on(send_lane(turn), packs),
-                     bench.kernels->prepare_copies_on(Lane::kReceive, unpacks)});
+                     bench.kernels->prepare_copies_on(receive_lane(turn), unpacks)});
   }
   for (uint64_t pass = 0; pass < 4; ++pass) {
     CAPTURE(pass);

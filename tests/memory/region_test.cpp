@@ -105,10 +105,6 @@ class FakeQueue final : public CopyQueue {
     script_.call("copy", bytes);
     pending_.push_back({to, from, bytes, 0});
   }
-  void copy_by_kernel(std::byte* device, const std::byte* host, uint64_t bytes) override {
-    script_.call("kernel", bytes);
-    pending_.push_back({device, host, bytes, 0});
-  }
   void fill_zero(std::byte* /*device*/, uint64_t /*bytes*/) override { FAIL("not asked for"); }
   Mark mark() override {
     ++marks_;
@@ -182,11 +178,10 @@ struct Fixture {
   std::unique_ptr<CopyQueue> queue = device.make_queue();
   NoMonitor monitor;
   Deadline deadline{Seconds(60)};
-  uint64_t contended_bytes = 0;  ///< Of resumes.
 
   RegionChange take() { return region.take(deadline, monitor); }
   RegionChange offload() { return region.offload(*queue, deadline, monitor); }
-  RegionChange resume() { return region.resume(*queue, deadline, monitor, {}, contended_bytes); }
+  RegionChange resume() { return region.resume(*queue, deadline, monitor); }
 
   void take_and_fill() {
     take();
@@ -389,35 +384,6 @@ TEST_CASE("chunks arrive one by one, each whole, before those behind are waited 
                                  "arrived 2", "wait 8", "arrived 3"});
 }
 
-TEST_CASE("the first bytes of a resume go by kernel, as many as are contended") {
-  struct Row {
-    uint64_t contended_bytes;
-    std::vector<std::string> copies;
-  };
-  const Row rows[] = {
-      {0, {"copy 16", "copy 16", "copy 16", "copy 7"}},
-      {8, {"kernel 8", "copy 8", "copy 16", "copy 16", "copy 7"}},
-      {16, {"kernel 16", "copy 16", "copy 16", "copy 7"}},
-      {40, {"kernel 16", "kernel 16", "kernel 8", "copy 8", "copy 7"}},
-      {Fixture::kBytes - 1, {"kernel 16", "kernel 16", "kernel 16", "kernel 6", "copy 1"}},
-      {Fixture::kBytes, {"kernel 16", "kernel 16", "kernel 16", "kernel 7"}},
-      {~uint64_t{0}, {"kernel 16", "kernel 16", "kernel 16", "kernel 7"}}};
-  for (const auto& row : rows) {
-    CAPTURE(row.contended_bytes);
-    Fixture f;
-    f.take_and_fill();
-    f.offload();
-    f.script.calls.clear();
-    f.contended_bytes = row.contended_bytes;
-    CHECK(f.resume().moved_bytes == Fixture::kBytes);
-    CHECK(f.is_whole());
-    std::erase_if(f.script.calls, [](const auto& call) {
-      return call.starts_with("take") || call.starts_with("wait");
-    });
-    CHECK(f.script.calls == row.copies);
-  }
-}
-
 TEST_CASE("host memory that was prepared is not made again") {
   Fixture f;
   f.region.prepare_backup();
@@ -528,14 +494,13 @@ TEST_CASE("a failed offload can be repeated to its end") {
 }
 
 TEST_CASE("a failed resume keeps the bytes in host memory and can be repeated") {
-  for (const std::string kind : {"take", "copy", "wait", "kernel"}) {
+  for (const auto* kind : {"take", "copy", "wait"}) {
     for (int after = 0; after < 4; ++after) {
       CAPTURE(kind);
       CAPTURE(after);
       Fixture f;
       f.take_and_fill();
       f.offload();
-      if (kind == "kernel") f.contended_bytes = Fixture::kBytes;
       f.fail(kind, after);
       CHECK_THROWS_AS(f.resume(), Error);
       CHECK(f.region.state() == RegionState::kResuming);
@@ -565,15 +530,14 @@ TEST_CASE("errors of the device and the monitor come with the tag") {
 }
 
 TEST_CASE("no sequence of calls and failures loses a byte") {
-  const char* const kinds[] = {"take", "release", "host", "copy", "kernel", "wait"};
+  const char* const kinds[] = {"take", "release", "host", "copy", "wait"};
   for (uint32_t seed = 0; seed < 300; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
     Fixture f;
     f.take_and_fill();
     for (int i = 0; i < 20; ++i) {
-      if (random() % 2 == 0) f.fail(kinds[random() % 6], static_cast<int>(random() % 5));
-      f.contended_bytes = random() % (Fixture::kBytes + 1);
+      if (random() % 2 == 0) f.fail(kinds[random() % 5], static_cast<int>(random() % 5));
       try {
         random() % 2 == 0 ? f.offload() : f.resume();
       } catch (const Error&) {  // the failure, or an offload while resuming

@@ -237,7 +237,7 @@ MessageRound messages_of(const Round& round) {
 }
 
 /// Lets senders write into the receivers' buffers as they are granted. Every rank packs the rounds
-/// of even and those of odd turns in two queues, and unpacks all in a third.
+/// of even and those of odd turns in two queues, and unpacks them in two others.
 class GrantedCluster {
  public:
   GrantedCluster(const World& world, uint64_t buffer_bytes, uint32_t buffers)
@@ -258,18 +258,21 @@ class GrantedCluster {
     copy_local(world_, targets_);
     for (auto& rank : ranks_) {
       rank.packed = {};
-      rank.unpacked = 0;
+      rank.unpacked = {};
+      rank.granted.clear();
     }
     for (uint32_t rank = 0; rank < ranks_.size(); ++rank) grant(rank, ranks_[rank].grants.at_begin);
     for (bool moved = true; moved;) {
       moved = false;
       for (uint32_t rank = 0; rank < ranks_.size(); ++rank) {
         for (const uint32_t queue : {1U, 0U}) moved = write_round(rank, queue) || moved;
-        moved = read_round(rank) || moved;
+        for (const uint32_t queue : {1U, 0U}) moved = read_round(rank, queue) || moved;
       }
     }
-    for (const auto& rank : ranks_) {
-      if (rank.unpacked < rank.rounds.size()) return false;
+    for (auto& rank : ranks_) {
+      for (const uint32_t queue : {0U, 1U}) {
+        if (next(rank, rank.unpacked, queue) != nullptr) return false;
+      }
     }
     return true;
   }
@@ -282,47 +285,54 @@ class GrantedCluster {
     std::vector<Round> rounds;
     Grants grants;
     std::array<size_t, 2> packed{};  ///< Rounds gone through, by queue.
-    size_t unpacked = 0;
-    std::map<Buffer, uint64_t> granted;  ///< To it, by receiver.
-    std::map<Buffer, uint64_t> written;
-    std::map<Buffer, Memory> arrived;                          ///< By sender.
+    std::array<size_t, 2> unpacked{};
+    std::map<Buffer, uint32_t> granted;  ///< To it, by receiver: turns before this one.
+    std::map<Buffer, Memory> arrived;    ///< By sender.
     std::map<std::pair<uint32_t, uint64_t>, uint32_t> places;  ///< Sender of what lies there.
   };
 
   void grant(uint32_t receiver, const std::vector<Grant>& grants) {
-    for (const auto& [peer, buffer] : grants) ++ranks_[peer].granted[{receiver, buffer}];
+    for (const auto& [peer, turn] : grants) {
+      uint32_t& granted = ranks_[peer].granted[{receiver, turn % buffers_}];
+      CHECK(granted <= turn);
+      granted = turn + 1;
+    }
+  }
+
+  /// The queue's next round, null at its end.
+  static const Round* next(const Rank& rank, std::array<size_t, 2>& at, uint32_t queue) {
+    size_t& index = at.at(queue);
+    while (index < rank.rounds.size() && rank.rounds[index].turn % 2 != queue) ++index;
+    return index < rank.rounds.size() ? &rank.rounds[index] : nullptr;
   }
 
   bool write_round(uint32_t me, uint32_t queue) {
     Rank& rank = ranks_[me];
-    size_t& at = rank.packed.at(queue);
-    while (at < rank.rounds.size() && rank.rounds[at].turn % 2 != queue) ++at;
-    if (at == rank.rounds.size()) return false;
-    const uint32_t buffer = rank.rounds[at].turn % buffers_;
-    for (const auto& message : rank.rounds[at].sends) {
-      const Buffer to{message.peer, buffer};
-      if (rank.granted[to] <= rank.written[to]) return false;
+    const Round* round = next(rank, rank.packed, queue);
+    if (round == nullptr) return false;
+    const uint32_t buffer = round->turn % buffers_;
+    for (const auto& message : round->sends) {
+      if (rank.granted[{message.peer, buffer}] <= round->turn) return false;
     }
-    for (const auto& message : rank.rounds[at].sends) {
-      ++rank.written[{message.peer, buffer}];
+    for (const auto& message : round->sends) {
       Rank& receiver = ranks_[message.peer];
       // Nothing lies there that was not unpacked.
       REQUIRE(receiver.places.emplace(std::pair(buffer, message.offset), me).second);
       receiver.arrived[{me, buffer}] = pack(message, source_beside(world_, me));
     }
-    ++at;
+    ++rank.packed.at(queue);
     return true;
   }
 
-  bool read_round(uint32_t me) {
+  bool read_round(uint32_t me, uint32_t queue) {
     Rank& rank = ranks_[me];
-    if (rank.unpacked == rank.rounds.size()) return false;
-    const Round& round = rank.rounds[rank.unpacked];
-    const uint32_t buffer = round.turn % buffers_;
-    for (const auto& message : round.receives) {
+    const Round* round = next(rank, rank.unpacked, queue);
+    if (round == nullptr) return false;
+    const uint32_t buffer = round->turn % buffers_;
+    for (const auto& message : round->receives) {
       if (rank.arrived.count({message.peer, buffer}) == 0) return false;
     }
-    for (const auto& message : round.receives) {
+    for (const auto& message : round->receives) {
       const auto packed = rank.arrived.extract({message.peer, buffer});
       const auto place = rank.places.extract({buffer, message.offset});
       REQUIRE(place);
@@ -330,7 +340,7 @@ class GrantedCluster {
       REQUIRE(packed.mapped().size() == message.bytes);
       unpack(message, packed.mapped(), targets_[me]);
     }
-    grant(me, rank.grants.after_round.at(rank.unpacked++));
+    grant(me, rank.grants.after_round.at(rank.unpacked.at(queue)++));
     return true;
   }
 
