@@ -1,6 +1,7 @@
 #include "memory/region.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <optional>
 #include <utility>
 
@@ -117,7 +118,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     std::optional<InFlight> behind;
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (chunks_[chunk].bytes_in_host) {
-        if (chunks_[chunk].is_taken) release_chunks(chunk, 1);
+        if (range_->is_taken(chunk)) release_chunks(chunk, 1);
         continue;
       }
       if (!chunks_[chunk].host) {
@@ -148,7 +149,7 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (!chunks_[chunk].bytes_in_host) continue;
       monitor.poll();
-      if (!chunks_[chunk].is_taken) {
+      if (!range_->is_taken(chunk)) {
         reserve(chunk, deadline, monitor);
         take_reserved(chunk, 1);
       }
@@ -221,13 +222,19 @@ void Region::take_reserved(uint64_t first, uint64_t count) {
     if (ledger_ != nullptr) ledger_->release(range_->chunking().held_bytes(first, count));
     throw;
   }
-  for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = true;
 }
 
+/// Unbooks what is no longer taken, also when giving it back has failed.
 void Region::release_chunks(uint64_t first, uint64_t count) {
-  range_->release_chunks(first, count);
-  for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = false;
-  if (ledger_ != nullptr) ledger_->release(range_->chunking().held_bytes(first, count));
+  const uint64_t held = range_->held_bytes();
+  std::exception_ptr failure;
+  try {
+    range_->release_chunks(first, count);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (ledger_ != nullptr) ledger_->release(held - range_->held_bytes());
+  if (failure) std::rethrow_exception(failure);
 }
 
 /// Sizes of the host blocks that chunks have none of.

@@ -132,7 +132,6 @@ class Region {
 
  private:
   struct Chunk {
-    bool is_taken = false;       ///< Has device memory.
     bool bytes_in_host = false;  ///< Host memory is where its bytes are surely whole.
     std::unique_ptr<HostBlock> host;
   };
