@@ -5,6 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/log.hpp"
+
 namespace awex {
 namespace {
 
@@ -70,7 +72,7 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
     // A resume that failed may end as resident as well, but not by a take, which brings no bytes.
     if (state_ != RegionState::kDiscarded) throw illegal_move(RegionState::kResident);
     enter(RegionState::kResident);
-    uint64_t taken = 0;
+    uint64_t taken = taken_chunks();
     try {
       while (taken < chunks_.size()) {
         reserve(taken, deadline, monitor);
@@ -81,7 +83,11 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
       }
     } catch (...) {
       state_ = RegionState::kDiscarded;
-      if (taken > 0) release_chunks(0, taken);
+      try {
+        if (taken > 0) release_chunks(0, taken);
+      } catch (const std::exception& error) {
+        log::warning(fmt::format("after a failed take: {}", error.what()));
+      }
       throw;
     }
     return {.changed = true};
@@ -89,12 +95,10 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
 }
 
 RegionChange Region::discard() {
-  if (state_ == RegionState::kDiscarded) return {};
+  if (state_ == RegionState::kDiscarded && held_bytes() == 0) return {};
   return about_tag(tag_, [&]() -> RegionChange {
-    if (!is_legal_move(state_, RegionState::kDiscarded))
-      throw illegal_move(RegionState::kDiscarded);
-    release_chunks(0, chunks_.size());
     enter(RegionState::kDiscarded);
+    release_chunks(0, taken_chunks());
     return {.changed = true};
   });
 }
@@ -222,6 +226,13 @@ void Region::take_reserved(uint64_t first, uint64_t count) {
     if (ledger_ != nullptr) ledger_->release(range_->chunking().held_bytes(first, count));
     throw;
   }
+}
+
+/// How many of a discarded or resident region's chunks are taken: the first ones.
+uint64_t Region::taken_chunks() const {
+  uint64_t taken = 0;
+  while (taken < chunks_.size() && range_->is_taken(taken)) ++taken;
+  return taken;
 }
 
 /// Unbooks what is no longer taken, also when giving it back has failed.

@@ -485,6 +485,50 @@ TEST_CASE("taking is all or nothing, in the books as well") {
   }
 }
 
+TEST_CASE(
+    "a take that cannot give back tells why it failed, and the next call goes on from there") {
+  for (const std::string kind : {"release", "free"}) {
+    for (const bool discards : {false, true}) {
+      CAPTURE(kind);
+      CAPTURE(discards);
+      TightFixture f;
+      f.script.fail_after = {{"take", 1}, {kind, 0}};
+      CHECK_THROWS_WITH_AS(f.region.take(f.deadline, f), "scripted failure of take", Error);
+      const uint64_t kept = kind == "release" ? 2 : 0;
+      CHECK(f.region.state() == RegionState::kDiscarded);
+      CHECK(f.region.held_bytes() == kept * kFakeChunk);
+      CHECK(f.booked() == f.region.held_bytes());
+      if (discards) {
+        CHECK(f.region.discard().changed == (kept > 0));
+        CHECK(f.region.held_bytes() == 0);
+        CHECK(f.booked() == 0);
+      }
+      f.script.calls.clear();
+      CHECK(f.region.take(f.deadline, f).changed);
+      CHECK(f.script.calls ==
+            std::vector<std::string>{kept > 0 && !discards ? "take 2-3" : "take 0-3"});
+      CHECK(f.booked() == 4 * kFakeChunk);
+    }
+  }
+}
+
+TEST_CASE("a discard that fails ends in the state that the range is in, and can be repeated") {
+  for (const std::string kind : {"release", "free"}) {
+    CAPTURE(kind);
+    TightFixture f;
+    f.region.take(f.deadline, f);
+    f.script.fail_after = {{kind, 0}};
+    CHECK_THROWS_AS(f.region.discard(), Error);
+    CHECK(f.region.state() == RegionState::kDiscarded);
+    CHECK(f.booked() == f.region.held_bytes());
+    CHECK(f.region.discard().changed == (kind == "release"));
+    CHECK(f.region.held_bytes() == 0);
+    CHECK(f.booked() == 0);
+    CHECK(f.region.take(f.deadline, f).changed);
+    CHECK(f.booked() == 4 * kFakeChunk);
+  }
+}
+
 TEST_CASE("the books hold what the range does, whatever fails in giving it back") {
   for (const std::string kind : {"release", "free"}) {
     for (int after = 0; after < 4; ++after) {
