@@ -123,14 +123,16 @@ class HostRange final : public DeviceRange {
 
  protected:
   void do_take(uint64_t first, uint64_t count) override {
-    // Pages are taken here, where a lack of memory is an error and not a SIGBUS in a later copy.
-    if (allocate(first, count, 0) != 0) {
-      const int error = errno;
-      static_cast<void>(allocate(first, count, kFree));  // what it took before it failed
-      errno = error;
-      fail("take " + chunking().describe(first, count), "fallocate", kMemoryHint);
+    try {
+      // Pages are taken here, where a lack of memory is an error and not a SIGBUS in a later copy.
+      if (allocate(first, count, 0) != 0) {
+        fail("take " + chunking().describe(first, count), "fallocate", kMemoryHint);
+      }
+      set_access(first, count, PROT_READ | PROT_WRITE);
+    } catch (...) {
+      static_cast<void>(allocate(first, count, kFree));  // what was taken before it failed
+      throw;
     }
-    set_access(first, count, PROT_READ | PROT_WRITE);
   }
 
   void do_detach(uint64_t first, uint64_t count) override {
