@@ -56,24 +56,14 @@ void TrainerMember::load() {
 
 uint64_t TrainerMember::offload(Tag tag, bool proven) {
   finish_warm_up(*region(tag));
-  if (!proven) return region(tag)->offload(queue_, job_.deadline(), job_).moved_bytes;
-  auto& going = proof(tag);
-  going.begin();
-  const auto change = region(tag)->offload(queue_, job_.deadline(), job_, [&](uint64_t chunk) {
-    going.add(chunk);
-    going.wait(job_.deadline(), job_);
-  });
-  going.finish_record(job_.deadline(), job_);
+  const auto change = proven ? proof(tag).offload(queue_, job_.deadline(), job_)
+                             : region(tag)->offload(queue_, job_.deadline(), job_);
   return change.moved_bytes;
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {
-  if (!proven) return region(tag)->resume(queue_, job_.deadline(), job_).moved_bytes;
-  auto& coming = proof(tag);
-  coming.begin();
-  const auto change = region(tag)->resume(queue_, job_.deadline(), job_,
-                                          [&](uint64_t chunk) { coming.add(chunk); });
-  coming.finish_check(job_.deadline(), job_);
+  const auto change = proven ? proof(tag).resume(queue_, job_.deadline(), job_)
+                             : region(tag)->resume(queue_, job_.deadline(), job_);
   return change.moved_bytes;
 }
 

@@ -51,10 +51,10 @@ class PhysicalMemory {
 
   [[nodiscard]] CUmemGenericAllocationHandle get() const { return handle_.value(); }
 
-  void release(const std::string& what) {
-    if (!handle_) return;
-    AWEX_CHECK(cuMemRelease(*handle_), "release {}", what);
-    handle_.reset();
+  /// Gives the reference up, whatever the driver answers.
+  [[nodiscard]] CUresult release() {
+    const auto handle = std::exchange(handle_, std::nullopt);
+    return handle ? cuMemRelease(*handle) : CUDA_SUCCESS;
   }
 
  private:
@@ -149,42 +149,41 @@ class CudaRange final : public DeviceRange {
 
   [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
 
-  void take_chunks(uint64_t first, uint64_t count) override {
-    expect(first, count, false);
+ protected:
+  void do_take(uint64_t first, uint64_t count) override {
     std::vector<Chunk> taken;
     taken.reserve(count);
     for (uint64_t chunk = first; chunk < first + count; ++chunk) {
       taken.push_back(map_new_memory(chunk));
     }
-    const uint64_t bytes = chunking().held_bytes(first, count);
-    AWEX_CHECK(allow(address_of(first), bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+    AWEX_CHECK(allow(address_of(first), chunking().held_bytes(first, count), device_,
+                     CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
                "make {} accessible (cuMemSetAccess)", chunking().describe(first, count));
     for (uint64_t i = 0; i < count; ++i) chunks_[first + i].emplace(std::move(taken[i]));
-    held_bytes_ += bytes;
   }
 
-  void release_chunks(uint64_t first, uint64_t count) override {
-    expect(first, count, true);
-    const uint64_t bytes = chunking().held_bytes(first, count);
-    AWEX_CHECK(cuMemUnmap(address_of(first), bytes), "unmap {}", chunking().describe(first, count));
-    // Without their mappings the chunks are gone, whatever becomes of the rest.
-    std::vector<PhysicalMemory> memory;
-    memory.reserve(count);
-    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
-      chunks_[chunk]->mapping.forget();
-      memory.push_back(std::move(chunks_[chunk]->memory));
-      chunks_[chunk].reset();
+  void do_detach(uint64_t first, uint64_t count) override {
+    AWEX_CHECK(cuMemUnmap(address_of(first), chunking().held_bytes(first, count)), "unmap {}",
+               chunking().describe(first, count));
+    for (uint64_t i = 0; i < count; ++i) chunks_[first + i]->mapping.forget();
+  }
+
+  void do_free(uint64_t first, uint64_t count) override {
+    auto failure = CUDA_SUCCESS;
+    for (uint64_t i = 0; i < count; ++i) {
+      auto memory = std::move(chunks_[first + i]->memory);
+      chunks_[first + i].reset();
+      const auto result = memory.release();
+      if (failure == CUDA_SUCCESS) failure = result;
     }
-    held_bytes_ -= bytes;
-    for (uint64_t i = 0; i < count; ++i) memory[i].release(chunking().describe(first + i, 1));
+    if (failure == CUDA_SUCCESS) return;
+    throw_failed_call("release " + chunking().describe(first, count), "cuMemRelease",
+                      CallResult<CUresult>::describe(failure));
   }
 
-  [[nodiscard]] uint64_t held_bytes() const override { return held_bytes_; }
-
-  [[nodiscard]] std::vector<int> export_fds() override {
+  [[nodiscard]] std::vector<int> do_export() override {
     std::vector<int> fds;
-    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-      expect(chunk, 1, true);
+    for (uint64_t chunk = 0; chunk < chunks(); ++chunk) {
       auto& held = *chunks_[chunk];
       if (!held.fd.valid()) held.fd = export_chunk(chunk);
       fds.push_back(held.fd.get());
@@ -198,15 +197,6 @@ class CudaRange final : public DeviceRange {
     MemoryMapping mapping;
     UniqueFd fd;
   };
-
-  void expect(uint64_t first, uint64_t count, bool taken) const {
-    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
-      if (chunk < chunks_.size() && chunks_[chunk].has_value() == taken) continue;
-      throw runtime_error(
-          fmt::format("{} is not {}", chunking().describe(chunk, 1), taken ? "taken" : "free"),
-          "this is a fault of awex-colocate: please report it");
-    }
-  }
 
   [[nodiscard]] CUdeviceptr address_of(uint64_t chunk) const {
     return addresses_.address() + chunking().begin(chunk);
@@ -232,7 +222,6 @@ class CudaRange final : public DeviceRange {
   int device_;
   ReservedAddresses addresses_;
   std::vector<std::optional<Chunk>> chunks_;
-  uint64_t held_bytes_ = 0;
 };
 
 class CudaImport final : public ImportedRange {

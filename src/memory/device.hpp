@@ -34,7 +34,8 @@ struct DeviceMemory {
 };
 
 /// A range of device addresses that never changes, backed chunk by chunk with physical memory that
-/// comes and goes. Owns addresses and memory. Not thread safe.
+/// comes and goes. Owns addresses and memory, and keeps the one book of which chunks are taken. Not
+/// thread safe.
 class DeviceRange {
  public:
   DeviceRange(const DeviceRange&) = delete;
@@ -52,22 +53,39 @@ class DeviceRange {
   /// Backs `count` (> 0) chunks from chunk `first` on, none of which is taken, with physical
   /// memory, of undefined content on cuda, and makes them accessible: all or none. Many at once
   /// cost less than each alone.
-  virtual void take_chunks(uint64_t first, uint64_t count) = 0;
+  void take_chunks(uint64_t first, uint64_t count);
   /// Gives the physical memory of `count` (> 0) taken chunks back. No device work on it may be in
-  /// flight.
-  virtual void release_chunks(uint64_t first, uint64_t count) = 0;
-  /// Physical bytes held now.
-  [[nodiscard]] virtual uint64_t held_bytes() const = 0;
+  /// flight. After a throw either all of them are taken still, with their bytes, and the call may
+  /// be repeated; or none is, and there is nothing to repeat: the device failed to free what no
+  /// address leads to any more. `is_taken` tells.
+  void release_chunks(uint64_t first, uint64_t count);
+  [[nodiscard]] bool is_taken(uint64_t chunk) const { return taken_.at(chunk); }
+  /// Physical bytes of the taken chunks.
+  [[nodiscard]] uint64_t held_bytes() const;
 
-  /// One descriptor a chunk that another process can map; every chunk must be backed. They stay
+  /// One descriptor a chunk that another process can map; every chunk must be taken. They stay
   /// valid until the chunk is released; the range owns them.
-  [[nodiscard]] virtual std::vector<int> export_fds() = 0;
+  [[nodiscard]] std::vector<int> export_fds();
 
  protected:
-  explicit DeviceRange(Chunking chunking) : chunking_(std::move(chunking)) {}
+  explicit DeviceRange(Chunking chunking)
+      : chunking_(std::move(chunking)), taken_(chunking_.count(), false) {}
+
+  /// The mechanism of the calls above, for chunks that are as they must be.
+  virtual void do_take(uint64_t first, uint64_t count) = 0;  ///< All or none.
+  /// Ends the chunks' use: frees them, or leaves that to `do_free`, which follows. After a throw
+  /// they are as they were.
+  virtual void do_detach(uint64_t first, uint64_t count) = 0;
+  /// Frees what was detached. Tries all of it before it throws.
+  virtual void do_free(uint64_t /*first*/, uint64_t /*count*/) {}
+  [[nodiscard]] virtual std::vector<int> do_export() = 0;
 
  private:
+  void expect(uint64_t first, uint64_t count, bool taken) const;
+  void note(uint64_t first, uint64_t count, bool taken) noexcept;
+
   Chunking chunking_;
+  std::vector<bool> taken_;
 };
 
 /// Another process's range, mapped here; read-only but where it was reserved otherwise. The address

@@ -107,7 +107,6 @@ class HostRange final : public DeviceRange {
  public:
   HostRange(Chunking chunking, RangeFds& living)
       : DeviceRange(std::move(chunking)),
-        taken_(chunks(), false),
         fd_(make_memfd(this->chunking().name, held_bytes_for(bytes()))),
         mapping_(map_memory(fmt::format("\"{}\"", this->chunking().name), held_bytes_for(bytes()),
                             PROT_NONE, fd_.get())),
@@ -122,22 +121,21 @@ class HostRange final : public DeviceRange {
 
   [[nodiscard]] std::byte* data() const override { return mapping_.data(); }
 
-  void take_chunks(uint64_t first, uint64_t count) override {
-    expect(first, count, false);
-    // Pages are taken here, where a lack of memory is an error and not a SIGBUS in a later copy.
-    if (allocate(first, count, 0) != 0) {
-      const int error = errno;
-      static_cast<void>(allocate(first, count, kFree));  // what it took before it failed
-      errno = error;
-      fail("take " + chunking().describe(first, count), "fallocate", kMemoryHint);
+ protected:
+  void do_take(uint64_t first, uint64_t count) override {
+    try {
+      // Pages are taken here, where a lack of memory is an error and not a SIGBUS in a later copy.
+      if (allocate(first, count, 0) != 0) {
+        fail("take " + chunking().describe(first, count), "fallocate", kMemoryHint);
+      }
+      set_access(first, count, PROT_READ | PROT_WRITE);
+    } catch (...) {
+      static_cast<void>(allocate(first, count, kFree));  // what was taken before it failed
+      throw;
     }
-    set_access(first, count, PROT_READ | PROT_WRITE);
-    std::fill_n(taken_.begin() + static_cast<ptrdiff_t>(first), count, true);
-    held_bytes_ += chunking().held_bytes(first, count);
   }
 
-  void release_chunks(uint64_t first, uint64_t count) override {
-    expect(first, count, true);
+  void do_detach(uint64_t first, uint64_t count) override {
     // The order keeps the bytes reachable when either call fails.
     set_access(first, count, PROT_NONE);
     if (allocate(first, count, kFree) != 0) {
@@ -145,29 +143,15 @@ class HostRange final : public DeviceRange {
       set_access(first, count, PROT_READ | PROT_WRITE);
       throw errno_error("release " + chunking().describe(first, count), "fallocate", error);
     }
-    std::fill_n(taken_.begin() + static_cast<ptrdiff_t>(first), count, false);
-    held_bytes_ -= chunking().held_bytes(first, count);
   }
 
-  [[nodiscard]] uint64_t held_bytes() const override { return held_bytes_; }
-
   /// The same descriptor for every chunk: the importer finds chunk i at its own offset in it.
-  [[nodiscard]] std::vector<int> export_fds() override {
-    expect(0, chunks(), true);
+  [[nodiscard]] std::vector<int> do_export() override {
     return std::vector<int>(chunks(), fd_.get());
   }
 
  private:
   static constexpr int kFree = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-
-  void expect(uint64_t first, uint64_t count, bool taken) const {
-    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
-      if (chunk < chunks() && taken_[chunk] == taken) continue;
-      throw runtime_error(
-          fmt::format("{} is not {}", chunking().describe(chunk, 1), taken ? "taken" : "free"),
-          "this is a fault of awex-colocate: please report it");
-    }
-  }
 
   [[nodiscard]] int allocate(uint64_t first, uint64_t count, int mode) const {
     int result = 0;
@@ -186,8 +170,6 @@ class HostRange final : public DeviceRange {
     }
   }
 
-  std::vector<bool> taken_;
-  uint64_t held_bytes_ = 0;
   UniqueFd fd_;
   Mapping mapping_;
   RangeFds& living_;

@@ -1,7 +1,10 @@
 #include "memory/region.hpp"
 
+#include <exception>
 #include <optional>
 #include <utility>
+
+#include "base/log.hpp"
 
 namespace awex {
 namespace {
@@ -68,7 +71,7 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
     // A resume that failed may end as resident as well, but not by a take, which brings no bytes.
     if (state_ != RegionState::kDiscarded) throw illegal_move(RegionState::kResident);
     enter(RegionState::kResident);
-    uint64_t taken = 0;
+    uint64_t taken = taken_chunks();
     try {
       while (taken < chunks_.size()) {
         reserve(taken, deadline, monitor);
@@ -79,7 +82,11 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
       }
     } catch (...) {
       state_ = RegionState::kDiscarded;
-      if (taken > 0) release_chunks(0, taken);
+      try {
+        if (taken > 0) release_chunks(0, taken);
+      } catch (const std::exception& error) {
+        log::warning(fmt::format("after a failed take: {}", error.what()));
+      }
       throw;
     }
     return {.changed = true};
@@ -87,12 +94,10 @@ RegionChange Region::take(const Deadline& deadline, WaitMonitor& monitor) {
 }
 
 RegionChange Region::discard() {
-  if (state_ == RegionState::kDiscarded) return {};
+  if (state_ == RegionState::kDiscarded && held_bytes() == 0) return {};
   return about_tag(tag_, [&]() -> RegionChange {
-    if (!is_legal_move(state_, RegionState::kDiscarded))
-      throw illegal_move(RegionState::kDiscarded);
-    release_chunks(0, chunks_.size());
     enter(RegionState::kDiscarded);
+    release_chunks(0, taken_chunks());
     return {.changed = true};
   });
 }
@@ -116,7 +121,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     std::optional<InFlight> behind;
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (chunks_[chunk].bytes_in_host) {
-        if (chunks_[chunk].is_taken) release_chunks(chunk, 1);
+        if (range_->is_taken(chunk)) release_chunks(chunk, 1);
         continue;
       }
       if (!chunks_[chunk].host) {
@@ -147,7 +152,7 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
     for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       if (!chunks_[chunk].bytes_in_host) continue;
       monitor.poll();
-      if (!chunks_[chunk].is_taken) {
+      if (!range_->is_taken(chunk)) {
         reserve(chunk, deadline, monitor);
         take_reserved(chunk, 1);
       }
@@ -215,13 +220,26 @@ void Region::take_reserved(uint64_t first, uint64_t count) {
     if (ledger_ != nullptr) ledger_->release(range_->chunking().held_bytes(first, count));
     throw;
   }
-  for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = true;
 }
 
+/// How many of a discarded or resident region's chunks are taken: the first ones.
+uint64_t Region::taken_chunks() const {
+  uint64_t taken = 0;
+  while (taken < chunks_.size() && range_->is_taken(taken)) ++taken;
+  return taken;
+}
+
+/// Unbooks what is no longer taken, also when giving it back has failed.
 void Region::release_chunks(uint64_t first, uint64_t count) {
-  range_->release_chunks(first, count);
-  for (uint64_t i = 0; i < count; ++i) chunks_[first + i].is_taken = false;
-  if (ledger_ != nullptr) ledger_->release(range_->chunking().held_bytes(first, count));
+  const uint64_t held = range_->held_bytes();
+  std::exception_ptr failure;
+  try {
+    range_->release_chunks(first, count);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (ledger_ != nullptr) ledger_->release(held - range_->held_bytes());
+  if (failure) std::rethrow_exception(failure);
 }
 
 /// Sizes of the host blocks that chunks have none of.

@@ -25,7 +25,7 @@ enum class Tag : uint8_t { kWeights, kOptimizer, kKvCache };
 [[nodiscard]] const char* tag_name(Tag tag);
 
 enum class RegionState : uint8_t {
-  kDiscarded,   ///< Holds no device memory; there are no bytes to bring back.
+  kDiscarded,   ///< No bytes to bring back; no device memory either, unless giving it back failed.
   kResident,    ///< All bytes are in device memory.
   kOffloading,  ///< Some chunks are in host memory, the others in device memory.
   kOffloaded,   ///< All bytes are in host memory; holds no device memory.
@@ -42,6 +42,7 @@ struct RegionMove {
 
 /// Every legal move. The moves from a state to itself are the retry of a move that failed midway.
 inline constexpr RegionMove kLegalMoves[] = {
+    {RegionState::kDiscarded, RegionState::kDiscarded},
     {RegionState::kDiscarded, RegionState::kResident},
     {RegionState::kResident, RegionState::kDiscarded},
     {RegionState::kResident, RegionState::kOffloading},
@@ -103,11 +104,13 @@ class Region {
   /// Host memory held now. May be asked from any thread.
   [[nodiscard]] uint64_t host_bytes() const { return host_bytes_.load(); }
 
-  /// Discarded to resident, with undefined content. All or nothing. Like `resume` it waits for room
-  /// on the ledger, and takes as many chunks at once as there is room for.
+  /// Discarded to resident, with undefined content. All or nothing, but for what it then fails to
+  /// give back: that is logged, and stays for the next `take` or `discard`. Like `resume` it waits
+  /// for room on the ledger, and takes as many chunks at once as there is room for.
   RegionChange take(const Deadline& deadline, WaitMonitor& monitor);
-  /// Resident to discarded: the bytes are gone. No device work on them may be in flight. Bytes that
-  /// were offloaded cannot be discarded.
+  /// Resident to discarded: the bytes are gone, also when giving their memory back fails; then it
+  /// may be repeated. No device work on them may be in flight. Bytes that were offloaded cannot be
+  /// discarded.
   RegionChange discard();
   /// Resident (or a failed offload) to offloaded. Each chunk is released behind its copy, while the
   /// next chunk's copy runs. No other work on the region may be in flight. `leaving` is not called
@@ -131,7 +134,6 @@ class Region {
 
  private:
   struct Chunk {
-    bool is_taken = false;       ///< Has device memory.
     bool bytes_in_host = false;  ///< Host memory is where its bytes are surely whole.
     std::unique_ptr<HostBlock> host;
   };
@@ -141,6 +143,7 @@ class Region {
   void reserve(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
   [[nodiscard]] bool try_reserve(uint64_t chunk);
   void take_reserved(uint64_t first, uint64_t count);
+  [[nodiscard]] uint64_t taken_chunks() const;
   void release_chunks(uint64_t first, uint64_t count);
   [[nodiscard]] std::vector<uint64_t> missing_backups() const;
   void keep_backup(uint64_t chunk, std::unique_ptr<HostBlock> host);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/checked.hpp"
+#include "base/log.hpp"
 #include "model/digest.hpp"
 
 namespace awex {
@@ -42,28 +43,64 @@ std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
   return views;
 }
 
-void RegionProof::begin() { digests_->begin(); }
+RegionChange RegionProof::offload(CopyQueue& queue, const Deadline& deadline,
+                                  WaitMonitor& monitor) {
+  if (region_.state() == RegionState::kOffloading) {
+    throw runtime_error(fmt::format("cannot prove the rest of the offload of \"{}\" ({}), which "
+                                    "failed before: some of its bytes have left the device",
+                                    region_.name(), format_bytes(region_.bytes())),
+                        "resume it, then offload it again")
+        .about_tag(tag_name(region_.tag()));
+  }
+  if (region_.state() != RegionState::kResident) return region_.offload(queue, deadline, monitor);
+  recorded_.reset();
+  digests_->begin();
+  const auto change = region_.offload(queue, deadline, monitor, [&](uint64_t chunk) {
+    digests_->add(chunk);
+    wait(deadline, monitor);
+  });
+  const auto sums = finish(deadline, monitor);
+  recorded_.emplace(sums.begin(), sums.end());
+  return change;
+}
 
-void RegionProof::add(uint64_t chunk) { digests_->add(chunk); }
+RegionChange RegionProof::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
+  if (!recorded_) {
+    const auto change = region_.resume(queue, deadline, monitor);
+    if (change.moved_bytes > 0) {
+      log::warning(fmt::format("{} of \"{}\" came back unproven, because their offload failed",
+                               format_bytes(change.moved_bytes), region_.name()));
+    }
+    return change;
+  }
+  digests_->begin();
+  const auto change =
+      region_.resume(queue, deadline, monitor, [&](uint64_t chunk) { digests_->add(chunk); });
+  if (change.moved_bytes == 0) return change;
+  const auto sums = finish(deadline, monitor);
+  for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was resumed");
+  return change;
+}
 
 void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) {
   kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
 }
 
-void RegionProof::finish_record(const Deadline& deadline, WaitMonitor& monitor) {
+/// The digests of the chunks added.
+std::span<const uint64_t> RegionProof::finish(const Deadline& deadline, WaitMonitor& monitor) {
   digests_->finish();
   wait(deadline, monitor);
-  recorded_.assign(digests_->sums().begin(), digests_->sums().end());
-}
-
-void RegionProof::finish_check(const Deadline& deadline, WaitMonitor& monitor) {
-  digests_->finish();
-  wait(deadline, monitor);
-  const auto sums = digests_->sums();
-  for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was resumed");
+  return digests_->sums();
 }
 
 uint64_t RegionProof::check_backup(ThreadPool& threads) const {
+  if (!recorded_) {
+    throw runtime_error(fmt::format("cannot check the host memory of \"{}\": no offload of it has "
+                                    "recorded digests",
+                                    region_.name()),
+                        "resume it, then offload it again")
+        .about_tag(tag_name(region_.tag()));
+  }
   std::vector<uint64_t> digests(segments_.size());
   threads.for_each(segments_.size(), [&](size_t i) { digests[i] = digest_of_backup(i); });
   for (size_t i = 0; i < segments_.size(); ++i) compare(i, digests[i], "in its host memory");
@@ -87,12 +124,13 @@ uint64_t RegionProof::digest_of_backup(size_t segment) const {
 }
 
 void RegionProof::compare(size_t segment, uint64_t digest, const char* where) const {
-  if (digest == recorded_[segment]) return;
+  const uint64_t recorded = recorded_.value()[segment];
+  if (digest == recorded) return;
   const auto& name = segments_[segment].name;
   throw Error(ExitCode::kMismatch,
               fmt::format("\"{}\" is not what it was before it was offloaded: {} has the digest "
                           "{:#018x} {}, and had {:#018x}",
-                          region_.name(), name, digest, where, recorded_[segment]),
+                          region_.name(), name, digest, where, recorded),
               "something wrote to this memory between offload and resume, or memory is faulty")
       .about_tag(tag_name(region_.tag()))
       .about_tensor(name);

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,29 +25,27 @@ struct Segment {
 
 /// Proves that a region's bytes are the same after a journey through host memory as before: digests
 /// of its segments, taken on the device beside the copies, chunk by chunk before their memory goes
-/// and when they are back. Refers to region and kernels, which must outlive it.
+/// and when they are back. Refers to region and kernels, which must outlive it. Its calls throw
+/// what the region's do.
 class RegionProof {
  public:
   RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels);
 
-  /// Begins digests of the region, whose every chunk is to be added once.
-  void begin();
-  /// Begins to digest a chunk, which must stay resident until one of the calls below returns.
-  void add(uint64_t chunk);
-  /// Waits for the chunks added so far.
-  void wait(const Deadline& deadline, WaitMonitor& monitor);
-  /// Waits for the digests and remembers them.
-  void finish_record(const Deadline& deadline, WaitMonitor& monitor);
-  /// Waits for the digests and compares them with what was recorded. Throws Error(kMismatch) that
-  /// names the first wrong segment.
-  void finish_check(const Deadline& deadline, WaitMonitor& monitor);
-
-  /// Compares the offloaded bytes in host memory with what was recorded; throws as `finish_check`.
-  /// Returns the bytes read.
+  /// Offloads the region and records the digests of what leaves. An offload that failed cannot be
+  /// repeated: what left then is no longer there to be digested. Resume it first.
+  RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// Resumes the region and compares what came back with what was recorded. Throws Error(kMismatch)
+  /// that names the first wrong segment. Where the offload failed there is no record, and a warning
+  /// says so. Compares nothing where nothing comes back, as when the region is resident already.
+  RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// Compares the offloaded bytes in host memory with what was recorded; throws as `resume`, and
+  /// where there is no record. Returns the bytes read.
   uint64_t check_backup(ThreadPool& threads) const;
 
  private:
   [[nodiscard]] std::vector<DigestView> views_of(uint64_t chunk) const;
+  void wait(const Deadline& deadline, WaitMonitor& monitor);
+  [[nodiscard]] std::span<const uint64_t> finish(const Deadline& deadline, WaitMonitor& monitor);
   [[nodiscard]] uint64_t digest_of_backup(size_t segment) const;
   void compare(size_t segment, uint64_t digest, const char* where) const;
 
@@ -54,7 +54,7 @@ class RegionProof {
   std::vector<uint64_t> keys_;
   Kernels& kernels_;
   std::unique_ptr<DigestParts> digests_;  ///< A part for each chunk, a slot for each segment.
-  std::vector<uint64_t> recorded_;
+  std::optional<std::vector<uint64_t>> recorded_;  ///< By the last offload, if it went well.
 };
 
 }  // namespace awex

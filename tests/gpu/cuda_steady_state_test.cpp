@@ -95,7 +95,7 @@ TEST_CASE("the counters see what our code calls") {
   const auto calls = calls_between(before, calls_so_far());
   for (const char* function :
        {"cudaMalloc", "cudaFree", "cudaMallocHost", "cudaFreeHost", "cudaHostRegister",
-        "cudaHostUnregister", "cudaStreamCreateWithFlags", "cudaStreamDestroy",
+        "cudaHostUnregister", "cudaStreamCreateWithPriority", "cudaStreamDestroy",
         "cudaEventCreateWithFlags", "cudaEventDestroy", "cuMemAddressReserve", "cuMemAddressFree",
         "cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemUnmap", "cuMemRelease", "std::thread",
         "mmap"}) {

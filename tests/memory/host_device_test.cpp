@@ -5,9 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
@@ -57,6 +59,9 @@ std::vector<UniqueFd> duplicates(const std::vector<int>& fds) {
 
 void take_all(DeviceRange& range) { range.take_chunks(0, range.chunks()); }
 
+/// Lets the next call of mprotect in our code fail.
+bool mprotect_fails = false;
+
 class CountingMonitor final : public WaitMonitor {
  public:
   void poll() override { ++polls; }
@@ -64,6 +69,14 @@ class CountingMonitor final : public WaitMonitor {
 };
 
 }  // namespace
+
+// The linker's --wrap sends our code's calls of mprotect here.
+extern "C" int __real_mprotect(void*, size_t, int);
+extern "C" int __wrap_mprotect(void* address, size_t bytes, int protection) {
+  if (!std::exchange(mprotect_fails, false)) return __real_mprotect(address, bytes, protection);
+  errno = ENOMEM;
+  return -1;
+}
 
 TEST_CASE("a range takes and gives back real pages, and the books agree with the kernel") {
   const auto device = make_host_device(0, 1);
@@ -148,6 +161,27 @@ TEST_CASE(
   CHECK_THROWS_AS(range->take_chunks(1, 1), Error);
   CHECK_THROWS_AS(range->take_chunks(0, 2), Error);
   CHECK(range->held_bytes() == kChunk);
+}
+
+TEST_CASE("a take or release whose change of access fails leaves everything as it was") {
+  const auto device = make_host_device(0, 1);
+  const auto range = device->reserve("weights", 2 * kChunk);
+  const auto* const message =
+      "cannot change access to chunk 2 of 2 of \"weights\" (67.1 MB): mprotect: Cannot allocate "
+      "memory (12)";
+  range->take_chunks(0, 1);
+  mprotect_fails = true;
+  CHECK_THROWS_WITH_AS(range->take_chunks(1, 1), message, Error);
+  CHECK(range->held_bytes() == kChunk);
+  CHECK(really_held(*device) == kChunk);
+  range->take_chunks(1, 1);
+  range->data()[kChunk] = std::byte{2};
+  mprotect_fails = true;
+  CHECK_THROWS_WITH_AS(range->release_chunks(1, 1), message, Error);
+  CHECK(really_held(*device) == 2 * kChunk);
+  CHECK(range->data()[kChunk] == std::byte{2});
+  range->release_chunks(0, 2);
+  CHECK(really_held(*device) == 0);
 }
 
 TEST_CASE("a range beyond all addresses is an error that names it and its bytes") {

@@ -29,12 +29,18 @@ struct Script {
 
   void call(const std::string& kind, uint64_t number) { call(kind, fmt::format("{}", number)); }
   void call(const std::string& kind, const std::string& what) {
-    const std::lock_guard lock(mutex);
-    if (kind == "host") {
-      ++host_calls;
-    } else {
-      calls.push_back(fmt::format("{} {}", kind, what));
+    {
+      const std::lock_guard lock(mutex);
+      if (kind == "host") {
+        ++host_calls;
+      } else {
+        calls.push_back(fmt::format("{} {}", kind, what));
+      }
     }
+    fail_if_due(kind);
+  }
+  void fail_if_due(const std::string& kind) {
+    const std::lock_guard lock(mutex);
     const auto limit = fail_after.find(kind);
     if (limit != fail_after.end() && limit->second-- == 0) {
       fail_after.erase(limit);
@@ -49,24 +55,21 @@ class FakeRange final : public DeviceRange {
   FakeRange(uint64_t bytes, Script& script)
       : DeviceRange({"fake", bytes, kFakeChunk}),
         script_(script),
-        memory_(chunks() * kFakeChunk, std::byte{0xdd}),
-        taken_(chunks(), false) {}
+        memory_(chunks() * kFakeChunk, std::byte{0xdd}) {}
 
   [[nodiscard]] std::byte* data() const override { return memory_.data(); }
-  void take_chunks(uint64_t first, uint64_t count) override {
-    for (uint64_t chunk = first; chunk < first + count; ++chunk) CHECK_FALSE(taken_.at(chunk));
+
+ protected:
+  void do_take(uint64_t first, uint64_t count) override {
     script_.call("take", describe(first, count));
-    set(first, count, true, std::byte{0xcd});
+    poison(first, count, std::byte{0xcd});
   }
-  void release_chunks(uint64_t first, uint64_t count) override {
-    for (uint64_t chunk = first; chunk < first + count; ++chunk) CHECK(taken_.at(chunk));
+  void do_detach(uint64_t first, uint64_t count) override {
     script_.call("release", describe(first, count));
-    set(first, count, false, std::byte{0xdd});
+    poison(first, count, std::byte{0xdd});
   }
-  [[nodiscard]] uint64_t held_bytes() const override {
-    return static_cast<uint64_t>(std::count(taken_.begin(), taken_.end(), true)) * kFakeChunk;
-  }
-  [[nodiscard]] std::vector<int> export_fds() override { return {}; }
+  void do_free(uint64_t /*first*/, uint64_t /*count*/) override { script_.fail_if_due("free"); }
+  [[nodiscard]] std::vector<int> do_export() override { return {}; }
 
  private:
   /// "0" for one chunk, "0-3" for several.
@@ -74,17 +77,13 @@ class FakeRange final : public DeviceRange {
     return count == 1 ? fmt::format("{}", first) : fmt::format("{}-{}", first, first + count - 1);
   }
 
-  void set(uint64_t first, uint64_t count, bool taken, std::byte poison) {
-    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
-      taken_.at(chunk) = taken;
-      std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(chunk * kFakeChunk), kFakeChunk,
-                  poison);
-    }
+  void poison(uint64_t first, uint64_t count, std::byte value) {
+    std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(first * kFakeChunk),
+                count * kFakeChunk, value);
   }
 
   Script& script_;
   mutable std::vector<std::byte> memory_;
-  std::vector<bool> taken_;
 };
 
 class FakeBlock final : public HostBlock {
@@ -452,8 +451,74 @@ TEST_CASE("taking is all or nothing, in the books as well") {
   }
 }
 
+TEST_CASE(
+    "a take that cannot give back tells why it failed, and the next call goes on from there") {
+  for (const std::string kind : {"release", "free"}) {
+    for (const bool discards : {false, true}) {
+      CAPTURE(kind);
+      CAPTURE(discards);
+      TightFixture f;
+      f.script.fail_after = {{"take", 1}, {kind, 0}};
+      CHECK_THROWS_WITH_AS(f.region.take(f.deadline, f), "scripted failure of take", Error);
+      const uint64_t kept = kind == "release" ? 2 : 0;
+      CHECK(f.region.state() == RegionState::kDiscarded);
+      CHECK(f.region.held_bytes() == kept * kFakeChunk);
+      CHECK(f.booked() == f.region.held_bytes());
+      if (discards) {
+        CHECK(f.region.discard().changed == (kept > 0));
+        CHECK(f.region.held_bytes() == 0);
+        CHECK(f.booked() == 0);
+      }
+      f.script.calls.clear();
+      CHECK(f.region.take(f.deadline, f).changed);
+      CHECK(f.script.calls ==
+            std::vector<std::string>{kept > 0 && !discards ? "take 2-3" : "take 0-3"});
+      CHECK(f.booked() == 4 * kFakeChunk);
+    }
+  }
+}
+
+TEST_CASE("a discard that fails ends in the state that the range is in, and can be repeated") {
+  for (const std::string kind : {"release", "free"}) {
+    CAPTURE(kind);
+    TightFixture f;
+    f.region.take(f.deadline, f);
+    f.script.fail_after = {{kind, 0}};
+    CHECK_THROWS_AS(f.region.discard(), Error);
+    CHECK(f.region.state() == RegionState::kDiscarded);
+    CHECK(f.booked() == f.region.held_bytes());
+    CHECK(f.region.discard().changed == (kind == "release"));
+    CHECK(f.region.held_bytes() == 0);
+    CHECK(f.booked() == 0);
+    CHECK(f.region.take(f.deadline, f).changed);
+    CHECK(f.booked() == 4 * kFakeChunk);
+  }
+}
+
+TEST_CASE("the books hold what the range does, whatever fails in giving it back") {
+  for (const std::string kind : {"release", "free"}) {
+    for (int after = 0; after < 4; ++after) {
+      CAPTURE(kind);
+      CAPTURE(after);
+      TightFixture f;
+      const auto queue = f.device.make_queue();
+      f.region.take(f.deadline, f);
+      f.script.fail_after = {{kind, after}};
+      CHECK_THROWS_WITH_AS(f.region.offload(*queue, f.deadline, f),
+                           ("scripted failure of " + kind).c_str(), Error);
+      const auto gone = static_cast<uint64_t>(kind == "free" ? after + 1 : after);
+      CHECK(f.region.held_bytes() == (4 - gone) * kFakeChunk);
+      CHECK(f.booked() == f.region.held_bytes());
+      f.region.offload(*queue, f.deadline, f);
+      CHECK(f.booked() == 0);
+      f.region.resume(*queue, f.deadline, f);
+      CHECK(f.booked() == 4 * kFakeChunk);
+    }
+  }
+}
+
 TEST_CASE("whatever fails in an offload, a resume brings every byte back") {
-  for (const auto* kind : {"host", "copy", "wait", "release"}) {
+  for (const auto* kind : {"host", "copy", "wait", "release", "free"}) {
     for (int after = 0; after < 4; ++after) {
       CAPTURE(kind);
       CAPTURE(after);
@@ -476,7 +541,7 @@ TEST_CASE("whatever fails in an offload, a resume brings every byte back") {
 }
 
 TEST_CASE("a failed offload can be repeated to its end") {
-  for (const auto* kind : {"host", "copy", "wait", "release"}) {
+  for (const auto* kind : {"host", "copy", "wait", "release", "free"}) {
     for (int after = 0; after < 4; ++after) {
       CAPTURE(kind);
       CAPTURE(after);
@@ -530,14 +595,14 @@ TEST_CASE("errors of the device and the monitor come with the tag") {
 }
 
 TEST_CASE("no sequence of calls and failures loses a byte") {
-  const char* const kinds[] = {"take", "release", "host", "copy", "wait"};
+  const char* const kinds[] = {"take", "release", "free", "host", "copy", "wait"};
   for (uint32_t seed = 0; seed < 300; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
     Fixture f;
     f.take_and_fill();
     for (int i = 0; i < 20; ++i) {
-      if (random() % 2 == 0) f.fail(kinds[random() % 5], static_cast<int>(random() % 5));
+      if (random() % 2 == 0) f.fail(kinds[random() % 6], static_cast<int>(random() % 5));
       try {
         random() % 2 == 0 ? f.offload() : f.resume();
       } catch (const Error&) {  // the failure, or an offload while resuming

@@ -36,21 +36,32 @@ struct Fixture {
     for (uint32_t i = 0; i < kBytes / 4; ++i) words[i] = i * 2654435761U;
     return of;
   }
-  void offload() {
-    proof.begin();
-    region.offload(*queue, deadline, monitor, [&](uint64_t chunk) { proof.add(chunk); });
-    proof.finish_record(deadline, monitor);
-  }
-  void resume() {
-    proof.begin();
-    region.resume(*queue, deadline, monitor, [&](uint64_t chunk) { proof.add(chunk); });
-    proof.finish_check(deadline, monitor);
+  RegionChange offload() { return proof.offload(*queue, deadline, monitor); }
+  RegionChange resume() { return proof.resume(*queue, deadline, monitor); }
+  [[nodiscard]] bool is_whole() const {
+    const auto* words = reinterpret_cast<const uint32_t*>(region.data());
+    for (uint32_t i = 0; i < kBytes / 4; ++i) {
+      if (words[i] != i * 2654435761U) return false;
+    }
+    return true;
   }
   /// Flips a bit of the offloaded bytes.
   void damage(uint64_t at) {
     const uint64_t chunk_bytes = region.range().chunk_bytes();
     region.mutable_backup(at / chunk_bytes)[at % chunk_bytes] ^= std::byte{0x10};
   }
+};
+
+/// Ends a call in one of its waits.
+class ThrowingMonitor final : public WaitMonitor {
+ public:
+  explicit ThrowingMonitor(int waits) : waits_(waits) {}
+  void poll() override {
+    if (waits_-- == 0) throw Error(ExitCode::kPeerLost, "rank 3 is gone");
+  }
+
+ private:
+  int waits_;  ///< That go well.
 };
 
 }  // namespace
@@ -99,4 +110,61 @@ TEST_CASE("what belongs to no segment proves nothing") {
   f.offload();
   f.damage(127 * kMiB);
   f.resume();
+}
+
+TEST_CASE("what is so already leaves the record as it is") {
+  Fixture f;
+  CHECK_FALSE(f.resume().changed);
+  CHECK(f.offload().moved_bytes == Fixture::kBytes);
+  CHECK_FALSE(f.offload().changed);
+  ThreadPool threads(2);
+  CHECK(f.proof.check_backup(threads) > 0);
+  CHECK(f.resume().moved_bytes == Fixture::kBytes);
+  CHECK_FALSE(f.resume().changed);
+  f.region.discard();
+  CHECK(f.resume().changed);  // memory without bytes: nothing to compare
+  CHECK(f.region.state() == RegionState::kResident);
+}
+
+TEST_CASE("an offload that failed is brought back, not repeated, and the next one is proven") {
+  Fixture f;
+  f.region.prepare_backup();
+  ThreadPool threads(2);
+  constexpr int kWaits = 3 + 3 + 1;  // for copies, for digests, for the sums
+  for (int waits = 0; waits < kWaits; ++waits) {
+    CAPTURE(waits);
+    ThrowingMonitor monitor(waits);
+    CHECK_THROWS_AS(f.proof.offload(*f.queue, f.deadline, monitor), Error);
+    CHECK_THROWS_AS(f.proof.check_backup(threads), Error);
+    if (waits < kWaits - 1) {
+      try {
+        f.offload();
+        FAIL_CHECK("nothing was thrown");
+      } catch (const Error& error) {
+        CHECK(error.code() == ExitCode::kRuntime);
+        CHECK(error.hint() == "resume it, then offload it again");
+        CHECK(error.context().tag == "optimizer");
+      }
+    }
+    f.resume();
+    CHECK(f.is_whole());
+    f.offload();
+    f.damage(3);
+    CHECK_THROWS_AS(f.resume(), Error);
+    f.region.data()[3] ^= std::byte{0x10};
+  }
+}
+
+TEST_CASE("a resume that failed is proven when it is repeated") {
+  Fixture f;
+  constexpr int kWaits = 3 + 3;  // for memory, for copies
+  for (int waits = 0; waits < kWaits; ++waits) {
+    CAPTURE(waits);
+    f.offload();
+    ThrowingMonitor monitor(waits);
+    CHECK_THROWS_AS(f.proof.resume(*f.queue, f.deadline, monitor), Error);
+    CHECK_THROWS_AS(f.offload(), Error);  // not while it is resuming
+    CHECK(f.resume().moved_bytes == Fixture::kBytes);
+  }
+  CHECK(f.is_whole());
 }
