@@ -19,6 +19,7 @@ import markers
 BEGIN = "<!-- several GPUs: begin, written by benchmarks/several_gpus.py -->"
 END = "<!-- several GPUs: end -->"
 GOAL_OF_NCCL = 0.9
+LEAST_REMOTE_SHARE = 0.1  # with less, a transfer's time says nothing about what moves between GPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +205,8 @@ def figures(setting, plan, update, transfer, nccl, links):
         row["transfer_seconds"] = median_seconds(transfer, "transfer")
     if nccl:
         row["nccl_seconds"] = nccl["best_seconds"]
-    if row["remote_bytes"]:
+    moved = (row["local_bytes"] or 0) + (row["remote_bytes"] or 0)
+    if row["remote_bytes"] and row["remote_bytes"] >= LEAST_REMOTE_SHARE * moved:
         per_gpu = row["remote_bytes"] / setting.gpus
         row |= {"remote_bytes_per_s_per_gpu": ratio(per_gpu, row["transfer_seconds"]),
                 "nccl_bytes_per_s_per_gpu": ratio(per_gpu, row["nccl_seconds"]),
