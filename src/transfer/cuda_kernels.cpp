@@ -200,8 +200,7 @@ class CudaKernels final : public Kernels {
  public:
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
       Lane lane, std::span<const StridedCopy> copies) override {
-    const bool sends = lane == Lane::kSendEven || lane == Lane::kSendOdd;
-    return std::make_unique<CudaCopyBatch>(copies, on(lane), sends);
+    return std::make_unique<CudaCopyBatch>(copies, on(lane), is_send_lane(lane));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
@@ -228,14 +227,14 @@ class CudaKernels final : public Kernels {
   [[nodiscard]] void* stream(Lane lane) const override { return on(lane); }
 
   void fork() override {
-    marks_[0].record(on(Lane::kMain));
-    for (size_t lane = 1; lane < kLanes; ++lane) marks_[0].hold_back(streams_[lane].get());
+    start_.record(main_.get());
+    for (const auto& other : others_) start_.hold_back(other.get());
   }
 
   void join() override {
-    for (size_t lane = 1; lane < kLanes; ++lane) {
-      marks_[lane].record(streams_[lane].get());
-      marks_[lane].hold_back(on(Lane::kMain));
+    for (size_t i = 0; i < others_.size(); ++i) {
+      ends_[i].record(others_[i].get());
+      ends_[i].hold_back(main_.get());
     }
   }
 
@@ -247,15 +246,18 @@ class CudaKernels final : public Kernels {
 
  private:
   [[nodiscard]] cudaStream_t on(Lane lane) const {
-    return streams_[static_cast<size_t>(lane)].get();
+    return lane == Lane::kMain ? main_.get() : others_.at(static_cast<size_t>(lane) - 1).get();
   }
 
+  CudaStream main_;
   /// Whatever a link waits for goes before what the device does for itself.
-  std::array<CudaStream, kLanes> streams_{
-      CudaStream(StreamPriority::kUsual), CudaStream(StreamPriority::kHigh),
+  std::array<CudaStream, kLanes - 1> others_{
       CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
-      CudaStream(StreamPriority::kHigh)};
-  std::array<CudaEvent, kLanes> marks_;
+      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
+      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
+      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh)};
+  std::array<CudaEvent, kLanes - 1> ends_;
+  CudaEvent start_;
 };
 
 }  // namespace

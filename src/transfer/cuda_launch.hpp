@@ -43,9 +43,9 @@ inline constexpr uint64_t kNoDifference = ~uint64_t{0};
 
 /// A block for each tile.
 inline constexpr uint32_t kAnyBlocks = 0;
-/// Two such launches at once have one block for each multiprocessor of a large GPU: on an H100,
-/// stores to another GPU then reach 367 of the 370 GB/s that any number of blocks does, and a copy
-/// within the GPU goes on beside them.
+/// Several such launches at once have a block or two for each multiprocessor of a large GPU: on an
+/// H100, stores to another GPU then are as fast as by any number of blocks, and a copy within the
+/// GPU goes on beside them.
 inline constexpr uint32_t kLinkBlocks = 66;
 
 /// `most_blocks` is one of the above; all pieces are of width 16 if it is not kAnyBlocks.

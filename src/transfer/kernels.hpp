@@ -139,17 +139,31 @@ class ScaleBatch {
 };
 
 /// Queues of a device's work (streams on cuda), each in order, that go on side by side. What moves
-/// between devices has its own, so that links are busy while the device copies for itself; two for
-/// each direction, so that one message fills the link while another ends and begins.
-enum class Lane : uint8_t { kMain, kSendEven, kSendOdd, kReceiveEven, kReceiveOdd };
-inline constexpr size_t kLanes = 5;
+/// between devices has its own, so that links are busy while the device copies for itself: several
+/// for each direction, so that one message fills the link while another ends and begins.
+enum class Lane : uint8_t {
+  kMain,
+  kSend0,
+  kSend1,
+  kSend2,
+  kSend3,
+  kReceive0,
+  kReceive1,
+  kReceive2,
+  kReceive3,
+};
+inline constexpr uint32_t kLanesADirection = 4;
+inline constexpr size_t kLanes = 1 + 2 * kLanesADirection;
 
 /// The lane of what is sent, or received, in a turn (MessageRound).
 [[nodiscard]] constexpr Lane send_lane(uint32_t turn) {
-  return turn % 2 == 0 ? Lane::kSendEven : Lane::kSendOdd;
+  return static_cast<Lane>(static_cast<uint32_t>(Lane::kSend0) + turn % kLanesADirection);
 }
 [[nodiscard]] constexpr Lane receive_lane(uint32_t turn) {
-  return turn % 2 == 0 ? Lane::kReceiveEven : Lane::kReceiveOdd;
+  return static_cast<Lane>(static_cast<uint32_t>(Lane::kReceive0) + turn % kLanesADirection);
+}
+[[nodiscard]] constexpr bool is_send_lane(Lane lane) {
+  return lane >= Lane::kSend0 && lane <= Lane::kSend3;
 }
 
 /// The transfer's work on memory that a device reaches. Made by make_kernels; must outlive its

@@ -23,7 +23,7 @@ namespace awex {
 namespace {
 
 constexpr uint32_t kBuffers = Staging::kBuffers;
-static_assert(kBuffers % 2 == 0, "a buffer's messages all go through one lane");
+static_assert(kBuffers % kLanesADirection == 0, "a buffer's messages all go through one lane");
 
 /// By buffer: how far its messages are, as signal_value; grows for ever and wraps around.
 using Progress = std::array<uint32_t, kBuffers>;
@@ -155,7 +155,7 @@ class PeerExchange final : public Exchange {
   // where a call of the driver waits for what is queued so far.
   void begin() override {
     base_ += kTurnsOfPass;
-    to_grant_.set(0, base_, lane(Lane::kReceiveEven));
+    to_grant_.set(0, base_, lane(Lane::kReceive0));
   }
   void open(size_t round) override { granted_.await(round, base_, send_stream(round)); }
   void deliver(size_t round) override {

@@ -27,13 +27,6 @@ std::vector<MergedCopy> split(const MergedCopy& copy, uint64_t most) {
 /// Copies are split into parts of this fraction of a message, so that messages are filled well.
 constexpr uint64_t kPartsOfMessage = 8;
 
-/// How long the message of a turn may be. The second is half as long: messages of even and of odd
-/// turns go side by side, and if all were alike, would begin and end together and leave the link
-/// idle in between.
-uint64_t longest(size_t turn, uint64_t most) {
-  return turn == 1 ? std::max(most / 2 / kPackAlignment * kPackAlignment, kPackAlignment) : most;
-}
-
 /// The messages of one ordered pair of ranks, one a turn, of `most` bytes at most, at `offset` of
 /// their buffers.
 std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, uint64_t offset,
@@ -44,9 +37,9 @@ std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, ui
   for (const auto& copy : merge_pieces(pieces)) {
     for (const auto& part : split(copy, part_bytes)) {
       const uint64_t bytes = round_up(part.bytes(), kPackAlignment);
-      const bool fits =
-          !messages.empty() && messages.back().bytes + bytes <= longest(messages.size() - 1, most);
-      if (!fits) messages.push_back({peer, offset, {}, 0});
+      if (messages.empty() || messages.back().bytes + bytes > most) {
+        messages.push_back({peer, offset, {}, 0});
+      }
       auto& message = messages.back();
       message.parts.push_back({part, message.bytes});
       message.bytes += bytes;
