@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstdlib>
 #include <deque>
 #include <utility>
 #include <vector>
@@ -175,13 +173,6 @@ bool means_no_gpu(cudaError_t result) {
 bool built_with_cuda() { return true; }
 
 int cuda_device_count() {
-  // Before the driver starts: streams beyond these connections to the device would wait for each
-  // other. A setting of the user's stays.
-  static const int connections = ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
-  if (connections != 0) {
-    throw errno_error("let many streams work side by side (CUDA_DEVICE_MAX_CONNECTIONS)", "setenv",
-                      errno);
-  }
   int count = 0;
   const auto result = cudaGetDeviceCount(&count);
   if (result == cudaSuccess) return count;

@@ -253,8 +253,6 @@ class CudaKernels final : public Kernels {
   /// Whatever a link waits for goes before what the device does for itself.
   std::array<CudaStream, kLanes - 1> others_{
       CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
-      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
-      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
       CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh)};
   std::array<CudaEvent, kLanes - 1> ends_;
   CudaEvent start_;

@@ -139,31 +139,21 @@ class ScaleBatch {
 };
 
 /// Queues of a device's work (streams on cuda), each in order, that go on side by side. What moves
-/// between devices has its own, so that links are busy while the device copies for itself: several
-/// for each direction, so that one message fills the link while another ends and begins.
-enum class Lane : uint8_t {
-  kMain,
-  kSend0,
-  kSend1,
-  kSend2,
-  kSend3,
-  kReceive0,
-  kReceive1,
-  kReceive2,
-  kReceive3,
-};
-inline constexpr uint32_t kLanesADirection = 4;
+/// between devices has its own, so that links are busy while the device copies for itself: two for
+/// each direction, so that one message fills the link while another ends and begins.
+enum class Lane : uint8_t { kMain, kSend0, kSend1, kReceive0, kReceive1 };
+inline constexpr uint32_t kLanesADirection = 2;
 inline constexpr size_t kLanes = 1 + 2 * kLanesADirection;
 
 /// The lane of what is sent, or received, in a turn (MessageRound).
 [[nodiscard]] constexpr Lane send_lane(uint32_t turn) {
-  return static_cast<Lane>(static_cast<uint32_t>(Lane::kSend0) + turn % kLanesADirection);
+  return turn % kLanesADirection == 0 ? Lane::kSend0 : Lane::kSend1;
 }
 [[nodiscard]] constexpr Lane receive_lane(uint32_t turn) {
-  return static_cast<Lane>(static_cast<uint32_t>(Lane::kReceive0) + turn % kLanesADirection);
+  return turn % kLanesADirection == 0 ? Lane::kReceive0 : Lane::kReceive1;
 }
 [[nodiscard]] constexpr bool is_send_lane(Lane lane) {
-  return lane >= Lane::kSend0 && lane <= Lane::kSend3;
+  return lane == Lane::kSend0 || lane == Lane::kSend1;
 }
 
 /// The transfer's work on memory that a device reaches. Made by make_kernels; must outlive its

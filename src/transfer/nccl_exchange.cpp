@@ -118,7 +118,7 @@ class NcclExchange final : public Exchange {
   }
 
   [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t turn) const override {
-    return staging_.buffer(turn % kTurns);
+    return staging_.buffer(turn % kBuffers);
   }
   [[nodiscard]] const std::byte* inbox(uint32_t turn) const override { return in(turn); }
 
@@ -129,36 +129,36 @@ class NcclExchange final : public Exchange {
 
   void open(size_t round) override {
     const uint32_t turn = rounds().at(round).turn;
-    exchanged_.at(turn % kTurns).hold_back(lane(send_lane(turn)));
+    exchanged_.at(turn % kBuffers).hold_back(lane(send_lane(turn)));
   }
 
   void deliver(size_t round) override {
     const auto& messages = rounds().at(round);
-    const uint32_t turn = messages.turn % kTurns;
-    packed_.record(lane(send_lane(turn)));
+    const uint32_t buffer = messages.turn % kBuffers;
+    packed_.record(lane(send_lane(messages.turn)));
     packed_.hold_back(stream_.get());
-    unpacked_.at(turn).hold_back(stream_.get());
+    unpacked_.at(buffer).hold_back(stream_.get());
     exchange(messages, descriptions_.at(round));
-    exchanged_.at(turn).record(stream_.get());
-    exchanged_.at(turn).hold_back(lane(receive_lane(turn)));
+    exchanged_.at(buffer).record(stream_.get());
+    exchanged_.at(buffer).hold_back(lane(receive_lane(messages.turn)));
   }
 
   void close(size_t round) override {
     const uint32_t turn = rounds().at(round).turn;
-    unpacked_.at(turn % kTurns).record(lane(receive_lane(turn)));
+    unpacked_.at(turn % kBuffers).record(lane(receive_lane(turn)));
   }
 
   void wait() override { wait_for(lane(Lane::kMain), describe_all()); }
   [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
 
  private:
-  static constexpr uint32_t kTurns = Staging::kBuffers / 2;
+  static constexpr uint32_t kBuffers = Staging::kBuffers / 2;
 
   [[nodiscard]] cudaStream_t lane(Lane lane) const {
     return static_cast<cudaStream_t>(kernels_.stream(lane));
   }
   [[nodiscard]] std::byte* in(uint32_t turn) const {
-    return staging_.buffer(kTurns + turn % kTurns);
+    return staging_.buffer(kBuffers + turn % kBuffers);
   }
 
   /// A short message for each peer that has none yet.
@@ -216,8 +216,8 @@ class NcclExchange final : public Exchange {
   Communicator communicator_;              ///< Aborted before the stream is waited for.
   std::vector<std::string> descriptions_;  ///< By round.
   CudaEvent packed_;
-  std::array<CudaEvent, kTurns> exchanged_;  ///< By buffer: both directions of its last round.
-  std::array<CudaEvent, kTurns> unpacked_;
+  std::array<CudaEvent, kBuffers> exchanged_;  ///< By buffer: both directions of its last round.
+  std::array<CudaEvent, kBuffers> unpacked_;
 };
 
 /// The unique id that inference's rank 0 (world rank `root`) makes, on every rank. Collective.
