@@ -21,8 +21,8 @@ struct Signal {
 cudaError_t launch_set_signals(const Signal* signals, uint32_t count, uint32_t base,
                                cudaStream_t stream);
 
-/// Holds `stream` back until `count` signals of this device have come to their values or further.
-/// One small block looks at them: a stream's own waits see them tens of microseconds later.
+/// Holds `stream` back until `count` signals of this device have come to their values or further,
+/// at which one small block looks.
 cudaError_t launch_await_signals(const Signal* signals, uint32_t count, uint32_t base,
                                  cudaStream_t stream);
 
