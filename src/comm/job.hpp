@@ -34,6 +34,9 @@ struct Peer {
   [[nodiscard]] std::string describe() const;
 };
 
+/// World ranks of a role's ranks, by role rank.
+[[nodiscard]] std::vector<int> ranks_of(const std::vector<Peer>& peers, Role role);
+
 /// Bytes for another rank. The receiver must expect exactly as many.
 struct Outgoing {
   int rank = 0;

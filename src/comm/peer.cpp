@@ -16,4 +16,14 @@ std::string Peer::describe() const {
   return fmt::format("rank {} ({}, host {}, gpu {})", rank, role_name(role), host, device.index);
 }
 
+std::vector<int> ranks_of(const std::vector<Peer>& peers, Role role) {
+  std::vector<int> ranks;
+  for (const auto& peer : peers) {
+    if (peer.role != role) continue;
+    if (ranks.size() <= peer.role_rank) ranks.resize(peer.role_rank + 1);
+    ranks[peer.role_rank] = peer.rank;
+  }
+  return ranks;
+}
+
 }  // namespace awex

@@ -24,8 +24,7 @@ using Steps = std::vector<Step>;
 /// get equal lists, but for the work.
 class CycleSteps {
  public:
-  /// Makes this rank's engine, which reserves addresses and, for messages between devices, takes
-  /// staging memory. All references must outlive the steps.
+  /// Makes this rank's engine, which reserves addresses. All references must outlive the steps.
   CycleSteps(Job& job, const Setup& setup, const RunOptions& options, MemoryLedger& ledger,
              Kernels& kernels, CopyQueue& queue, Exchange* exchange);
 

@@ -49,10 +49,9 @@ std::unique_ptr<Exchange> make_cuda_exchange(Job& job, Device& device, Kernels& 
     const auto obstacle = find_unreachable_peer(job, device);
     if (!obstacle) return make_peer_exchange(job, device, kernels);
     if (kind == ExchangeKind::kPeer) {
-      const auto error =
+      job.fail_together(
           request_error("messages cannot be written into the receivers' memory: " + *obstacle,
-                        "leave out --exchange peer: NCCL reaches every GPU");
-      job.agree(&error);
+                        "leave out --exchange peer: NCCL reaches every GPU"));
     }
   }
   if (share_gpu) let_nccl_share_gpu(job.rank());

@@ -61,11 +61,7 @@ class MpiExchange final : public Exchange {
 
 std::unique_ptr<Exchange> make_mpi_exchange(Job& job, Device& device) {
   if (job.peers().at(static_cast<size_t>(job.rank())).role != Role::kInference) return nullptr;
-  std::vector<int> world_ranks;
-  for (const auto& peer : job.peers()) {
-    if (peer.role == Role::kInference) world_ranks.push_back(peer.rank);
-  }
-  return std::make_unique<MpiExchange>(job, device, std::move(world_ranks));
+  return std::make_unique<MpiExchange>(job, device, ranks_of(job.peers(), Role::kInference));
 }
 
 }  // namespace awex

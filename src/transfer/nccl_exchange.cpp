@@ -230,15 +230,12 @@ ncclUniqueId share_unique_id(Job& job, int root) {
 }  // namespace
 
 std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device, Kernels& kernels) {
-  const auto& peers = job.peers();
-  const auto& me = peers.at(static_cast<size_t>(job.rank()));
-  const auto is_inference = [](const Peer& peer) { return peer.role == Role::kInference; };
-  const auto ranks = std::count_if(peers.begin(), peers.end(), is_inference);
-  const auto root = std::find_if(peers.begin(), peers.end(), is_inference)->rank;
-  const auto id = share_unique_id(job, root);
-  if (!is_inference(me)) return nullptr;
+  const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
+  const auto ranks = ranks_of(job.peers(), Role::kInference);
+  const auto id = share_unique_id(job, ranks.front());
+  if (me.role != Role::kInference) return nullptr;
   AWEX_CHECK(cudaSetDevice(device.identity().index), "open gpu {}", device.identity().index);
-  return std::make_unique<NcclExchange>(job, device, kernels, id, static_cast<int>(ranks),
+  return std::make_unique<NcclExchange>(job, device, kernels, id, static_cast<int>(ranks.size()),
                                         static_cast<int>(me.role_rank));
 }
 

@@ -12,8 +12,8 @@ namespace awex {
 /// packed and another unpacked while a third is under way. Collective over all ranks of the job,
 /// which must know its peers. `kernels` must be cuda's; all arguments must outlive the exchange.
 ///
-/// Destroying it aborts what is still in flight and waits for no peer. After a failed round destroy
-/// it before the kernels and their batches, which wait for the stream.
+/// Destroying it aborts what is still in flight and waits for no peer; batches and kernels, which
+/// wait for their lanes, can be destroyed after it.
 [[nodiscard]] std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device,
                                                            Kernels& kernels);
 

@@ -1,9 +1,11 @@
 #include "transfer/peer_exchange.hpp"
 
 #include <cuda_runtime_api.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <optional>
 #include <span>
 #include <utility>
@@ -51,15 +53,6 @@ struct StagingRecord {
   std::array<int32_t, kMaxChunks> fds{};
 };
 
-/// World ranks of the inference ranks, by role rank.
-std::vector<int> inference_ranks(const Job& job) {
-  std::vector<int> ranks;
-  for (const auto& peer : job.peers()) {
-    if (peer.role == Role::kInference) ranks.push_back(peer.rank);
-  }
-  return ranks;
-}
-
 StagingRecord offer(DeviceRange& range) {
   StagingRecord record;
   record.bytes = range.bytes();
@@ -106,7 +99,7 @@ class PeerExchange final : public Exchange {
         kernels_(kernels),
         me_(job.peers().at(static_cast<size_t>(job.rank())).role_rank),
         staging_(device),
-        peers_(inference_ranks(job).size()) {
+        peers_(ranks_of(job.peers(), Role::kInference).size()) {
     if (peers_.size() > kMostPeers) {
       throw runtime_error(fmt::format("cannot exchange with {} inference ranks: there is room for "
                                       "the signals of {}",
@@ -157,17 +150,28 @@ class PeerExchange final : public Exchange {
     base_ += kTurnsOfPass;
     to_grant_.set(0, base_, lane(Lane::kReceive0));
   }
-  void open(size_t round) override { granted_.await(round, base_, send_stream(round)); }
+  void open(size_t round) override {
+    if (round >= kMostInFlight) wait_for(round - kMostInFlight);
+    granted_.await(round, base_, send_stream(round));
+  }
   void deliver(size_t round) override {
     to_arrive_.set(round, base_, send_stream(round));
+    sent_[round % kMostInFlight].record(send_stream(round));
     arrived_.await(round, base_, receive_stream(round));
   }
-  void close(size_t round) override { to_grant_.set(round + 1, base_, receive_stream(round)); }
+  void close(size_t round) override {
+    to_grant_.set(round + 1, base_, receive_stream(round));
+    received_[round % kMostInFlight].record(receive_stream(round));
+  }
 
   void wait() override { kernels_.wait(describe_all(), job_.deadline(), job_); }
   [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
 
  private:
+  /// Rounds that are queued at once: fewer than fill a stream, for then its next launch would wait,
+  /// and neither a deadline nor another rank's failure would be seen.
+  static constexpr size_t kMostInFlight = 64;
+
   [[nodiscard]] cudaStream_t lane(Lane lane) const {
     return static_cast<cudaStream_t>(kernels_.stream(lane));
   }
@@ -191,6 +195,15 @@ class PeerExchange final : public Exchange {
   }
   [[nodiscard]] cudaStream_t receive_stream(size_t round) const {
     return lane(receive_lane(rounds()[round].turn));
+  }
+
+  void wait_for(size_t round) {
+    const auto what = [&] { return describe(round); };
+    for (const auto* ends : {&sent_, &received_}) {
+      const auto event = (*ends)[round % kMostInFlight].get();
+      wait_until([&] { return is_done(cudaEventQuery(event), "cudaEventQuery", "an exchange"); },
+                 what, job_.deadline(), job_);
+    }
   }
 
   static void check_turn(uint32_t turn) {
@@ -223,18 +236,36 @@ class PeerExchange final : public Exchange {
   uint32_t me_;  ///< Role rank.
   Staging staging_;
   std::vector<std::unique_ptr<ImportedRange>> peers_;  ///< Their staging memory, by role rank.
-  SignalPoints to_grant_;   ///< What is granted at the begin, then by round.
-  SignalPoints granted_;    ///< By round.
-  SignalPoints to_arrive_;  ///< By round.
-  SignalPoints arrived_;    ///< By round.
-  uint32_t base_ = 0;       ///< Of this pass's signals.
+  SignalPoints to_grant_;                      ///< What is granted at the begin, then by round.
+  SignalPoints granted_;                       ///< By round.
+  SignalPoints to_arrive_;                     ///< By round.
+  SignalPoints arrived_;                       ///< By round.
+  uint32_t base_ = 0;                          ///< Of this pass's signals.
+  std::array<CudaEvent, kMostInFlight> sent_;  ///< Ends of the last rounds on their lanes.
+  std::array<CudaEvent, kMostInFlight> received_;
 };
+
+/// Where a process's pid means something, and so its descriptors can be fetched.
+struct PidSpace {
+  uint64_t device = 0;
+  uint64_t inode = 0;
+
+  [[nodiscard]] bool operator==(const PidSpace&) const = default;
+};
+
+PidSpace pid_space() {
+  struct stat status {};
+  if (::stat("/proc/self/ns/pid", &status) != 0) {
+    throw errno_error("learn the namespace of this process's id", "stat", errno);
+  }
+  return {status.st_dev, status.st_ino};
+}
 
 /// All pairs of ranks in one order, so that none waits for another in a circle.
 void map_all(Job& job, Device& device, const std::vector<StagingRecord>& records,
              PeerExchange& exchange) {
   const auto source = inspect_cuda_memory(device.identity().index, device.identity().name);
-  const auto ranks = inference_ranks(job);
+  const auto ranks = ranks_of(job.peers(), Role::kInference);
   for (uint32_t giver = 0; giver < ranks.size(); ++giver) {
     const auto& record = records.at(static_cast<size_t>(ranks[giver]));
     const auto fds = std::span(record.fds).first(record.chunk_count);
@@ -253,11 +284,14 @@ void map_all(Job& job, Device& device, const std::vector<StagingRecord>& records
 
 std::optional<std::string> find_unreachable_peer(Job& job, Device& device) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
+  const auto spaces = job.all_gather_value(pid_space(), "the pid namespaces of all ranks");
   int32_t obstacle = -1;  // a rank that this one cannot reach
   for (const auto& peer : job.peers()) {
     if (me.role == Role::kTrainer || peer.role == Role::kTrainer || peer.rank == me.rank) continue;
     const bool reached =
-        peer.host == me.host && reaches_device(device.identity().index, peer.device);
+        peer.host == me.host &&
+        spaces[static_cast<size_t>(peer.rank)] == spaces[static_cast<size_t>(me.rank)] &&
+        reaches_device(device.identity().index, peer.device);
     if (!reached && obstacle < 0) obstacle = peer.rank;
   }
   const auto all = job.all_gather_value(obstacle, "which GPUs reach each other");
@@ -265,10 +299,11 @@ std::optional<std::string> find_unreachable_peer(Job& job, Device& device) {
     if (all[rank] < 0) continue;
     const auto& other = job.peers().at(static_cast<size_t>(all[rank]));
     const auto& one = job.peers().at(rank);
-    return fmt::format("{} cannot map memory of {}: {}", one.describe(), other.describe(),
-                       one.host == other.host
-                           ? "the one does not see the other's GPU, or no link joins them"
-                           : "they are on different hosts");
+    return fmt::format(
+        "{} cannot map memory of {}: {}", one.describe(), other.describe(),
+        one.host == other.host
+            ? "the one does not see the other's GPU or process, or no link joins them"
+            : "they are on different hosts");
   }
   return std::nullopt;
 }

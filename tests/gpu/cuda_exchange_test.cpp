@@ -38,22 +38,25 @@ uint32_t inference_ranks() {
   return count;
 }
 
-/// Every pair's messages have a place of their own, a distance apart.
+/// As ranks meet in a large job: first all peers at odd distances, then those at even ones, whose
+/// messages begin again with turn 0 and take the places that others had.
 std::vector<MessageRound> rounds_of(uint32_t me, uint32_t ranks) {
   std::vector<MessageRound> rounds;
-  for (uint32_t turn = 0; turn < kTurns; ++turn) {
-    auto& round = rounds.emplace_back();
-    round.turn = turn;
-    for (uint32_t peer = 0; peer < ranks; ++peer) {
-      if (peer == me) continue;
-      const uint64_t to = (peer + ranks - me) % ranks * kSlotBytes;
-      const uint64_t from = (me + ranks - peer) % ranks * kSlotBytes;
-      const uint64_t sent = message_bytes(me, peer, turn);
-      const uint64_t received = message_bytes(peer, me, turn);
-      if (sent > 0) round.sends.push_back({peer, to, sent});
-      if (received > 0) round.receives.push_back({peer, from, received});
+  for (const uint32_t parity : {1U, 0U}) {
+    for (uint32_t turn = 0; turn < kTurns; ++turn) {
+      MessageRound round{turn, {}, {}};
+      for (uint32_t distance = 1; distance < ranks; ++distance) {
+        if (distance % 2 != parity) continue;
+        const uint64_t offset = distance / 2 * kSlotBytes;
+        const uint32_t to = (me + distance) % ranks;
+        const uint32_t from = (me + ranks - distance) % ranks;
+        const uint64_t sent = message_bytes(me, to, turn);
+        const uint64_t received = message_bytes(from, me, turn);
+        if (sent > 0) round.sends.push_back({to, offset, sent});
+        if (received > 0) round.receives.push_back({from, offset, received});
+      }
+      if (!round.sends.empty() || !round.receives.empty()) rounds.push_back(round);
     }
-    if (round.sends.empty() && round.receives.empty()) rounds.pop_back();
   }
   return rounds;
 }
