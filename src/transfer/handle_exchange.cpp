@@ -1,8 +1,5 @@
 #include "transfer/handle_exchange.hpp"
 
-#include <algorithm>
-#include <cstring>
-
 #include "base/checked.hpp"
 #include "base/fixed_text.hpp"
 
@@ -53,13 +50,15 @@ void check_pair(const HandleRecord& mine, const HandleRecord& theirs) {
 }
 
 void check_offer(const HandleRecord& record) {
-  const bool offers = record.bytes > 0;
-  const bool fits = !offers || (record.chunk_bytes > 0 && record.chunk_count <= kMaxChunks &&
-                                record.chunk_count == ceil_div(record.bytes, record.chunk_bytes));
+  const auto& offered = record.offered;
+  const bool offers = offered.bytes > 0;
+  const bool fits =
+      !offers || (offered.chunk_bytes > 0 && offered.chunk_count <= kMaxChunks &&
+                  offered.chunk_count == ceil_div(offered.bytes, offered.chunk_bytes));
   if (offers != (record.role == Role::kTrainer) || !fits) {
     throw request_error(fmt::format("{} offers {} in {} chunks of {}", describe(record),
-                                    format_bytes(record.bytes), record.chunk_count,
-                                    format_bytes(record.chunk_bytes)));
+                                    format_bytes(offered.bytes), offered.chunk_count,
+                                    format_bytes(offered.chunk_bytes)));
   }
 }
 
@@ -73,16 +72,7 @@ HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint6
   record.host = fixed_text<64>(job.host());
   record.device_uuid = me.device.uuid;
   record.fingerprint = fingerprint;
-  if (offered == nullptr) return record;
-  const auto fds = offered->export_fds();
-  if (fds.size() > kMaxChunks) {
-    throw runtime_error(
-        fmt::format("cannot offer {} chunks: a record holds {}", fds.size(), kMaxChunks));
-  }
-  record.bytes = offered->bytes();
-  record.chunk_bytes = offered->chunk_bytes();
-  record.chunk_count = static_cast<uint32_t>(fds.size());
-  std::copy(fds.begin(), fds.end(), record.fds.begin());
+  if (offered != nullptr) record.offered = offer(*offered);
   return record;
 }
 
@@ -111,14 +101,13 @@ ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank, uin
   // Every rank sees the same records, so every rank comes to the same verdict.
   job.do_and_agree([&] { check_handles(records); });
   if (offered != nullptr) {
-    hand_out_fds(job, partner_rank, std::span(record.fds).first(record.chunk_count),
-                 weights_of(job, record.rank));
+    hand_out_fds(job, partner_rank, record.offered.numbers(), weights_of(job, record.rank));
     return {};
   }
   const auto& trainer = records[static_cast<size_t>(partner_rank)];
-  auto fds = take_fds(job, trainer.rank, std::span(trainer.fds).first(trainer.chunk_count),
-                      weights_of(job, trainer.rank), transport);
-  return {trainer.bytes, trainer.chunk_bytes, std::move(fds)};
+  auto fds = take_fds(job, trainer.rank, trainer.offered.numbers(), weights_of(job, trainer.rank),
+                      transport);
+  return {trainer.offered.bytes, trainer.offered.chunk_bytes, std::move(fds)};
 }
 
 }  // namespace awex

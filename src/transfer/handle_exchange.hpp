@@ -11,6 +11,7 @@
 #include "comm/job.hpp"
 #include "memory/device.hpp"
 #include "transfer/fd_exchange.hpp"
+#include "transfer/offered_range.hpp"
 
 namespace awex {
 
@@ -24,14 +25,11 @@ struct HandleRecord {
   FixedText<64> host{};  ///< Zero-terminated.
   std::array<uint8_t, 16> device_uuid{};
   uint64_t fingerprint = 0;  ///< Of model, both layouts and program version.
-  uint64_t bytes = 0;        ///< Of the offered range; 0 where nothing is offered.
-  uint64_t chunk_bytes = 0;
-  uint32_t chunk_count = 0;
-  std::array<int32_t, kMaxChunks> fds{};  ///< Descriptor numbers in the offering process.
+  OfferedRange offered;
 };
 static_assert(std::is_trivially_copyable_v<HandleRecord>);
 
-inline constexpr uint32_t kHandleProtocol = 2;
+inline constexpr uint32_t kHandleProtocol = 3;
 
 /// Checks all ranks' records, in rank order, against each other: one protocol and fingerprint for
 /// all, partners that name each other, are of different roles and share host and device, and offers

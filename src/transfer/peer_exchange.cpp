@@ -3,7 +3,6 @@
 #include <cuda_runtime_api.h>
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <optional>
@@ -19,6 +18,7 @@
 #include "transfer/cuda_signals.hpp"
 #include "transfer/fd_exchange.hpp"
 #include "transfer/grants.hpp"
+#include "transfer/offered_range.hpp"
 #include "transfer/staging.hpp"
 
 namespace awex {
@@ -44,24 +44,6 @@ constexpr uint32_t kTurnsOfPass = 1U << 20;
 constexpr uint32_t signal_value(uint32_t turn) { return turn + 1; }
 
 constexpr uint64_t kMostPeers = Staging::kSignalsBytes / sizeof(Signals);
-
-/// What a rank offers the others.
-struct StagingRecord {
-  uint64_t bytes = 0;
-  uint64_t chunk_bytes = 0;
-  uint32_t chunk_count = 0;
-  std::array<int32_t, kMaxChunks> fds{};
-};
-
-StagingRecord offer(DeviceRange& range) {
-  StagingRecord record;
-  record.bytes = range.bytes();
-  record.chunk_bytes = range.chunk_bytes();
-  const auto fds = range.export_fds();
-  record.chunk_count = narrow<uint32_t>(fds.size());
-  std::copy(fds.begin(), fds.end(), record.fds.begin());
-  return record;
-}
 
 /// Signals to set, or to wait for, at each of several points of a pass; ready on the device.
 class SignalPoints {
@@ -113,11 +95,11 @@ class PeerExchange final : public Exchange {
 
   [[nodiscard]] DeviceRange& range() const { return staging_.range(); }
 
-  void map(uint32_t peer, const CudaMemorySource& source, const StagingRecord& record,
+  void map(uint32_t peer, const CudaMemorySource& source, const OfferedRange& offered,
            std::vector<UniqueFd> fds) {
     auto& mapped = peers_.at(peer);
     mapped = make_cuda_import(source, fmt::format("messages to inference rank {}", peer),
-                              record.bytes, record.chunk_bytes, MappedAccess::kReadWrite);
+                              offered.bytes, offered.chunk_bytes, MappedAccess::kReadWrite);
     mapped->map(std::move(fds));
   }
 
@@ -262,20 +244,18 @@ PidSpace pid_space() {
 }
 
 /// All pairs of ranks in one order, so that none waits for another in a circle.
-void map_all(Job& job, Device& device, const std::vector<StagingRecord>& records,
+void map_all(Job& job, Device& device, const std::vector<OfferedRange>& offers,
              PeerExchange& exchange) {
   const auto source = inspect_cuda_memory(device.identity().index, device.identity().name);
   const auto ranks = ranks_of(job.peers(), Role::kInference);
   for (uint32_t giver = 0; giver < ranks.size(); ++giver) {
-    const auto& record = records.at(static_cast<size_t>(ranks[giver]));
-    const auto fds = std::span(record.fds).first(record.chunk_count);
+    const auto& offered = offers.at(static_cast<size_t>(ranks[giver]));
     const auto what = fmt::format("the message buffers of {}", job.describe(ranks[giver]));
     for (const int taker : ranks) {
       if (taker == ranks[giver]) continue;
-      if (job.rank() == ranks[giver]) hand_out_fds(job, taker, fds, what);
+      if (job.rank() == ranks[giver]) hand_out_fds(job, taker, offered.numbers(), what);
       if (job.rank() != taker) continue;
-      exchange.map(giver, source, record,
-                   take_fds(job, ranks[giver], fds, what, FdTransport::kAuto));
+      exchange.map(giver, source, offered, take_fds(job, ranks[giver], offered.numbers(), what));
     }
   }
 }
@@ -311,13 +291,13 @@ std::optional<std::string> find_unreachable_peer(Job& job, Device& device) {
 std::unique_ptr<Exchange> make_peer_exchange(Job& job, Device& device, Kernels& kernels) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   std::unique_ptr<PeerExchange> exchange;
-  StagingRecord own;
+  OfferedRange own;
   if (me.role == Role::kInference) {
     exchange = std::make_unique<PeerExchange>(job, device, kernels);
     own = offer(exchange->range());
   }
-  const auto records = job.all_gather_value(own, "the swap of message buffers");
-  if (exchange) map_all(job, device, records, *exchange);
+  const auto offers = job.all_gather_value(own, "the swap of message buffers");
+  if (exchange) map_all(job, device, offers, *exchange);
   if (job.is_reporter()) {
     log::detail("messages between GPUs are written into the receivers' memory");
   }

@@ -32,9 +32,9 @@ std::vector<HandleRecord> good_records(int pairs) {
     record.device_uuid[0] = static_cast<uint8_t>(rank % pairs);
     record.fingerprint = kFingerprint;
     if (!trains) continue;
-    record.bytes = 100;
-    record.chunk_bytes = 64;
-    record.chunk_count = 2;
+    record.offered.bytes = 100;
+    record.offered.chunk_bytes = 64;
+    record.offered.chunk_count = 2;
   }
   return records;
 }
@@ -168,19 +168,19 @@ TEST_CASE("partners must share host and device and name each other") {
 
 TEST_CASE("offers that make no sense are refused") {
   auto records = good_records(1);
-  records[0].chunk_count = 3;
+  records[0].offered.chunk_count = 3;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   records = good_records(1);
-  records[0].chunk_bytes = 0;
+  records[0].offered.chunk_bytes = 0;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   records = good_records(1);
-  records[0].bytes = 0;
+  records[0].offered.bytes = 0;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   records = good_records(1);
-  records[0].bytes = 64 * (awex::kMaxChunks + 1);
-  records[0].chunk_count = awex::kMaxChunks + 1;
+  records[0].offered.bytes = 64 * (awex::kMaxChunks + 1);
+  records[0].offered.chunk_count = awex::kMaxChunks + 1;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   records = good_records(1);
-  records[1].bytes = 1;
+  records[1].offered.bytes = 1;
   CHECK(contains(verdict(records), "rank 1 (inference, host a) offers"));
 }
