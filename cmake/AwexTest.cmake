@@ -1,12 +1,16 @@
 # awex_add_test(NAME <name> SOURCES <files> LIBRARIES <targets> [RANKS <n>...] [GPUS <n>]
-#               [TIMEOUT <seconds>] [MPI_MAIN])
+#               [TIMEOUT <seconds>] [MPI_MAIN] [FAST_UNWIND])
 #
 # Declares one doctest program and its ctest entries. Without RANKS it runs alone; with RANKS it runs
 # once under mpirun for each number of ranks (entry <name>_<n>). GPUS > 0 labels it `gpu` and lets
 # one such test run at a time. Exit code 77 means skipped. MPI_MAIN links the main that initialises
 # MPI and reduces the verdict over the ranks; the plain main fails when no test case ran.
+#
+# FAST_UNWIND is for tests with very many allocations, which neither MPI nor hwloc does for them:
+# AddressSanitizer then follows frame pointers, several times faster than unwind tables, which
+# it needs only to tell whose leaks those of such libraries are (tests/support/lsan.supp).
 function(awex_add_test)
-  cmake_parse_arguments(ARG "MPI_MAIN" "NAME;GPUS;TIMEOUT" "SOURCES;LIBRARIES;RANKS" ${ARGN})
+  cmake_parse_arguments(ARG "MPI_MAIN;FAST_UNWIND" "NAME;GPUS;TIMEOUT" "SOURCES;LIBRARIES;RANKS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SOURCES})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_LIBRARIES} doctest::doctest awex_options)
   target_include_directories(${ARG_NAME} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
@@ -24,6 +28,10 @@ function(awex_add_test)
   else()
     add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
     awex_set_test_properties(${ARG_NAME} 1 "${ARG_GPUS}" "${ARG_TIMEOUT}")
+  endif()
+  if(ARG_FAST_UNWIND AND AWEX_SANITIZE)
+    set_tests_properties(${ARG_NAME} PROPERTIES
+      ENVIRONMENT_MODIFICATION "ASAN_OPTIONS=string_append::fast_unwind_on_malloc=1")
   endif()
 endfunction()
 
