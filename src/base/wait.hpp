@@ -69,6 +69,12 @@ inline void pause_in_wait(uint64_t spins) {
   }
 }
 
+/// What one can do about a deadline that has passed.
+inline constexpr const char* kDeadlineHint =
+    "look at what that process does (gdb -p PID, nvidia-smi); a longer --timeout helps only when "
+    "it "
+    "is slow";
+
 /// Returns when `done()` is true. Throws what `done` or the monitor throw, and Error(kDeadline)
 /// "<what> is not done after <time>" when the deadline passes; `what` is asked then.
 template <class Predicate, std::invocable What>
@@ -76,8 +82,10 @@ void wait_until(Predicate done, What what, const Deadline& deadline, WaitMonitor
   for (uint64_t spins = 0; !done(); ++spins) {
     monitor.poll();
     if (deadline.expired()) {
-      throw Error(ExitCode::kDeadline, fmt::format("{} is not done after {}", what(),
-                                                   format_seconds(deadline.allowed().count())));
+      throw Error(ExitCode::kDeadline,
+                  fmt::format("{} is not done after {}", what(),
+                              format_seconds(deadline.allowed().count())),
+                  kDeadlineHint);
     }
     pause_in_wait(spins);
   }

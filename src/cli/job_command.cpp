@@ -95,6 +95,13 @@ ExitCode end_with(const Report& report, const JobOptions& options, const Job& jo
   return publish(report, options, files);
 }
 
+/// Ends a job whose failure not all ranks have agreed on.
+[[noreturn]] void break_off(const Report& report, const JobOptions& options, Job& job,
+                            ReportFiles& files) {
+  job.await_turn_to_report(report.exit_code());
+  job.abort(end_with(report, options, job, files));
+}
+
 }  // namespace
 
 ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv) {
@@ -104,14 +111,14 @@ ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** 
   ReportFiles files;
   auto report = do_work(command, options, job, files);
   try {
+    if (report.error && !job.failure_is_agreed()) break_off(report, options, job, files);
     const auto code = end_with(report, options, job, files);
-    if (report.error && !job.failure_is_agreed()) job.abort(code);
     job.finish();
     return code;
   } catch (const Error& error) {
     // The work was done, but not all ranks came to its end.
     report.error = job.announce_failure(error);
-    job.abort(end_with(report, options, job, files));
+    break_off(report, options, job, files);
   }
 }
 

@@ -38,6 +38,9 @@ constexpr Seconds kAnswerGrace{1.0};
 
 // How long abort lets rank 0, or mpirun, end the job first.
 constexpr Seconds kAbortGrace{1.5};
+// How long a rank lets those before it report and end the job: all of them, then each one more.
+constexpr Seconds kReportGrace{3};
+constexpr Seconds kNextReportGrace{0.2};
 // What MPI itself may need to start and to end, on top of or instead of a short timeout.
 constexpr Seconds kStartAllowance{60};
 constexpr Seconds kEndAllowance{5};
@@ -167,6 +170,7 @@ struct Job::State {
   [[nodiscard]] double now() const { return Seconds(Clock::now() - start).count(); }
   [[nodiscard]] std::string describe(int other) const;
   [[nodiscard]] std::string describe_missing(const std::vector<int>& ranks) const;
+  [[nodiscard]] std::vector<int> stopped_ranks() const;
   [[nodiscard]] std::string stopped_processes() const;
   [[nodiscard]] ErrorContext context_of(int other) const;
   [[nodiscard]] Error located(Error error) const;
@@ -196,6 +200,7 @@ struct Job::State {
   [[nodiscard]] WireError ask_for_outcome(const WireError& mine);
   void all_reduce(std::span<uint64_t> values, MPI_Op operation, const std::string& what);
   void arrive(const std::string& what);
+  void push_failures();
   void pause_until_ended(Seconds longest);
 };
 
@@ -219,14 +224,22 @@ std::string Job::State::describe_missing(const std::vector<int>& ranks) const {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// Those on this host.
+std::vector<int> Job::State::stopped_ranks() const {
+  std::vector<int> stopped;
+  if (peers.empty()) return stopped;
+  for (const int other : node_ranks) {
+    if (is_stopped(peers[static_cast<size_t>(other)].pid)) stopped.push_back(other);
+  }
+  return stopped;
+}
+
 /// Names processes of this host that are stopped, as a further sentence of a message: a stopped
 /// rank is seldom the one that is waited for directly.
 std::string Job::State::stopped_processes() const {
   std::string text;
-  if (peers.empty()) return text;
-  for (const int other : node_ranks) {
+  for (const int other : stopped_ranks()) {
     const auto& peer = peers[static_cast<size_t>(other)];
-    if (!is_stopped(peer.pid)) continue;
     text += fmt::format("; {} (pid {}) is stopped by a signal or a debugger", peer.describe(),
                         peer.pid);
   }
@@ -265,8 +278,7 @@ Error Job::State::late(const std::vector<int>& ranks, const std::string& deed) c
                        fmt::format("{} {} not {} after {}{}", describe_missing(ranks),
                                    ranks.size() == 1 ? "has" : "have", deed,
                                    format_seconds(timeout.count()), stopped_processes()),
-                       "look at what that process does (gdb -p PID, nvidia-smi); "
-                       "a longer --timeout helps only when it is slow"));
+                       kDeadlineHint));
 }
 
 // ---- Failures
@@ -432,7 +444,8 @@ void Job::State::wait_for_collective(Done done, const std::string& what) {
     if (deadline.expired()) {
       const Error error(ExitCode::kDeadline,
                         fmt::format("'{}' is not done after {}, though every rank came to it{}",
-                                    what, format_seconds(timeout.count()), stopped_processes()));
+                                    what, format_seconds(timeout.count()), stopped_processes()),
+                        kDeadlineHint);
       announce(error);
       fail(error);
     }
@@ -688,13 +701,21 @@ void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> re
                     s.world);
     }
   }
+  wait_for([&] { return requests.test(); }, [&] { return requests.missing(); },
+           fmt::format("taken part in '{}'", what));
+}
+
+void Job::wait_for(const std::function<bool()>& done,
+                   const std::function<std::vector<int>()>& missing, const std::string& deed) {
+  auto& s = *state_;
   const Deadline limit = deadline();
-  for (uint64_t spins = 0; !requests.test(); ++spins) {
+  for (uint64_t spins = 0; !done(); ++spins) {
     s.poll();
     if (limit.expired()) {
-      const auto missing = requests.missing();
-      s.lost.insert(missing.begin(), missing.end());
-      const auto error = s.late(missing, fmt::format("taken part in '{}'", what));
+      // The missing may be waiting themselves for others; the stopped are lost for certain.
+      const auto stopped = s.stopped_ranks();
+      s.lost.insert(stopped.begin(), stopped.end());
+      const auto error = s.late(missing(), deed);
       s.announce(error);
       s.fail(error);
     }
@@ -726,6 +747,14 @@ void Job::finish() {
   AWEX_MPI(MPI_Finalize(), "finalise MPI");
 }
 
+/// Lets MPI send what `tell` has queued.
+void Job::State::push_failures() {
+  for (auto& [wire, request] : outbox) {
+    int done = 0;
+    MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+  }
+}
+
 /// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: after a failure MPI
 /// may still have requests on memory that has been freed while unwinding.
 void Job::State::pause_until_ended(Seconds longest) {
@@ -735,14 +764,24 @@ void Job::State::pause_until_ended(Seconds longest) {
   }
 }
 
+void Job::await_turn_to_report(ExitCode code) {
+  auto& s = *state_;
+  s.push_failures();
+  Seconds grace = kReportGrace;
+  for (int earlier = 0; earlier < s.rank; ++earlier) {
+    if (s.lost.contains(earlier)) continue;
+    s.pause_until_ended(grace);
+    if (termination_signal() != 0) std::_Exit(static_cast<int>(code));
+    s.lost.insert(earlier);
+    grace = kNextReportGrace;
+  }
+}
+
 void Job::abort(ExitCode code) {
   auto& s = *state_;
   const Watchdog watchdog(kAbortGrace + kEndAllowance, code,
                           fmt::format("{}: MPI_Abort does not end the job", s.describe(s.rank)));
-  for (auto& [wire, request] : s.outbox) {
-    int done = 0;
-    MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-  }
+  s.push_failures();
   const bool mpirun_comes_first = code == ExitCode::kPeerLost;
   const bool reporter_comes_first = !is_reporter();
   if (mpirun_comes_first || reporter_comes_first) {

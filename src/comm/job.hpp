@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -58,7 +59,7 @@ struct Incoming {
 /// that failure, and the job can only `abort`. What a program does with an Error of its job:
 ///
 ///     if (job.failure_is_agreed()) { if (job.is_reporter()) report(e); job.finish(); return code;
-///     } job.announce_failure(e); if (job.is_reporter()) report(e); job.abort(e.code());
+///     } job.announce_failure(e); job.await_turn_to_report(code); report(e); job.abort(code);
 class Job final : public WaitMonitor {
  public:
   /// Initialises MPI (thread level funneled, errors returned), learns the ranks of this node and
@@ -145,6 +146,12 @@ class Job final : public WaitMonitor {
   void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
                 const std::string& what);
 
+  /// Waits until `done()` for what other ranks take part in, without a message of MPI. When the
+  /// deadline passes, Error(kDeadline) says that the `missing` ranks, asked for then, have not done
+  /// their `deed` ("finished the exchange"); it also names stopped processes.
+  void wait_for(const std::function<bool()>& done, const std::function<std::vector<int>()>& missing,
+                const std::string& deed);
+
   /// One value of a trivially copyable type from every rank.
   template <class T>
   [[nodiscard]] std::vector<T> all_gather_value(const T& value, const std::string& what) {
@@ -160,6 +167,11 @@ class Job final : public WaitMonitor {
   [[nodiscard]] bool failure_is_agreed() const;
   /// Whether this rank is the one to report: rank 0, or the next living one when rank 0 is lost.
   [[nodiscard]] bool is_reporter() const;
+
+  /// After a failure that is not agreed on: returns on the rank that is to report it. All others
+  /// are ended meanwhile, as mpirun tells them to, with `code`. When those before a rank neither
+  /// report nor end the job within 3 s, it is this rank's turn.
+  void await_turn_to_report(ExitCode code);
 
   /// Ends the job in order: finalises MPI. All ranks must come. Collective.
   void finish();

@@ -1,6 +1,6 @@
 #include "transfer/exchange.hpp"
 
-#include <algorithm>
+#include <set>
 
 #include "transfer/mpi_exchange.hpp"
 #if AWEX_WITH_CUDA
@@ -14,7 +14,7 @@ namespace {
 /// Where nothing goes between devices.
 class NoExchange final : public Exchange {
  public:
-  NoExchange(Job& job, Kernels& kernels) : job_(job), kernels_(kernels) {}
+  NoExchange(Job& job, Kernels& kernels) : Exchange({}), job_(job), kernels_(kernels) {}
 
   void prepare(std::vector<MessageRound> rounds) override {
     if (rounds.empty()) return;
@@ -37,11 +37,6 @@ class NoExchange final : public Exchange {
   Kernels& kernels_;
 };
 
-std::string name_peers(const std::set<uint32_t>& peers) {
-  return fmt::format("the exchange with inference rank{} {}", peers.size() == 1 ? "" : "s",
-                     fmt::join(peers, ", "));
-}
-
 #if AWEX_WITH_CUDA
 std::unique_ptr<Exchange> make_cuda_exchange(Job& job, Device& device, Kernels& kernels,
                                              ExchangeKind kind, bool share_gpu) {
@@ -61,19 +56,14 @@ std::unique_ptr<Exchange> make_cuda_exchange(Job& job, Device& device, Kernels& 
 
 }  // namespace
 
-std::set<uint32_t> MessageRound::peers() const {
-  std::set<uint32_t> all;
-  for (const auto& message : sends) all.insert(message.peer);
-  for (const auto& message : receives) all.insert(message.peer);
-  return all;
-}
-
-std::string Exchange::describe(size_t round) const { return name_peers(rounds_.at(round).peers()); }
-
-std::string Exchange::describe_all() const {
-  std::set<uint32_t> all;
-  for (const auto& round : rounds_) all.merge(round.peers());
-  return all.empty() ? "the device's work" : name_peers(all);
+std::vector<int> Exchange::ranks_met(size_t first, size_t end) const {
+  std::set<int> ranks;
+  for (size_t round = first; round < end; ++round) {
+    for (const auto* messages : {&rounds_.at(round).sends, &rounds_.at(round).receives}) {
+      for (const auto& message : *messages) ranks.insert(world_rank(message.peer));
+    }
+  }
+  return {ranks.begin(), ranks.end()};
 }
 
 std::unique_ptr<Exchange> make_exchange(Job& job, Device& device, Kernels& kernels,

@@ -3,8 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <set>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/job.hpp"
@@ -30,9 +29,6 @@ struct MessageRound {
   uint32_t turn = 0;  ///< Which message of its pair each one is, from 0; at both ends the same.
   std::vector<Message> sends;
   std::vector<Message> receives;
-
-  /// Role ranks of all other ends.
-  [[nodiscard]] std::set<uint32_t> peers() const;
 };
 
 /// How messages travel between GPUs.
@@ -55,7 +51,9 @@ enum class ExchangeKind : uint8_t {
 /// Error(kDeadline) that names the peers.
 class Exchange {
  public:
-  Exchange() = default;
+  /// `inference_ranks` are the world ranks of all inference ranks, by role rank.
+  explicit Exchange(std::vector<int> inference_ranks)
+      : inference_ranks_(std::move(inference_ranks)) {}
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
   Exchange(Exchange&&) = delete;
@@ -65,6 +63,8 @@ class Exchange {
   /// Tells all rounds of a pass, in order. Once, before anything below.
   virtual void prepare(std::vector<MessageRound> rounds) { rounds_ = std::move(rounds); }
   [[nodiscard]] const std::vector<MessageRound>& rounds() const { return rounds_; }
+  /// World ranks at the other ends of rounds `first` to before `end`, in order, each once.
+  [[nodiscard]] std::vector<int> ranks_met(size_t first, size_t end) const;
   /// Makes the connections to the peers of all rounds, so that none is made later. All inference
   /// ranks together.
   virtual void connect() = 0;
@@ -87,12 +87,11 @@ class Exchange {
   [[nodiscard]] virtual uint64_t staging_bytes() const = 0;
 
  protected:
-  /// "the exchange with inference ranks 0, 2" of round `round`.
-  [[nodiscard]] std::string describe(size_t round) const;
-  /// The same of all rounds, or "the device's work" if there are none.
-  [[nodiscard]] std::string describe_all() const;
+  /// Of a message's other end.
+  [[nodiscard]] int world_rank(uint32_t peer) const { return inference_ranks_.at(peer); }
 
  private:
+  std::vector<int> inference_ranks_;
   std::vector<MessageRound> rounds_;
 };
 

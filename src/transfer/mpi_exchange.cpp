@@ -1,7 +1,6 @@
 #include "transfer/mpi_exchange.hpp"
 
 #include <set>
-#include <utility>
 #include <vector>
 
 #include "transfer/staging.hpp"
@@ -11,8 +10,8 @@ namespace {
 
 class MpiExchange final : public Exchange {
  public:
-  MpiExchange(Job& job, Device& device, std::vector<int> world_ranks)
-      : job_(job), staging_(device), world_ranks_(std::move(world_ranks)) {}
+  MpiExchange(Job& job, Device& device)
+      : Exchange(ranks_of(job.peers(), Role::kInference)), job_(job), staging_(device) {}
 
   void connect() override {
     std::set<uint32_t> to;
@@ -23,8 +22,8 @@ class MpiExchange final : public Exchange {
     }
     std::vector<Outgoing> outgoing;
     std::vector<Incoming> incoming;
-    for (const uint32_t peer : to) outgoing.push_back({world_ranks_.at(peer), {out(), 1}});
-    for (const uint32_t peer : from) incoming.push_back({world_ranks_.at(peer), {in() + peer, 1}});
+    for (const uint32_t peer : to) outgoing.push_back({world_rank(peer), {out(), 1}});
+    for (const uint32_t peer : from) incoming.push_back({world_rank(peer), {in() + peer, 1}});
     job_.exchange(outgoing, incoming, "the first messages between inference ranks");
   }
 
@@ -36,11 +35,11 @@ class MpiExchange final : public Exchange {
   void deliver(size_t round) override {
     std::vector<Outgoing> outgoing;
     for (const auto& [peer, offset, bytes] : rounds().at(round).sends) {
-      outgoing.push_back({world_ranks_.at(peer), {out() + offset, bytes}});
+      outgoing.push_back({world_rank(peer), {out() + offset, bytes}});
     }
     std::vector<Incoming> incoming;
     for (const auto& [peer, offset, bytes] : rounds().at(round).receives) {
-      incoming.push_back({world_ranks_.at(peer), {in() + offset, bytes}});
+      incoming.push_back({world_rank(peer), {in() + offset, bytes}});
     }
     job_.exchange(outgoing, incoming, "the exchange of weights");
   }
@@ -54,14 +53,13 @@ class MpiExchange final : public Exchange {
 
   Job& job_;
   Staging staging_;
-  std::vector<int> world_ranks_;  ///< Of the inference ranks, by role rank.
 };
 
 }  // namespace
 
 std::unique_ptr<Exchange> make_mpi_exchange(Job& job, Device& device) {
   if (job.peers().at(static_cast<size_t>(job.rank())).role != Role::kInference) return nullptr;
-  return std::make_unique<MpiExchange>(job, device, ranks_of(job.peers(), Role::kInference));
+  return std::make_unique<MpiExchange>(job, device);
 }
 
 }  // namespace awex

@@ -11,6 +11,7 @@
 
 #include "memory/cuda_check.hpp"
 #include "memory/cuda_owners.hpp"
+#include "transfer/rounds_in_flight.hpp"
 #include "transfer/staging.hpp"
 
 namespace awex {
@@ -103,7 +104,12 @@ class NcclExchange final : public Exchange {
  public:
   NcclExchange(Job& job, Device& device, Kernels& kernels, const ncclUniqueId& id, int ranks,
                int rank)
-      : job_(job), kernels_(kernels), staging_(device), communicator_(id, ranks, rank) {
+      : Exchange(ranks_of(job.peers(), Role::kInference)),
+        job_(job),
+        kernels_(kernels),
+        staging_(device),
+        communicator_(id, ranks, rank),
+        in_flight_(job, *this) {
     settle(fmt::format("joining NCCL's communicator of {} inference ranks", ranks));
   }
 
@@ -113,8 +119,15 @@ class NcclExchange final : public Exchange {
       add_missing(first.sends, round.sends);
       add_missing(first.receives, round.receives);
     }
-    exchange(first, describe_all());
-    wait_for(stream_.get(), describe_all());
+    const auto others = ranks_met(0, rounds().size());
+    const auto what = describe(others);
+    exchange(first, what);
+    const auto is_done_with_all = [&] {
+      return communicator_.is_settled(what) &&
+             is_done(cudaStreamQuery(stream_.get()), "cudaStreamQuery", what);
+    };
+    job_.wait_for(
+        is_done_with_all, [&] { return others; }, "exchanged first messages");
   }
 
   [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t turn) const override {
@@ -124,10 +137,12 @@ class NcclExchange final : public Exchange {
 
   void prepare(std::vector<MessageRound> rounds) override {
     Exchange::prepare(std::move(rounds));
-    for (size_t i = 0; i < this->rounds().size(); ++i) descriptions_.push_back(describe(i));
+    for (size_t i = 0; i < this->rounds().size(); ++i)
+      descriptions_.push_back(describe(ranks_met(i, i + 1)));
   }
 
   void open(size_t round) override {
+    in_flight_.make_room(round, still_well());
     const uint32_t turn = rounds().at(round).turn;
     exchanged_.at(turn % kBuffers).hold_back(lane(send_lane(turn)));
   }
@@ -141,14 +156,16 @@ class NcclExchange final : public Exchange {
     exchange(messages, descriptions_.at(round));
     exchanged_.at(buffer).record(stream_.get());
     exchanged_.at(buffer).hold_back(lane(receive_lane(messages.turn)));
+    in_flight_.mark_sent(round, stream_.get());
   }
 
   void close(size_t round) override {
     const uint32_t turn = rounds().at(round).turn;
     unpacked_.at(turn % kBuffers).record(lane(receive_lane(turn)));
+    in_flight_.mark_received(round, lane(receive_lane(turn)));
   }
 
-  void wait() override { wait_for(lane(Lane::kMain), describe_all()); }
+  void wait() override { in_flight_.wait_for_all(lane(Lane::kMain), still_well()); }
   [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
 
  private:
@@ -201,12 +218,13 @@ class NcclExchange final : public Exchange {
     wait_until([&] { return communicator_.is_settled(what); }, what, job_.deadline(), job_);
   }
 
-  void wait_for(cudaStream_t stream, const std::string& what) {
-    const auto is_idle = [&] {
-      const bool settled = communicator_.is_settled(what);
-      return settled && is_done(cudaStreamQuery(stream), "cudaStreamQuery", what);
-    };
-    wait_until(is_idle, what, job_.deadline(), job_);
+  [[nodiscard]] RoundsInFlight::Check still_well() const {
+    return [this] { return communicator_.is_settled("the exchange of weights"); };
+  }
+
+  static std::string describe(const std::vector<int>& others) {
+    return fmt::format("the exchange with rank{} {}", others.size() == 1 ? "" : "s",
+                       fmt::join(others, ", "));
   }
 
   Job& job_;
@@ -218,6 +236,7 @@ class NcclExchange final : public Exchange {
   CudaEvent packed_;
   std::array<CudaEvent, kBuffers> exchanged_;  ///< By buffer: both directions of its last round.
   std::array<CudaEvent, kBuffers> unpacked_;
+  RoundsInFlight in_flight_;
 };
 
 /// The unique id that inference's rank 0 (world rank `root`) makes, on every rank. Collective.

@@ -19,6 +19,7 @@
 #include "transfer/fd_exchange.hpp"
 #include "transfer/grants.hpp"
 #include "transfer/offered_range.hpp"
+#include "transfer/rounds_in_flight.hpp"
 #include "transfer/staging.hpp"
 
 namespace awex {
@@ -77,11 +78,12 @@ class SignalPoints {
 class PeerExchange final : public Exchange {
  public:
   PeerExchange(Job& job, Device& device, Kernels& kernels)
-      : job_(job),
+      : Exchange(ranks_of(job.peers(), Role::kInference)),
         kernels_(kernels),
         me_(job.peers().at(static_cast<size_t>(job.rank())).role_rank),
         staging_(device),
-        peers_(ranks_of(job.peers(), Role::kInference).size()) {
+        peers_(ranks_of(job.peers(), Role::kInference).size()),
+        in_flight_(job, *this) {
     if (peers_.size() > kMostPeers) {
       throw runtime_error(fmt::format("cannot exchange with {} inference ranks: there is room for "
                                       "the signals of {}",
@@ -133,27 +135,23 @@ class PeerExchange final : public Exchange {
     to_grant_.set(0, base_, lane(Lane::kReceive0));
   }
   void open(size_t round) override {
-    if (round >= kMostInFlight) wait_for(round - kMostInFlight);
+    in_flight_.make_room(round);
     granted_.await(round, base_, send_stream(round));
   }
   void deliver(size_t round) override {
     to_arrive_.set(round, base_, send_stream(round));
-    sent_[round % kMostInFlight].record(send_stream(round));
+    in_flight_.mark_sent(round, send_stream(round));
     arrived_.await(round, base_, receive_stream(round));
   }
   void close(size_t round) override {
     to_grant_.set(round + 1, base_, receive_stream(round));
-    received_[round % kMostInFlight].record(receive_stream(round));
+    in_flight_.mark_received(round, receive_stream(round));
   }
 
-  void wait() override { kernels_.wait(describe_all(), job_.deadline(), job_); }
+  void wait() override { in_flight_.wait_for_all(lane(Lane::kMain)); }
   [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
 
  private:
-  /// Rounds that are queued at once: fewer than fill a stream, for then its next launch would wait,
-  /// and neither a deadline nor another rank's failure would be seen.
-  static constexpr size_t kMostInFlight = 64;
-
   [[nodiscard]] cudaStream_t lane(Lane lane) const {
     return static_cast<cudaStream_t>(kernels_.stream(lane));
   }
@@ -177,15 +175,6 @@ class PeerExchange final : public Exchange {
   }
   [[nodiscard]] cudaStream_t receive_stream(size_t round) const {
     return lane(receive_lane(rounds()[round].turn));
-  }
-
-  void wait_for(size_t round) {
-    const auto what = [&] { return describe(round); };
-    for (const auto* ends : {&sent_, &received_}) {
-      const auto event = (*ends)[round % kMostInFlight].get();
-      wait_until([&] { return is_done(cudaEventQuery(event), "cudaEventQuery", "an exchange"); },
-                 what, job_.deadline(), job_);
-    }
   }
 
   static void check_turn(uint32_t turn) {
@@ -213,18 +202,16 @@ class PeerExchange final : public Exchange {
     to_grant_.end_point();
   }
 
-  Job& job_;
   Kernels& kernels_;
   uint32_t me_;  ///< Role rank.
   Staging staging_;
   std::vector<std::unique_ptr<ImportedRange>> peers_;  ///< Their staging memory, by role rank.
-  SignalPoints to_grant_;                      ///< What is granted at the begin, then by round.
-  SignalPoints granted_;                       ///< By round.
-  SignalPoints to_arrive_;                     ///< By round.
-  SignalPoints arrived_;                       ///< By round.
-  uint32_t base_ = 0;                          ///< Of this pass's signals.
-  std::array<CudaEvent, kMostInFlight> sent_;  ///< Ends of the last rounds on their lanes.
-  std::array<CudaEvent, kMostInFlight> received_;
+  SignalPoints to_grant_;  ///< What is granted at the begin, then by round.
+  SignalPoints granted_;   ///< By round.
+  SignalPoints to_arrive_;
+  SignalPoints arrived_;
+  uint32_t base_ = 0;  ///< Of this pass's signals.
+  RoundsInFlight in_flight_;
 };
 
 /// Where a process's pid means something, and so its descriptors can be fetched.

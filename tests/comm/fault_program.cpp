@@ -1,10 +1,12 @@
 // A job that one rank harms on purpose: fault_program FAULT RANK PLACE TIMEOUT_S. It walks through
 // the places start, gather, reduce, exchange, work, agree and finish; at PLACE, RANK does FAULT.
 // faults_test.py says what must become of it.
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "base/log.hpp"
 #include "support/mpi_job.hpp"
@@ -27,6 +29,7 @@ void harm(const std::string& fault) {
   }
   if (fault == "stop") std::raise(SIGSTOP);
   if (fault == "terminate") std::raise(SIGTERM);
+  if (fault == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
   if (fault == "throw") throw awex::runtime_error("a fault on purpose").about_tensor("a.weight");
 }
 
@@ -58,7 +61,7 @@ void exchange_around(Job& job) {
 /// Local work that goes on until something happens elsewhere; the faulty rank does not come here.
 void work(Job& job, const Plan& plan) {
   if (plan.place != "work") return;
-  awex::wait_until([] { return false; }, "local work", awex::Deadline(awex::Seconds(20)), job);
+  awex::wait_until([] { return false; }, "local work", job.deadline(), job);
 }
 
 void run(Job& job, const Plan& plan) {
@@ -97,11 +100,10 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const awex::Error& error) {
     const awex::Error cause = job.announce_failure(error);
-    if (job.is_reporter()) {
-      awex::log::error(cause);
-      std::printf("reported by rank %d\n", job.rank());
-      std::fflush(stdout);
-    }
+    job.await_turn_to_report(cause.code());
+    awex::log::error(cause);
+    std::printf("reported by rank %d\n", job.rank());
+    std::fflush(stdout);
     job.abort(cause.code());
   }
 }

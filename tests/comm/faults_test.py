@@ -36,6 +36,8 @@ CASES = [
     (3, "stop", 2, "finish", 4, r"rank 2 \(.* has not come to 'the end of the job'", "late"),
     (4, "stop", 0, "agree", 4, r"rank 0 \(trainer.* has not ended phase 'transfer'", "late"),
     (2, "stop", 0, "reduce", 4, r"rank 0 \(.* has not completed 'a sum'", "late"),
+    (4, "hang", 0, "work", 4, r"rank \d \(.*in phase transfer: local work is not done after", "late"),
+    (4, "hang", 0, "agree", 4, r"rank 0 \(trainer.* has not ended phase 'transfer'", "late"),
     (4, "throw", 2, "exchange", 1, r"rank 2 \(.*in phase transfer: a fault on purpose", "at once"),
     (4, "throw", 2, "work", 1, r"rank 2 \(.*a fault on purpose", "at once"),
     (4, "throw", 0, "agree", 1, r"rank 0 \(.*a fault on purpose", "at once"),

@@ -120,6 +120,8 @@ int main(int argc, char** argv) {
   awex::Job job(&argc, &argv, options.timeout);
   Disturber disturber({argv[1], std::stoi(argv[2]), argv[3], argv[4], argv[5]}, job);
   const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);
+  const bool broken_off = report.error && !job.failure_is_agreed();
+  if (broken_off) job.await_turn_to_report(report.error->code());
   if (report.error && job.is_reporter()) {
     awex::log::error(*report.error);
     const auto& context = report.error->context();
@@ -130,7 +132,7 @@ int main(int argc, char** argv) {
         static_cast<int>(report.committed_version.value_or(0)), digest_of(report).c_str());
     std::fflush(stdout);
   }
-  if (report.error && !job.failure_is_agreed()) job.abort(report.error->code());
+  if (broken_off) job.abort(report.error->code());
   job.finish();
   return static_cast<int>(report.exit_code());
 }

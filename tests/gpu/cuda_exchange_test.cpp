@@ -18,14 +18,23 @@ using awex::test::named_bytes;
 
 namespace {
 
-constexpr uint64_t kSlotBytes = 1 << 20;
-constexpr uint32_t kTurns = 11;
+/// Long messages come first, then many short ones: more rounds than are queued at once.
+constexpr uint32_t kLongTurns = 11;
+constexpr uint32_t kTurns = kLongTurns + 150;
+constexpr uint64_t kLongBytes = 3 << 20;
+constexpr uint64_t kShortBytes = 8 << 10;
 
-/// Bytes from one rank to another in a turn: of every pair another size, some none.
+constexpr uint64_t most_bytes(uint64_t turn) {
+  return turn < kLongTurns ? kLongBytes : kShortBytes;
+}
+
+/// Bytes from one rank to another in a turn: of every pair another size, some none. The largest
+/// are of whole 16 bytes, as most messages of weights are: a kernel of their own sends such.
 uint64_t message_bytes(uint64_t from, uint64_t to, uint64_t turn) {
-  return (from * 7919 + to * 104'729 + turn * 1'299'709) % 5 == 0
-             ? 0
-             : 1 + (from * 60'013 + to * 10'007 + turn * 300'007) % kSlotBytes;
+  const uint64_t mixed = from * 7919 + to * 104'729 + turn * 1'299'709;
+  if (mixed % 5 == 0) return 0;
+  if (mixed % 3 == 0) return most_bytes(turn);
+  return 1 + (from * 60'013 + to * 10'007 + turn * 300'007) % most_bytes(turn);
 }
 
 std::vector<std::byte> message(uint64_t from, uint64_t to, uint64_t turn, uint64_t pass) {
@@ -47,7 +56,7 @@ std::vector<MessageRound> rounds_of(uint32_t me, uint32_t ranks) {
       MessageRound round{turn, {}, {}};
       for (uint32_t distance = 1; distance < ranks; ++distance) {
         if (distance % 2 != parity) continue;
-        const uint64_t offset = distance / 2 * kSlotBytes;
+        const uint64_t offset = distance / 2 * kLongBytes;
         const uint32_t to = (me + distance) % ranks;
         const uint32_t from = (me + ranks - distance) % ranks;
         const uint64_t sent = message_bytes(me, to, turn);
@@ -77,14 +86,17 @@ StridedCopy whole(const std::byte* from, std::byte* to, uint64_t bytes) {
           .to_stride = bytes};
 }
 
+/// Where a message of a turn lies on its way to or from a peer.
 uint64_t slot(uint32_t ranks, uint32_t turn, uint32_t peer) {
-  return (uint64_t{turn} * ranks + peer) * kSlotBytes;
+  const uint64_t long_turns = std::min(turn, kLongTurns);
+  const uint64_t short_turns = turn - long_turns;
+  return (long_turns * kLongBytes + short_turns * kShortBytes) * ranks + peer * most_bytes(turn);
 }
 
 /// Goes through all rounds several times, in one go each, and compares all that came.
 void check_exchange(GpuBench& bench, Exchange& exchange, uint32_t me) {
   const uint32_t ranks = inference_ranks();
-  const uint64_t bytes = uint64_t{kTurns} * ranks * kSlotBytes;
+  const uint64_t bytes = slot(ranks, kTurns, 0);
   exchange.prepare(rounds_of(me, ranks));
   exchange.connect();
   GpuBuffer outgoing(*bench.device, std::vector<std::byte>(bytes));

@@ -241,8 +241,9 @@ MessageRound messages_of(const Round& round) {
 /// in some queues, each of every so manyth turn, and unpacks them in as many others.
 class GrantedCluster {
  public:
-  GrantedCluster(const World& world, uint64_t buffer_bytes, uint32_t buffers)
-      : world_(world), buffers_(buffers) {
+  /// `in_flight`: how many rounds a rank's host queues before the first of them is done.
+  GrantedCluster(const World& world, uint64_t buffer_bytes, uint32_t buffers, size_t in_flight)
+      : world_(world), buffers_(buffers), in_flight_(in_flight) {
     const auto ranks = static_cast<uint32_t>(world.expected.size());
     for (uint32_t rank = 0; rank < ranks; ++rank) {
       auto& one = ranks_.emplace_back();
@@ -305,6 +306,16 @@ class GrantedCluster {
     }
   }
 
+  /// Whether the host has come to a round: those too far before it are written and read.
+  bool is_queued(Rank& rank, size_t round) const {
+    for (uint32_t queue = 0; queue < kQueues; ++queue) {
+      for (auto* at : {&rank.packed, &rank.unpacked}) {
+        if (next(rank, *at, queue) != nullptr && at->at(queue) + in_flight_ <= round) return false;
+      }
+    }
+    return true;
+  }
+
   /// The queue's next round, null at its end.
   static const Round* next(const Rank& rank, std::array<size_t, kQueues>& at, uint32_t queue) {
     size_t& index = at.at(queue);
@@ -315,7 +326,7 @@ class GrantedCluster {
   bool write_round(uint32_t me, uint32_t queue) {
     Rank& rank = ranks_[me];
     const Round* round = next(rank, rank.packed, queue);
-    if (round == nullptr) return false;
+    if (round == nullptr || !is_queued(rank, rank.packed.at(queue))) return false;
     const uint32_t buffer = round->turn % buffers_;
     for (const auto& message : round->sends) {
       if (rank.granted[{message.peer, buffer}] <= base_ + round->turn) return false;
@@ -333,7 +344,7 @@ class GrantedCluster {
   bool read_round(uint32_t me, uint32_t queue) {
     Rank& rank = ranks_[me];
     const Round* round = next(rank, rank.unpacked, queue);
-    if (round == nullptr) return false;
+    if (round == nullptr || !is_queued(rank, rank.unpacked.at(queue))) return false;
     const uint32_t buffer = round->turn % buffers_;
     for (const auto& message : round->receives) {
       if (rank.arrived.count({message.peer, buffer}) == 0) return false;
@@ -352,6 +363,7 @@ class GrantedCluster {
 
   const World& world_;
   uint32_t buffers_;
+  size_t in_flight_;
   uint32_t base_ = 0;  ///< What this pass's grants are counted on.
   std::vector<Rank> ranks_;
   std::vector<Memory> targets_;
@@ -377,12 +389,14 @@ TEST_CASE("granted messages overwrite nothing, wait in no circle and bring every
   Dice dice(11);
   for (uint32_t ranks = 1; ranks <= 24; ++ranks) {
     for (const uint64_t buffer_bytes : {96ULL, 480ULL, 1ULL << 20}) {
-      for (const uint32_t buffers : {4U, 8U}) {
+      for (const auto& [buffers, in_flight] :
+           {std::pair{4U, 64}, std::pair{8U, 64}, std::pair{4U, 1}, std::pair{4U, 3}}) {
         CAPTURE(ranks);
         CAPTURE(buffer_bytes);
         CAPTURE(buffers);
+        CAPTURE(in_flight);
         const World world = random_world(dice, ranks);
-        GrantedCluster cluster(world, buffer_bytes, buffers);
+        GrantedCluster cluster(world, buffer_bytes, buffers, static_cast<size_t>(in_flight));
         for (int pass = 0; pass < 2; ++pass) {
           REQUIRE(cluster.run());
           CHECK(cluster.targets() == world.expected);
