@@ -100,16 +100,39 @@ const Subcommand* parse(CLI::App& root, const std::vector<Subcommand>& commands,
   return chosen;
 }
 
-/// What `--json` names, also where the options as a whole are wrong; empty if nothing.
-std::string json_path_in(const std::vector<std::string_view>& arguments) {
-  constexpr std::string_view kOption = "--json";
+/// What an option's value is on the command line, which may be wrong as a whole; empty if nothing.
+std::string value_in(const std::vector<std::string_view>& arguments, const std::string& option) {
   for (size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i] == kOption && i + 1 < arguments.size()) return std::string(arguments[i + 1]);
-    if (arguments[i].rfind("--json=", 0) == 0) {
-      return std::string(arguments[i].substr(kOption.size() + 1));
+    if (arguments[i] == option && i + 1 < arguments.size()) return std::string(arguments[i + 1]);
+    if (arguments[i].rfind(option + "=", 0) == 0) {
+      return std::string(arguments[i].substr(option.size() + 1));
     }
   }
   return {};
+}
+
+/// Where the report of a request goes, also of a wrong one; empty if nowhere. For some commands
+/// --json is a switch, for others nothing.
+std::string json_path_in(const std::vector<std::string_view>& arguments,
+                         const std::vector<Subcommand>& commands) {
+  for (const auto& command : commands) {
+    if (arguments.empty() || command.parser->get_name() != arguments.front()) continue;
+    const auto* option = command.parser->get_option_no_throw("--json");
+    if (option == nullptr || option->get_items_expected_max() == 0) return {};
+    const auto path = value_in(arguments, "--json");
+    return path.empty() ? json_path_in_config(value_in(arguments, "--config")) : path;
+  }
+  return {};
+}
+
+/// When to colour errors of options; as ever where that option is wrong itself.
+Color color_in(const std::vector<std::string_view>& arguments) {
+  const auto text = value_in(arguments, "--color");
+  try {
+    return text.empty() ? Color::kAuto : parse_color(text);
+  } catch (const Error&) {
+    return Color::kAuto;  // the parser tells
+  }
 }
 
 /// A launcher ends a job with the first rank that fails: the others give rank 0 time to speak, and
@@ -118,10 +141,11 @@ void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); 
 
 /// Tells of options that are wrong. Rank 0, which alone writes reports, does so in its file as
 /// well: an old report there must not stay.
-void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments) {
+void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments,
+                          const std::vector<Subcommand>& commands) {
   log::error(error);
   if (!is_rank_0()) return;
-  const auto path = json_path_in(arguments);
+  const auto path = json_path_in(arguments, commands);
   if (path.empty()) return;
   Report report;
   report.command = arguments.front();
@@ -142,11 +166,16 @@ void report_wrong_request(const Error& error, const std::vector<std::string_view
 int run_command_line(int argc, char** argv) {
   const std::vector<std::string_view> arguments(argv + 1, argv + argc);
   bool speak = speaks_first(arguments);
-  log::configure(log::Level::kNormal, "", use_color(Color::kAuto, STDERR_FILENO));
+  log::configure(log::Level::kNormal, "", use_color(color_in(arguments), STDERR_FILENO));
+  CLI::App root(kDescription);
+  describe_program(root);
+  const auto commands = add_subcommands(root);
+  const auto fail = [&](const Error& error) {
+    if (!speak) let_rank_0_speak();
+    report_wrong_request(error, arguments, commands);
+    return static_cast<int>(error.code());
+  };
   try {
-    CLI::App root(kDescription);
-    describe_program(root);
-    const auto commands = add_subcommands(root);
     std::string answer;
     const auto* command = parse(root, commands, argc, argv, answer);
     if (command == nullptr) {
@@ -156,13 +185,9 @@ int run_command_line(int argc, char** argv) {
     speak = true;
     return static_cast<int>(command->run(&argc, &argv));
   } catch (const Error& error) {
-    if (!speak) let_rank_0_speak();
-    report_wrong_request(error, arguments);
-    return static_cast<int>(error.code());
+    return fail(error);
   } catch (const std::exception& error) {
-    if (!speak) let_rank_0_speak();
-    log::error(runtime_error(error.what()));
-    return static_cast<int>(ExitCode::kRuntime);
+    return fail(runtime_error(error.what()));
   }
 }
 

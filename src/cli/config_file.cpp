@@ -1,5 +1,8 @@
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <set>
+
 #include "cli/options.hpp"
 #include "model/input_file.hpp"
 #include "model/json_input.hpp"
@@ -47,15 +50,42 @@ std::optional<std::string> option_text(const CLI::Option& option, const Json& va
                       "write a string or a number, as on the command line");
 }
 
+/// What the command line has said, before any key of a file is applied.
+class CommandLine {
+ public:
+  explicit CommandLine(const CLI::App& command) {
+    for (const auto* option : command.get_options()) {
+      if (option->count() > 0) given_.insert(option);
+    }
+  }
+
+  /// Whether it gave the option, or one that excludes it.
+  [[nodiscard]] bool decides(const CLI::Option& option) const {
+    if (given_.count(&option) > 0) return true;
+    const auto excluded = option.get_excludes();
+    return std::any_of(excluded.begin(), excluded.end(),
+                       [&](const auto* other) { return given_.count(other) > 0; });
+  }
+
+ private:
+  std::set<const CLI::Option*> given_;
+};
+
 void apply_key(CLI::App& command, const std::string& key, const Json& value,
-               const std::vector<std::string>& keys) {
+               const std::vector<std::string>& keys, const CommandLine& given) {
   if (std::find(keys.begin(), keys.end(), key) == keys.end()) {
     throw request_error("unknown key", suggestion(key, keys));
   }
   auto* option = command.get_option("--" + key);
-  if (option->count() > 0) return;
+  if (given.decides(*option)) return;
   const auto text = option_text(*option, value);
   if (!text) return;
+  for (const auto* other : option->get_excludes()) {
+    if (other->count() == 0) continue;
+    throw request_error(
+        fmt::format("excludes \"{}\", which is set too", other->get_lnames().front()),
+        "keep one of them");
+  }
   option->add_result(*text);
   option->run_callback();
 }
@@ -65,13 +95,22 @@ void apply_key(CLI::App& command, const std::string& key, const Json& value,
 void apply_config(CLI::App& command, const std::string& file) {
   const auto json = read_object(file);
   const auto keys = config_keys(command);
+  const CommandLine given(command);
   for (const auto& [key, value] : json.items()) {
     try {
-      apply_key(command, key, value, keys);
+      apply_key(command, key, value, keys, given);
     } catch (const Error& error) {
       throw Error(error.code(), fmt::format("{}: \"{}\": {}", file, key, error.what()),
                   error.hint());
     }
+  }
+}
+
+std::string json_path_in_config(const std::string& file) noexcept {
+  try {
+    return read_object(file).value("json", "");
+  } catch (const std::exception&) {
+    return {};  // whoever reads the options of the file tells what is wrong with it
   }
 }
 

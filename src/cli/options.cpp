@@ -36,6 +36,11 @@ CLI::Option* add_value(CLI::App& command, const std::string& name, const std::st
       ->type_name(value_name);
 }
 
+Color parse_color(std::string_view text) {
+  return parse_choice<Color>(
+      text, {{"auto", Color::kAuto}, {"always", Color::kAlways}, {"never", Color::kNever}});
+}
+
 void add_talk_options(CLI::App& command, TalkOptions& talk) {
   auto* verbose = command.add_flag_callback(
       "-v,--verbose", [&talk] { talk.level = log::Level::kVerbose; },
@@ -46,11 +51,7 @@ void add_talk_options(CLI::App& command, TalkOptions& talk) {
           "Say nothing on stderr but warnings and errors")
       ->excludes(verbose);
   add_value(command, "--color", "WHEN", "Colours: auto, always or never; NO_COLOR is honoured",
-            "auto", [&talk](const std::string& text) {
-              talk.color = parse_choice<Color>(
-                  text,
-                  {{"auto", Color::kAuto}, {"always", Color::kAlways}, {"never", Color::kNever}});
-            });
+            "auto", [&talk](const std::string& text) { talk.color = parse_color(text); });
 }
 
 bool is_terminal(int fd) {

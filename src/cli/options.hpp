@@ -41,6 +41,9 @@ CLI::Option* add_value(CLI::App& command, const std::string& name, const std::st
 /// When to colour.
 enum class Color : uint8_t { kAuto, kAlways, kNever };
 
+/// "auto", "always" or "never"; throws a request error.
+[[nodiscard]] Color parse_color(std::string_view text);
+
 /// What every command lets one choose about its own talking.
 struct TalkOptions {
   log::Level level = log::Level::kNormal;
@@ -61,9 +64,13 @@ void add_talk_options(CLI::App& command, TalkOptions& talk);
 [[nodiscard]] bool locale_is_utf8();
 
 /// Sets a command's options that the command line has left open from a JSON object whose keys are
-/// long option names without dashes. Throws request errors that name file and key, and for an
-/// unknown key the nearest one.
+/// long option names without dashes. An option that excludes one that is given is not open. Throws
+/// request errors that name file and key, and for an unknown key the nearest one.
 void apply_config(CLI::App& command, const std::string& file);
+
+/// What a config file has for "json"; empty if nothing, also where the file cannot be used. Of use
+/// when another option is wrong.
+[[nodiscard]] std::string json_path_in_config(const std::string& file) noexcept;
 
 /// Throws a request error for the first argument that no option or command took, with the nearest
 /// name of what is known there.

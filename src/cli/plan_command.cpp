@@ -169,7 +169,8 @@ ExitCode run_plan(const PlanOptions& options) {
     return error->code();
   } catch (const Error& error) {
     write_json(render_plan_json(nullptr, nullptr, options.forecast, error));
-    throw;
+    log::error(error);
+    return error.code();
   }
 }
 

@@ -4,6 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "cli/error_json.hpp"
+
 namespace awex {
 namespace {
 
@@ -75,20 +77,6 @@ Json memory_json(const MemoryReport& memory) {
           {"host_pinned_bytes", memory.host_pinned_bytes},
           {"leaked_bytes", value_or_null(memory.leaked_bytes)},
           {"by_role_and_tag", tags}};
-}
-
-Json error_json(const Error& error) {
-  const auto& context = error.context();
-  return {{"code", static_cast<int>(error.code())},
-          {"rank", value_or_null(context.rank)},
-          {"host", text_or_null(context.host)},
-          {"gpu", text_or_null(context.gpu)},
-          {"role", text_or_null(context.role)},
-          {"phase", text_or_null(context.phase)},
-          {"tag", text_or_null(context.tag)},
-          {"tensor", text_or_null(context.tensor)},
-          {"message", error.what()},
-          {"hint", text_or_null(error.hint())}};
 }
 
 Json outcome_json(const Report& report) {

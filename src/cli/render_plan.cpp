@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/units.hpp"
+#include "cli/error_json.hpp"
 #include "cli/text_table.hpp"
 #include "transfer/plan_copies.hpp"
 
@@ -296,12 +297,7 @@ std::string render_plan_json(const Forecast* forecast, const Catalogue* catalogu
                {"ok", code == ExitCode::kOk},
                {"exit_code", static_cast<int>(code)}};
   if (forecast != nullptr) add_forecast(json, *forecast, *catalogue, options);
-  json["error"] = nullptr;
-  if (error) {
-    json["error"] = {{"code", static_cast<int>(code)},
-                     {"message", error->what()},
-                     {"hint", error->hint().empty() ? Json() : Json(error->hint())}};
-  }
+  json["error"] = error ? error_json(*error) : Json();
   // Paths may hold bytes that are no UTF-8; the report is written all the same.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -160,6 +160,18 @@ TEST_CASE("the command line wins over the config file, which wins over the defau
   CHECK(run.inference == "sglang:tp=1");
 }
 
+TEST_CASE("of options that exclude each other the command line's wins, and a file has one") {
+  const Config quiet(R"({"model": "m", "quiet": true})");
+  CHECK(parsed({"--config", quiet.path()}).talk.level == log::Level::kQuiet);
+  CHECK(parsed({"--config", quiet.path(), "-v"}).talk.level == log::Level::kVerbose);
+  const Config one(R"({"model": "m", "quiet": false, "verbose": true})");
+  CHECK(parsed({"--config", one.path()}).talk.level == log::Level::kVerbose);
+  const Config both(R"({"model": "m", "quiet": true, "verbose": true})");
+  CHECK(refusal({"--config", both.path()}).message ==
+        both.path() + ": \"verbose\": excludes \"quiet\", which is set too");
+  CHECK(parsed({"--config", both.path(), "-q"}).talk.level == log::Level::kQuiet);
+}
+
 TEST_CASE("an unknown key of the config file is named with file and nearest key") {
   const Config typo(R"({"model": "m", "version": 3})");
   const auto first = refusal({"--config", typo.path()});

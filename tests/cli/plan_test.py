@@ -162,6 +162,12 @@ class Plan(unittest.TestCase):
                      "sglang:tp=16,dtype=fp8", says="gate_proj", hint="block=128")
         self.refused("--model", "preset:tiny-dense", "--trainer", "hf:dtype=fp8", says="dtype")
 
+    def test_a_refused_request_is_one_json_object(self):
+        code, report = plan_json(*DENSE, "--gpus", "4", "--trainer", "megatron:tp=3")
+        self.assertEqual((code, report["exit_code"], report["command"]), (2, 2, "plan"))
+        places = {"rank", "host", "gpu", "role", "phase", "tag", "tensor"}
+        self.assertEqual(set(report["error"]), {"code", "message", "hint", *places})
+
     def test_json_file_is_written_in_any_case(self):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory, "plan.json")

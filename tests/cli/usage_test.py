@@ -125,6 +125,21 @@ class Usage(unittest.TestCase):
             self.assertEqual((report["ok"], report["exit_code"]), (False, 2))
             self.assertIn("--versions", report["error"]["message"])
 
+    def test_a_config_file_names_the_report_of_a_wrong_request(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory, "report.json")
+            config = pathlib.Path(directory, "run.json")
+            config.write_text(json.dumps({"json": str(path), "versions": 0}), encoding="utf-8")
+            self.assertEqual(run("update", "--config", str(config)).returncode, 2)
+            self.assertIn("versions", json.loads(path.read_text(encoding="utf-8"))["error"]["message"])
+
+    def test_digest_never_writes_a_file(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory, "config.json")
+            path.write_text("{}", encoding="utf-8")
+            self.refused("digest", "--json", str(path), says=str(path))
+            self.assertEqual(path.read_text(encoding="utf-8"), "{}")
+
     def test_config_file(self):
         with tempfile.TemporaryDirectory() as directory:
             config = os.path.join(directory, "run.json")
@@ -168,7 +183,7 @@ class Usage(unittest.TestCase):
     def test_colour_of_errors(self):
         plain = run("update").stderr
         self.assertNotIn("\033", plain)
-        self.assertNotIn("\033", run("update", env={"NO_COLOR": "1"}).stderr)
+        self.assertIn("\033", run("update", "--color", "always").stderr)
 
     def test_mpirun_returns_the_code_and_one_message(self):
         result = run("update", "--modle", "m", ranks=3)
