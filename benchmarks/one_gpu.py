@@ -325,7 +325,7 @@ def main():
     for program in ("awex-colocate", "benchmarks/all_links"):
         if not (options.build / program).is_file():
             sys.exit(f"error: no {program} in {options.build}: ninja -C {options.build} "
-                     "awex-colocate all_links, and on cuda kernel_bench; see README.md")
+                     "awex-colocate all_links, and on cuda kernel_bench; see docs/benchmarks.md")
     options.peers = options.peers.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

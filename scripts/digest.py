@@ -3,7 +3,7 @@
 
 usage: digest.py DIR
 
-Prints "<16 hex digits>  <tensor name>" for every tensor, in the order of the names, and the model's
+Prints "0x<16 hex digits>  <tensor name>" for every tensor, in the order of the names, and the model's
 digest in the last line. Needs the public packages numpy and safetensors.
 """
 import json

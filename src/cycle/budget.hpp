@@ -18,8 +18,9 @@ struct DeviceNeeds {
 
 /// A phase of a cycle as one device's two ranks go through it.
 struct CyclePhase {
-  std::string phase;  ///< As reports name it: "train", "offload", "transfer", …
-  std::string role;
+  std::string
+      phase;  ///< "train", "offload", "transfer", …, and "rollout", which reports leave out.
+  std::string role;           ///< "trainer", "inference", or "both".
   std::string tag;            ///< Empty when it concerns no memory of its own.
   std::string moment;         ///< For messages: "the train step", "the transfer", "the rollout".
   uint64_t device_bytes = 0;  ///< Held, in whole steps, at the fullest moment of the phase.

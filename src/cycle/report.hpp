@@ -20,7 +20,7 @@ struct RankPhase {
 
 /// A phase over all ranks of its role: from the first start to the last end, bytes summed.
 struct PhaseReport {
-  std::string phase;  ///< "offload", "resume", "transfer", "verify", "commit", "discard", "train".
+  std::string phase;  ///< As in docs/design.md, "An update": "offload", "transfer", …
   std::string role;   ///< "trainer", "inference", or "all" for a phase of both.
   std::string tag;    ///< "weights", "optimizer", "kv_cache"; empty when it is about no memory.
   double start_s = 0;
