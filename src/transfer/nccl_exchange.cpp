@@ -119,15 +119,14 @@ class NcclExchange final : public Exchange {
       add_missing(first.sends, round.sends);
       add_missing(first.receives, round.receives);
     }
-    const auto others = ranks_met(0, rounds().size());
-    const auto what = describe(others);
+    const auto others = [this] { return ranks_met(0, rounds().size()); };
+    const auto what = describe(others());
     exchange(first, what);
     const auto is_done_with_all = [&] {
       return communicator_.is_settled(what) &&
              is_done(cudaStreamQuery(stream_.get()), "cudaStreamQuery", what);
     };
-    job_.wait_for(
-        is_done_with_all, [&] { return others; }, "exchanged first messages");
+    job_.wait_for(is_done_with_all, others, "exchanged first messages");
   }
 
   [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t turn) const override {
