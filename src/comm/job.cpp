@@ -701,26 +701,20 @@ void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> re
                     s.world);
     }
   }
-  wait_for([&] { return requests.test(); }, [&] { return requests.missing(); },
-           fmt::format("taken part in '{}'", what));
+  wait_for([&] { return requests.test(); },
+           [&] {
+             return Late{requests.missing(), fmt::format("taken part in '{}'", what)};
+           });
 }
 
-void Job::wait_for(const std::function<bool()>& done,
-                   const std::function<std::vector<int>()>& missing, const std::string& deed) {
+void Job::fail_late(const Late& late) {
   auto& s = *state_;
-  const Deadline limit = deadline();
-  for (uint64_t spins = 0; !done(); ++spins) {
-    s.poll();
-    if (limit.expired()) {
-      // The missing may be waiting themselves for others; the stopped are lost for certain.
-      const auto stopped = s.stopped_ranks();
-      s.lost.insert(stopped.begin(), stopped.end());
-      const auto error = s.late(missing(), deed);
-      s.announce(error);
-      s.fail(error);
-    }
-    pause_in_wait(spins);
-  }
+  // The late may be waiting themselves for others; the stopped are lost for certain.
+  const auto stopped = s.stopped_ranks();
+  s.lost.insert(stopped.begin(), stopped.end());
+  const auto error = s.late(late.ranks, late.deed);
+  s.announce(error);
+  s.fail(error);
 }
 
 // ---- End

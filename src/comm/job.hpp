@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -48,6 +47,12 @@ struct Outgoing {
 struct Incoming {
   int rank = 0;
   std::span<std::byte> bytes;
+};
+
+/// Who has not done what ("finished the exchange") in time.
+struct Late {
+  std::vector<int> ranks;
+  std::string deed;
 };
 
 /// The MPI world of a job, made for never hanging: every wait has a deadline, watches the processes
@@ -147,10 +152,17 @@ class Job final : public WaitMonitor {
                 const std::string& what);
 
   /// Waits until `done()` for what other ranks take part in, without a message of MPI. When the
-  /// deadline passes, Error(kDeadline) says that the `missing` ranks, asked for then, have not done
-  /// their `deed` ("finished the exchange"); it also names stopped processes.
-  void wait_for(const std::function<bool()>& done, const std::function<std::vector<int>()>& missing,
-                const std::string& deed);
+  /// deadline passes, Error(kDeadline) says what `late()`, a Late, returns then; it also names
+  /// stopped processes.
+  template <class Done, class Lateness>
+  void wait_for(const Done& done, const Lateness& late) {
+    const Deadline limit = deadline();
+    for (uint64_t spins = 0; !done(); ++spins) {
+      poll();
+      if (limit.expired()) fail_late(late());
+      pause_in_wait(spins);
+    }
+  }
 
   /// One value of a trivially copyable type from every rank.
   template <class T>
@@ -181,6 +193,8 @@ class Job final : public WaitMonitor {
   [[noreturn]] void abort(ExitCode code);
 
  private:
+  [[noreturn]] void fail_late(const Late& late);
+
   struct State;
   std::unique_ptr<State> state_;
 };

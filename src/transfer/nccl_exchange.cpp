@@ -126,7 +126,7 @@ class NcclExchange final : public Exchange {
       return communicator_.is_settled(what) &&
              is_done(cudaStreamQuery(stream_.get()), "cudaStreamQuery", what);
     };
-    job_.wait_for(is_done_with_all, others, "exchanged first messages");
+    job_.wait_for(is_done_with_all, [&] { return Late{others(), "exchanged first messages"}; });
   }
 
   [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t turn) const override {

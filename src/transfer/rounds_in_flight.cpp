@@ -23,16 +23,17 @@ void RoundsInFlight::make_room(size_t round, const Check& check) const {
   if (round < kMost) return;
   const size_t before = round - kMost;
   job_.wait_for([&] { return passes(check) && is_done(before); },
-                [&] { return exchange_.ranks_met(before, before + 1); }, kDeed);
+                [&] {
+                  return Late{exchange_.ranks_met(before, before + 1), kDeed};
+                });
 }
 
 void RoundsInFlight::wait_for_all(cudaStream_t stream, const Check& check) const {
-  job_.wait_for(
-      [&] {
-        return passes(check) &&
-               awex::is_done(cudaStreamQuery(stream), "cudaStreamQuery", "the transfer of weights");
-      },
-      [this] { return late_ranks(); }, kDeed);
+  const auto is_idle = [&] {
+    return passes(check) &&
+           awex::is_done(cudaStreamQuery(stream), "cudaStreamQuery", "the transfer of weights");
+  };
+  job_.wait_for(is_idle, [this] { return Late{late_ranks(), kDeed}; });
 }
 
 /// The other ends of the first round that is under way; this rank itself where none is.
