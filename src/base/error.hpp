@@ -69,7 +69,8 @@ class Error : public std::runtime_error {
   return {ExitCode::kRuntime, message, std::move(hint)};
 }
 
-/// A failed POSIX call (exit code 1): "cannot <attempt>: <call>: <strerror> (<errno>)".
+/// A failed POSIX call (exit code 1): "cannot <attempt>: <call>: <strerror> (<errno>)", with a hint
+/// where the number alone tells what to do.
 [[nodiscard]] Error errno_error(const std::string& attempt, const char* call, int error_number);
 
 /// How AWEX_CHECK reads the result of a library's call. Each library's folder specialises it:

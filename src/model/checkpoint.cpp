@@ -1,6 +1,7 @@
 #include "model/checkpoint.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <fstream>
 #include <map>
@@ -297,7 +298,7 @@ class PartialDirectory {
 void write_text(const fs::path& path, const std::string& text) {
   std::ofstream out(path, std::ios::binary);
   out << text << std::flush;
-  if (!out) throw runtime_error(fmt::format("cannot write {}", path.string()));
+  if (!out) throw errno_error(fmt::format("write {}", path.string()), "ofstream", errno);
 }
 
 void write_shard(const WeightSource& source, const Shard& shard, const fs::path& path,
@@ -339,9 +340,10 @@ void check_target(const fs::path& directory, uint64_t needed_bytes) {
   while (!fs::exists(disk)) disk = disk.parent_path();
   const auto available = fs::space(disk).available;
   if (available < needed_bytes) {
-    throw request_error(fmt::format("a checkpoint of {} does not fit the {} that are free at {}",
-                                    format_bytes(needed_bytes), format_bytes(available),
-                                    disk.string()));
+    throw request_error(
+        fmt::format("a checkpoint of {} does not fit the {} that are free at {}",
+                    format_bytes(needed_bytes), format_bytes(available), disk.string()),
+        "name a directory on a larger disk, or keep fewer layers (--layers N)");
   }
 }
 

@@ -16,11 +16,15 @@ InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
   // Without O_NONBLOCK, opening a FIFO would wait for a writer that may never come.
   fd_ = UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd_.valid()) {
-    throw request_error(fmt::format("cannot read {}: {}", name_, std::strerror(errno)));
+    throw request_error(fmt::format("cannot read {}: {}", name_, std::strerror(errno)),
+                        "see whether it is there, and whether this user may read it (ls -l)");
   }
   struct stat status {};
   if (::fstat(fd_.get(), &status) != 0) throw errno_error("stat " + name_, "fstat", errno);
-  if (!S_ISREG(status.st_mode)) throw request_error(name_ + " is not a regular file");
+  if (!S_ISREG(status.st_mode)) {
+    throw request_error(name_ + " is not a regular file",
+                        "name a plain file, no directory, pipe or device");
+  }
   bytes_ = static_cast<uint64_t>(status.st_size);
 }
 

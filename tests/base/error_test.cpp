@@ -48,6 +48,9 @@ TEST_CASE("a failed POSIX call says what was tried, the call, its text and its n
   const auto error = errno_error("open \"x\"", "open", ENOENT);
   CHECK(error.code() == ExitCode::kRuntime);
   CHECK(std::string(error.what()) == "cannot open \"x\": open: No such file or directory (2)");
+  CHECK(error.hint().empty());
+  CHECK(errno_error("write x", "write", ENOSPC).hint().find("df -h") != std::string::npos);
+  CHECK(errno_error("open x", "open", EMFILE).hint().find("ulimit -n") != std::string::npos);
 }
 
 TEST_CASE("AWEX_CHECK passes good results and names the call of bad ones") {
