@@ -17,8 +17,8 @@ std::string hint_for(int error_number) {
     case ENFILE:
       return "raise the limit of open files (ulimit -n)";
     case ENOMEM:
-      return "free host memory, or raise what the cgroup or the batch job allows (free -g, ulimit "
-             "-a)";
+      return "free host memory, or raise what the cgroup or the batch job allows "
+             "(free -g, ulimit -a)";
     case EACCES:
     case EPERM:
     case EROFS:

@@ -72,8 +72,7 @@ inline void pause_in_wait(uint64_t spins) {
 /// What one can do about a deadline that has passed.
 inline constexpr const char* kDeadlineHint =
     "look at what that process does (gdb -p PID, nvidia-smi); a longer --timeout helps only when "
-    "it "
-    "is slow";
+    "it is slow";
 
 /// Returns when `done()` is true. Throws what `done` or the monitor throw, and Error(kDeadline)
 /// "<what> is not done after <time>" when the deadline passes; `what` is asked then.

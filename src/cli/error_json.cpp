@@ -1,15 +1,8 @@
 #include "cli/error_json.hpp"
 
-#include <nlohmann/json.hpp>
+#include "cli/json_values.hpp"
 
 namespace awex {
-namespace {
-
-using Json = nlohmann::ordered_json;
-
-Json text_or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
-
-}  // namespace
 
 Json error_json(const Error& error) {
   const auto& context = error.context();

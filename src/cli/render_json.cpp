@@ -2,21 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
 #include "cli/error_json.hpp"
+#include "cli/json_values.hpp"
 
 namespace awex {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-Json text_or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
-
-template <class T>
-Json value_or_null(const std::optional<T>& value) {
-  return value ? Json(*value) : Json();
-}
 
 Json count_or_null(int count) { return count > 0 ? Json(count) : Json(); }
 

@@ -3,17 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/units.hpp"
 #include "cli/error_json.hpp"
+#include "cli/json_values.hpp"
 #include "cli/text_table.hpp"
 #include "transfer/plan_copies.hpp"
 
 namespace awex {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 constexpr auto kLeft = TextColumn::Align::kLeft;
 
@@ -184,11 +182,6 @@ std::string verdict(const Forecast& forecast, const ForecastOptions& options,
   return fmt::format(
       "{:<11} {}\n", "result",
       has_budget ? paint("32", "fits") : "not compared with a budget: give --gpu-memory");
-}
-
-template <class T>
-Json value_or_null(const std::optional<T>& value) {
-  return value ? Json(*value) : Json();
 }
 
 Json traffic_json(const Forecast& forecast) {
