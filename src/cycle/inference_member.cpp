@@ -15,17 +15,17 @@ uint32_t role_rank_of(const Job& job, int rank) {
 
 InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, bool proves,
                                  MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
-                                 Exchange& exchange)
+                                 RemoteCopies& remote)
     : job_(job),
       queue_(queue),
-      exchange_(exchange),
+      remote_(remote),
       trainer_bytes_(setup.trainer_here.bytes),
       inference_(*setup.held, setup.inference_here, kv_cache_bytes, *setup.device, ledger) {
   trainer_weights_ = setup.device->reserve_import("trainer weights", trainer_bytes_,
                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(
       *setup.held, setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
-      trainer_weights_->data(), inference_.weights().data(), kernels, exchange);
+      trainer_weights_->data(), inference_.weights().data(), kernels, remote);
   if (proves) {
     transfer_->prove(shard_views(*setup.held, setup.inference_here, inference_.weights().data()),
                      digest_slots(*setup.held));
@@ -58,7 +58,7 @@ uint64_t InferenceMember::discard(Tag tag) {
   return 0;
 }
 
-void InferenceMember::connect() { exchange_.connect(); }
+void InferenceMember::connect() { remote_.connect(); }
 
 void InferenceMember::map_trainer(ReceivedRange received) {
   if (received.bytes != trainer_bytes_ || received.chunk_bytes != chunk_bytes_for(trainer_bytes_)) {

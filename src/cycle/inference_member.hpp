@@ -8,8 +8,8 @@
 #include "comm/job.hpp"
 #include "cycle/setup.hpp"
 #include "engine/inference_stand_in.hpp"
-#include "transfer/exchange.hpp"
 #include "transfer/handle_exchange.hpp"
+#include "transfer/remote_copies.hpp"
 #include "transfer/weight_transfer.hpp"
 
 namespace awex {
@@ -20,10 +20,10 @@ class InferenceMember {
  public:
   /// With `proves`, transfers digest what they bring.
   InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, bool proves,
-                  MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, Exchange& exchange);
+                  MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, RemoteCopies& remote);
 
   [[nodiscard]] Region* region(Tag tag);
-  [[nodiscard]] uint64_t staging_bytes() const { return exchange_.staging_bytes(); }
+  [[nodiscard]] uint64_t staging_bytes() const { return remote_.staging_bytes(); }
 
   /// Makes the connections to other inference ranks. All inference ranks together.
   void connect();
@@ -43,7 +43,7 @@ class InferenceMember {
  private:
   Job& job_;
   CopyQueue& queue_;
-  Exchange& exchange_;
+  RemoteCopies& remote_;
   uint64_t trainer_bytes_;
   InferenceStandIn inference_;
   std::unique_ptr<ImportedRange> trainer_weights_;

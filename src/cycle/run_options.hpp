@@ -7,7 +7,7 @@
 #include "base/units.hpp"
 #include "comm/job.hpp"
 #include "memory/device.hpp"
-#include "transfer/exchange.hpp"
+#include "transfer/remote_copies.hpp"
 
 namespace awex {
 
@@ -51,7 +51,7 @@ struct RunOptions {
   Seconds timeout{300};                          ///< Of every single wait.
   Verify verify = Verify::kDigest;
   bool offload = true;                          ///< False: the cycle without giving memory back.
-  ExchangeKind exchange = ExchangeKind::kAuto;  ///< How messages travel between GPUs.
+  ExchangeKind exchange = ExchangeKind::kAuto;  ///< How bytes travel between GPUs.
   bool share_gpu = false;                       ///< Several ranks of a role may be on one GPU.
   std::optional<uint64_t> gpu_memory;  ///< Budget in bytes per GPU for both roles together.
   bool measure_limits = true;          ///< Measure the links' limits to compare phases with.

@@ -14,8 +14,8 @@
 #include "cycle/setup.hpp"
 #include "cycle/steps.hpp"
 #include "memory/link_limits.hpp"
-#include "transfer/exchange.hpp"
 #include "transfer/kernels.hpp"
+#include "transfer/remote_copies.hpp"
 
 namespace awex {
 namespace {
@@ -51,7 +51,7 @@ class Session {
     connect();
     if (options_.measure_limits) measure_limits();
     steps_ = std::make_unique<CycleSteps>(job_, setup_, options_, ledger_->ledger(), *kernels_,
-                                          *queue_, exchange_.get());
+                                          *queue_, remote_.get());
     if (options_.warm_host_memory) steps_->warm_up(offloaded_tags(command_, options_));
     job_.set_phase("load");
     steps_->load(transfers());
@@ -68,14 +68,14 @@ class Session {
   }
 
  private:
-  /// Makes the exchange, whose memory is booked like all other.
+  /// Makes the remote copies, whose memory is booked like all other.
   void connect() {
     const bool needed = setup_.plan.remote_bytes > 0;
     if (needed && role() == Role::kInference) {
       ledger_->ledger().reserve(kStagingBytes, "staging memory", job_.deadline(), job_);
     }
-    exchange_ = make_exchange(job_, *setup_.device, *kernels_, options_.exchange, needed,
-                              options_.share_gpu);
+    remote_ = make_remote_copies(job_, *setup_.device, *kernels_, options_.exchange, needed,
+                                 options_.share_gpu);
   }
 
   void run_phases() {
@@ -212,7 +212,7 @@ class Session {
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<CopyQueue> queue_;
   std::unique_ptr<GpuLedger> ledger_;
-  std::unique_ptr<Exchange> exchange_;  ///< On inference ranks.
+  std::unique_ptr<RemoteCopies> remote_;  ///< On inference ranks.
   std::unique_ptr<CycleSteps> steps_;
   MemoryAccount account_;
   PhaseRunner phases_;

@@ -23,11 +23,12 @@ Steps together(std::vector<Steps> lists) {
 }
 
 CycleSteps::CycleSteps(Job& job, const Setup& setup, const RunOptions& options,
-                       MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, Exchange* exchange)
+                       MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
+                       RemoteCopies* remote)
     : job_(job), setup_(setup), options_(options), ledger_(ledger) {
   if (job.peers()[static_cast<size_t>(job.rank())].role == Role::kInference) {
     inference_ = std::make_unique<InferenceMember>(job, setup, options.kv_cache_bytes, proves(),
-                                                   ledger, kernels, queue, *exchange);
+                                                   ledger, kernels, queue, *remote);
   } else {
     trainer_ =
         std::make_unique<TrainerMember>(job, setup, options.optimizer, ledger, kernels, queue);

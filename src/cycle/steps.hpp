@@ -26,7 +26,7 @@ class CycleSteps {
  public:
   /// Makes this rank's engine, which reserves addresses. All references must outlive the steps.
   CycleSteps(Job& job, const Setup& setup, const RunOptions& options, MemoryLedger& ledger,
-             Kernels& kernels, CopyQueue& queue, Exchange* exchange);
+             Kernels& kernels, CopyQueue& queue, RemoteCopies* remote);
 
   /// Trainers begin to prepare the host memory of these tags in the background, in their order;
   /// the first offload of each waits for it.

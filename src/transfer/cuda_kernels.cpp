@@ -19,23 +19,21 @@
 namespace awex {
 namespace {
 
-/// How many blocks copies over a link between GPUs take.
-uint32_t link_blocks(const std::vector<cuda::CopyPiece>& pieces) {
-  const bool wide = std::all_of(pieces.begin(), pieces.end(),
-                                [](const cuda::CopyPiece& piece) { return piece.width == 16; });
-  return wide ? cuda::kLinkBlocks : cuda::kAnyBlocks;
-}
-
 /// Two launches: copies that keep their dtype move bytes, the others elements.
 class CudaCopyBatch final : public CopyBatch {
  public:
-  CudaCopyBatch(std::span<const StridedCopy> copies, cudaStream_t stream, bool over_link)
-      : CudaCopyBatch(copies, cuda::describe_copies(copies), stream, over_link) {}
+  CudaCopyBatch(std::span<const StridedCopy> copies, cudaStream_t stream)
+      : copies_(copies.begin(), copies.end()),
+        first_bytes_(cuda::bytes_before(copies)),
+        stream_(stream),
+        plain_(cuda::describe_copies(copies), stream),
+        converting_(cuda::describe_converting_copies(copies), stream),
+        first_(1),
+        found_(1, cuda::kNoDifference) {}
 
   void copy() override {
-    AWEX_CHECK(
-        cuda::launch_copy(plain_.pieces(), plain_.owners(), plain_.tiles(), most_blocks_, stream_),
-        "launch a batch of {} copies", copies_.size());
+    AWEX_CHECK(cuda::launch_copy(plain_.pieces(), plain_.owners(), plain_.tiles(), stream_),
+               "launch a batch of {} copies", copies_.size());
     AWEX_CHECK(cuda::launch_convert(converting_.pieces(), converting_.owners(), converting_.tiles(),
                                     stream_),
                "launch the converting ones of {} copies", copies_.size());
@@ -66,21 +64,9 @@ class CudaCopyBatch final : public CopyBatch {
   }
 
  private:
-  CudaCopyBatch(std::span<const StridedCopy> copies, const std::vector<cuda::CopyPiece>& plain,
-                cudaStream_t stream, bool over_link)
-      : copies_(copies.begin(), copies.end()),
-        first_bytes_(cuda::bytes_before(copies)),
-        stream_(stream),
-        most_blocks_(over_link ? link_blocks(plain) : cuda::kAnyBlocks),
-        plain_(plain, stream),
-        converting_(cuda::describe_converting_copies(copies), stream),
-        first_(1),
-        found_(1, cuda::kNoDifference) {}
-
   std::vector<StridedCopy> copies_;
   std::vector<uint64_t> first_bytes_;  ///< Bytes of the batch before each copy.
   cudaStream_t stream_;
-  uint32_t most_blocks_;
   cuda::TiledBatch<cuda::CopyPiece> plain_;
   cuda::TiledBatch<cuda::ConvertPiece> converting_;
   DeviceArray<uint64_t> first_;
@@ -200,7 +186,7 @@ class CudaKernels final : public Kernels {
  public:
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
       Lane lane, std::span<const StridedCopy> copies) override {
-    return std::make_unique<CudaCopyBatch>(copies, on(lane), is_send_lane(lane));
+    return std::make_unique<CudaCopyBatch>(copies, on(lane));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
@@ -251,9 +237,8 @@ class CudaKernels final : public Kernels {
 
   CudaStream main_;
   /// Whatever a link waits for goes before what the device does for itself.
-  std::array<CudaStream, kLanes - 1> others_{
-      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh),
-      CudaStream(StreamPriority::kHigh), CudaStream(StreamPriority::kHigh)};
+  std::array<CudaStream, kLanes - 1> others_{CudaStream(StreamPriority::kHigh),
+                                             CudaStream(StreamPriority::kHigh)};
   std::array<CudaEvent, kLanes - 1> ends_;
   CudaEvent start_;
 };

@@ -1,5 +1,6 @@
 #include "transfer/cuda_launch.hpp"
 
+#include "transfer/cuda_differences.cuh"
 #include "transfer/cuda_digest.cuh"
 #include "transfer/cuda_plain_tiles.cuh"
 #include "transfer/cuda_tiles.cuh"
@@ -14,33 +15,8 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   copy_tile<PassingBy>(piece, blockIdx.x - piece.grid.first_tile);
 }
 
-/// The same by fewer blocks than tiles, for pieces of width 16; the loop takes a few registers.
-__global__ void __launch_bounds__(kTileThreads, 3)
-    few_blocks_copy_kernel(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles) {
-#pragma unroll 1
-  for (uint32_t block = blockIdx.x; block < tiles; block += gridDim.x) {
-    const CopyPiece& piece = pieces[owners[block]];
-    copy_units<uint4, PassingBy>(piece, block - piece.grid.first_tile);
-  }
-}
-
-__device__ bool same(uint4 a, uint4 b) {
-  return ((a.x ^ b.x) | (a.y ^ b.y) | (a.z ^ b.z) | (a.w ^ b.w)) == 0;
-}
-__device__ bool same(uint2 a, uint2 b) { return ((a.x ^ b.x) | (a.y ^ b.y)) == 0; }
-__device__ bool same(unsigned int a, unsigned int b) { return a == b; }
-
 template <class Vector>
-__device__ uint32_t first_differing_byte(const Vector* a, const Vector* b) {
-  const auto* left = reinterpret_cast<const unsigned char*>(a);
-  const auto* right = reinterpret_cast<const unsigned char*>(b);
-  uint32_t at = 0;
-  while (at + 1 < sizeof(Vector) && left[at] == right[at]) ++at;
-  return at;
-}
-
-template <class Vector>
-__device__ void compare_tile(const CopyPiece& piece, Atomic* first) {
+__device__ void compare_tile(const CopyPiece& piece, uint64_t* first) {
   UnitWalk walk(piece.grid);
   uint64_t position = kNoDifference;
 #pragma unroll
@@ -48,14 +24,15 @@ __device__ void compare_tile(const CopyPiece& piece, Atomic* first) {
     if (!walk.inside()) break;
     const auto* from = source_of<Vector>(piece, walk);
     const auto* to = target_of<Vector>(piece, walk);
-    if (same(__ldcs(from), __ldcs(to)) || position != kNoDifference) continue;
-    position = piece.first_byte + walk.unit() * sizeof(Vector) + first_differing_byte(from, to);
+    const uint32_t byte = first_differing_byte(__ldcs(from), __ldcs(to));
+    if (byte == sizeof(Vector) || position != kNoDifference) continue;
+    position = piece.first_byte + walk.unit() * sizeof(Vector) + byte;
   }
-  if (position != kNoDifference) atomicMin(first, static_cast<Atomic>(position));
+  if (position != kNoDifference) lower(first, position);
 }
 
 __global__ void __launch_bounds__(kTileThreads)
-    compare_kernel(const CopyPiece* pieces, const uint32_t* owners, Atomic* first) {
+    compare_kernel(const CopyPiece* pieces, const uint32_t* owners, uint64_t* first) {
   const CopyPiece& piece = pieces[owners[blockIdx.x]];
   if (piece.width == 16) {
     compare_tile<uint4>(piece, first);
@@ -82,17 +59,13 @@ __global__ void __launch_bounds__(kTileThreads, 4)
 }  // namespace
 
 cudaError_t launch_copy(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                        uint32_t most_blocks, cudaStream_t stream) {
-  if (most_blocks == kAnyBlocks || tiles <= most_blocks) {
-    return launch_tiles(copy_kernel, tiles, stream, pieces, owners);
-  }
-  return launch_tiles(few_blocks_copy_kernel, most_blocks, stream, pieces, owners, tiles);
+                        cudaStream_t stream) {
+  return launch_tiles(copy_kernel, tiles, stream, pieces, owners);
 }
 
 cudaError_t launch_compare(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
                            uint64_t* first, cudaStream_t stream) {
-  return launch_tiles(compare_kernel, tiles, stream, pieces, owners,
-                      reinterpret_cast<Atomic*>(first));
+  return launch_tiles(compare_kernel, tiles, stream, pieces, owners, first);
 }
 
 cudaError_t launch_digest(const DigestPiece* pieces, const uint32_t* owners, uint32_t tiles,

@@ -41,16 +41,8 @@ struct DigestPiece {
 /// Position of no difference.
 inline constexpr uint64_t kNoDifference = ~uint64_t{0};
 
-/// A block for each tile.
-inline constexpr uint32_t kAnyBlocks = 0;
-/// Several such launches at once have a block or two for each multiprocessor of a large GPU: on an
-/// H100, stores to another GPU then are as fast as by any number of blocks, and a copy within the
-/// GPU goes on beside them.
-inline constexpr uint32_t kLinkBlocks = 66;
-
-/// `most_blocks` is one of the above; all pieces are of width 16 if it is not kAnyBlocks.
 cudaError_t launch_copy(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                        uint32_t most_blocks, cudaStream_t stream);
+                        cudaStream_t stream);
 
 /// Lowers `*first` to the position of the first byte in which the two sides differ.
 cudaError_t launch_compare(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,

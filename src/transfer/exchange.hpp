@@ -2,20 +2,15 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <utility>
 #include <vector>
 
-#include "comm/job.hpp"
-#include "memory/device.hpp"
-#include "transfer/kernels.hpp"
+#include "transfer/remote_copies.hpp"
 
 namespace awex {
 
-/// Device memory that an exchange takes for messages on their way.
-inline constexpr uint64_t kStagingBytes = 48ULL << 20;
-/// What the messages of one round and direction have of it: a quarter, less room for signals.
-inline constexpr uint64_t kMessageBufferBytes = kStagingBytes / 4 - (16ULL << 10);
+/// What the messages of one round and direction have of the staging memory.
+inline constexpr uint64_t kMessageBufferBytes = kStagingBytes / 4;
 
 /// A contiguous run of bytes on its way between two inference ranks.
 struct Message {
@@ -31,24 +26,14 @@ struct MessageRound {
   std::vector<Message> receives;
 };
 
-/// How messages travel between GPUs.
-enum class ExchangeKind : uint8_t {
-  kAuto,  ///< kPeer where every inference rank's GPU reaches every other's, else kNccl.
-  kPeer,  ///< Written by the sender's kernels into the receiver's memory.
-  kNccl,
-};
-
-/// Moves bytes between the inference ranks of a job. Trainer ranks have none: an inference rank
-/// sends for the trainer on its GPU, whose memory it has mapped. (NCCL spans GPUs, not ranks: two
-/// ranks of one GPU cannot join a communicator.)
+/// Moves messages between the inference ranks of a job, for CopiesInRounds.
 ///
-/// All that is ever to be exchanged is told once, with `prepare`. Every pass then begins with
-/// `begin` and goes through the rounds in order, for each: `open`; packing into `outbox`, on
-/// send_lane(turn); `deliver`; unpacking from `inbox`, on receive_lane(turn); `close`. On cuda
-/// these queue what orders both lanes with the other ends' and return at once, so that rounds
-/// overlap as far as there are buffers. On host a round is done when `deliver` returns. All
-/// inference ranks must go through equal rounds. Calls throw what the job's poll throws, and
-/// Error(kDeadline) that names the peers.
+/// All that is ever to be exchanged is told once, with `prepare`. Every pass then goes through the
+/// rounds in order, for each: `open`; packing into `outbox`, on Lane::kSend; `deliver`; unpacking
+/// from `inbox`, on Lane::kReceive; `close`. On cuda these queue what orders both lanes with the
+/// other ends' and return at once, so that rounds overlap as far as there are buffers. On host a
+/// round is done when `deliver` returns. All inference ranks must go through equal rounds. Calls
+/// throw what the job's poll throws, and Error(kDeadline) that names the peers.
 class Exchange {
  public:
   /// `inference_ranks` are the world ranks of all inference ranks, by role rank.
@@ -69,13 +54,11 @@ class Exchange {
   /// ranks together.
   virtual void connect() = 0;
 
-  /// Where messages to `peer` of a turn are packed: a buffer of this rank's or of the peer's
-  /// memory.
-  [[nodiscard]] virtual std::byte* outbox(uint32_t peer, uint32_t turn) const = 0;
+  /// Where the messages of a turn are packed.
+  [[nodiscard]] virtual std::byte* outbox(uint32_t turn) const = 0;
   /// Where the messages of a turn arrive.
   [[nodiscard]] virtual const std::byte* inbox(uint32_t turn) const = 0;
 
-  virtual void begin() {}
   virtual void open(size_t /*round*/) {}
   virtual void deliver(size_t round) = 0;
   virtual void close(size_t /*round*/) {}
@@ -94,14 +77,5 @@ class Exchange {
   std::vector<int> inference_ranks_;
   std::vector<MessageRound> rounds_;
 };
-
-/// The exchange for this job's backend; null on trainer ranks. Collective over all ranks (trainers
-/// take part in making it). `job` must know its peers. `needed` says whether any bytes go between
-/// devices: without, nothing is taken and nobody connected. `share_gpu` says that several inference
-/// ranks may be on one GPU, which NCCL otherwise refuses. Throws an agreed request error for kPeer
-/// where a GPU cannot be reached.
-[[nodiscard]] std::unique_ptr<Exchange> make_exchange(Job& job, Device& device, Kernels& kernels,
-                                                      ExchangeKind kind, bool needed,
-                                                      bool share_gpu);
 
 }  // namespace awex

@@ -139,22 +139,9 @@ class ScaleBatch {
 };
 
 /// Queues of a device's work (streams on cuda), each in order, that go on side by side. What moves
-/// between devices has its own, so that links are busy while the device copies for itself: two for
-/// each direction, so that one message fills the link while another ends and begins.
-enum class Lane : uint8_t { kMain, kSend0, kSend1, kReceive0, kReceive1 };
-inline constexpr uint32_t kLanesADirection = 2;
-inline constexpr size_t kLanes = 1 + 2 * kLanesADirection;
-
-/// The lane of what is sent, or received, in a turn (MessageRound).
-[[nodiscard]] constexpr Lane send_lane(uint32_t turn) {
-  return turn % kLanesADirection == 0 ? Lane::kSend0 : Lane::kSend1;
-}
-[[nodiscard]] constexpr Lane receive_lane(uint32_t turn) {
-  return turn % kLanesADirection == 0 ? Lane::kReceive0 : Lane::kReceive1;
-}
-[[nodiscard]] constexpr bool is_send_lane(Lane lane) {
-  return lane == Lane::kSend0 || lane == Lane::kSend1;
-}
+/// between devices has its own, so that links are busy while the device copies for itself.
+enum class Lane : uint8_t { kMain, kSend, kReceive };
+inline constexpr size_t kLanes = 3;
 
 /// The transfer's work on memory that a device reaches. Made by make_kernels; must outlive its
 /// batches and be destroyed before its device. On host all work is done when a call returns.
@@ -167,8 +154,7 @@ class Kernels {
   Kernels& operator=(Kernels&&) = delete;
   virtual ~Kernels() = default;
 
-  /// Its work goes to `lane`; all other batches' to the main one. Copies on the lanes of what is
-  /// sent leave most of the device to the others: a link needs few of its multiprocessors.
+  /// Its work goes to `lane`; all other batches' to the main one.
   [[nodiscard]] virtual std::unique_ptr<CopyBatch> prepare_copies_on(
       Lane lane, std::span<const StridedCopy> copies) = 0;
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies(std::span<const StridedCopy> copies) {

@@ -27,9 +27,7 @@ class MpiExchange final : public Exchange {
     job_.exchange(outgoing, incoming, "the first messages between inference ranks");
   }
 
-  [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t /*turn*/) const override {
-    return out();
-  }
+  [[nodiscard]] std::byte* outbox(uint32_t /*turn*/) const override { return out(); }
   [[nodiscard]] const std::byte* inbox(uint32_t /*turn*/) const override { return in(); }
 
   void deliver(size_t round) override {

@@ -129,7 +129,7 @@ class NcclExchange final : public Exchange {
     job_.wait_for(is_done_with_all, [&] { return Late{others(), "exchanged first messages"}; });
   }
 
-  [[nodiscard]] std::byte* outbox(uint32_t /*peer*/, uint32_t turn) const override {
+  [[nodiscard]] std::byte* outbox(uint32_t turn) const override {
     return staging_.buffer(turn % kBuffers);
   }
   [[nodiscard]] const std::byte* inbox(uint32_t turn) const override { return in(turn); }
@@ -143,25 +143,25 @@ class NcclExchange final : public Exchange {
   void open(size_t round) override {
     in_flight_.make_room(round, still_well());
     const uint32_t turn = rounds().at(round).turn;
-    exchanged_.at(turn % kBuffers).hold_back(lane(send_lane(turn)));
+    exchanged_.at(turn % kBuffers).hold_back(lane(Lane::kSend));
   }
 
   void deliver(size_t round) override {
     const auto& messages = rounds().at(round);
     const uint32_t buffer = messages.turn % kBuffers;
-    packed_.record(lane(send_lane(messages.turn)));
+    packed_.record(lane(Lane::kSend));
     packed_.hold_back(stream_.get());
     unpacked_.at(buffer).hold_back(stream_.get());
     exchange(messages, descriptions_.at(round));
     exchanged_.at(buffer).record(stream_.get());
-    exchanged_.at(buffer).hold_back(lane(receive_lane(messages.turn)));
+    exchanged_.at(buffer).hold_back(lane(Lane::kReceive));
     in_flight_.mark_sent(round, stream_.get());
   }
 
   void close(size_t round) override {
     const uint32_t turn = rounds().at(round).turn;
-    unpacked_.at(turn % kBuffers).record(lane(receive_lane(turn)));
-    in_flight_.mark_received(round, lane(receive_lane(turn)));
+    unpacked_.at(turn % kBuffers).record(lane(Lane::kReceive));
+    in_flight_.mark_received(round, lane(Lane::kReceive));
   }
 
   void wait() override { in_flight_.wait_for_all(lane(Lane::kMain), still_well()); }
@@ -207,7 +207,7 @@ class NcclExchange final : public Exchange {
     }
     for (size_t i = 0; i < round.sends.size() && Result::ok(result); ++i) {
       const auto& [peer, offset, bytes] = round.sends[i];
-      result = ncclSend(outbox(peer, round.turn) + offset, bytes, ncclUint8, static_cast<int>(peer),
+      result = ncclSend(outbox(round.turn) + offset, bytes, ncclUint8, static_cast<int>(peer),
                         communicator_.get(), stream_.get());
     }
     return result;

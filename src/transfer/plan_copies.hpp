@@ -30,6 +30,10 @@ struct MergedCopy {
   }
 
   [[nodiscard]] uint64_t bytes() const { return rows * row_bytes; }
+  /// Where a byte of a row lies in the target's region.
+  [[nodiscard]] uint64_t target_byte(uint64_t row, uint64_t byte) const {
+    return target_offset + row * target_stride + byte;
+  }
 };
 
 /// The rows [row, row + rows) of a copy, and of each row the bytes [byte, byte + row_bytes) as its

@@ -4,8 +4,6 @@
 #include <map>
 #include <utility>
 
-#include "base/checked.hpp"
-
 namespace awex {
 namespace {
 
@@ -29,12 +27,12 @@ constexpr uint64_t kPartsOfMessage = 8;
 
 /// The messages of one ordered pair of ranks, one a turn, of `most` bytes at most, at `offset` of
 /// their buffers.
-std::vector<PackedMessage> pack(uint32_t peer, std::span<const Piece> pieces, uint64_t offset,
-                                uint64_t most) {
+std::vector<PackedMessage> pack(uint32_t peer, const std::vector<MergedCopy>& copies,
+                                uint64_t offset, uint64_t most) {
   const uint64_t part_bytes =
       std::max(most / kPartsOfMessage / kPackAlignment * kPackAlignment, kPackAlignment);
   std::vector<PackedMessage> messages;
-  for (const auto& copy : merge_pieces(pieces)) {
+  for (const auto& copy : copies) {
     for (const auto& part : split(copy, part_bytes)) {
       const uint64_t bytes = round_up(part.bytes(), kPackAlignment);
       if (messages.empty() || messages.back().bytes + bytes > most) {
@@ -60,11 +58,11 @@ class Schedule {
         most_(buffer_bytes / at_once_ / kPackAlignment * kPackAlignment) {}
 
   /// Adds what goes from rank `sender` to rank `receiver`, one of which is `peer`.
-  void add(uint32_t sender, uint32_t receiver, uint32_t peer, std::span<const Piece> pieces,
+  void add(uint32_t sender, uint32_t receiver, uint32_t peer, const std::vector<MergedCopy>& copies,
            std::vector<PackedMessage> Round::*side) {
     const uint32_t step = (receiver + ranks_ - sender) % ranks_ - 1;
     uint32_t turn = 0;
-    for (auto& message : pack(peer, pieces, step % at_once_ * most_, most_)) {
+    for (auto& message : pack(peer, copies, step % at_once_ * most_, most_)) {
       auto& round = rounds_[{step / at_once_, turn}];
       round.turn = turn++;
       (round.*side).push_back(std::move(message));
@@ -86,22 +84,13 @@ class Schedule {
 
 }  // namespace
 
-std::vector<Round> make_rounds(const Plan& plan, const Placement& placement, uint32_t me,
-                               uint64_t buffer_bytes) {
-  const auto inference_on =
-      rank_on_devices(placement.inference_device, placement.device_node.size());
-  std::map<uint32_t, std::vector<Piece>> sends;
-  std::map<uint32_t, std::vector<Piece>> receives;
-  for (const auto& piece : plan.pieces) {
-    const uint32_t sender = inference_on[placement.trainer_device[piece.source]];
-    if (sender == piece.target) continue;
-    if (sender == me) sends[piece.target].push_back(piece);
-    if (piece.target == me) receives[sender].push_back(piece);
+std::vector<Round> make_rounds(const ExchangedCopies& copies, uint64_t buffer_bytes) {
+  Schedule schedule(copies.ranks, buffer_bytes);
+  for (const auto& [peer, sent] : copies.sends) {
+    schedule.add(copies.me, peer, peer, sent, &Round::sends);
   }
-  Schedule schedule(narrow<uint32_t>(placement.inference_device.size()), buffer_bytes);
-  for (const auto& [peer, pieces] : sends) schedule.add(me, peer, peer, pieces, &Round::sends);
-  for (const auto& [peer, pieces] : receives) {
-    schedule.add(peer, me, peer, pieces, &Round::receives);
+  for (const auto& [peer, received] : copies.receives) {
+    schedule.add(peer, copies.me, peer, received, &Round::receives);
   }
   return schedule.finish();
 }

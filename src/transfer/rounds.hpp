@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "transfer/plan.hpp"
+#include "transfer/exchanged_copies.hpp"
 #include "transfer/plan_copies.hpp"
 
 namespace awex {
@@ -38,17 +38,15 @@ struct Round {
   std::vector<PackedMessage> receives;
 };
 
-/// Cuts what inference rank `me` sends (for the trainer on its device) and receives into rounds in
-/// which the messages of each direction lie side by side in a buffer of `buffer_bytes`. Copies
-/// larger than a message are split. Pure; sender and receiver of a pair get the same messages, at
-/// the same places, because both evaluate this on the same plan.
+/// Cuts what an inference rank sends and receives into rounds in which the messages of each
+/// direction lie side by side in a buffer of `buffer_bytes`. Copies larger than a message are
+/// split. Pure; sender and receiver of a pair get the same messages, at the same places.
 ///
 /// Ranks meet their peers by distance, kMostPeersAtOnce distances at a time: all that a rank r
 /// sends to r + 1 … r + 6 (mod ranks), then to the next six, and so on, message by message. A rank
 /// leaves out rounds in which it has nothing to do. As every rank goes through the same order, the
 /// earliest message that any rank waits for is one that its peer can handle: rounds never wait for
 /// each other in a circle.
-[[nodiscard]] std::vector<Round> make_rounds(const Plan& plan, const Placement& placement,
-                                             uint32_t me, uint64_t buffer_bytes);
+[[nodiscard]] std::vector<Round> make_rounds(const ExchangedCopies& copies, uint64_t buffer_bytes);
 
 }  // namespace awex

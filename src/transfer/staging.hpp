@@ -9,12 +9,10 @@
 
 namespace awex {
 
-/// Owns an exchange's device memory: buffers for messages, and behind them room for signals.
+/// Owns an exchange's device memory: buffers for messages.
 class Staging {
  public:
   static constexpr uint32_t kBuffers = 4;
-  static constexpr uint64_t kSignalsOffset = kBuffers * kMessageBufferBytes;
-  static constexpr uint64_t kSignalsBytes = kStagingBytes - kSignalsOffset;
 
   /// `device` must outlive it.
   explicit Staging(Device& device) : range_(device.reserve("messages", kStagingBytes)) {

@@ -7,10 +7,9 @@
 #include <span>
 #include <vector>
 
-#include "transfer/exchange.hpp"
 #include "transfer/kernels.hpp"
 #include "transfer/plan.hpp"
-#include "transfer/rounds.hpp"
+#include "transfer/remote_copies.hpp"
 
 namespace awex {
 
@@ -27,21 +26,20 @@ struct Extent {
 };
 
 /// Moves the trainers' weights into one inference rank's memory: pieces of its own device straight
-/// from the trainer's mapped memory, and beside them pieces of other devices, in rounds of messages
-/// of an exchange. Descriptors are made once; addresses never change. Lives on inference ranks
-/// only.
+/// from the trainer's mapped memory, and beside them pieces of other devices, by remote copies.
+/// Descriptors are made once; addresses never change. Lives on inference ranks only.
 class WeightTransfer {
  public:
   /// `trainer_weights` is the mapped weights region of the trainer on this device and
-  /// `own_weights` this rank's region: addresses that stay, need not be backed yet. `exchange` must
-  /// be a new one. All referred objects must outlive this one.
+  /// `own_weights` this rank's region: addresses that stay, need not be backed yet. `remote` must
+  /// be new. All referred objects must outlive this one.
   WeightTransfer(const Catalogue& catalogue, const Plan& plan, const Placement& placement,
                  uint32_t me, const std::byte* trainer_weights, std::byte* own_weights,
-                 Kernels& kernels, Exchange& exchange);
+                 Kernels& kernels, RemoteCopies& remote);
 
   /// From now on `copy` also digests `views`, into `slots` sums: of this rank's memory, read back
   /// when the bytes are here. What local copies alone write is digested as they go, the rest when
-  /// all messages have come.
+  /// all of it has come.
   void prove(std::span<const DigestView> views, uint32_t slots);
 
   /// Moves every byte and waits for it. All inference ranks must call it; both regions of a device
@@ -57,22 +55,10 @@ class WeightTransfer {
   [[nodiscard]] uint64_t bytes() const { return bytes_; }
 
  private:
-  struct ReadyRound {
-    std::vector<MergedCopy> received;  ///< What `unpack` writes, copy by copy.
-    std::unique_ptr<CopyBatch> pack;
-    std::unique_ptr<CopyBatch> unpack;
-  };
-
   void merge_local(const Placement& placement, uint32_t me);
   [[nodiscard]] std::vector<StridedCopy> local_copies() const;
-  void prepare_round(const Round& round);
-  [[nodiscard]] std::vector<Extent> received_extents() const;
-  /// Goes through all rounds; what arrives in one is unpacked by `unpack`.
-  void exchange_all(void (CopyBatch::*unpack)());
-
-  /// What a comparison found in a batch of these copies.
-  [[nodiscard]] std::optional<WrongElement> wrong_element(
-      const CopyBatch& batch, const std::vector<MergedCopy>& copies) const;
+  /// What the last comparison found, as an offset in this rank's region.
+  [[nodiscard]] std::optional<uint64_t> wrong_byte() const;
   /// The element that a byte of this rank's region belongs to.
   [[nodiscard]] WrongElement element_at(uint64_t offset) const;
 
@@ -80,14 +66,15 @@ class WeightTransfer {
   const std::byte* trainer_weights_;
   std::byte* own_weights_;
   Kernels& kernels_;
-  Exchange& exchange_;
+  RemoteCopies& remote_;
   std::vector<Piece> pieces_;  ///< All that this rank receives.
   std::vector<MergedCopy> local_;
   std::unique_ptr<CopyBatch> plain_;     ///< The local copies.
   std::unique_ptr<DigestBatch> proven_;  ///< The same with digests, if they are to be proven.
-  std::unique_ptr<DigestBatch> late_;    ///< Digests of what messages write, if they do.
+  std::unique_ptr<DigestBatch> late_;    ///< Digests of what remote copies write, if any do.
   std::vector<uint64_t> sums_;
-  std::vector<ReadyRound> rounds_;
+  bool exchanges_ = false;        ///< Whether this rank has remote copies.
+  std::vector<Extent> received_;  ///< Where they write; in order, without overlaps.
   uint64_t bytes_ = 0;
 };
 

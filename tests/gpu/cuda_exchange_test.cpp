@@ -1,171 +1,59 @@
-// All inference ranks share one GPU here: NCCL goes over sockets, and messages into a peer's memory
-// stay on the GPU. The paths are tested, not their speed.
+// All inference ranks share one GPU here: NCCL goes over sockets, and what is written into a peer's
+// memory stays on the GPU. The paths are tested, not their speed.
 #include <doctest/doctest.h>
-
-#include <algorithm>
-#include <vector>
 
 #include "gpu/gpu_bench.hpp"
 #include "support/mpi_job.hpp"
+#include "support/remote_case.hpp"
+#include "transfer/channels.hpp"
+#include "transfer/copies_in_rounds.hpp"
 #include "transfer/nccl_exchange.hpp"
-#include "transfer/peer_exchange.hpp"
+#include "transfer/peer_copies.hpp"
 
 using namespace awex;
 using awex::test::GpuBench;
 using awex::test::GpuBuffer;
 using awex::test::job;
-using awex::test::named_bytes;
+using awex::test::RemoteCase;
 
 namespace {
 
-/// Long messages come first, then many short ones: more rounds than are queued at once.
-constexpr uint32_t kLongTurns = 11;
-constexpr uint32_t kTurns = kLongTurns + 150;
-constexpr uint64_t kLongBytes = 3 << 20;
-constexpr uint64_t kShortBytes = 8 << 10;
-
-constexpr uint64_t most_bytes(uint64_t turn) {
-  return turn < kLongTurns ? kLongBytes : kShortBytes;
-}
-
-/// Bytes from one rank to another in a turn: of every pair another size, some none. The largest
-/// are of whole 16 bytes, as most messages of weights are: a kernel of their own sends such.
-uint64_t message_bytes(uint64_t from, uint64_t to, uint64_t turn) {
-  const uint64_t mixed = from * 7919 + to * 104'729 + turn * 1'299'709;
-  if (mixed % 5 == 0) return 0;
-  if (mixed % 3 == 0) return most_bytes(turn);
-  return 1 + (from * 60'013 + to * 10'007 + turn * 300'007) % most_bytes(turn);
-}
-
-std::vector<std::byte> message(uint64_t from, uint64_t to, uint64_t turn, uint64_t pass) {
-  return named_bytes(message_bytes(from, to, turn), from << 30 | to << 20 | turn << 10 | pass);
-}
+const Peer& me() { return job().peers()[static_cast<size_t>(job().rank())]; }
 
 uint32_t inference_ranks() {
-  uint32_t count = 0;
-  for (const auto& peer : job().peers()) count += peer.role == Role::kInference ? 1 : 0;
-  return count;
+  return static_cast<uint32_t>(ranks_of(job().peers(), Role::kInference).size());
 }
 
-/// As ranks meet in a large job: first all peers at odd distances, then those at even ones, whose
-/// messages begin again with turn 0 and take the places that others had.
-std::vector<MessageRound> rounds_of(uint32_t me, uint32_t ranks) {
-  std::vector<MessageRound> rounds;
-  for (const uint32_t parity : {1U, 0U}) {
-    for (uint32_t turn = 0; turn < kTurns; ++turn) {
-      MessageRound round{turn, {}, {}};
-      for (uint32_t distance = 1; distance < ranks; ++distance) {
-        if (distance % 2 != parity) continue;
-        const uint64_t offset = distance / 2 * kLongBytes;
-        const uint32_t to = (me + distance) % ranks;
-        const uint32_t from = (me + ranks - distance) % ranks;
-        const uint64_t sent = message_bytes(me, to, turn);
-        const uint64_t received = message_bytes(from, me, turn);
-        if (sent > 0) round.sends.push_back({to, offset, sent});
-        if (received > 0) round.receives.push_back({from, offset, received});
-      }
-      if (!round.sends.empty() || !round.receives.empty()) rounds.push_back(round);
-    }
-  }
-  return rounds;
-}
-
-/// One round as its batches do it: what is sent comes from `outgoing` and what comes goes to
-/// `incoming`, a message a slot.
-struct ReadyRound {
-  std::unique_ptr<CopyBatch> pack;
-  std::unique_ptr<CopyBatch> unpack;
-};
-
-StridedCopy whole(const std::byte* from, std::byte* to, uint64_t bytes) {
-  return {.from = from,
-          .to = to,
-          .rows = 1,
-          .row_bytes = bytes,
-          .from_stride = bytes,
-          .to_stride = bytes};
-}
-
-/// Where a message of a turn lies on its way to or from a peer.
-uint64_t slot(uint32_t ranks, uint32_t turn, uint32_t peer) {
-  const uint64_t long_turns = std::min(turn, kLongTurns);
-  const uint64_t short_turns = turn - long_turns;
-  return (long_turns * kLongBytes + short_turns * kShortBytes) * ranks + peer * most_bytes(turn);
-}
-
-/// Goes through all rounds several times, in one go each, and compares all that came.
-void check_exchange(GpuBench& bench, Exchange& exchange, uint32_t me) {
-  const uint32_t ranks = inference_ranks();
-  const uint64_t bytes = slot(ranks, kTurns, 0);
-  exchange.prepare(rounds_of(me, ranks));
-  exchange.connect();
-  GpuBuffer outgoing(*bench.device, std::vector<std::byte>(bytes));
-  GpuBuffer incoming(*bench.device, std::vector<std::byte>(bytes));
-  std::vector<ReadyRound> ready;
-  for (const auto& [turn, sends, receives] : exchange.rounds()) {
-    std::vector<StridedCopy> packs;
-    std::vector<StridedCopy> unpacks;
-    for (const auto& m : sends) {
-      packs.push_back(whole(outgoing.data() + slot(ranks, turn, m.peer),
-                            exchange.outbox(m.peer, turn) + m.offset, m.bytes));
-    }
-    for (const auto& m : receives) {
-      unpacks.push_back(whole(exchange.inbox(turn) + m.offset,
-                              incoming.data() + slot(ranks, turn, m.peer), m.bytes));
-    }
-    ready.push_back({bench.kernels->prepare_copies_on(send_lane(turn), packs),
-                     bench.kernels->prepare_copies_on(receive_lane(turn), unpacks)});
-  }
-  for (uint64_t pass = 0; pass < 4; ++pass) {
-    CAPTURE(pass);
-    std::vector<std::byte> expected(bytes, std::byte{0xee});
-    incoming.write(0, expected);
-    for (const auto& [turn, sends, receives] : exchange.rounds()) {
-      for (const auto& m : sends) {
-        outgoing.write(slot(ranks, turn, m.peer), message(me, m.peer, turn, pass));
-      }
-      for (const auto& m : receives) {
-        const auto in = message(m.peer, me, turn, pass);
-        std::copy(in.begin(), in.end(),
-                  expected.begin() + static_cast<std::ptrdiff_t>(slot(ranks, turn, m.peer)));
-      }
-    }
-    bench.kernels->fork();
-    exchange.begin();
-    for (size_t i = 0; i < ready.size(); ++i) {
-      exchange.open(i);
-      ready[i].pack->copy();
-      exchange.deliver(i);
-      ready[i].unpack->copy();
-      exchange.close(i);
-    }
-    bench.kernels->join();
-    exchange.wait();
-    CHECK((incoming.fetch() == expected));
-  }
+/// `all_bytes` are the long copies of a rank to all others.
+void check_copies(GpuBench& bench, RemoteCopies& copies, uint64_t all_bytes) {
+  CHECK(copies.staging_bytes() == kStagingBytes);
+  const uint32_t rank = me().role_rank;
+  const RemoteCase one(inference_ranks(), all_bytes / inference_ranks());
+  GpuBuffer from(*bench.device, std::vector<std::byte>(one.from_bytes(rank)));
+  GpuBuffer to(*bench.device, std::vector<std::byte>(one.to_bytes(rank)));
+  test::check_remote_copies(copies, *bench.kernels, one, rank, from, to);
 }
 
 }  // namespace
 
-TEST_CASE("NCCL brings every message to its peer, in order with the kernels") {
-  const auto& me = job().peers()[static_cast<size_t>(job().rank())];
-  let_nccl_share_gpu(static_cast<int>(me.role_rank));
+TEST_CASE("NCCL brings every byte to its peer, in order with the kernels") {
+  let_nccl_share_gpu(static_cast<int>(me().role_rank));
   GpuBench bench;
-  const auto exchange = make_nccl_exchange(job(), *bench.device, *bench.kernels);
-  CHECK((exchange == nullptr) == (me.role == Role::kTrainer));
-  if (exchange) check_exchange(bench, *exchange, me.role_rank);
+  auto exchange = make_nccl_exchange(job(), *bench.device, *bench.kernels);
+  CHECK((exchange == nullptr) == (me().role == Role::kTrainer));
+  if (exchange) {
+    CopiesInRounds copies(std::move(exchange), *bench.kernels);
+    check_copies(bench, copies, 2 * kStagingBytes);
+  }
   job().agree(nullptr);
 }
 
-TEST_CASE("messages written into the peers' memory come whole and in order with the kernels") {
-  const auto& me = job().peers()[static_cast<size_t>(job().rank())];
+TEST_CASE("bytes written into the peers' memory come whole and in order with the kernels") {
   GpuBench bench;
-  const auto exchange = make_peer_exchange(job(), *bench.device, *bench.kernels);
-  CHECK((exchange == nullptr) == (me.role == Role::kTrainer));
-  if (exchange) {
-    CHECK(exchange->staging_bytes() == kStagingBytes);
-    check_exchange(bench, *exchange, me.role_rank);
-  }
+  const auto copies = make_peer_copies(job(), *bench.device, *bench.kernels);
+  CHECK((copies == nullptr) == (me().role == Role::kTrainer));
+  // So that every slot is used several times.
+  if (copies) check_copies(bench, *copies, 4 * kSlotsBytes);
   job().agree(nullptr);
 }
 

@@ -52,8 +52,7 @@ TEST_CASE("inference ranks exchange by role rank, trainers take no part") {
     const auto& [turn, sends, receives] = exchange->rounds()[round];
     exchange->open(round);
     for (const auto& [peer, offset, bytes] : sends) {
-      std::fill_n(exchange->outbox(peer, turn) + offset, bytes,
-                  named_byte(me.role_rank, peer, round));
+      std::fill_n(exchange->outbox(turn) + offset, bytes, named_byte(me.role_rank, peer, round));
     }
     exchange->deliver(round);
     for (const auto& [peer, offset, bytes] : receives) {

@@ -571,7 +571,8 @@ TEST_CASE("pieces cut for messages bring the same elements, with their scales") 
     const uint64_t staging_bytes = kPackAlignment * dice.between(6, 48);
     Execution execution(*world);
     for (uint32_t rank = 0; rank < world->inference.size(); ++rank) {
-      for (const Round& step : make_rounds(plan, world->placement, rank, staging_bytes)) {
+      for (const Round& step :
+           make_rounds(exchanged_copies(plan, world->placement, rank), staging_bytes)) {
         for (const PackedMessage& message : step.receives) {
           for (const PackedPart& part : message.parts) {
             const std::string wrong = execution.carry_out(part.copy);

@@ -1,19 +1,16 @@
 // Rounds against a direct copy of every piece, in worlds of many sizes: every message has its
-// place, both ends of a pair agree, nobody waits in a circle, and every byte arrives; also where
-// senders write into the receivers' buffers as they are granted.
+// place, both ends of a pair agree, nobody waits in a circle, and every byte arrives.
 #include "transfer/rounds.hpp"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <map>
 #include <utility>
 #include <vector>
 
 #include "support/random_model.hpp"
-#include "transfer/grants.hpp"
 
 namespace awex::test {
 namespace {
@@ -156,7 +153,8 @@ class Cluster {
   Cluster(const World& world, uint64_t buffer_bytes) : world_(world) {
     const auto ranks = static_cast<uint32_t>(world.expected.size());
     for (uint32_t rank = 0; rank < ranks; ++rank) {
-      rounds_.push_back(make_rounds(world.plan, world.placement, rank, buffer_bytes));
+      rounds_.push_back(
+          make_rounds(exchanged_copies(world.plan, world.placement, rank), buffer_bytes));
       targets_.emplace_back(world.expected[rank].size());
     }
     at_.assign(ranks, 0);
@@ -230,145 +228,6 @@ class Cluster {
   std::vector<Memory> targets_;
 };
 
-MessageRound messages_of(const Round& round) {
-  MessageRound messages{round.turn, {}, {}};
-  for (const auto& m : round.sends) messages.sends.push_back({m.peer, m.offset, m.bytes});
-  for (const auto& m : round.receives) messages.receives.push_back({m.peer, m.offset, m.bytes});
-  return messages;
-}
-
-/// Lets senders write into the receivers' buffers as they are granted. Every rank packs the rounds
-/// in some queues, each of every so manyth turn, and unpacks them in as many others.
-class GrantedCluster {
- public:
-  /// `in_flight`: how many rounds a rank's host queues before the first of them is done.
-  GrantedCluster(const World& world, uint64_t buffer_bytes, uint32_t buffers, size_t in_flight)
-      : world_(world), buffers_(buffers), in_flight_(in_flight) {
-    const auto ranks = static_cast<uint32_t>(world.expected.size());
-    for (uint32_t rank = 0; rank < ranks; ++rank) {
-      auto& one = ranks_.emplace_back();
-      one.rounds = make_rounds(world.plan, world.placement, rank, buffer_bytes);
-      std::vector<MessageRound> messages;
-      for (const auto& round : one.rounds) messages.push_back(messages_of(round));
-      one.grants = grants_of(messages, buffers);
-      targets_.emplace_back(world.expected[rank].size());
-    }
-  }
-
-  /// One pass after another, as the counts go on. Whether all ranks come to the end.
-  bool run() {
-    base_ += kTurnsOfPass;
-    for (auto& target : targets_) std::fill(target.begin(), target.end(), std::byte{0});
-    copy_local(world_, targets_);
-    for (auto& rank : ranks_) {
-      rank.packed = {};
-      rank.unpacked = {};
-    }
-    for (uint32_t rank = 0; rank < ranks_.size(); ++rank) grant(rank, ranks_[rank].grants.at_begin);
-    for (bool moved = true; moved;) {
-      moved = false;
-      for (uint32_t rank = 0; rank < ranks_.size(); ++rank) {
-        for (uint32_t queue = kQueues; queue-- > 0;) {
-          moved = write_round(rank, queue) || moved;
-          moved = read_round(rank, queue) || moved;
-        }
-      }
-    }
-    for (auto& rank : ranks_) {
-      for (uint32_t queue = 0; queue < kQueues; ++queue) {
-        if (next(rank, rank.unpacked, queue) != nullptr) return false;
-      }
-    }
-    return true;
-  }
-
-  [[nodiscard]] const std::vector<Memory>& targets() const { return targets_; }
-
- private:
-  static constexpr uint32_t kQueues = kLanesADirection;
-  static constexpr uint32_t kTurnsOfPass = 1U << 20;
-  using Buffer = std::pair<uint32_t, uint32_t>;  ///< Peer, and which of its buffers.
-  struct Rank {
-    std::vector<Round> rounds;
-    Grants grants;
-    std::array<size_t, kQueues> packed{};  ///< Rounds gone through, by queue.
-    std::array<size_t, kQueues> unpacked{};
-    std::map<Buffer, uint32_t> granted;  ///< To it, by receiver: turns before this one.
-    std::map<Buffer, Memory> arrived;    ///< By sender.
-    std::map<std::pair<uint32_t, uint64_t>, uint32_t> places;  ///< Sender of what lies there.
-  };
-
-  void grant(uint32_t receiver, const std::vector<Grant>& grants) {
-    for (const auto& [peer, turn] : grants) {
-      uint32_t& granted = ranks_[peer].granted[{receiver, turn % buffers_}];
-      CHECK(granted <= base_ + turn);
-      granted = base_ + turn + 1;
-    }
-  }
-
-  /// Whether the host has come to a round: those too far before it are written and read.
-  bool is_queued(Rank& rank, size_t round) const {
-    for (uint32_t queue = 0; queue < kQueues; ++queue) {
-      for (auto* at : {&rank.packed, &rank.unpacked}) {
-        if (next(rank, *at, queue) != nullptr && at->at(queue) + in_flight_ <= round) return false;
-      }
-    }
-    return true;
-  }
-
-  /// The queue's next round, null at its end.
-  static const Round* next(const Rank& rank, std::array<size_t, kQueues>& at, uint32_t queue) {
-    size_t& index = at.at(queue);
-    while (index < rank.rounds.size() && rank.rounds[index].turn % kQueues != queue) ++index;
-    return index < rank.rounds.size() ? &rank.rounds[index] : nullptr;
-  }
-
-  bool write_round(uint32_t me, uint32_t queue) {
-    Rank& rank = ranks_[me];
-    const Round* round = next(rank, rank.packed, queue);
-    if (round == nullptr || !is_queued(rank, rank.packed.at(queue))) return false;
-    const uint32_t buffer = round->turn % buffers_;
-    for (const auto& message : round->sends) {
-      if (rank.granted[{message.peer, buffer}] <= base_ + round->turn) return false;
-    }
-    for (const auto& message : round->sends) {
-      Rank& receiver = ranks_[message.peer];
-      // Nothing lies there that was not unpacked.
-      REQUIRE(receiver.places.emplace(std::pair(buffer, message.offset), me).second);
-      receiver.arrived[{me, buffer}] = pack(message, source_beside(world_, me));
-    }
-    ++rank.packed.at(queue);
-    return true;
-  }
-
-  bool read_round(uint32_t me, uint32_t queue) {
-    Rank& rank = ranks_[me];
-    const Round* round = next(rank, rank.unpacked, queue);
-    if (round == nullptr || !is_queued(rank, rank.unpacked.at(queue))) return false;
-    const uint32_t buffer = round->turn % buffers_;
-    for (const auto& message : round->receives) {
-      if (rank.arrived.count({message.peer, buffer}) == 0) return false;
-    }
-    for (const auto& message : round->receives) {
-      const auto packed = rank.arrived.extract({message.peer, buffer});
-      const auto place = rank.places.extract({buffer, message.offset});
-      REQUIRE(place);
-      CHECK(place.mapped() == message.peer);
-      REQUIRE(packed.mapped().size() == message.bytes);
-      unpack(message, packed.mapped(), targets_[me]);
-    }
-    grant(me, rank.grants.after_round.at(rank.unpacked.at(queue)++));
-    return true;
-  }
-
-  const World& world_;
-  uint32_t buffers_;
-  size_t in_flight_;
-  uint32_t base_ = 0;  ///< What this pass's grants are counted on.
-  std::vector<Rank> ranks_;
-  std::vector<Memory> targets_;
-};
-
 }  // namespace
 
 TEST_CASE("rounds bring every byte in worlds of every size, without a circle of waiting ranks") {
@@ -381,27 +240,6 @@ TEST_CASE("rounds bring every byte in worlds of every size, without a circle of 
       Cluster cluster(world, buffer_bytes);
       REQUIRE(cluster.run());
       CHECK(cluster.targets() == world.expected);
-    }
-  }
-}
-
-TEST_CASE("granted messages overwrite nothing, wait in no circle and bring every byte, twice") {
-  Dice dice(11);
-  for (uint32_t ranks = 1; ranks <= 24; ++ranks) {
-    for (const uint64_t buffer_bytes : {96ULL, 480ULL, 1ULL << 20}) {
-      for (const auto& [buffers, in_flight] :
-           {std::pair{4U, 64}, std::pair{8U, 64}, std::pair{4U, 1}, std::pair{4U, 3}}) {
-        CAPTURE(ranks);
-        CAPTURE(buffer_bytes);
-        CAPTURE(buffers);
-        CAPTURE(in_flight);
-        const World world = random_world(dice, ranks);
-        GrantedCluster cluster(world, buffer_bytes, buffers, static_cast<size_t>(in_flight));
-        for (int pass = 0; pass < 2; ++pass) {
-          REQUIRE(cluster.run());
-          CHECK(cluster.targets() == world.expected);
-        }
-      }
     }
   }
 }
@@ -425,7 +263,7 @@ TEST_CASE("a large cluster sends long messages still") {
                            .target_stride = kBytes});
   }
   constexpr uint64_t kBuffer = 24ULL << 20;
-  const auto rounds = make_rounds(plan, placement, 0, kBuffer);
+  const auto rounds = make_rounds(exchanged_copies(plan, placement, 0), kBuffer);
   // Two peers at far distances, one after the other, in messages of a sixth of a buffer.
   CHECK(rounds.size() == 2 * kBytes / (kBuffer / kMostPeersAtOnce));
 }

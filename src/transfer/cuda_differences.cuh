@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace awex::cuda {
+
+/// The first byte in which two values differ; their size if they do not.
+template <class Vector>
+__device__ uint32_t first_differing_byte(const Vector& a, const Vector& b) {
+  unsigned char left[sizeof(Vector)];
+  unsigned char right[sizeof(Vector)];
+  memcpy(left, &a, sizeof(Vector));
+  memcpy(right, &b, sizeof(Vector));
+  uint32_t first = sizeof(Vector);
+#pragma unroll
+  for (uint32_t i = sizeof(Vector); i-- > 0;) {
+    if (left[i] != right[i]) first = i;
+  }
+  return first;
+}
+
+/// Lowers `*least` to `value`, for all threads at once.
+inline __device__ void lower(uint64_t* least, uint64_t value) {
+  using Atomic = unsigned long long;
+  static_assert(sizeof(Atomic) == sizeof(uint64_t));
+  atomicMin(reinterpret_cast<Atomic*>(least), static_cast<Atomic>(value));
+}
+
+}  // namespace awex::cuda

@@ -1,0 +1,64 @@
+#include "transfer/packed_streams.hpp"
+
+#include <algorithm>
+
+#include "base/checked.hpp"
+#include "transfer/channels.hpp"
+
+namespace awex {
+namespace {
+
+/// Larger copies are cut, so that 32 bits count their bytes.
+constexpr uint64_t kMostCopyBytes = 1ULL << 30;
+
+/// Appends a copy in parts of whole rows, or of rows that are longer than a part.
+void append(PackedStream& stream, const MergedCopy& copy) {
+  const uint64_t rows_at_once = std::max<uint64_t>(1, kMostCopyBytes / copy.row_bytes);
+  for (uint64_t row = 0; row < copy.rows; row += rows_at_once) {
+    const uint64_t rows = std::min(rows_at_once, copy.rows - row);
+    for (uint64_t byte = 0; byte < copy.row_bytes; byte += kMostCopyBytes) {
+      const uint64_t bytes = std::min(kMostCopyBytes, copy.row_bytes - byte);
+      stream.copies.push_back(
+          {part_of(copy, row, rows, byte, bytes), round_up(stream.bytes(), kStreamAlignment)});
+    }
+  }
+}
+
+PackedStream stream_of(uint32_t peer, const ExchangedCopies::ByPeer& copies) {
+  PackedStream stream{peer, {}};
+  const auto found = copies.find(peer);
+  if (found == copies.end()) return stream;
+  for (const auto& copy : found->second) append(stream, copy);
+  return stream;
+}
+
+}  // namespace
+
+std::vector<PackedStream> streams_to_send(const ExchangedCopies& copies) {
+  std::vector<PackedStream> streams;
+  for (uint32_t distance = 1; distance < copies.ranks; ++distance) {
+    streams.push_back(stream_of((copies.me + distance) % copies.ranks, copies.sends));
+  }
+  return streams;
+}
+
+std::vector<PackedStream> streams_to_receive(const ExchangedCopies& copies) {
+  std::vector<PackedStream> streams;
+  for (uint32_t distance = 1; distance < copies.ranks; ++distance) {
+    const uint32_t peer = (copies.me + copies.ranks - distance) % copies.ranks;
+    streams.push_back(stream_of(peer, copies.receives));
+  }
+  return streams;
+}
+
+std::vector<uint32_t> first_copies(const PackedStream& stream) {
+  std::vector<uint32_t> first;
+  uint32_t copy = 0;
+  for (uint64_t begin = 0; begin < stream.bytes(); begin += kPacketBytes) {
+    while (stream.copies[copy].end() <= begin) ++copy;
+    first.push_back(copy);
+  }
+  return first;
+}
+
+}  // namespace awex

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "transfer/remote_copies.hpp"
+
+namespace awex {
+
+/// Why an inference rank's device cannot take part in peer copies ("rank 5 (…) cannot map memory of
+/// rank 4 (…): they are on different hosts"); nothing where all can. Collective over all ranks,
+/// which get equal answers.
+[[nodiscard]] std::optional<std::string> find_unreachable_peer(Job& job, Device& device);
+
+/// The remote copies of GPUs that reach each other (NVLink, PCIe); null on trainer ranks. One
+/// launch does all: the sender's blocks pack straight into slots in the receiver's memory, which
+/// takes one way over the link and no step between, and the receiver's unpack them from there
+/// (transfer/channels.hpp). Takes kStagingBytes of device memory and maps all other inference
+/// ranks', once. Collective over all ranks of the job; there must be no unreachable peer. `kernels`
+/// must be cuda's.
+///
+/// Both ends keep in step by counts in device memory that only grow; no host looks on.
+[[nodiscard]] std::unique_ptr<RemoteCopies> make_peer_copies(Job& job, Device& device,
+                                                             Kernels& kernels);
+
+}  // namespace awex
