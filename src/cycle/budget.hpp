@@ -13,7 +13,7 @@ struct DeviceNeeds {
   uint64_t optimizer = 0;
   uint64_t inference_weights = 0;
   uint64_t kv_cache = 0;
-  uint64_t staging = 0;  ///< For messages between devices; held throughout.
+  uint64_t staging = 0;  ///< For bytes on their way between devices; held throughout.
 };
 
 /// A phase of a cycle as one device's two ranks go through it.

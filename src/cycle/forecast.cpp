@@ -54,7 +54,7 @@ void count_traffic(const Planner& planner, Forecast& forecast) {
   });
 }
 
-/// Local copies, messages in the node and messages to other nodes follow each other; each link
+/// Local copies, bytes within the node and bytes to other nodes follow each other; each link
 /// works in both directions at once.
 double transfer_seconds(const DeviceTraffic& traffic, const LinkSpeeds& links) {
   const auto both_ways = [](uint64_t out, uint64_t in) {

@@ -3,29 +3,10 @@
 #include <functional>
 #include <utility>
 
-#include "transfer/copy_conversion.hpp"
+#include "transfer/strided_copies.hpp"
 
 namespace awex {
 namespace {
-
-StridedCopy pack_copy(const PackedPart& part, const std::byte* trainer, std::byte* message) {
-  return {.from = trainer + part.copy.source_offset,
-          .to = message + part.packed_offset,
-          .rows = part.copy.rows,
-          .row_bytes = part.copy.row_bytes,
-          .from_stride = part.copy.source_stride,
-          .to_stride = part.copy.row_bytes,
-          .conversion = conversion_of(part.copy, trainer)};
-}
-
-StridedCopy unpack_copy(const PackedPart& part, const std::byte* message, std::byte* own) {
-  return {.from = message + part.packed_offset,
-          .to = own + part.copy.target_offset,
-          .rows = part.copy.rows,
-          .row_bytes = part.copy.row_bytes,
-          .from_stride = part.copy.row_bytes,
-          .to_stride = part.copy.target_stride};
-}
 
 std::vector<Message> messages_of(const std::vector<PackedMessage>& packed) {
   std::vector<Message> messages;
@@ -55,13 +36,15 @@ CopiesInRounds::ReadyRound CopiesInRounds::make_ready(const Round& round,
   std::vector<StridedCopy> packs;
   for (const auto& message : round.sends) {
     std::byte* at = exchange_->outbox(round.turn) + message.offset;
-    for (const auto& part : message.parts) packs.push_back(pack_copy(part, trainer_weights, at));
+    for (const auto& part : message.parts) {
+      packs.push_back(packing_copy(part.copy, trainer_weights, at + part.packed_offset));
+    }
   }
   std::vector<StridedCopy> unpacks;
   for (const auto& message : round.receives) {
     const std::byte* at = exchange_->inbox(round.turn) + message.offset;
     for (const auto& part : message.parts) {
-      unpacks.push_back(unpack_copy(part, at, own_weights));
+      unpacks.push_back(unpacking_copy(part.copy, at + part.packed_offset, own_weights));
       ready.received.push_back(part.copy);
     }
   }

@@ -149,16 +149,16 @@ __device__ void convert_units(const PackedPiece& piece, const Range& range) {
   for (RangeWalk walk = range.walk(piece, piece.unit_bytes); walk.inside(); walk.next()) {
     const Place place{walk.row(), uint64_t{walk.col()} * elements, 0, elements};
     const auto* from = walk.row_data() + place.col * sizeof(typename From::Bits);
-    const auto unit = load_unit<typename From::Bits>(from, place, piece.from.whole_units);
+    const auto unit = load_unit<typename From::Bits>(from, place, piece.whole_units);
     store_unit(range.packed + walk.unit() * piece.unit_bytes,
-               convert_unit<From, To>(unit, piece.from.conversion.grid, place), place,
-               piece.from.whole_units);
+               convert_unit<From, To>(unit, piece.conversion.grid, place), place,
+               piece.whole_units);
   }
 }
 
 /// Apart, for its registers are not to weigh on what moves bytes.
 __device__ __noinline__ void convert(const PackedPiece& piece, const Range& range) {
-  with_elements(piece.from.conversion, [&](auto source, auto target) {
+  with_elements(piece.conversion, [&](auto source, auto target) {
     convert_units<decltype(source), decltype(target)>(piece, range);
   });
 }

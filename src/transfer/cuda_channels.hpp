@@ -19,11 +19,12 @@ struct PackedPiece {
   uint64_t stride = 0;        ///< Bytes from one row to the next.
   uint64_t begin = 0;         ///< In the stream; a multiple of kStreamAlignment.
   uint64_t end = 0;
-  uint64_t first_byte = 0;  ///< Position of its first byte among all that this end moves.
-  uint32_t row_units = 0;   ///< In one row.
-  uint32_t unit_bytes = 0;  ///< In the stream; 1, 2, 4, 8 or 16 if not `converts`.
-  bool converts = false;    ///< At the sender alone; its units are of `from` then.
-  ConvertedRows from;
+  uint64_t first_byte = 0;   ///< Position of its first byte among all that this end moves.
+  uint32_t row_units = 0;    ///< In one row.
+  uint32_t unit_bytes = 0;   ///< In the stream; 1, 2, 4, 8 or 16 if not `converts`.
+  bool converts = false;     ///< At the sender alone; rows are of elements of conversion.from then.
+  bool whole_units = false;  ///< Of a conversion: units are of kUnitElements, else of one.
+  Conversion conversion;
 };
 
 /// A number by which two devices tell each other how far they are in a channel. It only grows, but

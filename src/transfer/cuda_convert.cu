@@ -59,18 +59,6 @@ __device__ void convert_tile(const ConvertPiece& piece) {
       });
 }
 
-/// The first byte in which two units differ; kNoDifference if none.
-template <class Bits>
-__device__ uint64_t first_differing_byte(const Unit<Bits>& a, const Unit<Bits>& b) {
-  uint64_t byte = kNoDifference;
-#pragma unroll
-  for (uint32_t lane = kUnitElements; lane-- > 0;) {
-    const auto bits = static_cast<uint32_t>(a.lanes[lane] ^ b.lanes[lane]);
-    if (bits != 0) byte = lane * sizeof(Bits) + static_cast<uint32_t>(__ffs(bits) - 1) / 8;
-  }
-  return byte;
-}
-
 /// This thread's first difference, as a position in the batch.
 template <class From, class To>
 __device__ uint64_t compare_tile(const ConvertPiece& piece) {
@@ -81,8 +69,8 @@ __device__ uint64_t compare_tile(const ConvertPiece& piece) {
       [&](const Place& place, const Unit<Bits>& wanted) {
         const auto* to = piece.to + place.row * piece.to_stride + place.col * sizeof(Bits);
         const auto held = load_unit<Bits>(to, place, piece.from.whole_units);
-        const uint64_t byte = first_differing_byte(wanted, held);
-        if (byte == kNoDifference || position != kNoDifference) return;
+        const uint32_t byte = first_differing_byte(wanted, held);
+        if (byte == sizeof(wanted) || position != kNoDifference) return;
         position =
             piece.first_byte + (place.row * piece.from.cols + place.col) * sizeof(Bits) + byte;
       });

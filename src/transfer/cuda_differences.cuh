@@ -22,9 +22,8 @@ __device__ uint32_t first_differing_byte(const Vector& a, const Vector& b) {
 
 /// Lowers `*least` to `value`, for all threads at once.
 inline __device__ void lower(uint64_t* least, uint64_t value) {
-  using Atomic = unsigned long long;
-  static_assert(sizeof(Atomic) == sizeof(uint64_t));
-  atomicMin(reinterpret_cast<Atomic*>(least), static_cast<Atomic>(value));
+  using Taken = unsigned long long;  // atomicMin takes no other 64-bit type
+  atomicMin(reinterpret_cast<Taken*>(least), static_cast<Taken>(value));
 }
 
 }  // namespace awex::cuda

@@ -8,7 +8,7 @@
 
 namespace awex::cuda {
 
-// atomicMin and atomicAdd take no other 64-bit type.
+// atomicAdd takes no other 64-bit type.
 using Atomic = unsigned long long;
 static_assert(sizeof(Atomic) == sizeof(uint64_t));
 

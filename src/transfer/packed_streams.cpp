@@ -1,34 +1,23 @@
 #include "transfer/packed_streams.hpp"
 
-#include <algorithm>
-
 #include "base/checked.hpp"
 #include "transfer/channels.hpp"
 
 namespace awex {
 namespace {
 
-/// Larger copies are cut, so that 32 bits count their bytes.
+/// Larger copies are split, so that 32 bits count their bytes.
 constexpr uint64_t kMostCopyBytes = 1ULL << 30;
-
-/// Appends a copy in parts of whole rows, or of rows that are longer than a part.
-void append(PackedStream& stream, const MergedCopy& copy) {
-  const uint64_t rows_at_once = std::max<uint64_t>(1, kMostCopyBytes / copy.row_bytes);
-  for (uint64_t row = 0; row < copy.rows; row += rows_at_once) {
-    const uint64_t rows = std::min(rows_at_once, copy.rows - row);
-    for (uint64_t byte = 0; byte < copy.row_bytes; byte += kMostCopyBytes) {
-      const uint64_t bytes = std::min(kMostCopyBytes, copy.row_bytes - byte);
-      stream.copies.push_back(
-          {part_of(copy, row, rows, byte, bytes), round_up(stream.bytes(), kStreamAlignment)});
-    }
-  }
-}
 
 PackedStream stream_of(uint32_t peer, const ExchangedCopies::ByPeer& copies) {
   PackedStream stream{peer, {}};
   const auto found = copies.find(peer);
   if (found == copies.end()) return stream;
-  for (const auto& copy : found->second) append(stream, copy);
+  for (const auto& copy : found->second) {
+    for (const auto& part : split(copy, kMostCopyBytes)) {
+      stream.copies.push_back({part, round_up(stream.bytes(), kStreamAlignment)});
+    }
+  }
   return stream;
 }
 

@@ -18,13 +18,13 @@
 #include "memory/cuda_owners.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "transfer/channels.hpp"
-#include "transfer/copy_conversion.hpp"
 #include "transfer/cuda_channels.hpp"
 #include "transfer/cuda_describe.hpp"
 #include "transfer/cuda_launch.hpp"
 #include "transfer/fd_exchange.hpp"
 #include "transfer/offered_range.hpp"
 #include "transfer/packed_streams.hpp"
+#include "transfer/strided_copies.hpp"
 
 namespace awex {
 namespace {
@@ -63,7 +63,8 @@ cuda::PackedPiece converting_piece(const StreamedCopy& streamed_copy, const Stri
   const auto described = cuda::describe_converting_copies({&copy, 1}).front();
   auto piece = place(streamed_copy, data);
   piece.converts = true;
-  piece.from = described.from;
+  piece.whole_units = described.from.whole_units;
+  piece.conversion = described.from.conversion;
   piece.stride = described.from.row_stride;
   auto grid = described.grid;
   if (!described.from.whole_units) {
@@ -76,14 +77,7 @@ cuda::PackedPiece converting_piece(const StreamedCopy& streamed_copy, const Stri
 
 /// What is sent of a trainer's region.
 cuda::PackedPiece piece_to_send(const StreamedCopy& streamed_copy, const std::byte* trainer) {
-  const auto& copy = streamed_copy.copy;
-  const StridedCopy strided{.from = trainer + copy.source_offset,
-                            .to = streamed(streamed_copy),
-                            .rows = copy.rows,
-                            .row_bytes = copy.row_bytes,
-                            .from_stride = copy.source_stride,
-                            .to_stride = copy.row_bytes,
-                            .conversion = conversion_of(copy, trainer)};
+  const auto strided = packing_copy(streamed_copy.copy, trainer, streamed(streamed_copy));
   auto* data = const_cast<std::byte*>(strided.from);  // NOLINT(*-const-cast): it is only read
   if (strided.conversion) return converting_piece(streamed_copy, strided, data);
   const auto described = cuda::describe_copies({&strided, 1}).front();
@@ -95,13 +89,7 @@ cuda::PackedPiece piece_to_send(const StreamedCopy& streamed_copy, const std::by
 
 /// What is received into a rank's own region.
 cuda::PackedPiece piece_to_receive(const StreamedCopy& streamed_copy, std::byte* own) {
-  const auto& copy = streamed_copy.copy;
-  const StridedCopy strided{.from = streamed(streamed_copy),
-                            .to = own + copy.target_offset,
-                            .rows = copy.rows,
-                            .row_bytes = copy.row_bytes,
-                            .from_stride = copy.row_bytes,
-                            .to_stride = copy.target_stride};
+  const auto strided = unpacking_copy(streamed_copy.copy, streamed(streamed_copy), own);
   const auto described = cuda::describe_copies({&strided, 1}).front();
   auto piece = place(streamed_copy, strided.to);
   piece.stride = described.to_stride;
@@ -120,12 +108,15 @@ class ReadyStreams {
       : ReadyStreams(gather(streams, describe), streams, counts, slots, stream) {}
 
   [[nodiscard]] const cuda::ChannelStream* data() const { return streams_.data(); }
+  /// Of the copies of all streams: the places of their first bytes among all bytes.
+  [[nodiscard]] const std::vector<uint64_t>& first_bytes() const { return first_bytes_; }
 
  private:
   /// Of all streams, one after the other.
   struct Gathered {
     std::vector<cuda::PackedPiece> pieces;
     std::vector<uint32_t> first_pieces;
+    std::vector<uint64_t> first_bytes;
   };
 
   template <class Describe>
@@ -136,6 +127,7 @@ class ReadyStreams {
       for (const auto& copy : stream.copies) {
         all.pieces.push_back(describe(copy));
         all.pieces.back().first_byte = first_byte;
+        all.first_bytes.push_back(first_byte);
         first_byte += copy.copy.bytes();
       }
       const auto first = first_copies(stream);
@@ -147,7 +139,8 @@ class ReadyStreams {
   template <class CountsOf, class SlotsOf>
   ReadyStreams(const Gathered& all, const std::vector<PackedStream>& streams,
                const CountsOf& counts, const SlotsOf& slots, cudaStream_t stream)
-      : pieces_(std::span(all.pieces), stream),
+      : first_bytes_(all.first_bytes),
+        pieces_(std::span(all.pieces), stream),
         first_pieces_(std::span(all.first_pieces), stream),
         streams_(streams.size()) {
     std::vector<cuda::ChannelStream> ready;
@@ -165,6 +158,7 @@ class ReadyStreams {
                "copy the descriptors of {} streams to the device", ready.size());
   }
 
+  std::vector<uint64_t> first_bytes_;
   DeviceArray<cuda::PackedPiece> pieces_;
   DeviceArray<uint32_t> first_pieces_;
   DeviceArray<cuda::ChannelStream> streams_;
@@ -179,7 +173,7 @@ class PeerCopies final : public RemoteCopies {
         me_(job.peers().at(static_cast<size_t>(job.rank())).role_rank),
         main_(static_cast<cudaStream_t>(kernels.stream(Lane::kMain))),
         lane_(static_cast<cudaStream_t>(kernels.stream(Lane::kSend))),
-        staging_(device.reserve("messages", kStagingBytes)),
+        staging_(device.reserve("staging memory", kStagingBytes)),
         peers_(ranks_.size()) {
     if (ranks_.size() > kMostRanks) {
       throw runtime_error(fmt::format("cannot exchange with {} inference ranks: there is room for "
@@ -198,7 +192,7 @@ class PeerCopies final : public RemoteCopies {
   void map(uint32_t peer, const CudaMemorySource& source, const OfferedRange& offered,
            std::vector<UniqueFd> fds) {
     auto& mapped = peers_.at(peer);
-    mapped = make_cuda_import(source, fmt::format("messages to inference rank {}", peer),
+    mapped = make_cuda_import(source, fmt::format("staging memory of inference rank {}", peer),
                               offered.bytes, offered.chunk_bytes, MappedAccess::kReadWrite);
     mapped->map(std::move(fds));
   }
@@ -220,11 +214,7 @@ class PeerCopies final : public RemoteCopies {
         },
         [this](uint32_t) { return staging_->data(); }, main_);
     for (const auto& stream : received) {
-      for (const auto& copy : stream.copies) {
-        first_bytes_.push_back(
-            first_bytes_.empty() ? 0 : first_bytes_.back() + received_.back().bytes());
-        received_.push_back(copy.copy);
-      }
+      for (const auto& copy : stream.copies) received_.push_back(copy.copy);
     }
   }
 
@@ -257,10 +247,11 @@ class PeerCopies final : public RemoteCopies {
   [[nodiscard]] std::optional<uint64_t> difference() const override {
     const uint64_t position = found_.values().front();
     if (position == cuda::kNoDifference) return std::nullopt;
-    const auto after = std::upper_bound(first_bytes_.begin(), first_bytes_.end(), position);
-    const auto index = static_cast<size_t>(after - first_bytes_.begin()) - 1;
+    const auto& first_bytes = receives_->first_bytes();
+    const auto after = std::upper_bound(first_bytes.begin(), first_bytes.end(), position);
+    const auto index = static_cast<size_t>(after - first_bytes.begin()) - 1;
     const auto& copy = received_.at(index);
-    const uint64_t byte = position - first_bytes_[index];
+    const uint64_t byte = position - first_bytes[index];
     return copy.target_byte(byte / copy.row_bytes, byte % copy.row_bytes);
   }
 
@@ -310,8 +301,7 @@ class PeerCopies final : public RemoteCopies {
   std::vector<std::unique_ptr<ImportedRange>> peers_;  ///< Their staging memory, by role rank.
   std::optional<ReadyStreams> sends_;
   std::optional<ReadyStreams> receives_;
-  std::vector<MergedCopy> received_;   ///< As the pieces of all streams.
-  std::vector<uint64_t> first_bytes_;  ///< Their places among all that is received.
+  std::vector<MergedCopy> received_;  ///< Copy by copy of all streams.
   uint32_t base_ = 0;
   PinnedArray<uint32_t> waits_{cuda::kChannelWaits, 0};
   DeviceArray<uint64_t> differs_{1};
@@ -341,7 +331,7 @@ void map_all(Job& job, Device& device, const std::vector<OfferedRange>& offers,
   const auto ranks = ranks_of(job.peers(), Role::kInference);
   for (uint32_t giver = 0; giver < ranks.size(); ++giver) {
     const auto& offered = offers.at(static_cast<size_t>(ranks[giver]));
-    const auto what = fmt::format("the message buffers of {}", job.describe(ranks[giver]));
+    const auto what = fmt::format("the staging memory of {}", job.describe(ranks[giver]));
     for (const int taker : ranks) {
       if (taker == ranks[giver]) continue;
       if (job.rank() == ranks[giver]) hand_out_fds(job, taker, offered.numbers(), what);
@@ -351,19 +341,25 @@ void map_all(Job& job, Device& device, const std::vector<OfferedRange>& offers,
   }
 }
 
-/// Channels that this device runs at once.
-uint32_t channels_on(const Device& device) {
+/// Channels that this rank's device runs at once for each of its inference ranks: where they do not
+/// take turns, all of them must find room.
+uint32_t channels_on(const Job& job, const Device& device) {
   AWEX_CHECK(cudaSetDevice(device.identity().index), "open gpu {}", device.identity().index);
   uint32_t channels = 0;
   AWEX_CHECK(cuda::count_channels(&channels), "learn how many channels gpu {} runs at once",
              device.identity().index);
-  return channels;
+  const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
+  const auto sharing = std::count_if(job.peers().begin(), job.peers().end(), [&](const Peer& peer) {
+    return peer.role == Role::kInference && peer.host == me.host &&
+           peer.device.uuid == me.device.uuid;
+  });
+  return channels / static_cast<uint32_t>(sharing);
 }
 
 /// As many as every inference rank's device runs at once.
 uint32_t agree_on_channels(Job& job, const Device& device) {
   const bool takes_part = job.peers().at(static_cast<size_t>(job.rank())).role != Role::kTrainer;
-  const uint32_t own = takes_part ? channels_on(device) : kMostChannels;
+  const uint32_t own = takes_part ? channels_on(job, device) : kMostChannels;
   const auto all = job.all_gather_value(own, "how many channels GPUs run at once");
   return *std::min_element(all.begin(), all.end());
 }
@@ -372,7 +368,7 @@ uint32_t agree_on_channels(Job& job, const Device& device) {
 std::optional<int> find_obstacle(Job& job, Device& device, const std::vector<PidSpace>& spaces) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   if (me.role == Role::kTrainer) return std::nullopt;
-  if (channels_on(device) < kStreamsAtOnce) return me.rank;
+  if (channels_on(job, device) < kStreamsAtOnce) return me.rank;
   for (const auto& peer : job.peers()) {
     if (peer.role == Role::kTrainer || peer.rank == me.rank) continue;
     const bool reached =
@@ -386,7 +382,7 @@ std::optional<int> find_obstacle(Job& job, Device& device, const std::vector<Pid
 
 std::string describe_obstacle(const Peer& one, const Peer& other) {
   if (one.rank == other.rank) {
-    return one.describe() + " has too few multiprocessors to serve all peers at once";
+    return one.describe() + " has too few multiprocessors to serve enough peers at once";
   }
   return fmt::format("{} cannot map memory of {}: {}", one.describe(), other.describe(),
                      one.host == other.host
@@ -416,7 +412,7 @@ std::unique_ptr<RemoteCopies> make_peer_copies(Job& job, Device& device, Kernels
     copies = std::make_unique<PeerCopies>(job, device, kernels, channels);
     own = offer(copies->staging());
   }
-  const auto offers = job.all_gather_value(own, "the swap of message buffers");
+  const auto offers = job.all_gather_value(own, "the swap of staging memory");
   if (copies) map_all(job, device, offers, *copies);
   if (job.is_reporter()) {
     log::detail(

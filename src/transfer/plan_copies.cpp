@@ -1,5 +1,6 @@
 #include "transfer/plan_copies.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace awex {
@@ -82,6 +83,19 @@ MergedCopy part_of(const MergedCopy& copy, uint64_t row, uint64_t rows, uint64_t
   if (part.scales) part.scales = part.scales->moved(row, skipped);
   part.target_offset += row * copy.target_stride + byte;
   return part;
+}
+
+std::vector<MergedCopy> split(const MergedCopy& copy, uint64_t most) {
+  std::vector<MergedCopy> parts;
+  const uint64_t width = std::min(copy.row_bytes, most);
+  const uint64_t rows_at_once = std::max<uint64_t>(1, most / copy.row_bytes);
+  for (uint64_t row = 0; row < copy.rows; row += rows_at_once) {
+    const uint64_t rows = std::min(rows_at_once, copy.rows - row);
+    for (uint64_t byte = 0; byte < copy.row_bytes; byte += width) {
+      parts.push_back(part_of(copy, row, rows, byte, std::min(width, copy.row_bytes - byte)));
+    }
+  }
+  return parts;
 }
 
 std::vector<MergedCopy> merge_pieces(std::span<const Piece> pieces) {

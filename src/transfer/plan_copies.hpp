@@ -41,6 +41,10 @@ struct MergedCopy {
 [[nodiscard]] MergedCopy part_of(const MergedCopy& copy, uint64_t row, uint64_t rows, uint64_t byte,
                                  uint64_t row_bytes);
 
+/// The copy in parts of at most `most` bytes each: whole rows, or parts of rows that are longer
+/// than that.
+[[nodiscard]] std::vector<MergedCopy> split(const MergedCopy& copy, uint64_t most);
+
 /// Merges pieces that follow each other (as a Plan orders them) and have the same two ends into
 /// strided copies: what is contiguous on both sides becomes one row, rows at regular distances
 /// become one copy. So Megatron's interleaved query groups need one copy into SGLang's qkv_proj for

@@ -4,23 +4,10 @@
 #include <map>
 #include <utility>
 
+#include "base/checked.hpp"
+
 namespace awex {
 namespace {
-
-/// Splits a copy into parts of at most `most` bytes each: by whole rows, or within rows that are
-/// longer than that.
-std::vector<MergedCopy> split(const MergedCopy& copy, uint64_t most) {
-  std::vector<MergedCopy> parts;
-  const uint64_t width = std::min(copy.row_bytes, most);
-  const uint64_t rows_at_once = std::max<uint64_t>(1, most / copy.row_bytes);
-  for (uint64_t row = 0; row < copy.rows; row += rows_at_once) {
-    const uint64_t rows = std::min(rows_at_once, copy.rows - row);
-    for (uint64_t byte = 0; byte < copy.row_bytes; byte += width) {
-      parts.push_back(part_of(copy, row, rows, byte, std::min(width, copy.row_bytes - byte)));
-    }
-  }
-  return parts;
-}
 
 /// Copies are split into parts of this fraction of a message, so that messages are filled well.
 constexpr uint64_t kPartsOfMessage = 8;

@@ -7,8 +7,6 @@ namespace {
 
 constexpr auto kDeed = "finished the exchange of weights";
 
-bool passes(const RoundsInFlight::Check& check) { return !check || check(); }
-
 }  // namespace
 
 bool RoundsInFlight::is_done(size_t round) const {
@@ -22,7 +20,7 @@ bool RoundsInFlight::is_done(size_t round) const {
 void RoundsInFlight::make_room(size_t round, const Check& check) const {
   if (round < kMost) return;
   const size_t before = round - kMost;
-  job_.wait_for([&] { return passes(check) && is_done(before); },
+  job_.wait_for([&] { return check() && is_done(before); },
                 [&] {
                   return Late{exchange_.ranks_met(before, before + 1), kDeed};
                 });
@@ -30,7 +28,7 @@ void RoundsInFlight::make_room(size_t round, const Check& check) const {
 
 void RoundsInFlight::wait_for_all(cudaStream_t stream, const Check& check) const {
   const auto is_idle = [&] {
-    return passes(check) &&
+    return check() &&
            awex::is_done(cudaStreamQuery(stream), "cudaStreamQuery", "the transfer of weights");
   };
   job_.wait_for(is_idle, [this] { return Late{late_ranks(), kDeed}; });

@@ -28,9 +28,9 @@ class RoundsInFlight {
   using Check = std::function<bool()>;
 
   /// To be called before a round is queued: waits for the one kMost before it.
-  void make_room(size_t round, const Check& check = {}) const;
+  void make_room(size_t round, const Check& check) const;
   /// Waits for all that is queued on `stream`, which is to be behind all rounds of the pass.
-  void wait_for_all(cudaStream_t stream, const Check& check = {}) const;
+  void wait_for_all(cudaStream_t stream, const Check& check) const;
 
  private:
   /// Fewer than fill a stream, for then its next launch would wait in the driver, and neither a

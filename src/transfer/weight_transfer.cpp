@@ -3,20 +3,10 @@
 #include <algorithm>
 
 #include "base/checked.hpp"
-#include "transfer/copy_conversion.hpp"
+#include "transfer/strided_copies.hpp"
 
 namespace awex {
 namespace {
-
-StridedCopy local_copy(const MergedCopy& copy, const std::byte* from, std::byte* to) {
-  return {.from = from + copy.source_offset,
-          .to = to + copy.target_offset,
-          .rows = copy.rows,
-          .row_bytes = copy.row_bytes,
-          .from_stride = copy.source_stride,
-          .to_stride = copy.target_stride,
-          .conversion = conversion_of(copy, from)};
-}
 
 /// From the first to the last byte of a view, which is not empty, counted from `region`.
 Extent extent_of(const DigestView& view, const std::byte* region) {
@@ -80,7 +70,6 @@ WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
   merge_local(placement, me);
   plain_ = kernels_.prepare_copies(local_copies());
   const auto exchanged = exchanged_copies(plan, placement, me);
-  exchanges_ = !exchanged.empty();
   received_ = extents_of(exchanged.receives);
   remote_.prepare(exchanged, trainer_weights, own_weights);
 }
@@ -98,7 +87,7 @@ void WeightTransfer::merge_local(const Placement& placement, uint32_t me) {
 std::vector<StridedCopy> WeightTransfer::local_copies() const {
   std::vector<StridedCopy> copies;
   for (const auto& copy : local_) {
-    copies.push_back(local_copy(copy, trainer_weights_, own_weights_));
+    copies.push_back(straight_copy(copy, trainer_weights_, own_weights_));
   }
   return copies;
 }
@@ -131,7 +120,7 @@ WrongElement WeightTransfer::element_at(uint64_t offset) const {
 }
 
 void WeightTransfer::copy() {
-  if (exchanges_) kernels_.fork();
+  kernels_.fork();
   // Queued first, for remote copies may wait; but links and what serves them have priority.
   if (proven_) {
     proven_->run();
@@ -139,7 +128,7 @@ void WeightTransfer::copy() {
     plain_->copy();
   }
   remote_.copy();
-  if (exchanges_) kernels_.join();
+  kernels_.join();
   if (late_) late_->run();
   remote_.wait();
   if (!proven_) return;
@@ -149,10 +138,10 @@ void WeightTransfer::copy() {
 }
 
 std::optional<WrongElement> WeightTransfer::compare() {
-  if (exchanges_) kernels_.fork();
+  kernels_.fork();
   plain_->compare();
   remote_.compare();
-  if (exchanges_) kernels_.join();
+  kernels_.join();
   remote_.wait();
   const auto wrong = wrong_byte();
   if (!wrong) return std::nullopt;

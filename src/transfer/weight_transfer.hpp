@@ -73,7 +73,6 @@ class WeightTransfer {
   std::unique_ptr<DigestBatch> proven_;  ///< The same with digests, if they are to be proven.
   std::unique_ptr<DigestBatch> late_;    ///< Digests of what remote copies write, if any do.
   std::vector<uint64_t> sums_;
-  bool exchanges_ = false;        ///< Whether this rank has remote copies.
   std::vector<Extent> received_;  ///< Where they write; in order, without overlaps.
   uint64_t bytes_ = 0;
 };

@@ -29,9 +29,13 @@ void check_copies(GpuBench& bench, RemoteCopies& copies, uint64_t all_bytes) {
   CHECK(copies.staging_bytes() == kStagingBytes);
   const uint32_t rank = me().role_rank;
   const RemoteCase one(inference_ranks(), all_bytes / inference_ranks());
-  GpuBuffer from(*bench.device, std::vector<std::byte>(one.from_bytes(rank)));
-  GpuBuffer to(*bench.device, std::vector<std::byte>(one.to_bytes(rank)));
-  test::check_remote_copies(copies, *bench.kernels, one, rank, from, to);
+  const auto buffer = [&](uint64_t bytes) {
+    return GpuBuffer(*bench.device, std::vector<std::byte>(bytes));
+  };
+  test::RemoteCaseMemory<GpuBuffer> memory{buffer(one.from_bytes(rank)), buffer(one.to_bytes(rank)),
+                                           buffer(one.from_bytes(rank)),
+                                           buffer(one.to_bytes(rank))};
+  test::RemoteCaseRun<GpuBuffer>(copies, *bench.kernels, one, rank, memory).check();
 }
 
 }  // namespace

@@ -2,8 +2,13 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <span>
+#include <vector>
+
 #include "support/mpi_job.hpp"
 #include "support/remote_case.hpp"
+#include "transfer/host_kernels.hpp"
 
 using namespace awex;
 using awex::test::job;
@@ -40,9 +45,11 @@ TEST_CASE(
   const auto ranks = ranks_of(job().peers(), Role::kInference).size();
   // More than one message, where all peers share a buffer.
   const RemoteCase one(static_cast<uint32_t>(ranks), kStagingBytes / 3 / ranks);
-  HostBuffer from(one.from_bytes(me.role_rank));
-  HostBuffer to(one.to_bytes(me.role_rank));
-  test::check_remote_copies(*copies, *kernels, one, me.role_rank, from, to);
+  const uint64_t from_bytes = one.from_bytes(me.role_rank);
+  const uint64_t to_bytes = one.to_bytes(me.role_rank);
+  test::RemoteCaseMemory<HostBuffer> memory{HostBuffer(from_bytes), HostBuffer(to_bytes),
+                                            HostBuffer(from_bytes), HostBuffer(to_bytes)};
+  test::RemoteCaseRun<HostBuffer>(*copies, *kernels, one, me.role_rank, memory).check();
 }
 
 TEST_CASE("where nothing goes between devices nothing is taken, and nothing can be exchanged") {

@@ -1,0 +1,48 @@
+#include "transfer/strided_copies.hpp"
+
+#include <optional>
+
+#include "transfer/scale_grid.hpp"
+
+namespace awex {
+namespace {
+
+std::optional<Conversion> conversion_of(const MergedCopy& copy, const std::byte* trainer) {
+  if (copy.from == copy.to) return std::nullopt;
+  Conversion conversion{copy.from, copy.to, {}};
+  if (copy.scales) conversion.grid = scale_grid(*copy.scales, trainer);
+  return conversion;
+}
+
+}  // namespace
+
+StridedCopy straight_copy(const MergedCopy& copy, const std::byte* trainer, std::byte* own) {
+  return {.from = trainer + copy.source_offset,
+          .to = own + copy.target_offset,
+          .rows = copy.rows,
+          .row_bytes = copy.row_bytes,
+          .from_stride = copy.source_stride,
+          .to_stride = copy.target_stride,
+          .conversion = conversion_of(copy, trainer)};
+}
+
+StridedCopy packing_copy(const MergedCopy& copy, const std::byte* trainer, std::byte* packed) {
+  return {.from = trainer + copy.source_offset,
+          .to = packed,
+          .rows = copy.rows,
+          .row_bytes = copy.row_bytes,
+          .from_stride = copy.source_stride,
+          .to_stride = copy.row_bytes,
+          .conversion = conversion_of(copy, trainer)};
+}
+
+StridedCopy unpacking_copy(const MergedCopy& copy, const std::byte* packed, std::byte* own) {
+  return {.from = packed,
+          .to = own + copy.target_offset,
+          .rows = copy.rows,
+          .row_bytes = copy.row_bytes,
+          .from_stride = copy.row_bytes,
+          .to_stride = copy.target_stride};
+}
+
+}  // namespace awex
