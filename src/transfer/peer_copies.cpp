@@ -37,7 +37,10 @@ struct PeerCounts {
   Counts granted{};  ///< Written by the peer: packets to it that there is, or was, a slot for.
 };
 
-constexpr uint64_t kMostRanks = (kStagingBytes - kSlotsBytes) / sizeof(PeerCounts);
+constexpr uint64_t kCountsBytes = 2ULL << 20;
+constexpr uint64_t kPeerStagingBytes = kSlotsBytes + kCountsBytes;
+static_assert(kPeerStagingBytes <= kStagingBytes);
+constexpr uint64_t kMostRanks = kCountsBytes / sizeof(PeerCounts);
 
 /// Where a copy's bytes lie in its stream, as an address: what is known of its alignment.
 std::byte* streamed(const StreamedCopy& copy) {
@@ -173,7 +176,7 @@ class PeerCopies final : public RemoteCopies {
         me_(job.peers().at(static_cast<size_t>(job.rank())).role_rank),
         main_(static_cast<cudaStream_t>(kernels.stream(Lane::kMain))),
         lane_(static_cast<cudaStream_t>(kernels.stream(Lane::kSend))),
-        staging_(device.reserve("staging memory", kStagingBytes)),
+        staging_(device.reserve("staging memory", kPeerStagingBytes)),
         peers_(ranks_.size()) {
     if (ranks_.size() > kMostRanks) {
       throw runtime_error(fmt::format("cannot exchange with {} inference ranks: there is room for "
@@ -182,7 +185,7 @@ class PeerCopies final : public RemoteCopies {
                           "--exchange nccl has no such limit");
     }
     staging_->take_chunks(0, staging_->chunks());
-    AWEX_CHECK(cudaMemset(staging_->data() + kSlotsBytes, 0, kStagingBytes - kSlotsBytes),
+    AWEX_CHECK(cudaMemset(staging_->data() + kSlotsBytes, 0, kCountsBytes),
                "clear the counts of peer copies");
     AWEX_CHECK(cudaDeviceSynchronize(), "wait until the counts of peer copies are clear");
   }

@@ -16,7 +16,7 @@ namespace awex {
 /// The remote copies of GPUs that reach each other (NVLink, PCIe); null on trainer ranks. One
 /// launch does all: the sender's blocks pack straight into slots in the receiver's memory, which
 /// takes one way over the link and no step between, and the receiver's unpack them from there
-/// (transfer/channels.hpp). Takes kStagingBytes of device memory and maps all other inference
+/// (transfer/channels.hpp). Takes 34 MiB of device memory and maps all other inference
 /// ranks', once. Collective over all ranks of the job; there must be no unreachable peer. `kernels`
 /// must be cuda's.
 ///

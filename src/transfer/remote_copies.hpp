@@ -12,8 +12,8 @@
 
 namespace awex {
 
-/// Device memory that is taken for bytes on their way between devices.
-inline constexpr uint64_t kStagingBytes = 34ULL << 20;
+/// Device memory that is taken at most for bytes on their way between devices.
+inline constexpr uint64_t kStagingBytes = 48ULL << 20;
 
 /// How bytes travel between GPUs.
 enum class ExchangeKind : uint8_t {

@@ -26,7 +26,7 @@ uint32_t inference_ranks() {
 
 /// `all_bytes` are the long copies of a rank to all others.
 void check_copies(GpuBench& bench, RemoteCopies& copies, uint64_t all_bytes) {
-  CHECK(copies.staging_bytes() == kStagingBytes);
+  CHECK(copies.staging_bytes() <= kStagingBytes);
   const uint32_t rank = me().role_rank;
   const RemoteCase one(inference_ranks(), all_bytes / inference_ranks());
   const auto buffer = [&](uint64_t bytes) {
