@@ -1,17 +1,10 @@
 #pragma once
 
 #include <memory>
-#include <optional>
-#include <string>
 
 #include "transfer/remote_copies.hpp"
 
 namespace awex {
-
-/// Why an inference rank's device cannot take part in peer copies ("rank 5 (…) cannot map memory of
-/// rank 4 (…): they are on different hosts"); nothing where all can. Collective over all ranks,
-/// which get equal answers.
-[[nodiscard]] std::optional<std::string> find_unreachable_peer(Job& job, Device& device);
 
 /// The remote copies of GPUs that reach each other (NVLink, PCIe); null on trainer ranks. One
 /// launch does all: the sender's blocks pack straight into slots in the receiver's memory, which

@@ -7,6 +7,7 @@
 #if AWEX_WITH_CUDA
 #include "transfer/nccl_exchange.hpp"
 #include "transfer/peer_copies.hpp"
+#include "transfer/peer_reach.hpp"
 #endif
 
 namespace awex {

@@ -9,6 +9,7 @@
 #include "transfer/copies_in_rounds.hpp"
 #include "transfer/nccl_exchange.hpp"
 #include "transfer/peer_copies.hpp"
+#include "transfer/peer_reach.hpp"
 
 using namespace awex;
 using awex::test::GpuBench;
