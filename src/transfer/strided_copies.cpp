@@ -14,26 +14,26 @@ std::optional<Conversion> conversion_of(const MergedCopy& copy, const std::byte*
   return conversion;
 }
 
-}  // namespace
-
-StridedCopy straight_copy(const MergedCopy& copy, const std::byte* trainer, std::byte* own) {
+/// A copy from the trainer's region to rows at `to`.
+StridedCopy leaving_copy(const MergedCopy& copy, const std::byte* trainer, std::byte* to,
+                         uint64_t to_stride) {
   return {.from = trainer + copy.source_offset,
-          .to = own + copy.target_offset,
+          .to = to,
           .rows = copy.rows,
           .row_bytes = copy.row_bytes,
           .from_stride = copy.source_stride,
-          .to_stride = copy.target_stride,
+          .to_stride = to_stride,
           .conversion = conversion_of(copy, trainer)};
 }
 
+}  // namespace
+
+StridedCopy straight_copy(const MergedCopy& copy, const std::byte* trainer, std::byte* own) {
+  return leaving_copy(copy, trainer, own + copy.target_offset, copy.target_stride);
+}
+
 StridedCopy packing_copy(const MergedCopy& copy, const std::byte* trainer, std::byte* packed) {
-  return {.from = trainer + copy.source_offset,
-          .to = packed,
-          .rows = copy.rows,
-          .row_bytes = copy.row_bytes,
-          .from_stride = copy.source_stride,
-          .to_stride = copy.row_bytes,
-          .conversion = conversion_of(copy, trainer)};
+  return leaving_copy(copy, trainer, packed, copy.row_bytes);
 }
 
 StridedCopy unpacking_copy(const MergedCopy& copy, const std::byte* packed, std::byte* own) {
