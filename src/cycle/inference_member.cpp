@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/checked.hpp"
 #include "transfer/tensor_digests.hpp"
 
 namespace awex {
@@ -28,7 +29,7 @@ InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache
       trainer_weights_->data(), inference_.weights().data(), kernels, remote);
   if (proves) {
     transfer_->prove(shard_views(*setup.held, setup.inference_here, inference_.weights().data()),
-                     digest_slots(*setup.held));
+                     narrow<uint32_t>(held_copies(setup.inference_here).size()));
   }
 }
 

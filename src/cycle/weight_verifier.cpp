@@ -1,12 +1,17 @@
 #include "cycle/weight_verifier.hpp"
 
 #include <algorithm>
+#include <cstring>
+#include <iterator>
 #include <utility>
+
+#include "base/checked.hpp"
 
 namespace awex {
 namespace {
 
 constexpr size_t kNamedMismatches = 8;
+constexpr size_t kNamedRanks = 4;
 
 }  // namespace
 
@@ -15,10 +20,12 @@ WeightVerifier::WeightVerifier(Job& job, const Setup& setup, Kernels& kernels,
     : job_(job), setup_(setup), kernels_(kernels) {
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;
-  if (role_ != Role::kTrainer) return;
+  const bool trains = role_ == Role::kTrainer;
+  copies_ = held_copies(trains ? setup.trainer_here : setup.inference_here);
+  if (!trains) return;
   const auto views = shard_views(*setup.held, setup.trainer_here, trainer_weights);
   for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
-  batch_ = kernels.prepare_digests(views, digest_slots(*setup.held));
+  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(copies_.size()));
 }
 
 uint64_t WeightVerifier::digest() {
@@ -43,7 +50,8 @@ void WeightVerifier::verify(std::span<const uint64_t> mine,
                       std::span(sums).subspan(half), setup_.inference_copies);
   report = report_of(result);
   refuse_wrong_bytes(verdicts);
-  refuse_wrong_digests(result);
+  refuse_diverged_replicas(result, mine);
+  refuse_wrong_copies(result, mine, std::span(sums).first(half));
 }
 
 DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
@@ -51,8 +59,12 @@ DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
   DigestReport report;
   report.tensors = tensors.size();
   report.model = result.model;
-  report.mismatched = result.wrong_tensors.size();
-  for (const uint32_t t : result.wrong_tensors) {
+  std::vector<uint32_t> wrong;
+  std::set_union(result.wrong_tensors.begin(), result.wrong_tensors.end(),
+                 result.diverged_tensors.begin(), result.diverged_tensors.end(),
+                 std::back_inserter(wrong));
+  report.mismatched = wrong.size();
+  for (const uint32_t t : wrong) {
     if (report.mismatches.size() == kNamedMismatches) break;
     report.mismatches.push_back(tensors[t].name);
   }
@@ -61,9 +73,10 @@ DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
 
 /// The trainers' sums over all ranks, then inference's.
 std::vector<uint64_t> WeightVerifier::reduce_sums(std::span<const uint64_t> mine) {
-  std::vector<uint64_t> sums(2 * mine.size(), 0);
-  std::copy(mine.begin(), mine.end(),
-            sums.begin() + static_cast<ptrdiff_t>(role_ == Role::kTrainer ? 0 : mine.size()));
+  const auto terms = rank_terms(setup_.held->tensors().size(), copies_, mine);
+  std::vector<uint64_t> sums(2 * terms.size(), 0);
+  std::copy(terms.begin(), terms.end(),
+            sums.begin() + static_cast<ptrdiff_t>(role_ == Role::kTrainer ? 0 : terms.size()));
   job_.all_reduce_sum(sums, "the digests of all ranks");
   return sums;
 }
@@ -81,29 +94,68 @@ void WeightVerifier::refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts
   }
 }
 
-void WeightVerifier::refuse_wrong_digests(const DigestComparison& result) const {
+void WeightVerifier::refuse_diverged_replicas(const DigestComparison& result,
+                                              std::span<const uint64_t> mine) {
+  if (result.diverged_tensors.empty()) return;
+  const uint32_t first = result.diverged_tensors.front();
   const auto& tensors = setup_.held->tensors();
-  if (!result.diverged_tensors.empty()) {
-    const auto& name = tensors[result.diverged_tensors.front()].name;
-    job_.fail_together(
-        Error(ExitCode::kMismatch,
-              fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}",
-                          result.diverged_tensors.size(), tensors.size(), name),
-              "data-parallel ranks have drifted apart: look at the trainer")
-            .about_tag("weights")
-            .about_tensor(name));
-  }
-  if (!result.wrong_tensors.empty()) {
-    const auto& name = tensors[result.wrong_tensors.front()].name;
-    job_.fail_together(
-        Error(ExitCode::kMismatch,
+  const auto odd = odd_ranks(gather_copies(first, Role::kTrainer, mine), std::nullopt);
+  blame(Error(ExitCode::kMismatch,
+              fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}{}",
+                          result.diverged_tensors.size(), tensors.size(), tensors[first].name,
+                          odd.empty() ? ", where no bytes are those of most replicas" : ""),
+              "data-parallel ranks have drifted apart: look at the trainer"),
+        odd, first);
+}
+
+void WeightVerifier::refuse_wrong_copies(const DigestComparison& result,
+                                         std::span<const uint64_t> mine, RoleSums trainer) {
+  if (result.wrong_tensors.empty()) return;
+  const uint32_t first = result.wrong_tensors.front();
+  const auto& tensors = setup_.held->tensors();
+  const auto odd = odd_ranks(gather_copies(first, Role::kInference, mine), trainer[first]);
+  blame(Error(ExitCode::kMismatch,
               fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
-                          result.wrong_tensors.size(), tensors.size(), name),
+                          result.wrong_tensors.size(), tensors.size(), tensors[first].name),
               "its weights are poisoned until an update is committed; the trainer's are whole; "
-              "--verify full finds the first wrong element")
-            .about_tag("weights")
-            .about_tensor(name));
+              "--verify full finds the first wrong element"),
+        odd, first);
+}
+
+std::vector<CopySum> WeightVerifier::gather_copies(uint32_t tensor, Role role,
+                                                   std::span<const uint64_t> mine) {
+  std::vector<CopySum> own;
+  for (size_t i = 0; i < copies_.size() && role == role_; ++i) {
+    if (copies_[i].tensor == tensor) own.push_back({job_.rank(), copies_[i], mine[i]});
   }
+  uint64_t most = own.size();
+  job_.all_reduce_max({&most, 1}, "the copies of a wrong tensor");
+  own.resize(most, CopySum{-1, {}, 0});
+  const auto bytes = job_.all_gather(std::as_bytes(std::span(own)), "the digests of its copies");
+  std::vector<CopySum> all(bytes.size() / sizeof(CopySum));
+  std::memcpy(all.data(), bytes.data(), bytes.size());
+  std::erase_if(all, [](const CopySum& copy) { return copy.rank < 0; });
+  return all;
+}
+
+void WeightVerifier::blame(Error error, const std::vector<int>& ranks, uint32_t tensor) const {
+  std::string who;
+  if (ranks.size() == 1) {
+    error.context() = job_.context_of(ranks.front());
+    who = "; this rank holds the wrong bytes";
+  } else if (!ranks.empty()) {
+    std::vector<std::string> names;
+    for (const int rank : std::span(ranks).first(std::min(ranks.size(), kNamedRanks))) {
+      names.push_back(job_.describe(rank));
+    }
+    if (ranks.size() > kNamedRanks)
+      names.push_back(fmt::format("{} more", ranks.size() - kNamedRanks));
+    who = fmt::format("; wrong bytes are held by {}", fmt::join(names, ", "));
+  }
+  Error named(error.code(), error.what() + who, error.hint());
+  named.context() = error.context();
+  job_.fail_together(
+      std::move(named).about_tag("weights").about_tensor(setup_.held->tensors()[tensor].name));
 }
 
 }  // namespace awex

@@ -10,6 +10,7 @@
 #include "cycle/report.hpp"
 #include "cycle/setup.hpp"
 #include "transfer/kernels.hpp"
+#include "transfer/odd_copies.hpp"
 #include "transfer/tensor_digests.hpp"
 #include "transfer/weight_transfer.hpp"
 
@@ -27,11 +28,12 @@ class WeightVerifier {
   uint64_t digest();
   /// What a trainer's last `digest` found; nothing on inference ranks.
   [[nodiscard]] std::span<const uint64_t> sums() const;
-  /// Compares `mine`, this rank's sums by slot of shard_views, with those of all ranks.
+  /// Compares `mine`, this rank's sums by slot of shard_views, with those of all ranks: every copy
+  /// of every tensor counts by itself.
   /// `wrong_element` is what a comparison of bytes found on this rank, if one was made. Fills
   /// `report` as soon as all is compared. Every rank then throws the same agreed Error(kMismatch)
-  /// that names the first wrong tensor, if there is one, and the rank that holds it, if one alone
-  /// is known to. Collective.
+  /// that names the first wrong tensor, if there is one, and the ranks that hold it, where that can
+  /// be told; its context has the rank if it is one alone. Collective.
   void verify(std::span<const uint64_t> mine, const std::optional<WrongElement>& wrong_element,
               std::optional<DigestReport>& report);
 
@@ -45,12 +47,20 @@ class WeightVerifier {
   [[nodiscard]] std::vector<uint64_t> reduce_sums(std::span<const uint64_t> mine);
   [[nodiscard]] DigestReport report_of(const DigestComparison& result) const;
   void refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts) const;
-  void refuse_wrong_digests(const DigestComparison& result) const;
+  void refuse_diverged_replicas(const DigestComparison& result, std::span<const uint64_t> mine);
+  void refuse_wrong_copies(const DigestComparison& result, std::span<const uint64_t> mine,
+                           RoleSums trainer);
+  /// All that the ranks of `role` hold of a tensor. Collective.
+  [[nodiscard]] std::vector<CopySum> gather_copies(uint32_t tensor, Role role,
+                                                   std::span<const uint64_t> mine);
+  /// Fails with `error`, which gets the ranks that hold wrong bytes. Collective.
+  [[noreturn]] void blame(Error error, const std::vector<int>& ranks, uint32_t tensor) const;
 
   Job& job_;
   const Setup& setup_;
   Kernels& kernels_;
   Role role_;
+  std::vector<HeldCopy> copies_;  ///< What this rank's sums are of.
   uint64_t bytes_ = 0;
   std::unique_ptr<DigestBatch> batch_;  ///< On a trainer rank.
 };

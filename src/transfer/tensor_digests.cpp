@@ -1,5 +1,8 @@
 #include "transfer/tensor_digests.hpp"
 
+#include <map>
+#include <utility>
+
 #include "base/checked.hpp"
 #include "model/digest.hpp"
 #include "transfer/scale_grid.hpp"
@@ -19,18 +22,58 @@ std::optional<Conversion> conversion_of(const Shard& shard, DType stored, const 
   return conversion;
 }
 
+/// Position of a copy among those that a rank holds.
+using CopySlots = std::map<std::pair<uint32_t, uint32_t>, size_t>;
+
+/// A sum over boxes, so that their order does not matter.
+uint64_t box_term(const Box& box) {
+  uint64_t hash = 0;
+  for (const uint64_t bound : {box.rows.begin, box.rows.end, box.cols.begin, box.cols.end}) {
+    hash = mix64(hash + bound + 1);
+  }
+  return hash;
+}
+
+/// replica_key of the replicas 1 to `copies` - 1, added up: a tensor's further copies add up to
+/// this many times its first, if they are equal.
+class FurtherKeys {
+ public:
+  uint64_t operator()(uint64_t copies) {
+    while (sums_.size() < copies) {
+      sums_.push_back(sums_.back() + replica_key(narrow<uint32_t>(sums_.size())));
+    }
+    return sums_[copies - 1];
+  }
+
+ private:
+  std::vector<uint64_t> sums_{0};
+};
+
 }  // namespace
+
+std::vector<HeldCopy> held_copies(const RankLayout& layout) {
+  std::vector<HeldCopy> copies;
+  CopySlots slots;
+  for (const auto& shard : layout.shards) {
+    const auto [found, is_new] = slots.try_emplace({shard.tensor, shard.replica}, copies.size());
+    if (is_new) copies.push_back({shard.tensor, shard.replica, 0});
+    copies[found->second].boxes += box_term(shard.box);
+  }
+  return copies;
+}
 
 std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout& layout,
                                     const std::byte* base) {
   const auto& tensors = catalogue.tensors();
   std::vector<uint64_t> keys;
   for (const auto& tensor : tensors) keys.push_back(tensor_key(tensor.name));
+  CopySlots slots;
   std::vector<DigestView> views;
   for (const auto& shard : layout.shards) {
     const TensorInfo& tensor = tensors[shard.tensor];
     const DType stored = layout.parameters[shard.parameter].dtype;
-    const uint64_t slot = shard.replica == 0 ? shard.tensor : tensors.size() + shard.tensor;
+    const size_t slot =
+        slots.try_emplace({shard.tensor, shard.replica}, slots.size()).first->second;
     views.push_back({.data = base + shard.offset_bytes,
                      .rows = shard.box.rows.size(),
                      .cols = shard.box.cols.size(),
@@ -45,22 +88,37 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
   return views;
 }
 
-uint32_t digest_slots(const Catalogue& catalogue) {
-  return narrow<uint32_t>(2 * catalogue.tensors().size());
+uint64_t replica_key(uint32_t replica) { return group_key(0, replica); }
+
+std::vector<uint64_t> rank_terms(size_t tensors, std::span<const HeldCopy> copies,
+                                 std::span<const uint64_t> sums) {
+  std::vector<uint64_t> terms(2 * tensors, 0);
+  for (size_t i = 0; i < copies.size(); ++i) {
+    const auto& [tensor, replica, boxes] = copies[i];
+    if (replica == 0) {
+      terms[tensor] += sums[i];
+    } else {
+      terms[tensors + tensor] += replica_key(replica) * sums[i];
+    }
+  }
+  return terms;
 }
 
 DigestComparison compare_digests(const Catalogue& catalogue, RoleSums trainer,
                                  const std::vector<uint64_t>& trainer_copies, RoleSums inference,
                                  const std::vector<uint64_t>& inference_copies) {
   const auto& tensors = catalogue.tensors();
+  FurtherKeys further_keys;
   DigestComparison result;
   for (uint32_t t = 0; t < tensors.size(); ++t) {
     const uint64_t truth = trainer[t];
     const uint64_t further = tensors.size() + t;
-    if (inference[t] != truth || inference[further] != truth * (inference_copies[t] - 1)) {
+    if (inference[t] != truth || inference[further] != truth * further_keys(inference_copies[t])) {
       result.wrong_tensors.push_back(t);
     }
-    if (trainer[further] != truth * (trainer_copies[t] - 1)) result.diverged_tensors.push_back(t);
+    if (trainer[further] != truth * further_keys(trainer_copies[t])) {
+      result.diverged_tensors.push_back(t);
+    }
     result.model += model_digest_term(tensor_key(tensors[t].name), inference[t]);
   }
   return result;

@@ -151,7 +151,8 @@ Difference compare_gaps(const RankLayout& layout, const RankContents& expected,
                      *got ? "wrongly a" : "missing from a");
 }
 
-/// Over all ranks, the shards of one tensor with one replica number hold each element once.
+/// Over all ranks, the shards of one tensor with one replica number hold each element once, and the
+/// replica numbers of a tensor are 0, 1, 2, ...
 Difference check_replicas(const std::vector<RankLayout>& ranks, const Catalogue& catalogue) {
   std::map<std::pair<uint32_t, uint32_t>, std::vector<uint32_t>> held;
   for (const RankLayout& rank : ranks) {
@@ -167,8 +168,11 @@ Difference check_replicas(const std::vector<RankLayout>& ranks, const Catalogue&
     }
   }
   std::set<uint32_t> tensors;
+  uint32_t next = 0;
   for (const auto& [key, times] : held) {
-    tensors.insert(key.first);
+    if (tensors.insert(key.first).second) next = 0;
+    if (key.second != next++)
+      return fmt::format("tensor {} has no replica {}", key.first, next - 1);
     const auto wrong = std::find_if(times.begin(), times.end(), [](auto n) { return n != 1; });
     if (wrong == times.end()) continue;
     const auto index = static_cast<uint64_t>(wrong - times.begin());
