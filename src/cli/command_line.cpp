@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/build_identity.hpp"
 #include "base/log.hpp"
 #include "cli/launcher.hpp"
 #include "cli/options.hpp"
@@ -16,7 +17,6 @@
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
 #include "memory/device.hpp"
-#include "version.hpp"
 
 namespace awex {
 namespace {
@@ -50,7 +50,7 @@ bool speaks_first(const std::vector<std::string_view>& arguments) {
 }
 
 std::string version_text() {
-  return fmt::format("awex-colocate {} (backends host{})", kVersion,
+  return fmt::format("awex-colocate {} (backends host{})", build_identity(),
                      built_with_cuda() ? " and cuda" : "");
 }
 

@@ -3,14 +3,15 @@
 #include <array>
 #include <string>
 
+#include "base/build_identity.hpp"
 #include "base/fixed_text.hpp"
 #include "cycle/world.hpp"
-#include "version.hpp"
 
 namespace awex {
 namespace {
 
-/// "--verify full" and the like, one a field, so that a difference can be shown as it was given.
+/// The build, "--verify full" and the like, one a field, so that a difference can be shown as it
+/// was given.
 using Field = FixedText<128>;
 using Fields = std::array<Field, 16>;
 
@@ -50,7 +51,7 @@ Field flag(const char* name, bool value) { return field(name, value ? "on" : "of
 
 Fields fields_of(Command command, const RunOptions& options) {
   const auto budget = options.gpu_memory ? std::to_string(*options.gpu_memory) : "unlimited";
-  return {field("awex-colocate", kVersion),
+  return {field("awex-colocate", build_identity()),
           field("command", command_name(command)),
           field("--trainer", options.trainer),
           field("--inference", options.inference),
@@ -77,7 +78,9 @@ void check_common_options(Job& job, Command command, const RunOptions& options) 
       if (all[rank][i] == all[0][i]) continue;
       job.fail_together(request_error(fmt::format("rank 0 has {}, rank {} has {}",
                                                   text_of(all[0][i]), rank, text_of(all[rank][i])),
-                                      "give every rank the same options; only --role may differ"));
+                                      i == 0 ? "install the same build on every node"
+                                             : "give every rank the same options; only --role may "
+                                               "differ"));
     }
   }
 }

@@ -5,19 +5,20 @@
 #include <string>
 #include <string_view>
 
+#include "base/build_identity.hpp"
 #include "base/checked.hpp"
 #include "base/log.hpp"
 #include "cycle/accounting.hpp"
 #include "cycle/common_options.hpp"
 #include "cycle/host_room.hpp"
 #include "cycle/needs.hpp"
+#include "cycle/same_files.hpp"
 #include "engine/trainer_stand_in.hpp"
 #include "layout/engines.hpp"
 #include "layout/held_catalogue.hpp"
 #include "layout/trainer_scales.hpp"
 #include "model/digest.hpp"
 #include "transfer/planner.hpp"
-#include "version.hpp"
 
 namespace awex {
 namespace {
@@ -38,8 +39,8 @@ void lay_out(Setup& setup, const RunOptions& options) {
   setup.trainer_copies = setup.trainer_shards.copies_of_tensors(held);
   setup.inference_copies = setup.inference_shards.copies_of_tensors(held);
   const auto identity =
-      fmt::format("{} {:#x} {} {} {}", kVersion, held.fingerprint(), setup.trainer->describe(),
-                  setup.inference->describe(), setup.roles.per_role);
+      fmt::format("{} {:#x} {} {} {}", build_identity(), held.fingerprint(),
+                  setup.trainer->describe(), setup.inference->describe(), setup.roles.per_role);
   setup.fingerprint = tensor_key(identity);
 }
 
@@ -165,6 +166,7 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   setup.roles = assign_roles(job, options.role);
   job.do_and_agree([&] { lay_out(setup, options); });
   check_same_model(job, setup);
+  setup.fingerprint = mix64(setup.fingerprint ^ check_same_files(job, options.model));
   setup.backend = choose_backend(job, options.backend);
   setup.host_threads = host_threads_for(job);
   job.do_and_agree(

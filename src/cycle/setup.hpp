@@ -29,7 +29,7 @@ struct Setup {
   RoleShards inference_shards;
   std::vector<uint64_t> trainer_copies;    ///< By held tensor.
   std::vector<uint64_t> inference_copies;  ///< By held tensor.
-  uint64_t fingerprint = 0;                ///< Of model, layouts and program version.
+  uint64_t fingerprint = 0;                ///< Of model, files, layouts and build.
   size_t host_threads = 1;
   std::unique_ptr<Device> device;
   DeviceMap devices;

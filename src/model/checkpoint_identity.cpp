@@ -1,0 +1,109 @@
+#include "model/checkpoint_identity.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <span>
+
+#include "model/digest.hpp"
+#include "model/input_file.hpp"
+#include "model/safetensors.hpp"
+
+namespace awex {
+namespace {
+
+constexpr uint64_t kWholeBytes = 1ULL << 20;
+constexpr uint64_t kBlockBytes = 4096;
+constexpr size_t kBlocks = 1024;  ///< Of all files together, about.
+constexpr uint64_t kMaxJsonBytes = 1ULL << 30;
+constexpr auto kIndex = "model.safetensors.index.json";
+
+uint64_t hash_of(uint64_t offset, std::span<const std::byte> bytes) {
+  return digest_elements(tensor_key("checkpoint"), 1, offset, bytes);
+}
+
+uint64_t hash_of_part(const InputFile& file, uint64_t offset, uint64_t bytes) {
+  std::vector<std::byte> part(bytes);
+  file.read(offset, part);
+  return hash_of(offset, part);
+}
+
+FileIdentity json_identity(const std::filesystem::path& directory, const char* name,
+                           std::string& text) {
+  text = read_text(directory / name, kMaxJsonBytes);
+  return {name, text.size(), hash_of(0, std::as_bytes(std::span(text))), 0};
+}
+
+/// Those that are read: all that the index names, or the only one.
+std::vector<std::string> weight_files(const std::filesystem::path& directory, bool has_index,
+                                      const std::string& index) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const auto name = entry.path().filename().string();
+    if (entry.path().extension() != ".safetensors") continue;
+    const bool is_read =
+        has_index ? index.find('"' + name + '"') != std::string::npos : name == "model.safetensors";
+    if (is_read) names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+/// A part of a file that is hashed.
+struct Sample {
+  size_t file = 0;
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+};
+
+void add_samples(const SafetensorsFile& file, size_t number, size_t blocks,
+                 std::vector<Sample>& samples) {
+  const auto& entries = file.entries();
+  const uint64_t all = file.file().bytes();
+  if (all <= kWholeBytes) {
+    const uint64_t begin = entries.empty() ? all : entries.front().offset_bytes;
+    samples.push_back({number, begin, all - begin});
+    return;
+  }
+  const size_t step = std::max<size_t>(1, entries.size() / blocks);
+  for (size_t i = 0; i < entries.size(); i += step) {
+    const uint64_t bytes = std::min(entries[i].bytes, kBlockBytes);
+    const uint64_t middle = (entries[i].bytes - bytes) / 2;
+    if (bytes > 0) samples.push_back({number, entries[i].offset_bytes + middle, bytes});
+  }
+}
+
+}  // namespace
+
+std::vector<FileIdentity> checkpoint_identity(const std::filesystem::path& directory,
+                                              ThreadPool& threads) {
+  std::vector<FileIdentity> identities;
+  std::string text;
+  identities.push_back(json_identity(directory, "config.json", text));
+  const bool has_index = std::filesystem::exists(directory / kIndex);
+  if (has_index) identities.push_back(json_identity(directory, kIndex, text));
+  const size_t first = identities.size();
+  const auto names = weight_files(directory, has_index, text);
+  std::vector<std::unique_ptr<SafetensorsFile>> files(names.size());
+  threads.for_each(names.size(), [&](size_t i) {
+    files[i] = std::make_unique<SafetensorsFile>(directory / names[i]);
+  });
+  std::vector<Sample> samples;
+  const size_t blocks = std::max<size_t>(4, kBlocks / std::max<size_t>(1, files.size()));
+  for (size_t i = 0; i < files.size(); ++i) {
+    const auto& entries = files[i]->entries();
+    const uint64_t bytes = files[i]->file().bytes();
+    const uint64_t head = entries.empty() ? bytes : entries.front().offset_bytes;
+    identities.push_back({names[i], bytes, hash_of_part(files[i]->file(), 0, head), 0});
+    add_samples(*files[i], i, blocks, samples);
+  }
+  std::vector<std::atomic<uint64_t>> sums(files.size());
+  threads.for_each(samples.size(), [&](size_t i) {
+    const auto& [file, offset, bytes] = samples[i];
+    sums[file] += hash_of_part(files[file]->file(), offset, bytes);
+  });
+  for (size_t i = 0; i < files.size(); ++i) identities[first + i].sample = sums[i];
+  return identities;
+}
+
+}  // namespace awex
