@@ -95,7 +95,7 @@ lint_base() {
 # those that include it, directly. All when what clang-tidy is told has changed.
 changed_since() {
   local base=$1 changed
-  changed=$(git diff --name-only "$base" -- && git ls-files --others --exclude-standard)
+  changed=$(git diff --name-only "$base" -- && git ls-files --others --exclude-standard) || return 1
   python3 -c '
 import re, sys
 changed = set(sys.argv[1].splitlines())
@@ -109,7 +109,7 @@ for path in sys.stdin.read().splitlines():
 # Those to tidy now.
 chosen_files() {
   local base=
-  if ((!whole_tree)); then base=$(lint_base); fi
+  if ((!whole_tree)); then base=$(lint_base) || return 1; fi
   if [[ -z $base ]]; then
     tidied_files
   else
@@ -134,7 +134,7 @@ check_tidy() {
   mkdir -p build-tidy
   cmake --preset tidy >"$log" 2>&1 || { cat "$log"; return 1; }
   local files
-  files=$(chosen_files)
+  files=$(chosen_files) || return 1
   printf '%d of %d files\n' "$(grep -c . <<<"$files" || true)" "$(tidied_files | wc -l)" >&2
   xargs -r -P "$(nproc)" -n 1 "$tidy_tool" -p build-tidy --quiet \
     --extra-arg=-Wno-unknown-warning-option <<<"$files" 2>build-tidy/tidy.err ||
