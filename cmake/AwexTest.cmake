@@ -1,5 +1,5 @@
 # awex_add_test(NAME <name> SOURCES <files> LIBRARIES <targets> [RANKS <n>...] [GPUS <n>]
-#               [TIMEOUT <seconds>] [MPI_MAIN] [FAST_UNWIND])
+#               [TIMEOUT <seconds>] [COST <n>] [MPI_MAIN] [FAST_UNWIND])
 #
 # Declares one doctest program and its ctest entries. Without RANKS it runs alone; with RANKS it runs
 # once under mpirun for each number of ranks (entry <name>_<n>). GPUS > 0 labels it `gpu` and lets
@@ -10,7 +10,7 @@
 # AddressSanitizer then follows frame pointers, several times faster than unwind tables, which
 # it needs only to tell whose leaks those of such libraries are (tests/support/lsan.supp).
 function(awex_add_test)
-  cmake_parse_arguments(ARG "MPI_MAIN;FAST_UNWIND" "NAME;GPUS;TIMEOUT" "SOURCES;LIBRARIES;RANKS" ${ARGN})
+  cmake_parse_arguments(ARG "MPI_MAIN;FAST_UNWIND" "NAME;GPUS;TIMEOUT;COST" "SOURCES;LIBRARIES;RANKS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SOURCES})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_LIBRARIES} doctest::doctest awex_options)
   target_include_directories(${ARG_NAME} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
@@ -23,11 +23,11 @@ function(awex_add_test)
     foreach(ranks ${ARG_RANKS})
       add_test(NAME ${ARG_NAME}_${ranks}
         COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${ARG_NAME}>)
-      awex_set_test_properties(${ARG_NAME}_${ranks} "${ranks}" "${ARG_GPUS}" "${ARG_TIMEOUT}")
+      awex_set_test_properties(${ARG_NAME}_${ranks} "${ranks}" "${ARG_GPUS}" "${ARG_TIMEOUT}" "${ARG_COST}")
     endforeach()
   else()
     add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
-    awex_set_test_properties(${ARG_NAME} 1 "${ARG_GPUS}" "${ARG_TIMEOUT}")
+    awex_set_test_properties(${ARG_NAME} 1 "${ARG_GPUS}" "${ARG_TIMEOUT}" "${ARG_COST}")
   endif()
   if(ARG_FAST_UNWIND AND AWEX_SANITIZE)
     set_tests_properties(${ARG_NAME} PROPERTIES
@@ -35,18 +35,21 @@ function(awex_add_test)
   endif()
 endfunction()
 
-# awex_add_script_test(NAME <name> COMMAND <command...> [PROCESSORS <n>] [GPUS <n>] [TIMEOUT <seconds>])
-# Declares a test that is a script, with the same labels, skip code and environment.
+# awex_add_script_test(NAME <name> COMMAND <command...> [PROCESSORS <n>] [GPUS <n>] [TIMEOUT <seconds>]
+#                      [COST <n>])
+# Declares a test that is a script, with the same labels, skip code and environment. One that mostly
+# waits keeps the default of one processor, so that others run beside it. Of tests that are ready, the
+# one with the highest COST starts first: about the seconds it takes, where they are many.
 function(awex_add_script_test)
-  cmake_parse_arguments(ARG "" "NAME;PROCESSORS;GPUS;TIMEOUT" "COMMAND" ${ARGN})
+  cmake_parse_arguments(ARG "" "NAME;PROCESSORS;GPUS;TIMEOUT;COST" "COMMAND" ${ARGN})
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_COMMAND})
   if(NOT ARG_PROCESSORS)
     set(ARG_PROCESSORS 1)
   endif()
-  awex_set_test_properties(${ARG_NAME} "${ARG_PROCESSORS}" "${ARG_GPUS}" "${ARG_TIMEOUT}")
+  awex_set_test_properties(${ARG_NAME} "${ARG_PROCESSORS}" "${ARG_GPUS}" "${ARG_TIMEOUT}" "${ARG_COST}")
 endfunction()
 
-function(awex_set_test_properties name processors gpus timeout)
+function(awex_set_test_properties name processors gpus timeout cost)
   if(NOT timeout)
     set(timeout 120)
   endif()
@@ -56,6 +59,9 @@ function(awex_set_test_properties name processors gpus timeout)
   set_tests_properties(${name} PROPERTIES
     PROCESSORS ${processors} TIMEOUT ${timeout} SKIP_RETURN_CODE 77
     ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1")
+  if(cost)
+    set_tests_properties(${name} PROPERTIES COST ${cost})
+  endif()
   if(gpus)
     set_tests_properties(${name} PROPERTIES LABELS gpu RESOURCE_LOCK gpu)
   endif()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # scripts/lint.sh formats the C++ code in place. scripts/lint.sh --check changes nothing and fails on:
 # format, forbidden includes, headers that do not compile alone, clang-tidy, shellcheck, Python syntax.
+# clang-tidy reads what has changed since lint_base below; with --check --all it reads the whole tree.
 source "$(dirname "$0")/common.sh"
 
 # Other versions of these tools format and warn differently.
@@ -54,13 +55,66 @@ compile_alone() {
     -Werror -DOMPI_SKIP_MPICXX -Isrc -Itests $(mpicxx --showme:compile) "${cuda[@]}" -include "$1" -x c++ /dev/null
 }
 
+# A .cpp that begins with its own header shows, by being built, that the header compiles alone.
+is_first_in_own_source() {
+  local source=${1%.hpp}.cpp
+  if [[ ! -e $source || $source == *cuda* || $source == *nccl* ]]; then return 1; fi
+  [[ $(grep -m 1 '^#include' "$source") == "#include \"${1#*/}\"" ]]
+}
+
 check_headers() {
   local header files=()
   while read -r header; do
+    if is_first_in_own_source "$header"; then continue; fi
     if has_cuda || ! needs_cuda "$header"; then files+=("$header"); fi
   done < <(tracked 'src/*.hpp' 'tests/*.hpp')
   export -f compile_alone has_cuda
   printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -I{} bash -c 'compile_alone {}'
+}
+
+# The commit since which changes are tidied: AWEX_LINT_BASE, or where this branch left origin/main. On
+# main itself, as in CI, the newest of its commits that is older than HEAD by a day. Nothing where
+# history does not reach back so far; then the whole tree is tidied.
+lint_base() {
+  local base head_time
+  if [[ -n ${AWEX_LINT_BASE:-} ]]; then
+    git rev-parse --verify --quiet "$AWEX_LINT_BASE^{commit}" ||
+      die "AWEX_LINT_BASE '$AWEX_LINT_BASE' is no commit here"
+    return
+  fi
+  base=$(git merge-base HEAD origin/main 2>/dev/null) || base=
+  if [[ -n $base && $base != "$(git rev-parse HEAD)" ]]; then
+    printf '%s\n' "$base"
+    return
+  fi
+  head_time=$(git show --no-patch --format=%ct HEAD)
+  git rev-list --first-parent --max-count=1 --before="$((head_time - 24 * 3600))" HEAD
+}
+
+# Which of the files on stdin to tidy, where not all: those that changed, and for every changed header
+# those that include it, directly. All when what clang-tidy is told has changed.
+changed_since() {
+  local base=$1 changed
+  changed=$(git diff --name-only "$base" -- && git ls-files --others --exclude-standard) || return 1
+  python3 -c '
+import re, sys
+changed = set(sys.argv[1].splitlines())
+everything = ".clang-tidy" in changed
+for path in sys.stdin.read().splitlines():
+    included = re.findall(r"^#include \"(.+)\"", open(path, encoding="utf-8").read(), re.MULTILINE)
+    if everything or path in changed or any(f"src/{header}" in changed for header in included):
+        print(path)' "$changed"
+}
+
+# Those to tidy now.
+chosen_files() {
+  local base=
+  if ((!whole_tree)); then base=$(lint_base) || return 1; fi
+  if [[ -z $base ]]; then
+    tidied_files
+  else
+    tidied_files | changed_since "$base"
+  fi
 }
 
 # The .cpp files of src/ that this machine can build; .cu is beyond clang-tidy 14 under CUDA 13.
@@ -79,8 +133,11 @@ check_tidy() {
   local log=build-tidy/configure.log
   mkdir -p build-tidy
   cmake --preset tidy >"$log" 2>&1 || { cat "$log"; return 1; }
-  tidied_files | xargs -P "$(nproc)" -n 1 "$tidy_tool" -p build-tidy --quiet \
-    --extra-arg=-Wno-unknown-warning-option 2>build-tidy/tidy.err ||
+  local files
+  files=$(chosen_files) || return 1
+  printf '%d of %d files\n' "$(grep -c . <<<"$files" || true)" "$(tidied_files | wc -l)" >&2
+  xargs -r -P "$(nproc)" -n 1 "$tidy_tool" -p build-tidy --quiet \
+    --extra-arg=-Wno-unknown-warning-option <<<"$files" 2>build-tidy/tidy.err ||
     { grep -v 'warnings\? generated' build-tidy/tidy.err; return 1; }
 }
 
@@ -93,6 +150,8 @@ for path in sys.argv[1:]:
     compile(open(path, encoding="utf-8").read(), path, "exec")'
 }
 
+whole_tree=0
+if [[ ${1:-} == --check && ${2:-} == --all ]]; then whole_tree=1; fi
 case "${1:-}" in
   "") formatted_files | xargs "$format_tool" -i ;;
   --check)
@@ -106,5 +165,5 @@ case "${1:-}" in
     fi
     step "lint: nothing found"
     ;;
-  *) die "unknown option '$1'" "usage: $0 [--check]" ;;
+  *) die "unknown option '$1'" "usage: $0 [--check [--all]]" ;;
 esac

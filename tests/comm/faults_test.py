@@ -6,6 +6,7 @@ and that neither a process nor a file in /dev/shm is left.
 """
 
 import argparse
+import concurrent.futures
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ from mpi_run import mpi_run  # noqa: E402  pylint: disable=wrong-import-position
 TIMEOUT_S = 3.0
 # mpirun's own start and end, on a machine with fewer cores than ranks.
 SLACK_S = 12.0
+AT_ONCE = 3  # jobs; they wait for most of their time
 
 # (ranks, fault, rank, place, exit code, pattern on stderr, at once or after the timeout)
 CASES = [
@@ -83,11 +85,11 @@ def main():
     parser.add_argument("--program", required=True)
     arguments = parser.parse_args()
     failed = 0
-    for case in CASES:
-        problems = check(arguments, case)
-        if problems:
-            failed += 1
-            print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for case, problems in zip(CASES, pool.map(lambda case: check(arguments, case), CASES)):
+            if problems:
+                failed += 1
+                print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
     print(f"{len(CASES) - failed} of {len(CASES)} cases passed")
     return 1 if failed else 0
 

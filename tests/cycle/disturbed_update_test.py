@@ -2,6 +2,7 @@
 """A rank that is killed, stopped, fails, or finds damaged memory in each phase of an update."""
 
 import argparse
+import concurrent.futures
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from mpi_run import mpi_run  # noqa: E402  pylint: disable=wrong-import-position
 
 TIMEOUT_S = 3.0
 SLACK_S = 25.0  # mpirun's own start and end, on a machine with fewer cores than ranks
+AT_ONCE = 3  # jobs; they wait for most of their time
 RANKS = 4  # ranks 0 and 1 are trainers, 2 and 3 inference
 
 PHASES = [
@@ -106,11 +108,11 @@ def main():
     arguments = parser.parse_args()
     cases = [case for case in CASES if arguments.only in (None, case[0].partition("-")[0])]
     failed = 0
-    for case in cases:
-        problems = check(arguments, case)
-        if problems:
-            failed += 1
-            print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for case, problems in zip(cases, pool.map(lambda case: check(arguments, case), cases)):
+            if problems:
+                failed += 1
+                print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
     print(f"{len(cases) - failed} of {len(cases)} cases passed")
     return 1 if failed or not cases else 0
 
