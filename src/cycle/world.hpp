@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/job.hpp"
+#include "comm/mpi_library.hpp"
 #include "cycle/run_options.hpp"
 #include "memory/device.hpp"
 #include "transfer/plan.hpp"
