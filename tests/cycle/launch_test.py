@@ -52,9 +52,10 @@ class Launch(unittest.TestCase):
                         ((PIDFD_OPEN, PIDFD_GETFD), errno.ENOSYS),
                         ((PIDFD_OPEN,), errno.EACCES), ((PIDFD_GETFD,), errno.EPERM)):
             with self.subTest(refused):
-                result = job(["--oversubscribe", "-n", "4"], "--trainer", "megatron:tp=2",
+                result = job(["--oversubscribe", "-n", "4"], "--trainer", "megatron:tp=2", "-v",
                              refused=refused)
-                self.assertEqual((result.returncode, result.stderr), (0, ""))
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("taking them through a socket", result.stderr)
                 self.assertIn("committed  version 1", result.stdout)
 
     def test_roles_in_different_pid_namespaces_are_refused(self):
