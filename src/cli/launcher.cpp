@@ -1,7 +1,10 @@
 #include "cli/launcher.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <thread>
 
 #include "base/launch.hpp"
@@ -72,6 +75,8 @@ std::optional<ExitCode> refuse_wrong_launch(Command command) {
   if (!error) return std::nullopt;
   const auto& launch = this_launch();
   if (launch.rank.value_or(0) == 0) throw Error(*error);
+  // A launcher that ends the others when the first has failed gets the same code from all.
+  std::signal(SIGTERM, [](int /*signal*/) { ::_exit(static_cast<int>(ExitCode::kRequest)); });
   let_rank_0_speak();
   // Rank 0 of torchrun may be on another node, started by another torchrun.
   if (launch.launcher == Launcher::kTorchrun) throw Error(*error);

@@ -325,7 +325,11 @@ RoleMap assign_roles(Job& job, std::optional<Role> requested) {
     roles.node_position.push_back(on_node[{all[rank].host, role}]++);
   }
   if (auto error = misplaced_ranks(names_of(hosts), roles.role)) {
-    if (are_in_containers(hosts)) *error = {error->code(), error->what(), kShareProcesses};
+    if (are_in_containers(hosts)) {
+      *error = request_error(error->what(),
+                             fmt::format("{}; if the hosts are containers of one machine, {}",
+                                         error->hint(), kShareProcesses));
+    }
     job.fail_together(*error);
   }
   roles.per_role = counts[0];

@@ -245,6 +245,15 @@ class Usage(unittest.TestCase):
                 for text in launches[launch][1] if speaks else ():
                     self.assertIn(text, result.stderr)
 
+    def test_who_is_quiet_ends_with_the_same_code_when_the_launcher_ends_it(self):
+        environment = dict(os.environ, PMI_RANK="1", PMI_SIZE="2")
+        job = [BINARY, "update", "--model", "preset:tiny-dense"]
+        with subprocess.Popen(job, env=environment, stderr=subprocess.PIPE) as process:
+            with self.assertRaises(subprocess.TimeoutExpired):
+                process.wait(1)
+            process.terminate()
+            self.assertEqual((process.wait(10), process.stderr.read()), (2, b""))
+
     def test_one_task_of_srun_without_pmix_is_no_job(self):
         self.refused(
             *("update", "--model", "preset:tiny-dense", "--backend", "host"),

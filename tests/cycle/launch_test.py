@@ -71,6 +71,18 @@ class Launch(unittest.TestCase):
         self.assertNotIn("gone", result.stderr)
         self.assertEqual(result.stderr.count("error: "), 1)
 
+    def test_roles_in_containers_with_host_names_of_their_own_are_told_what_to_share(self):
+        other = ("unshare", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c",
+                 'hostname elsewhere; exec "$@"', "_")
+        if subprocess.run([*other, "true"], capture_output=True, check=False).returncode != 0:
+            self.skipTest("this machine lets nobody make namespaces")
+        part = [PROGRAM, *JOB, "--backend", "host", "--role"]
+        result = job(["--oversubscribe", "-n", "1", *part, "trainer", ":",
+                      "-n", "1", *other, *part, "inference"])
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("elsewhere has 0 trainers and 1 inference", result.stderr)
+        self.assertIn("--pid=host --uts=host", result.stderr)
+
     def test_odd_ranks_of_a_node_are_counted(self):
         result = job(["--oversubscribe", "-n", "3"])
         self.assertEqual(result.returncode, 2, result.stderr)
