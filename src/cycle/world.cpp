@@ -26,7 +26,10 @@ namespace {
 struct HostName {
   FixedText<64> name;
   FixedText<40> boot;
-  auto operator<=>(const HostName&) const = default;
+  bool operator==(const HostName&) const = default;
+  bool operator<(const HostName& other) const {
+    return std::tie(name, boot) < std::tie(other.name, other.boot);
+  }
 };
 
 std::string host_text(const HostName& host) { return text_of(host.name); }
