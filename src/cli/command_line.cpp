@@ -3,10 +3,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <exception>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "base/build_identity.hpp"
@@ -134,10 +132,6 @@ Color color_in(const std::vector<std::string_view>& arguments) {
     return Color::kAuto;  // the parser tells
   }
 }
-
-/// A launcher ends a job with the first rank that fails: the others give rank 0 time to speak, and
-/// are gone then. Who is still there has an error of its own, which nobody has told.
-void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); }
 
 /// Tells of options that are wrong. Rank 0, which alone writes reports, does so in its file as
 /// well: an old report there must not stay.

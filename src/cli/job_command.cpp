@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "cli/job_options.hpp"
+#include "cli/launcher.hpp"
 #include "cli/progress.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_table.hpp"
@@ -13,15 +14,6 @@
 
 namespace awex {
 namespace {
-
-void require_two_ranks(Command command, const Job& job) {
-  if (job.size() >= 2) return;
-  throw request_error(
-      fmt::format("{} needs a trainer and an inference rank, but the job has one rank",
-                  command_name(command)),
-      fmt::format("start it with mpirun: mpirun -np 2 awex-colocate {} ...",
-                  command_name(command)));
-}
 
 /// Rank 0 alone writes files; in launches of several programs it may be another rank that was
 /// asked.
@@ -42,7 +34,7 @@ Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles
   Progress progress(job.rank() == 0, options.run.versions);
   try {
     job.do_and_agree([&] {
-      require_two_ranks(command, job);
+      if (job.size() < 2) throw too_few_ranks(command);
       if (job.rank() == 0) files.open(options.json_path, options.trace_path, unfinished);
     });
     warn_of_lost_outputs(job, options);
@@ -105,6 +97,7 @@ ExitCode end_with(const Report& report, const JobOptions& options, const Job& jo
 }  // namespace
 
 ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv) {
+  if (const auto refused = refuse_wrong_launch(command)) return *refused;
   Job job(argc, argv, options.run.timeout);
   log::configure(options.talk.level, fmt::format("rank {}", job.rank()),
                  use_color(options.talk.color, STDERR_FILENO));

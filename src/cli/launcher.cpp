@@ -1,23 +1,102 @@
 #include "cli/launcher.hpp"
 
-#include <charconv>
-#include <cstdlib>
-#include <string_view>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <thread>
+
+#include "base/launch.hpp"
+#include "cycle/world.hpp"
 
 namespace awex {
+namespace {
 
-std::optional<int> launched_rank() {
-  // Open MPI, PMIx, MPICH's Hydra and Slurm, the most specific first: a job step of Slurm may hold
-  // one mpirun with all ranks in it.
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) {
-    const char* value = std::getenv(name);
-    if (value == nullptr) continue;
-    const std::string_view text(value);
-    int rank = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), rank);
-    if (error == std::errc{} && end == text.data() + text.size() && rank >= 0) return rank;
+std::string start_hint(Command command) {
+  const auto& launch = this_launch();
+  return fmt::format("start it with {}: {} awex-colocate {} ...", launcher_name(launch),
+                     start_command(launch, 2), command_name(command));
+}
+
+std::string processes(const Launch& launch) {
+  if (!launch.size) return "this process";
+  return *launch.size == 1 ? "one process" : fmt::format("{} processes", *launch.size);
+}
+
+std::optional<Error> wrong_launch(Command command) {
+  const auto& launch = this_launch();
+  switch (launch.launcher) {
+    case Launcher::kNone:
+    case Launcher::kMpirun:
+    case Launcher::kPmix:
+    case Launcher::kSrun:
+      return std::nullopt;
+    case Launcher::kSrunWithoutPmix:
+      if (mpi_speaks_pmi()) return std::nullopt;
+      return request_error(
+          fmt::format("srun started {} of {} without PMIx, and without it {} makes no job of them",
+                      processes(launch), command_name(command), mpi_name()),
+          fmt::format("start it with srun --mpi=pmix: {} awex-colocate {} ...; srun --mpi=list "
+                      "tells whether this Slurm has pmix, and if not, mpirun works inside of "
+                      "sbatch and salloc",
+                      start_command(launch, std::max(2, launch.size.value_or(2))),
+                      command_name(command)));
+    case Launcher::kOtherMpi:
+      if (mpi_speaks_pmi()) return std::nullopt;
+      return request_error(
+          fmt::format("the launcher of another MPI (MPICH, Intel MPI or MVAPICH: PMI_RANK is set) "
+                      "started {} of {}, but this program was built with {}",
+                      processes(launch), command_name(command), mpi_name()),
+          fmt::format("start it with {} of {} (mpirun --version names the one in PATH): {} "
+                      "awex-colocate {} ...",
+                      uses_srun(launch) ? "srun --mpi=pmix, or mpirun" : "mpirun", mpi_name(),
+                      start_command(launch, std::max(2, launch.size.value_or(2))),
+                      command_name(command)));
+    case Launcher::kTorchrun:
+      return request_error(
+          fmt::format("torchrun started {} of {} (RANK, LOCAL_RANK and WORLD_SIZE are set), but "
+                      "this program is an MPI program, built with {}",
+                      processes(launch), command_name(command), mpi_name()),
+          fmt::format("start it with {} instead: {} awex-colocate {} ...", launcher_name(launch),
+                      start_command(launch, launch.size.value_or(2)), command_name(command)));
   }
   return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<int> launched_rank() { return this_launch().rank; }
+
+void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); }
+
+std::optional<ExitCode> refuse_wrong_launch(Command command) {
+  const auto error = wrong_launch(command);
+  if (!error) return std::nullopt;
+  const auto& launch = this_launch();
+  if (launch.rank.value_or(0) == 0) throw Error(*error);
+  // A launcher that ends the others when the first has failed gets the same code from all.
+  std::signal(SIGTERM, [](int /*signal*/) { ::_exit(static_cast<int>(ExitCode::kRequest)); });
+  let_rank_0_speak();
+  // Rank 0 of torchrun may be on another node, started by another torchrun.
+  if (launch.launcher == Launcher::kTorchrun) throw Error(*error);
+  return error->code();
+}
+
+Error too_few_ranks(Command command) {
+  const auto& launch = this_launch();
+  if (launch.size.value_or(1) >= 2) {
+    return request_error(
+        fmt::format("{} was started as {}, but {} made each of them a job of its own",
+                    command_name(command), processes(launch), mpi_name()),
+        fmt::format("use the launcher of {}; mpirun --version names the one in PATH, srun "
+                    "--mpi=list the ways of Slurm",
+                    mpi_name()));
+  }
+  return request_error(
+      fmt::format("{} needs a trainer and an inference rank, but the job has one rank",
+                  command_name(command)),
+      start_hint(command));
 }
 
 }  // namespace awex

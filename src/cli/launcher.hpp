@@ -2,10 +2,26 @@
 
 #include <optional>
 
+#include "base/error.hpp"
+#include "cycle/run_options.hpp"
+
 namespace awex {
 
 /// This process's rank as its launcher (mpirun, srun) tells it in the environment, before MPI is
 /// initialised; absent when it was started alone.
 [[nodiscard]] std::optional<int> launched_rank();
+
+/// A launcher ends a job with the first rank that fails: the others give rank 0 time to speak, and
+/// are gone then. Who is still there has an error of its own, which nobody has told.
+void let_rank_0_speak();
+
+/// Before MPI is initialised: refuses a start from which MPI cannot make one job (srun without
+/// PMIx, another MPI's mpirun, torchrun), which MPI meets with an abort or a job for each process.
+/// Throws the request error on the process that is to tell it; the others get the exit code to end
+/// with, after the first has had time to speak.
+[[nodiscard]] std::optional<ExitCode> refuse_wrong_launch(Command command);
+
+/// The error of a job of one rank.
+[[nodiscard]] Error too_few_ranks(Command command);
 
 }  // namespace awex

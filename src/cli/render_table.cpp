@@ -6,6 +6,7 @@
 #include <array>
 #include <vector>
 
+#include "base/launch.hpp"
 #include "base/units.hpp"
 #include "cli/render_timeline.hpp"
 #include "cli/text_table.hpp"
@@ -69,6 +70,21 @@ std::string limits_line(const Limits& limits) {
   return parts.empty() ? "" : fmt::format("{} GB/s, one device", fmt::join(parts, ", "));
 }
 
+/// The first few of the ranks that have one core, and what to do.
+std::string binding_line(const std::vector<int>& ranks) {
+  if (ranks.empty()) return {};
+  constexpr size_t kMostNamed = 4;
+  const auto shown = std::min(ranks.size(), kMostNamed);
+  const auto more =
+      ranks.size() > shown ? fmt::format(" and {} more", ranks.size() - shown) : std::string();
+  return fmt::format(
+      "{} {}{} bound to one core: copies to host memory have one thread; {} gives "
+      "more",
+      ranks.size() == 1 ? "rank" : "ranks",
+      fmt::join(ranks.begin(), ranks.begin() + static_cast<ptrdiff_t>(shown), ", "), more,
+      unbinding_options(this_launch()));
+}
+
 std::string metadata(const Report& report) {
   std::string out;
   const auto line = [&](const char* key, const std::string& text) {
@@ -87,6 +103,7 @@ std::string metadata(const Report& report) {
     line("world", fmt::format("{}, {}{}", counted(report.ranks, "rank", "ranks"), gpus,
                               counted(report.nodes, "node", "nodes")));
   }
+  line("binding", binding_line(report.one_core_ranks));
   line("backend", report.backend);
   if (report.plan) line("plan", plan_line(*report.plan));
   line("limits", limits_line(report.limits));

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "base/checked.hpp"
+#include "base/launch.hpp"
 #include "base/log.hpp"
 #include "comm/mpi_check.hpp"
 #include "comm/process_watch.hpp"
@@ -355,7 +356,9 @@ void Job::State::look_for_signal(int signal_number) {
   look_for_lost();
   const char* name = signal_number == SIGINT ? "SIGINT" : "SIGTERM";
   fail(runtime_error(fmt::format("told to end by {} {}", name, in_phase(phase)),
-                     "mpirun sends it to all ranks when one has died or the job is cancelled"));
+                     fmt::format("{} sends it to all ranks when one has died or the job is "
+                                 "cancelled",
+                                 launcher_name(this_launch()))));
 }
 
 /// Throws the first failure known here, which is `error` if there was none, as every wait to come.
@@ -502,7 +505,7 @@ void Job::State::connect(int* argc, char*** argv) {
   int provided = 0;
   if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
     throw runtime_error("cannot initialise MPI: MPI_Init_thread failed",
-                        "start the program with mpirun or srun");
+                        fmt::format("start the program with {}", start_command(this_launch(), 2)));
   }
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN);

@@ -1,22 +1,80 @@
 #include "comm/process_watch.hpp"
 
+#include <fcntl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
-#include <fstream>
+#include <sstream>
+#include <string_view>
 
 #include "base/error.hpp"
 
 namespace awex {
 
-void ProcessWatch::add(int rank, int pid) {
-  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (!fd.valid() && errno != ESRCH) {
-    throw errno_error(fmt::format("watch process {} of rank {}", pid, rank), "pidfd_open", errno);
+namespace {
+
+/// What /proc/PID/stat tells of a process, by the fields behind its name, which in parentheses may
+/// hold any character.
+struct Stat {
+  char state = 0;
+  uint64_t start_time = 0;  ///< Ticks since the machine's start; differs where a pid is used again.
+};
+
+/// Nothing where there is no such process. Throws errno's code where that cannot be known.
+std::optional<Stat> read_stat(int pid) {
+  const UniqueFd file(::open(fmt::format("/proc/{}/stat", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) {
+    if (errno == ENOENT || errno == ESRCH) return std::nullopt;
+    throw errno_error(fmt::format("look at process {}", pid), "open", errno);
   }
-  polls_.push_back({fd.get(), POLLIN, 0});
-  watched_.push_back({rank, std::move(fd)});
+  std::array<char, 1024> text{};
+  const auto bytes = ::read(file.get(), text.data(), text.size() - 1);
+  if (bytes < 0) {
+    if (errno == ESRCH) return std::nullopt;
+    throw errno_error(fmt::format("look at process {}", pid), "read", errno);
+  }
+  const std::string_view line(text.data(), static_cast<size_t>(bytes));
+  const auto name_end = line.rfind(") ");
+  if (name_end == std::string_view::npos) return std::nullopt;
+  constexpr int kFieldsBetween = 19;  // from the state, field 3, to the start time, field 22
+  std::istringstream fields{std::string(line.substr(name_end + 2))};
+  Stat stat;
+  fields >> stat.state;
+  std::string skipped;
+  for (int i = 1; i < kFieldsBetween; ++i) fields >> skipped;
+  fields >> stat.start_time;
+  if (!fields) throw runtime_error(fmt::format("cannot read /proc/{}/stat", pid));
+  return stat;
+}
+
+/// A zombie has ended.
+std::optional<uint64_t> start_time_of_living(int pid) {
+  const auto stat = read_stat(pid);
+  if (!stat || stat->state == 'Z' || stat->state == 'X') return std::nullopt;
+  return stat->start_time;
+}
+
+/// /proc must be that of this process's own PID namespace, and tell of other processes.
+void check_proc(int pid, int refusal) {
+  if (read_stat(::getpid())) return;
+  throw errno_error(fmt::format("watch process {} (and /proc is not there to look at)", pid),
+                    "pidfd_open", refusal);
+}
+
+}  // namespace
+
+void ProcessWatch::add(int rank, int pid) {
+  Watched watched{rank, pid, UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))), {}};
+  const int refusal = watched.fd.valid() ? 0 : errno;
+  if (refusal != 0 && refusal != ESRCH) {
+    // Linux before 5.3, or a filter of system calls that answers what it likes.
+    check_proc(pid, refusal);
+    watched.start_time = start_time_of_living(pid);
+  }
+  polls_.push_back({watched.fd.get(), POLLIN, 0});
+  watched_.push_back(std::move(watched));
 }
 
 void ProcessWatch::clear() {
@@ -24,27 +82,33 @@ void ProcessWatch::clear() {
   polls_.clear();
 }
 
+bool ProcessWatch::is_gone(const Watched& watched, const pollfd& poll) {
+  if (watched.fd.valid()) return (poll.revents & POLLIN) != 0;
+  if (!watched.start_time) return true;
+  try {
+    return start_time_of_living(watched.pid) != watched.start_time;
+  } catch (const Error&) {
+    return false;  // out of descriptors, say: the next look will tell
+  }
+}
+
 std::vector<int> ProcessWatch::gone() {
   std::vector<int> ranks;
   if (::poll(polls_.data(), polls_.size(), 0) < 0)
     return ranks;  // EINTR: the next look will see it
   for (size_t i = 0; i < polls_.size(); ++i) {
-    if (!watched_[i].fd.valid() || (polls_[i].revents & POLLIN) != 0) {
-      ranks.push_back(watched_[i].rank);
-    }
+    if (is_gone(watched_[i], polls_[i])) ranks.push_back(watched_[i].rank);
   }
   return ranks;
 }
 
 bool is_stopped(int pid) {
-  std::ifstream stat(fmt::format("/proc/{}/stat", pid));
-  std::string line;
-  std::getline(stat, line);
-  // The name in parentheses may hold any character, so the state is looked for behind the last one.
-  const auto name_end = line.rfind(") ");
-  if (name_end == std::string::npos || name_end + 2 >= line.size()) return false;
-  const char state = line[name_end + 2];
-  return state == 'T' || state == 't';
+  try {
+    const auto stat = read_stat(pid);
+    return stat && (stat->state == 'T' || stat->state == 't');
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 }  // namespace awex

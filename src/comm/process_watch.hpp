@@ -2,6 +2,8 @@
 
 #include <poll.h>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,12 +11,13 @@
 
 namespace awex {
 
-/// Watches processes of this host for their end, through pidfds: a pid that is used again for
-/// another process is never taken for the first one.
+/// Watches processes of this PID namespace for their end: a pid that is used again for another
+/// process is never taken for the first one. Through pidfds, or by pid and start time in /proc
+/// where the system has no pidfds or forbids them.
 class ProcessWatch {
  public:
   /// Watches `pid`, known as `rank`. A pid that does not exist counts as gone. Throws
-  /// Error(kRuntime) where the system has no pidfds or forbids them.
+  /// Error(kRuntime) where neither pidfds nor /proc tell.
   void add(int rank, int pid);
   /// Stops watching.
   void clear();
@@ -24,8 +27,12 @@ class ProcessWatch {
  private:
   struct Watched {
     int rank = 0;
-    UniqueFd fd;  ///< Not valid when the process did not exist.
+    int pid = 0;
+    UniqueFd fd;  ///< Not valid when the process did not exist or pidfds are refused.
+    std::optional<uint64_t> start_time;  ///< Where pidfds are refused, of a process that lives.
   };
+  [[nodiscard]] static bool is_gone(const Watched& watched, const pollfd& poll);
+
   std::vector<Watched> watched_;
   std::vector<pollfd> polls_;
 };

@@ -106,6 +106,7 @@ struct Report {
   int ranks = 0;
   int gpus = 0;
   int nodes = 0;
+  std::vector<int> one_core_ranks;  ///< Bound to one core of a machine that has more.
   bool offload = true;
   std::vector<RankInfo> rank_infos;
   std::optional<PlanReport> plan;

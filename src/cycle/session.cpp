@@ -195,6 +195,7 @@ class Session {
     report_.trainer = setup_.trainer->describe();
     report_.inference = setup_.inference->describe();
     report_.gpus = setup_.devices.gpus;
+    report_.one_core_ranks = setup_.one_core_ranks;
     for (const auto& peer : job_.peers()) {
       report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.host,
                                     fmt::format("{} {}", peer.device.index, peer.device.name)});

@@ -162,13 +162,16 @@ std::vector<Tag> offloaded_tags(Command command, const RunOptions& options) {
 
 Setup prepare(Job& job, Command command, const RunOptions& options) {
   Setup setup;
+  check_places(job);
   check_common_options(job, command, options);
   setup.roles = assign_roles(job, options.role);
   job.do_and_agree([&] { lay_out(setup, options); });
   check_same_model(job, setup);
   setup.fingerprint = mix64(setup.fingerprint ^ check_same_files(job, options.model));
   setup.backend = choose_backend(job, options.backend);
-  setup.host_threads = host_threads_for(job);
+  auto share = host_share(job);
+  setup.host_threads = share.threads;
+  setup.one_core_ranks = std::move(share.one_core_ranks);
   job.do_and_agree(
       [&] { setup.device = open_device(job, setup.roles, setup.backend, setup.host_threads); });
   setup.devices = pair_devices(job, setup.roles, *setup.device, options.share_gpu);

@@ -31,6 +31,7 @@ struct Setup {
   std::vector<uint64_t> inference_copies;  ///< By held tensor.
   uint64_t fingerprint = 0;                ///< Of model, files, layouts and build.
   size_t host_threads = 1;
+  std::vector<int> one_core_ranks;  ///< HostShare::one_core_ranks.
   std::unique_ptr<Device> device;
   DeviceMap devices;
   RankLayout base_here;       ///< Of the trainer rank on this rank's device, without scales.

@@ -1,11 +1,14 @@
 #include "cycle/world.hpp"
 
 #include <sched.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
+#include <fstream>
 #include <map>
 #include <string>
 #include <tuple>
@@ -13,11 +16,29 @@
 
 #include "base/checked.hpp"
 #include "base/fixed_text.hpp"
+#include "base/launch.hpp"
+#include "base/log.hpp"
 
 namespace awex {
 namespace {
 
-using HostName = FixedText<64>;
+/// A node: its name, and which start of which kernel, as machines may have the same name.
+struct HostName {
+  FixedText<64> name;
+  FixedText<40> boot;
+  bool operator==(const HostName&) const = default;
+  bool operator<(const HostName& other) const {
+    return std::tie(name, boot) < std::tie(other.name, other.boot);
+  }
+};
+
+std::string host_text(const HostName& host) { return text_of(host.name); }
+
+/// What each rank says of where it is.
+struct Place {
+  HostName host;
+  uint64_t pid_namespace;  ///< 0 where it cannot be known.
+};
 
 /// What each rank says before roles are known.
 struct RoleRequest {
@@ -35,6 +56,27 @@ struct DeviceRecord {
   FixedText<96> name;
 };
 
+std::string first_line(const char* path) {
+  std::string line;
+  std::ifstream file(path);
+  std::getline(file, line);
+  return line;
+}
+
+HostName host_of(const Job& job) {
+  static const std::string boot = first_line("/proc/sys/kernel/random/boot_id");
+  return {fixed_text<64>(job.host()), fixed_text<40>(boot)};
+}
+
+uint64_t own_pid_namespace() {
+  struct stat about {};
+  return ::stat("/proc/self/ns/pid", &about) == 0 ? about.st_ino : 0;
+}
+
+const char* const kShareProcesses =
+    "start both roles in one container, or let their containers share processes and the host's "
+    "name: docker or podman run --pid=host --uts=host, in Kubernetes shareProcessNamespace: true";
+
 std::vector<Role> roles_by_position(const std::vector<HostName>& hosts) {
   std::map<HostName, uint32_t> size;
   for (const auto& host : hosts) ++size[host];
@@ -46,15 +88,41 @@ std::vector<Role> roles_by_position(const std::vector<HostName>& hosts) {
   return roles;
 }
 
-void check_role_counts(Job& job, const RoleMap& roles) {
-  const auto trainers = std::count(roles.role.begin(), roles.role.end(), Role::kTrainer);
-  if (trainers * 2 == job.size()) return;
-  job.fail_together(
-      request_error(fmt::format("{} ranks are {} trainers and {} inference ranks; every GPU "
-                                "needs one of each",
-                                job.size(), trainers, job.size() - trainers),
-                    "start two ranks a GPU, an even number on every node: mpirun -np 2 for one "
-                    "GPU"));
+/// "2 on alpha, 3 on beta", the first hosts of many.
+std::string ranks_by_host(const std::vector<std::string>& hosts) {
+  constexpr size_t kMostNamed = 16;
+  std::map<std::string, int> counts;
+  for (const auto& host : hosts) ++counts[host];
+  std::vector<std::string> parts;
+  for (const auto& [host, count] : counts) {
+    if (parts.size() == kMostNamed) {
+      parts.push_back(fmt::format("and {} more hosts", counts.size() - kMostNamed));
+      break;
+    }
+    parts.push_back(fmt::format("{} on {}", count, host));
+  }
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+std::string same_on_every_node() {
+  return fmt::format(
+      "start two ranks a GPU, as many on every node: {} for one GPU a node, {} for "
+      "eight",
+      per_node_command(this_launch(), "2"), per_node_command(this_launch(), "16"));
+}
+
+std::vector<std::string> names_of(const std::vector<HostName>& hosts) {
+  std::vector<std::string> names;
+  for (const auto& host : hosts) names.push_back(host_text(host));
+  return names;
+}
+
+/// Whether two ranks are on one machine under different host names: in containers.
+bool are_in_containers(const std::vector<HostName>& hosts) {
+  std::map<FixedText<40>, HostName> first;
+  return std::any_of(hosts.begin(), hosts.end(), [&](const HostName& host) {
+    return host.boot.front() != '\0' && first.try_emplace(host.boot, host).first->second != host;
+  });
 }
 
 std::vector<Peer> make_peers(const RoleMap& roles, const std::vector<DeviceRecord>& records) {
@@ -65,7 +133,7 @@ std::vector<Peer> make_peers(const RoleMap& roles, const std::vector<DeviceRecor
                      .role = roles.role[rank],
                      .role_rank = roles.role_rank[rank],
                      .pid = record.pid,
-                     .host = text_of(record.host),
+                     .host = host_text(record.host),
                      .device = {record.uuid, record.index, text_of(record.name)}});
   }
   return peers;
@@ -95,10 +163,15 @@ void refuse_shared(Job& job, const std::vector<Peer>& peers, const std::vector<D
     };
     size_t other = 0;
     while (!same_role(other)) ++other;
-    job.fail_together(request_error(fmt::format("{} and {} are on the same GPU",
-                                                peers[other].describe(), peers[rank].describe()),
-                                    "start two ranks a GPU (one trainer, one inference); "
-                                    "--share-gpu allows more, for tests"));
+    std::vector<std::string> hosts;
+    for (const auto& peer : peers) hosts.push_back(peer.host);
+    job.fail_together(request_error(
+        fmt::format("{} and {} are on the same GPU; ranks: {}", peers[other].describe(),
+                    peers[rank].describe(), ranks_by_host(hosts)),
+        fmt::format(
+            "start two ranks a GPU (one trainer, one inference), with eight GPUs a node {}; "
+            "--share-gpu allows more, for tests",
+            per_node_command(this_launch(), "16"))));
   }
 }
 
@@ -142,11 +215,105 @@ DeviceMap map_devices(Job& job, const RoleMap& roles, const std::vector<DeviceKe
   return map;
 }
 
+/// What each rank says of the GPUs that it sees and was granted.
+struct GpuRecord {
+  int32_t gpus;
+  FixedText<256> granted;
+  FixedText<128> why_none;
+};
+
+void warn_of_unused_gpus(Job& job, const std::vector<GpuRecord>& records) {
+  if (job.rank() != 0) return;
+  const auto granted = std::find_if(records.begin(), records.end(), [](const GpuRecord& record) {
+    return record.granted.front() != '\0';
+  });
+  if (granted == records.end()) return;
+  log::warning(fmt::format(
+      "rank {} is granted GPUs ({}), but sees none: {}. The update runs in host memory; --backend "
+      "cuda makes this an error, --backend host says that it is meant",
+      granted - records.begin(), text_of(granted->granted), text_of(granted->why_none)));
+}
+
+/// Processors in a list of the kernel: "0-3,8".
+std::vector<int> processors_in(const std::string& list) {
+  std::vector<int> processors;
+  const char* at = list.data();
+  const char* end = at + list.size();
+  while (at < end) {
+    int first = 0;
+    auto parsed = std::from_chars(at, end, first);
+    if (parsed.ec != std::errc{}) break;
+    int last = first;
+    if (parsed.ptr < end && *parsed.ptr == '-') {
+      parsed = std::from_chars(parsed.ptr + 1, end, last);
+      if (parsed.ec != std::errc{}) break;
+    }
+    for (int processor = first; processor <= last; ++processor) processors.push_back(processor);
+    at = parsed.ptr + 1;
+  }
+  return processors;
+}
+
+/// Whether the processors of `allowed` are one core's, of a machine that has more.
+bool is_one_core(const cpu_set_t& allowed) {
+  int first = 0;
+  while (first < CPU_SETSIZE && CPU_ISSET(first, &allowed) == 0) ++first;
+  const auto threads = processors_in(first_line(
+      fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", first).c_str()));
+  cpu_set_t core{};
+  CPU_SET(first, &core);
+  for (const int thread : threads) CPU_SET(thread, &core);
+  cpu_set_t both{};
+  CPU_AND(&both, &core, &allowed);
+  return CPU_EQUAL(&both, &allowed) != 0 && ::sysconf(_SC_NPROCESSORS_ONLN) > CPU_COUNT(&core);
+}
+
 }  // namespace
 
+std::optional<Error> misplaced_ranks(const std::vector<std::string>& hosts,
+                                     const std::vector<Role>& roles) {
+  struct Counts {
+    int trainers = 0;
+    int inference = 0;
+  };
+  std::map<std::string, Counts> counts;
+  for (size_t rank = 0; rank < hosts.size(); ++rank) {
+    auto& here = counts[hosts[rank]];
+    ++(roles[rank] == Role::kTrainer ? here.trainers : here.inference);
+  }
+  std::vector<std::string> uneven;
+  for (const auto& [host, here] : counts) {
+    if (here.trainers == here.inference) continue;
+    uneven.push_back(fmt::format("{} has {} trainer{} and {} inference", host, here.trainers,
+                                 here.trainers == 1 ? "" : "s", here.inference));
+    if (uneven.size() == 4) break;
+  }
+  if (uneven.empty()) return std::nullopt;
+  return request_error(
+      fmt::format("every GPU needs a trainer and an inference rank, but {}; of {} ranks: {}",
+                  fmt::join(uneven, ", "), hosts.size(), ranks_by_host(hosts)),
+      same_on_every_node());
+}
+
+void check_places(Job& job) {
+  const auto all =
+      job.all_gather_value(Place{host_of(job), own_pid_namespace()}, "the places of all ranks");
+  std::map<HostName, size_t> first;
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    const auto other = first.try_emplace(all[rank].host, rank).first->second;
+    const auto one = all[other].pid_namespace;
+    const auto two = all[rank].pid_namespace;
+    if (one == two || one == 0 || two == 0) continue;
+    job.fail_together(request_error(
+        fmt::format("rank {} and rank {} on host {} are in different PID namespaces (containers): "
+                    "they cannot see each other's processes",
+                    other, rank, host_text(all[rank].host)),
+        kShareProcesses));
+  }
+}
+
 RoleMap assign_roles(Job& job, std::optional<Role> requested) {
-  const RoleRequest mine{fixed_text<64>(job.host()), requested ? 1 : 0,
-                         requested.value_or(Role::kTrainer)};
+  const RoleRequest mine{host_of(job), requested ? 1 : 0, requested.value_or(Role::kTrainer)};
   const auto all = job.all_gather_value(mine, "the roles of all ranks");
   std::vector<HostName> hosts;
   for (const auto& one : all) hosts.push_back(one.host);
@@ -160,23 +327,37 @@ RoleMap assign_roles(Job& job, std::optional<Role> requested) {
     roles.role_rank.push_back(counts.at(static_cast<size_t>(role))++);
     roles.node_position.push_back(on_node[{all[rank].host, role}]++);
   }
-  check_role_counts(job, roles);
+  if (auto error = misplaced_ranks(names_of(hosts), roles.role)) {
+    if (are_in_containers(hosts)) {
+      *error = request_error(error->what(),
+                             fmt::format("{}; if the hosts are containers of one machine, {}",
+                                         error->hint(), kShareProcesses));
+    }
+    job.fail_together(*error);
+  }
   roles.per_role = counts[0];
   return roles;
 }
 
 BackendKind choose_backend(Job& job, std::optional<BackendKind> requested) {
   if (requested == BackendKind::kHost) return BackendKind::kHost;
-  const auto gpus = job.all_gather_value(cuda_device_count(), "the number of GPUs");
-  const auto without = std::find(gpus.begin(), gpus.end(), 0);
-  if (without == gpus.end()) return BackendKind::kCuda;
-  const bool none_has_one = std::all_of(gpus.begin(), gpus.end(), [](int n) { return n == 0; });
-  if (!requested && none_has_one) return BackendKind::kHost;
+  const int mine = cuda_device_count();
+  const auto all =
+      job.all_gather_value(GpuRecord{mine, fixed_text<256>(granted_gpus()),
+                                     fixed_text<128>(mine == 0 ? why_no_cuda_device() : "")},
+                           "the number of GPUs");
+  const auto sees_none = [](const GpuRecord& record) { return record.gpus == 0; };
+  const auto without = std::find_if(all.begin(), all.end(), sees_none);
+  if (without == all.end()) return BackendKind::kCuda;
+  if (!requested && std::all_of(all.begin(), all.end(), sees_none)) {
+    warn_of_unused_gpus(job, all);
+    return BackendKind::kHost;
+  }
   auto error = request_error(
       built_with_cuda() ? "this rank sees no GPU" : "this rank's program was built without CUDA",
       "check nvidia-smi and CUDA_VISIBLE_DEVICES there, or choose "
       "--backend host");
-  error.context() = job.context_of(narrow<int>(without - gpus.begin()));
+  error.context() = job.context_of(narrow<int>(without - all.begin()));
   job.fail_together(error);
 }
 
@@ -194,8 +375,8 @@ std::unique_ptr<Device> open_device(const Job& job, const RoleMap& roles, Backen
 }
 
 DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device, bool share_gpu) {
-  const DeviceRecord mine{fixed_text<64>(job.host()), ::getpid(), device.identity().index,
-                          device.identity().uuid, fixed_text<96>(device.identity().name)};
+  const DeviceRecord mine{host_of(job), ::getpid(), device.identity().index, device.identity().uuid,
+                          fixed_text<96>(device.identity().name)};
   const auto records = job.all_gather_value(mine, "the devices of all ranks");
   job.set_peers(make_peers(roles, records));
   const auto keys = device_keys(roles, records);
@@ -203,22 +384,29 @@ DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device, boo
   return map_devices(job, roles, keys);
 }
 
-size_t host_threads_for(Job& job) {
+HostShare host_share(Job& job) {
   struct Processors {
     HostName host;
     cpu_set_t allowed;
-  } mine{fixed_text<64>(job.host()), {}};
+    int32_t one_core;
+  } mine{host_of(job), {}, 0};
   CPU_ZERO(&mine.allowed);
   if (::sched_getaffinity(0, sizeof(mine.allowed), &mine.allowed) != 0) {
     throw errno_error("learn the processors of this process", "sched_getaffinity", errno);
   }
+  mine.one_core = is_one_core(mine.allowed) ? 1 : 0;
   const auto all = job.all_gather_value(mine, "the processors of all ranks");
   const auto sharers = std::count_if(all.begin(), all.end(), [&](const Processors& other) {
     return other.host == mine.host && CPU_EQUAL(&other.allowed, &mine.allowed) != 0;
   });
   // The two ranks of a GPU take turns.
   const auto teams = std::max<size_t>(1, static_cast<size_t>(sharers) / 2);
-  return std::max<size_t>(1, static_cast<size_t>(CPU_COUNT(&mine.allowed)) / teams);
+  HostShare share;
+  share.threads = std::max<size_t>(1, static_cast<size_t>(CPU_COUNT(&mine.allowed)) / teams);
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    if (all[rank].one_core != 0) share.one_core_ranks.push_back(narrow<int>(rank));
+  }
+  return share;
 }
 
 }  // namespace awex

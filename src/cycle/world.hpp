@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "comm/job.hpp"
+#include "comm/mpi_library.hpp"
 #include "cycle/run_options.hpp"
 #include "memory/device.hpp"
 #include "transfer/plan.hpp"
@@ -20,12 +22,22 @@ struct RoleMap {
   uint32_t per_role = 0;            ///< Ranks of each role; as many trainers as inference ranks.
 };
 
+/// Throws an agreed request error when ranks of a host are in different PID namespaces: they could
+/// neither watch each other nor take each other's memory. Collective.
+void check_places(Job& job);
+
+/// The request error when a host has not as many trainers as inference ranks: its text lists the
+/// ranks of each host. `hosts` and `roles` are by rank.
+[[nodiscard]] std::optional<Error> misplaced_ranks(const std::vector<std::string>& hosts,
+                                                   const std::vector<Role>& roles);
+
 /// Gives every rank its role: as `requested`, or by position on its node, first half trainers.
-/// Throws an agreed request error for odd numbers of ranks and unequal roles. Collective.
+/// Throws an agreed request error for odd numbers of ranks and unequal roles on a node. Collective.
 [[nodiscard]] RoleMap assign_roles(Job& job, std::optional<Role> requested);
 
 /// The backend that all ranks use: as requested, or cuda where every rank has a GPU and host where
-/// none has one. Throws an agreed request error where that cannot be. Collective.
+/// none has one, about which rank 0 warns where GPUs are granted. Throws an agreed request error
+/// where that cannot be. Collective.
 [[nodiscard]] BackendKind choose_backend(Job& job, std::optional<BackendKind> requested);
 
 /// Which ranks share a device, and who this rank's partner is.
@@ -48,8 +60,14 @@ struct DeviceMap {
 [[nodiscard]] DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device,
                                      bool share_gpu);
 
-/// Threads for this rank's host-side work: its share of the processors that it may run on, which it
-/// may share with other ranks of its node. Collective.
-[[nodiscard]] size_t host_threads_for(Job& job);
+/// What a rank has for its host-side work.
+struct HostShare {
+  size_t threads = 1;  ///< Its share of the processors that it may run on with others of its node.
+  /// The ranks that may run on one core alone, though their machines have more; on every rank.
+  std::vector<int> one_core_ranks;
+};
+
+/// Collective.
+[[nodiscard]] HostShare host_share(Job& job);
 
 }  // namespace awex

@@ -184,6 +184,13 @@ int cuda_device_count() {
                           ", or run with --backend host");
 }
 
+std::string why_no_cuda_device() {
+  int count = 0;
+  const auto result = cudaGetDeviceCount(&count);
+  if (result == cudaSuccess) return "CUDA_VISIBLE_DEVICES shows none of those that the driver has";
+  return "cudaGetDeviceCount: " + CallResult<cudaError_t>::describe(result);
+}
+
 std::unique_ptr<Device> make_cuda_device(int index, size_t pool_threads) {
   const int count = cuda_device_count();
   if (index < 0 || index >= count) {

@@ -8,6 +8,8 @@ bool built_with_cuda() { return false; }
 
 int cuda_device_count() { return 0; }
 
+std::string why_no_cuda_device() { return "this binary was built without CUDA"; }
+
 std::unique_ptr<Device> make_cuda_device(int index, size_t /*pool_threads*/) {
   throw request_error(
       fmt::format("cannot open gpu {}: this binary was built without CUDA", index),

@@ -66,6 +66,11 @@ bool is_expected(const ucred& credentials, int pid) {
   return credentials.pid == pid && credentials.uid == ::getuid();
 }
 
+/// What a system without pidfds, a filter of system calls or a security module answers.
+bool is_refusal(int error_number) {
+  return error_number == EPERM || error_number == ENOSYS || error_number == EACCES;
+}
+
 bool would_block(int error_number) {
   return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
 }
@@ -159,7 +164,7 @@ PidfdResult fetch_by_pidfd(int pid, std::span<const int32_t> numbers) {
   PidfdResult result;
   const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!process.valid()) {
-    if (errno != EPERM && errno != ENOSYS) {
+    if (!is_refusal(errno)) {
       throw errno_error(fmt::format("open process {}", pid), "pidfd_open", errno);
     }
     result.refusal = errno;
@@ -168,7 +173,7 @@ PidfdResult fetch_by_pidfd(int pid, std::span<const int32_t> numbers) {
   for (const int32_t number : numbers) {
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), number, 0)));
     if (!fd.valid()) {
-      if (errno != EPERM && errno != ENOSYS) {
+      if (!is_refusal(errno)) {
         throw errno_error(fmt::format("take descriptor {} of process {}", number, pid),
                           "pidfd_getfd", errno);
       }

@@ -25,7 +25,9 @@ std::set<std::string> keys(const Json& object) {
 using Keys = std::set<std::string>;
 
 TEST_CASE("the JSON of a good run has every promised key with its value") {
-  const auto json = rendered(test::sample_report());
+  auto report = test::sample_report();
+  report.one_core_ranks = {1};
+  const auto json = rendered(report);
   CHECK(keys(json) == Keys{"schema_version", "command", "ok", "exit_code", "backend", "started_at",
                            "model", "trainer", "inference", "world", "plan", "versions",
                            "committed_version", "poisoned", "memory", "error"});
@@ -38,7 +40,8 @@ TEST_CASE("the JSON of a good run has every promised key with its value") {
   CHECK(json["model"] == Json{{"name", "qwen3-4b"}, {"tensors", 398}, {"bytes", 8044936192}});
   CHECK(json["trainer"] == "megatron:tp=1");
   CHECK(json["inference"] == "sglang:tp=1");
-  CHECK(json["world"] == Json{{"ranks", 2}, {"gpus", 1}, {"nodes", 1}});
+  CHECK(json["world"] ==
+        Json{{"ranks", 2}, {"gpus", 1}, {"nodes", 1}, {"one_core_ranks", Json::array({1})}});
   CHECK(json["plan"] == Json{{"seconds", 0.002},
                              {"pieces", 398},
                              {"local_bytes", 8044936192},

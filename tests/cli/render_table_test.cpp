@@ -143,5 +143,16 @@ TEST_CASE("escape codes are there with colour and only then") {
         std::string::npos);
 }
 
+TEST_CASE("ranks that have one core are named with what to do, the first few of many") {
+  auto report = test::sample_report();
+  CHECK(render_table(report, {}).find("# binding") == std::string::npos);
+  report.one_core_ranks = {1};
+  CHECK(render_table(report, {}).find("# binding    rank 1 bound to one core") !=
+        std::string::npos);
+  report.one_core_ranks = {0, 1, 2, 3, 4, 5};
+  CHECK(render_table(report, {}).find("# binding    ranks 0, 1, 2, 3 and 2 more bound") !=
+        std::string::npos);
+}
+
 }  // namespace
 }  // namespace awex

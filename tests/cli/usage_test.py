@@ -19,7 +19,11 @@ JOB_COMMANDS = ("update", "offload", "transfer", "resume")
 
 
 def run(*arguments, env=None, ranks=0, timeout_s=60):
-    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in LAUNCHER_VARIABLES and not k.startswith(("SLURM_", "PMI_", "PMIX_"))
+    }
     environment.update(env or {})
     launcher = [MPIEXEC, "--oversubscribe", "-n", str(ranks)] if ranks else []
     return subprocess.run(
@@ -200,6 +204,75 @@ class Usage(unittest.TestCase):
                     hint="mpirun -np 2",
                     ranks=1,
                 )
+
+    def test_one_process_of_a_slurm_job_is_told_of_srun(self):
+        for variables in ({}, {"SLURM_PROCID": "0"}):  # salloc's shell, a batch script
+            self.refused(
+                *("update", "--model", "preset:tiny-dense", "--backend", "host"),
+                says="the job has one rank",
+                hint="srun --mpi=pmix -n 2 awex-colocate update",
+                env={"SLURM_JOB_ID": "7", **variables},
+            )
+
+    def test_a_launcher_that_mpi_cannot_join_is_named_before_mpi_starts(self):
+        step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+        launches = [
+            ({**step, "SLURM_PROCID": "{}"}, ("srun started 4", "srun --mpi=list")),
+            ({**step, "SLURM_PROCID": "{}", "PMI_RANK": "{}", "PMI_SIZE": "4"},
+             ("srun started 4", "srun --mpi=pmix -n 4 awex-colocate update")),
+            ({"PMI_RANK": "{}", "PMI_SIZE": "4"}, ("another MPI", "built with Open MPI v")),
+            ({"RANK": "{}", "WORLD_SIZE": "4", "LOCAL_RANK": "{}"}, ("torchrun", "mpirun -np 4")),
+        ]
+        job = ("update", "--model", "preset:tiny-dense", "--backend", "host")
+
+        def start(launch, rank):
+            variables = {k: v.format(rank) for k, v in launch[0].items()}
+            return run(*job, "--json", "-", env=variables)
+
+        asked = [(launch, rank) for launch in range(len(launches)) for rank in (0, 1)]
+        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+            results = list(pool.map(lambda one: start(launches[one[0]], one[1]), asked))
+        for (launch, rank), result in zip(asked, results):
+            with self.subTest(launch=launches[launch][0], rank=rank):
+                self.assertEqual(result.returncode, 2, result.stderr)
+                if rank == 0:
+                    self.assertEqual(json.loads(result.stdout)["exit_code"], 2)
+                else:
+                    self.assertEqual(result.stdout, "")
+                # Rank 0 of torchrun may be elsewhere: the others speak later.
+                speaks = rank == 0 or "RANK" in launches[launch][0]
+                self.assertEqual(result.stderr.count("error: "), 1 if speaks else 0)
+                for text in launches[launch][1] if speaks else ():
+                    self.assertIn(text, result.stderr)
+
+    def test_who_is_quiet_ends_with_the_same_code_when_the_launcher_ends_it(self):
+        environment = dict(os.environ, PMI_RANK="1", PMI_SIZE="2")
+        job = [BINARY, "update", "--model", "preset:tiny-dense"]
+        with subprocess.Popen(job, env=environment, stderr=subprocess.PIPE) as process:
+            with self.assertRaises(subprocess.TimeoutExpired):
+                process.wait(1)
+            process.terminate()
+            self.assertEqual((process.wait(10), process.stderr.read()), (2, b""))
+
+    def test_one_task_of_srun_without_pmix_is_no_job(self):
+        self.refused(
+            *("update", "--model", "preset:tiny-dense", "--backend", "host"),
+            says="srun started one process",
+            hint="srun --mpi=pmix -n 2 awex-colocate update",
+            env={"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1",
+                 "SLURM_PROCID": "0"},
+        )
+
+    def test_commands_that_run_alone_run_under_any_launcher(self):
+        for variables in (
+            {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4",
+             "SLURM_PROCID": "1"},
+            {"PMI_RANK": "1", "PMI_SIZE": "4"},
+            {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"},
+        ):
+            result = run("digest", "preset:tiny-dense", "--layers", "1", env=variables)
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            self.assertIn("model", result.stdout)
 
     def test_report_that_cannot_be_written_is_refused_before_the_work(self):
         for option in ("--json", "--trace"):

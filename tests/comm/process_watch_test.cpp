@@ -1,9 +1,15 @@
 #include "comm/process_watch.hpp"
 
 #include <doctest/doctest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <thread>
@@ -43,7 +49,55 @@ bool soon(Predicate predicate) {
   return false;
 }
 
+/// From now on pidfd_open fails with `error` in this process. Whether that worked.
+bool refuse_pidfds(int error) {
+  std::array<sock_filter, 4> filter{
+      {{BPF_LD | BPF_W | BPF_ABS, 0, 0, 0},
+       {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SYS_pidfd_open},
+       {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | static_cast<unsigned>(error)},
+       {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}}};
+  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0 &&
+         ::syscall(SYS_pidfd_open, ::getpid(), 0) == -1 && errno == error;
+}
+
+/// What goes wrong when processes are watched with pidfd_open refused; 0 for nothing.
+int watch_without_pidfds(int error) {
+  if (!refuse_pidfds(error)) return 1;
+  int dead = 0;
+  {
+    const Child child;
+    dead = child.pid();
+  }
+  const Child first;
+  const Child second;
+  awex::ProcessWatch watch;
+  watch.add(4, first.pid());
+  watch.add(5, second.pid());
+  if (!watch.gone().empty()) return 2;
+  second.signal(SIGSTOP);
+  if (!soon([&] { return awex::is_stopped(second.pid()); }) || !watch.gone().empty()) return 3;
+  second.signal(SIGKILL);  // a zombie from then on
+  if (!soon([&] { return watch.gone() == std::vector<int>{5}; })) return 4;
+  watch.add(6, dead);
+  if (watch.gone() != std::vector<int>{5, 6}) return 5;
+  return 0;
+}
+
 }  // namespace
+
+TEST_CASE("processes are watched where pidfds are refused or missing") {
+  for (const int error : {EPERM, ENOSYS, EACCES}) {
+    CAPTURE(error);
+    const int pid = ::fork();
+    if (pid == 0) ::_exit(watch_without_pidfds(error));
+    int status = 0;
+    REQUIRE(::waitpid(pid, &status, 0) == pid);
+    REQUIRE(WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) == 0);
+  }
+}
 
 TEST_CASE("a process that ends is seen, as a zombie already") {
   const Child first;
