@@ -12,7 +12,8 @@
 namespace awex {
 namespace {
 
-constexpr uint64_t kWholeBytes = 1ULL << 20;
+constexpr uint64_t kWholeBytes = 64ULL << 20;
+constexpr uint64_t kReadBytes = 1ULL << 20;
 constexpr uint64_t kBlockBytes = 4096;
 constexpr size_t kBlocks = 1024;  ///< Of all files together, about.
 constexpr uint64_t kMaxJsonBytes = 1ULL << 30;
@@ -62,7 +63,9 @@ void add_samples(const SafetensorsFile& file, size_t number, size_t blocks,
   const uint64_t all = file.file().bytes();
   if (all <= kWholeBytes) {
     const uint64_t begin = entries.empty() ? all : entries.front().offset_bytes;
-    samples.push_back({number, begin, all - begin});
+    for (uint64_t at = begin; at < all; at += kReadBytes) {
+      samples.push_back({number, at, std::min(kReadBytes, all - at)});
+    }
     return;
   }
   const size_t step = std::max<size_t>(1, entries.size() / blocks);

@@ -20,7 +20,7 @@ struct FileIdentity {
 };
 
 /// The identities of the files that are read of a valid checkpoint (open_checkpoint): config.json,
-/// the index if there is one, and the safetensors files, by name. A file of at most a mebibyte is
+/// the index if there is one, and the safetensors files, by name. A file of at most 64 MiB is
 /// hashed whole. Of larger ones a sample is read: 4 KiB from the middle of a tensor, of every
 /// tensor where the whole checkpoint has at most about a thousand, else of tensors evenly spread.
 /// Reads from all threads of `threads`. Throws what reading files throws.

@@ -2,14 +2,18 @@
 //   disturbed_update FAULT RANK PHASE ROLE TAG TIMEOUT_S HOW [BACKEND TRAINER INFERENCE]
 // When RANK begins the phase (PHASE, ROLE, TAG) of version 1 it does FAULT: none, kill, stop,
 // throw, or damage, which flips one bit of the memory that the phase works on: of the host backup
-// where that holds the bytes, else of the mapped memory. disturbed_update_test.py says what must
-// become of it. HOW is empty, full (--verify full), warm (--warm-host-memory) or share
+// where that holds the bytes, else of the mapped memory. With the fault drift several trainers
+// alter the same element of theirs, each by a number of its own: RANK is "RANK:STEPS,RANK:STEPS,…".
+// disturbed_update_test.py says what must become of it. HOW is empty, full (--verify full), warm
+// (--warm-host-memory) or share
 // (--share-gpu). Damage needs memory that the process can write: BACKEND host, which is the
 // default.
 #include <mpi.h>
 
 #include <csignal>
 #include <cstdio>
+#include <map>
+#include <sstream>
 #include <string>
 
 #include "base/log.hpp"
@@ -19,7 +23,7 @@ namespace {
 
 struct Fault {
   std::string kind;
-  int rank = 0;
+  std::map<int, int> steps;  ///< By rank that disturbs; what it adds, with drift.
   std::string phase;
   std::string role;
   std::string tag;
@@ -32,6 +36,24 @@ void damage(awex::Region& region) {
   bytes[region.range().chunking().used_bytes(0) / 2] ^= kBit;
 }
 
+/// "1:3,2:-3", or "1".
+std::map<int, int> parse_steps(const std::string& text) {
+  std::map<int, int> steps;
+  std::istringstream list(text);
+  for (std::string item; std::getline(list, item, ',');) {
+    const auto colon = item.find(':');
+    steps[std::stoi(item)] = colon == std::string::npos ? 0 : std::stoi(item.substr(colon + 1));
+  }
+  return steps;
+}
+
+/// Adds to the bits of the bf16 element in the middle of the region's first chunk.
+void drift(awex::Region& region, int steps) {
+  const uint64_t middle = region.range().chunking().used_bytes(0) / 2 / sizeof(uint16_t);
+  auto& bits = reinterpret_cast<uint16_t*>(region.data())[middle];
+  bits = static_cast<uint16_t>(bits + steps);
+}
+
 class Disturber final : public awex::CycleObserver {
  public:
   Disturber(Fault fault, const awex::Job& job) : fault_(std::move(fault)), job_(job) {}
@@ -39,14 +61,16 @@ class Disturber final : public awex::CycleObserver {
   void phase_started(const awex::PhaseEvent& event) override {
     const bool is_now = event.version == 1 && event.phase == fault_.phase &&
                         event.role == fault_.role && event.tag == fault_.tag;
-    if (is_now && job_.rank() == fault_.rank) {
+    if (is_now && fault_.steps.contains(job_.rank())) {
       std::printf("phase %s %s %s\n", event.phase.c_str(), event.role.c_str(), event.tag.c_str());
       std::fflush(stdout);
       disturb(event);
     }
     // Trainers go their own way meanwhile: the transfer waits for what one of them damages then.
     if (trainer_damages_transfer() && event.phase == "transfer" && event.takes_part) {
-      MPI_Recv(nullptr, 0, MPI_BYTE, fault_.rank, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+      for (const auto& [rank, steps] : fault_.steps) {
+        MPI_Recv(nullptr, 0, MPI_BYTE, rank, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+      }
     }
   }
   void phase_finished(const awex::PhaseEvent& /*event*/, double /*seconds*/,
@@ -58,6 +82,7 @@ class Disturber final : public awex::CycleObserver {
     if (fault_.kind == "stop") std::raise(SIGSTOP);
     if (fault_.kind == "throw") throw awex::runtime_error("a fault on purpose");
     if (fault_.kind == "damage") damage(*event.region);
+    if (fault_.kind == "drift") drift(*event.region, fault_.steps.at(job_.rank()));
     if (!trainer_damages_transfer()) return;
     for (int rank = trainers(); rank < job_.size(); ++rank) {
       MPI_Send(nullptr, 0, MPI_BYTE, rank, 0, MPI_COMM_WORLD);
@@ -66,7 +91,8 @@ class Disturber final : public awex::CycleObserver {
   /// The lower half of the ranks.
   [[nodiscard]] int trainers() const { return job_.size() / 2; }
   [[nodiscard]] bool trainer_damages_transfer() const {
-    return fault_.kind == "damage" && fault_.phase == "transfer" && fault_.rank < trainers();
+    const bool alters = fault_.kind == "damage" || fault_.kind == "drift";
+    return alters && fault_.phase == "transfer" && fault_.steps.begin()->first < trainers();
   }
 
   Fault fault_;
@@ -118,7 +144,7 @@ int main(int argc, char** argv) {
   }
   const auto options = options_from(argc, argv);
   awex::Job job(&argc, &argv, options.timeout);
-  Disturber disturber({argv[1], std::stoi(argv[2]), argv[3], argv[4], argv[5]}, job);
+  Disturber disturber({argv[1], parse_steps(argv[2]), argv[3], argv[4], argv[5]}, job);
   const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);
   const bool broken_off = report.error && !job.failure_is_agreed();
   if (broken_off) job.await_turn_to_report(report.error->code());

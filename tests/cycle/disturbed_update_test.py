@@ -4,6 +4,7 @@
 import argparse
 import concurrent.futures
 import os
+import random
 import re
 import sys
 
@@ -62,9 +63,9 @@ CASES += [
      r"rank 1 .*is not what it was before it was offloaded",
      r"reported: code 3 of '1 trainer gpu 1' tensor '(master|exp_avg|exp_avg_sq) of decoder\.[^']+'"),
     ("damage", 0, ("transfer", "inference", "weights"), 3,
-     r"error: in phase verify: inference differs from the trainer in 1 of \d+ tensors",
-     r"reported: code 3 of 'nobody' tensor 'model\.[^']+' phase 'verify' poisoned 1 committed 0 "
-     r"digest 1/\d+"),
+     r"error: rank 2 \(.*\): in phase verify: inference differs from the trainer in 1 of \d+ tensors",
+     r"reported: code 3 of '2 inference gpu 0' tensor 'model\.[^']+' phase 'verify' poisoned 1 "
+     r"committed 0 digest 1/\d+"),
     ("damage", 2, ("transfer", "inference", "weights"), 0, None, None),  # it is overwritten
     ("damage-full", 3, ("compare", "inference", "weights"), 3,
      r"error: rank 3 \(inference, .*, gpu 1\): in phase verify: these weights are not the trainer's: "
@@ -74,13 +75,53 @@ CASES += [
 ]
 
 
+DRIFT_TRAINERS = 3  # and as many inference ranks, each a replica of its own
+
+
+def drift_case(dice):
+    """Replicas that differ by small numbers, which often add up to nothing: of the trainer when it
+    digests, or of what inference is sent."""
+    at_trainer = dice.random() < 0.5
+    while True:
+        steps = [0] * DRIFT_TRAINERS
+        for rank in dice.sample(range(DRIFT_TRAINERS), dice.randint(1, DRIFT_TRAINERS)):
+            steps[rank] = dice.randint(1, 3) * dice.choice((1, -1))
+        if dice.random() < 0.5:
+            steps[2] = -steps[1]
+        if any(steps) and not (at_trainer and len(set(steps)) == 1):
+            break
+    if at_trainer:
+        phase = ("digest", "trainer", "weights")
+        usual = [s for s in steps if 2 * steps.count(s) > len(steps)]
+        odd = [r for r, s in enumerate(steps) if usual and s != usual[0]]
+        error = r"the trainer's own replicas differ in 1 of \d+ tensors"
+        error += "" if odd else ".*where no bytes are those of most replicas"
+    else:
+        phase = ("transfer", "inference", "weights")
+        odd = [DRIFT_TRAINERS + r for r, s in enumerate(steps) if s] if 0 in steps else []
+        error = r"inference differs from the trainer in 1 of \d+ tensors"
+    if len(odd) == 1:
+        error = rf"rank {odd[0]} \(.*{error}.*this rank holds the wrong bytes"
+    elif odd:
+        error += ".*wrong bytes are held by " + ".*".join(rf"rank {rank} \(" for rank in odd)
+    whose = rf"{odd[0]} \w+ gpu \d" if len(odd) == 1 else "nobody"
+    ranks = ",".join(f"{rank}:{step}" for rank, step in enumerate(steps) if step)
+    return ("drift", ranks, phase, 3, error,
+            rf"reported: code 3 of '{whose}' tensor 'model\.[^']+' phase 'verify' poisoned 1 "
+            r"committed 0 digest 1/\d+")
+
+
 def check(arguments, case):
     """The faults of one case, as texts."""
     fault, rank, (phase, role, tag), code, error, output = case
     fault, _, how = fault.partition("-")
     program = [arguments.program, fault, str(rank), phase, role, tag, str(TIMEOUT_S), how]
+    ranks = RANKS
+    if fault == "drift":
+        ranks = 2 * DRIFT_TRAINERS
+        program += ["host", "megatron:tp=1", "sglang:tp=1"]
     try:
-        run = mpi_run(arguments.mpiexec, RANKS, program, TIMEOUT_S + SLACK_S)
+        run = mpi_run(arguments.mpiexec, ranks, program, TIMEOUT_S + SLACK_S)
     except TimeoutError as late:
         return [str(late)]
     problems = []
@@ -105,7 +146,11 @@ def main():
     parser.add_argument("--mpiexec", required=True)
     parser.add_argument("--program", required=True)
     parser.add_argument("--only", help="run the cases of one fault")
+    parser.add_argument("--drifts", type=int, default=6, help="how many random cases of drift")
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    dice = random.Random(arguments.seed)
+    CASES.extend(drift_case(dice) for _ in range(arguments.drifts))
     cases = [case for case in CASES if arguments.only in (None, case[0].partition("-")[0])]
     failed = 0
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
