@@ -98,7 +98,8 @@ TEST_CASE_FIXTURE(SafetensorsFixture, "descriptions with missing or strange fiel
   refuse_tensor(R"({"shape": [6], "data_offsets": [0, 24]})", {"\"t\"", "\"dtype\""});
   refuse_tensor(R"({"dtype": "F32", "data_offsets": [0, 24]})", {"\"t\"", "\"shape\""});
   refuse_tensor(R"({"dtype": "F32", "shape": [6]})", {"\"t\"", "\"data_offsets\""});
-  refuse_tensor(R"({"dtype": "I64", "shape": [3], "data_offsets": [0, 24]})", {"\"t\"", "I64"});
+  refuse_tensor(R"({"dtype": "I65", "shape": [3], "data_offsets": [0, 24]})", {"\"t\"", "I65"});
+  refuse_tensor(R"({"dtype": "I64", "shape": [4], "data_offsets": [0, 24]})", {"\"t\"", "I64"});
   refuse_tensor(R"({"dtype": 4, "shape": [3], "data_offsets": [0, 24]})", {"\"t\"", "dtype 4"});
   refuse_tensor(R"({"dtype": "F32", "shape": 6, "data_offsets": [0, 24]})",
                 {"\"t\"", "\"shape\" 6"});
