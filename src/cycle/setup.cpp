@@ -165,6 +165,10 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   setup.roles = assign_roles(job, options.role);
   job.do_and_agree([&] { lay_out(setup, options); });
   check_same_model(job, setup);
+  // All ranks read the same, so one of them says what is to be said of it.
+  if (job.rank() == 0) {
+    for (const auto& remark : setup.source->remarks()) log::warning(remark);
+  }
   setup.backend = choose_backend(job, options.backend);
   setup.host_threads = host_threads_for(job);
   job.do_and_agree(
