@@ -190,4 +190,11 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   return setup;
 }
 
+void check_model_and_layouts(const RunOptions& options) {
+  const auto model = read_model_shape(options.model, options.layers);
+  const Catalogue held = held_catalogue(options.inference, model.catalogue);
+  (void)make_trainer_layout(options.trainer, model.catalogue, 0);
+  (void)make_inference_layout(options.inference, held, 0);
+}
+
 }  // namespace awex
