@@ -167,9 +167,8 @@ std::string pipeline_hint(const MegatronPipelineOptions& options, uint64_t layer
   for (uint64_t pp = 2; pp <= std::min<uint64_t>(layers, 64); ++pp) {
     if (layers % (pp * options.vpp) == 0) divisors.push_back(pp);
   }
-  const auto even = divisors.empty() ? ""
-                                     : fmt::format("pp={} spreads the layers evenly",
-                                                   fmt::join(divisors, ", pp="));
+  const auto even =
+      divisors.empty() ? "" : fmt::format("even stages: pp={}", fmt::join(divisors, ", pp="));
   if (ways.empty()) {
     return even.empty()
                ? "choose a smaller pp; first, last, account_for_embedding, account_for_loss "

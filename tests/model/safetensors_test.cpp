@@ -151,7 +151,7 @@ TEST_CASE_FIXTURE(SafetensorsFixture, "what is no regular file is refused withou
 }
 
 TEST_CASE_FIXTURE(SafetensorsFixture, "messages show strange names without control characters") {
-  const std::string description = R"({"dtype": "I8", "shape": [24], "data_offsets": [0, 24]})";
+  const std::string description = R"({"dtype": "I9", "shape": [24], "data_offsets": [0, 24]})";
   refuse(file_content(R"({"\u001b[31mred": )" + description + "}", 24), {"\"?[31mred\""});
   refuse(file_content("{\"" + std::string(100'000, 'n') + "\": " + description + "}", 24),
          {"nnn..."});
