@@ -156,12 +156,20 @@ ModelConfig tiny(Architecture architecture, bool tied) {
   config.hidden = 96;
   config.heads = 24;
   config.kv_heads = 12;
-  config.head_dim = 16;
+  config.head_dim = 32;  // engines' attention takes no smaller heads
   config.intermediate = 192;
   config.vocab = 1129;  // padded to 1152 = 64 * 18, which divides by 2, 3 and 4
   config.tied_embeddings = tied;
   config.attention_bias = architecture == Architecture::kQwen2;
   config.qk_norm = architecture == Architecture::kQwen3 || architecture == Architecture::kQwen3Moe;
+  return config;
+}
+
+/// Qwen2's heads share the hidden size in every engine.
+ModelConfig tiny_dense_bias() {
+  auto config = tiny(Architecture::kQwen2, false);
+  config.heads = 12;
+  config.hidden = config.heads * config.head_dim;
   return config;
 }
 
@@ -204,7 +212,7 @@ const std::vector<Preset>& presets() {
   static const std::vector<Preset> all{
       {"tiny-dense", tiny(Architecture::kQwen3, false)},
       {"tiny-dense-tied", tiny(Architecture::kQwen3, true)},
-      {"tiny-dense-bias", tiny(Architecture::kQwen2, false)},
+      {"tiny-dense-bias", tiny_dense_bias()},
       {"tiny-moe", tiny_moe(Architecture::kQwen3Moe, false)},
       {"tiny-moe-tied", tiny_moe(Architecture::kQwen3Moe, true)},
       {"tiny-mla", tiny_mla()},

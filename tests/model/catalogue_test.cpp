@@ -225,7 +225,7 @@ TEST_CASE("tied embeddings have no lm_head and qwen2 has biases of q, k and v") 
   const auto biased = make_catalogue("m", preset_config("tiny-dense-bias"));
   const auto& bias = biased.tensors()[biased.index_of("model.layers.0.self_attn.k_proj.bias")];
   CHECK(bias.is_vector);
-  CHECK(bias.rows == 12 * 16);
+  CHECK(bias.rows == 12 * 32);
   CHECK_FALSE(biased.find("model.layers.0.self_attn.o_proj.bias"));
 }
 
@@ -285,6 +285,10 @@ TEST_CASE("the small presets divide by 2, 3 and 4, and need vocabulary padding")
           config.experts, config.moe_intermediate, config.q_lora_rank, config.kv_lora_rank,
           config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim}) {
       CHECK(size % 12 == 0);
+    }
+    CHECK(config.head_dim == (config.is_mla() ? 0 : 32));
+    if (config.architecture == Architecture::kQwen2) {
+      CHECK(config.head_dim * config.heads == config.hidden);  // as vLLM's Qwen2 has it
     }
     CHECK(config.vocab % 64 != 0);
     CHECK((config.vocab + 63) / 64 * 64 % 12 == 0);

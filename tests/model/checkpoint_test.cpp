@@ -443,11 +443,11 @@ TEST_CASE_FIXTURE(CheckpointFixture, "tensors of another shape are refused") {
   const char* name = "model.layers.1.self_attn.q_proj.weight";
   change(
       [](auto& entry) {
-        entry = {entry.name, DType::kBf16, {96, 384}};
+        entry = {entry.name, DType::kBf16, {96, 768}};
       },
-      {kSingle, name, "[96, 384]", "[384, 96]"});
-  change([](auto& entry) { entry.shape = {384 * 96}; }, {name, "[36864]"});
-  change([](auto& entry) { entry.shape = {384, 96, 1}; }, {name, "[384, 96, 1]"});
+      {kSingle, name, "[96, 768]", "[768, 96]"});
+  change([](auto& entry) { entry.shape = {768 * 96}; }, {name, "[73728]"});
+  change([](auto& entry) { entry.shape = {768, 96, 1}; }, {name, "[768, 96, 1]"});
   change([](auto& entry) { entry.name = "x"; }, {"\"x\""});
   rewrite(kSingle,
           [](auto& entries) { std::erase_if(entries, [](auto& e) { return e.name == "x"; }); });
