@@ -4,7 +4,8 @@
 usage: digest.py DIR
 
 Prints "0x<16 hex digits>  <tensor name>" for every tensor, in the order of the names, and the model's
-digest in the last line. Needs the public packages numpy and safetensors.
+digest in the last line. Weights in another dtype than config.json's are cast, fp8 weights multiplied by
+their blocks' scales, stacked experts taken apart. Needs the public packages numpy and safetensors.
 """
 import json
 import pathlib
@@ -67,20 +68,87 @@ def belongs(name, config):
     """Whether a tensor is part of the model, and not a copy, a buffer or a layer for multi-token
     prediction that some files carry."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
-    if name.endswith(".rotary_emb.inv_freq") or layer and int(layer[1]) >= config["num_hidden_layers"]:
+    if "rotary_emb." in name or layer and int(layer[1]) >= config["num_hidden_layers"]:
         return False
     return name != "lm_head.weight" or not config.get("tie_word_embeddings", False)
 
 
+def e4m3_values():
+    """The 256 numbers of OCP's e4m3 (fn): bias 7, 0x7f and 0xff are NaN."""
+    values = []
+    for bits in range(256):
+        exponent, fraction = bits >> 3 & 15, bits & 7
+        size = fraction * 2.0**-9 if exponent == 0 else (1 + fraction / 8) * 2.0**(exponent - 7)
+        values.append((-1 if bits & 128 else 1) * (float("nan") if bits & 127 == 127 else size))
+    return numpy.array(values, dtype=numpy.float32)
+
+
+def to_floats(dtype, bits):
+    """Elements' bits as fp32."""
+    if dtype == "F8_E4M3":
+        return e4m3_values()[bits]
+    if dtype == "BF16":
+        return (bits.astype(numpy.uint32) << 16).view(numpy.float32)
+    return bits.view(numpy.float16).astype(numpy.float32) if dtype == "F16" else bits.view(numpy.float32)
+
+
+def from_floats(dtype, values):
+    """fp32 as elements' bits, rounded to nearest, ties to even. NaNs are not used."""
+    if dtype == "BF16":
+        bits = values.view(numpy.uint32).astype(numpy.uint64)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(numpy.uint16)
+    return values.astype(numpy.float16).view(numpy.uint16) if dtype == "F16" else values.view(numpy.uint32)
+
+
+class Stored:
+    """All tensors of the files, as they are there."""
+
+    def __init__(self, directory, config):
+        self.tensors = {}
+        for file in files(directory):
+            for name, tensor in safetensors.deserialize(file.read_bytes()):
+                if belongs(name, config):
+                    bits = numpy.frombuffer(tensor["data"], dtype=UNSIGNED[tensor["dtype"]])
+                    self.tensors[name] = tensor["dtype"], bits.reshape(tensor["shape"])
+        named = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        self.dtype = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[named]
+        self.block = config.get("quantization_config", {}).get("weight_block_size", [128, 128])
+
+    def bits(self, name):
+        """A tensor in the dtype that the model has it in."""
+        dtype, bits = self.tensors[name]
+        wanted = "F32" if name.endswith("e_score_correction_bias") else self.dtype
+        if dtype == wanted:
+            return bits
+        values = to_floats(dtype, bits)
+        if dtype == "F8_E4M3":
+            scales = to_floats(*self.tensors[name + "_scale_inv"])
+            scales = scales.repeat(self.block[0], -2)[..., :bits.shape[-2], :]
+            values = values * scales.repeat(self.block[1], -1)[..., :bits.shape[-1]]
+        return from_floats(wanted, values.astype(numpy.float32))
+
+
+def experts_of(name, stack):
+    """The matrices that transformers 5 stacks: (name, bits) of every expert."""
+    prefix = name.rpartition(".")[0]
+    for expert, matrix in enumerate(stack):
+        if name.endswith("down_proj"):
+            yield f"{prefix}.{expert}.down_proj.weight", matrix
+        else:
+            for part, half in zip(("gate", "up"), numpy.split(matrix, 2)):
+                yield f"{prefix}.{expert}.{part}_proj.weight", half
+
+
 def digests(directory):
     """Tensor name to digest, for every tensor of the checkpoint in `directory`."""
-    config = json.loads((directory / "config.json").read_text())
+    stored = Stored(directory, json.loads((directory / "config.json").read_text()))
     result = {}
-    for file in files(directory):
-        for name, tensor in safetensors.deserialize(file.read_bytes()):
-            if belongs(name, config):
-                bits = numpy.frombuffer(tensor["data"], dtype=UNSIGNED[tensor["dtype"]])
-                result[name] = tensor_digest(name, bits)
+    for name in stored.tensors:
+        if name.endswith("_scale_inv"):
+            continue
+        bits = stored.bits(name)
+        parts = experts_of(name, bits) if name.endswith(("gate_up_proj", "down_proj")) else [(name, bits)]
+        result |= {part: tensor_digest(part, flat.reshape(-1)) for part, flat in parts}
     return result
 
 

@@ -49,6 +49,7 @@ std::string render_digests_json(const NamedDigests& digests, uint64_t model) {
 ExitCode run_digest(const DigestOptions& options) {
   log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
   const auto source = open_model(options.model, options.layers);
+  for (const auto& remark : source->remarks()) log::warning(remark);
   ThreadPool pool(std::thread::hardware_concurrency());
   const auto digests = digest_source(*source, pool);
   const auto model = model_digest(source->catalogue(), digests);

@@ -11,6 +11,7 @@
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
 #include "cycle/session.hpp"
+#include "cycle/setup.hpp"
 
 namespace awex {
 namespace {
@@ -119,8 +120,13 @@ Subcommand add_job_command(CLI::App& root, Command command, const char* descript
   const auto options = std::make_shared<JobOptions>();
   auto* parser = root.add_subcommand(command_name(command), description);
   add_job_options(*parser, command, *options);
-  return {parser, [parser, options] { complete_job_options(*parser, *options); },
-          [command, options](int* argc, char*** argv) {
+  const auto complete = [parser, options] {
+    complete_job_options(*parser, *options);
+    // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
+    // what others do not find on their nodes they tell with their names, later.
+    if (launched_rank().value_or(0) == 0) check_model_and_layouts(options->run);
+  };
+  return {parser, complete, [command, options](int* argc, char*** argv) {
             return run_job(command, *options, argc, argv);
           }};
 }

@@ -155,8 +155,9 @@ ExitCode run_plan(const PlanOptions& options) {
     if (options.json_path == "-") write_all(STDOUT_FILENO, text, "stdout");
   };
   try {
-    const auto source = open_model(options.model, options.layers);
-    const auto& catalogue = source->catalogue();
+    const auto model = read_model_shape(options.model, options.layers);
+    for (const auto& remark : model.remarks) log::warning(remark);
+    const auto& catalogue = model.catalogue;
     const auto forecast = make_forecast(catalogue, options.forecast, options.listed_gpu);
     const auto error = misfit_error(forecast);
     write_json(render_plan_json(&forecast, &catalogue, options.forecast, error));

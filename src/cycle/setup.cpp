@@ -168,6 +168,10 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   job.do_and_agree([&] { lay_out(setup, options); });
   check_same_model(job, setup);
   setup.fingerprint = mix64(setup.fingerprint ^ check_same_files(job, options.model));
+  // All ranks read the same, so one of them says what is to be said of it.
+  if (job.rank() == 0) {
+    for (const auto& remark : setup.source->remarks()) log::warning(remark);
+  }
   setup.backend = choose_backend(job, options.backend);
   auto share = host_share(job);
   setup.host_threads = share.threads;
@@ -189,6 +193,13 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   });
   check_host_room(job, host_bytes_here(job, command, setup, options, needs));
   return setup;
+}
+
+void check_model_and_layouts(const RunOptions& options) {
+  const auto model = read_model_shape(options.model, options.layers);
+  const Catalogue held = held_catalogue(options.inference, model.catalogue);
+  (void)make_trainer_layout(options.trainer, model.catalogue, 0);
+  (void)make_inference_layout(options.inference, held, 0);
 }
 
 }  // namespace awex

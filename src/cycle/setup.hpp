@@ -53,4 +53,8 @@ struct Setup {
 /// the peak fits. Throws agreed errors. Collective.
 [[nodiscard]] Setup prepare(Job& job, Command command, const RunOptions& options);
 
+/// What can be said of model and layouts without knowing the number of ranks: reads config.json, no
+/// weights. Throws the request errors of reading it and of the specs. Not collective; needs no MPI.
+void check_model_and_layouts(const RunOptions& options);
+
 }  // namespace awex

@@ -1,5 +1,6 @@
 #include "layout/builder.hpp"
 
+#include <string_view>
 #include <utility>
 
 #include "base/checked.hpp"
@@ -15,13 +16,17 @@ std::optional<uint64_t> cutting_bound(Range range, uint64_t size, uint32_t block
   return std::nullopt;
 }
 
+const char* article(const std::string& option) {
+  return std::string_view("aeo").find(option.front()) == std::string_view::npos ? "a" : "an";
+}
+
 }  // namespace
 
 void check_divides(const std::string& what, uint64_t value, const std::string& option,
                    uint32_t count) {
   if (value % count == 0) return;
   throw request_error(fmt::format("{} = {} does not divide by {}={}", what, value, option, count),
-                      fmt::format("choose a {} that divides {}", option, value));
+                      fmt::format("choose {} {} that divides {}", article(option), option, value));
 }
 
 void RankLayoutBuilder::begin(std::string name) {

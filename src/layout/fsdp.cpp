@@ -47,6 +47,7 @@ struct FsdpOptions {
   static FsdpOptions read(const EngineSpec& spec, uint32_t ranks) {
     spec.allow_only({"shard", "replicate", "tp"});
     const uint32_t tp = spec.count("tp", 1);
+    if (ranks == 0) return {tp, spec.count("shard", 1), spec.count("replicate", 1)};
     check_divides("trainer ranks", ranks, "tp", tp);
     const uint32_t left = ranks / tp;
     const uint32_t asked = spec.count("replicate", 1);

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
+#include <string>
+#include <vector>
 
-#include "base/error.hpp"
+#include "base/checked.hpp"
 #include "layout/builder.hpp"
 
 namespace awex {
@@ -124,6 +127,58 @@ Pipeline pipeline_from_layout(const MegatronPipelineOptions& options, uint64_t l
   return pipeline;
 }
 
+/// Layers of the first, of each middle and of the last stage.
+struct Ends {
+  uint64_t first = 0;
+  uint64_t middle = 0;
+  uint64_t last = 0;
+};
+
+/// The most even such numbers, all multiples of vpp, none larger than `middle`; nothing if there
+/// are too few layers.
+std::optional<Ends> even_ends(const MegatronPipelineOptions& options, uint64_t layers) {
+  const uint64_t step = options.vpp;
+  if (options.pp < 2 || layers % step != 0) return std::nullopt;
+  const uint64_t units = layers / step;
+  const uint64_t between = options.pp - 2;
+  for (uint64_t middle = ceil_div(units, options.pp); between * middle + 2 <= units; ++middle) {
+    const uint64_t rest = units - between * middle;
+    if (rest > 2 * middle) continue;
+    return Ends{(rest - rest / 2) * step, middle * step, rest / 2 * step};
+  }
+  return std::nullopt;
+}
+
+/// Values with which the layers can be spread.
+std::string pipeline_hint(const MegatronPipelineOptions& options, uint64_t layers) {
+  std::vector<std::string> ways;
+  const auto ends = even_ends(options, layers);
+  if (ends) ways.push_back(fmt::format("first={},last={}", ends->first, ends->last));
+  if ((layers + 1) % options.pp == 0) ways.emplace_back("account_for_loss=on");
+  if ((layers + 2) % options.pp == 0) {
+    ways.emplace_back("account_for_embedding=on,account_for_loss=on");
+  }
+  if (ends && options.vpp == 1) {
+    const auto middle =
+        options.pp > 2 ? fmt::format("(t*{}|)*{}", ends->middle, options.pp - 2) : "";
+    ways.push_back(fmt::format("layout=Et*{}|{}t*{}L", ends->first, middle, ends->last));
+  }
+  std::vector<uint64_t> divisors;
+  for (uint64_t pp = 2; pp <= std::min<uint64_t>(layers, 64); ++pp) {
+    if (layers % (pp * options.vpp) == 0) divisors.push_back(pp);
+  }
+  const auto even =
+      divisors.empty() ? "" : fmt::format("even stages: pp={}", fmt::join(divisors, ", pp="));
+  if (ways.empty()) {
+    return even.empty()
+               ? "choose a smaller pp; first, last, account_for_embedding, account_for_loss "
+                 "and layout make stages uneven"
+               : even;
+  }
+  return fmt::format("uneven stages: {}{}{}", fmt::join(ways, ", or "), even.empty() ? "" : "; ",
+                     even);
+}
+
 /// Layers of each stage when the first or last is given. In the middle they divide evenly.
 std::vector<uint64_t> uneven_stages(const MegatronPipelineOptions& options, uint64_t layers) {
   const uint64_t ends = uint64_t{options.first.value_or(0)} + options.last.value_or(0);
@@ -135,13 +190,13 @@ std::vector<uint64_t> uneven_stages(const MegatronPipelineOptions& options, uint
   if (ends > layers || (middle == 0 && ends != layers)) {
     throw request_error(fmt::format("{} gives {} layers to {} of pp={} stages, the model has {}",
                                     given, ends, options.pp - middle, options.pp, layers),
-                        "choose other numbers for first and last");
+                        pipeline_hint(options, layers));
   }
   if (middle > 0 && (layers - ends) % middle != 0) {
     throw request_error(fmt::format("{} leaves {} of {} layers, which do not divide by the {} "
                                     "other stages of pp={}",
                                     given, layers - ends, layers, middle, options.pp),
-                        "choose other numbers for first and last");
+                        pipeline_hint(options, layers));
   }
   std::vector<uint64_t> layers_of(options.pp, middle > 0 ? (layers - ends) / middle : 0);
   if (options.first) layers_of.front() = *options.first;
@@ -152,9 +207,14 @@ std::vector<uint64_t> uneven_stages(const MegatronPipelineOptions& options, uint
 std::vector<uint64_t> even_stages(const MegatronPipelineOptions& options, uint64_t layers) {
   const uint64_t places =
       layers + (options.account_for_embedding ? 1 : 0) + (options.account_for_loss ? 1 : 0);
-  check_divides(places == layers ? "num_hidden_layers"
-                                 : "num_hidden_layers with the places of embedding and loss",
-                places, "pp", options.pp);
+  if (places % options.pp != 0) {
+    throw request_error(
+        fmt::format("{} = {} does not divide by pp={}",
+                    places == layers ? "num_hidden_layers"
+                                     : "num_hidden_layers with the places of embedding and loss",
+                    places, options.pp),
+        pipeline_hint(options, layers));
+  }
   return std::vector<uint64_t>(options.pp, places / options.pp);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 
 #include "base/error.hpp"
 #include "base/nearest.hpp"
@@ -10,6 +11,54 @@ namespace awex {
 namespace {
 
 constexpr const char* kForm = "write ENGINE or ENGINE:key=value,key=value";
+
+/// Words of engines and launchers for keys that have another name here.
+struct OtherWord {
+  const char* word;
+  const char* key;
+};
+constexpr OtherWord kOtherWords[] = {{"tp_size", "tp"},
+                                     {"tensor_parallel_size", "tp"},
+                                     {"tensor_model_parallel_size", "tp"},
+                                     {"pp_size", "pp"},
+                                     {"pipeline_parallel_size", "pp"},
+                                     {"pipeline_model_parallel_size", "pp"},
+                                     {"ep_size", "ep"},
+                                     {"expert_parallel_size", "ep"},
+                                     {"expert_model_parallel_size", "ep"},
+                                     {"expert_tensor_parallel_size", "etp"},
+                                     {"context_parallel_size", "cp"},
+                                     {"dp_size", "dp"},
+                                     {"data_parallel", "dp"},
+                                     {"data_parallel_size", "dp"}};
+
+/// What to write instead of a key that the engine does not have. Short keys are names of their own:
+/// the nearest one ("tp" for "dp") would mean something else.
+std::string remedy_for(const std::string& key, const std::vector<std::string>& keys) {
+  std::string meant = key;
+  for (const auto& other : kOtherWords) {
+    if (key == other.word) meant = other.key;
+  }
+  const auto has = [&](const char* name) {
+    return std::find(keys.begin(), keys.end(), name) != keys.end();
+  };
+  if (meant != key && has(meant.c_str())) return fmt::format("write {}=", meant);
+  if (meant == "dp") {
+    std::string text =
+        "leave it out: data parallel is what the other options leave of the ranks, so it follows "
+        "from their number";
+    if (has("attn_dp")) text += "; data parallel attention is attn_dp=";
+    if (has("replicate")) text += "; replicate= says how much of it is replicas";
+    return text;
+  }
+  if (keys.empty()) return "it takes no options";
+  std::vector<std::string> near;
+  std::copy_if(keys.begin(), keys.end(), std::back_inserter(near),
+               [](const std::string& name) { return name.size() > 3; });
+  const auto nearest = key.size() > 3 ? nearest_name(key, near) : "";
+  return nearest.empty() ? fmt::format("known: {}", fmt::join(keys, ", "))
+                         : fmt::format("did you mean \"{}\"?", nearest);
+}
 
 }  // namespace
 
@@ -47,7 +96,7 @@ void EngineSpec::allow_only(const std::vector<std::string>& keys) const {
   for (const auto& [key, value] : options_) {
     if (std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
     throw request_error(fmt::format("engine {} has no option \"{}\"", engine_, key),
-                        keys.empty() ? "it takes no options" : suggestion(key, keys));
+                        remedy_for(key, keys));
   }
 }
 

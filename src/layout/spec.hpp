@@ -20,7 +20,7 @@ class EngineSpec {
   [[nodiscard]] const std::string& engine() const { return engine_; }
   [[nodiscard]] const std::string& text() const { return text_; }
 
-  /// Throws a request error that suggests the nearest key when the spec has a key not in `keys`.
+  /// Throws a request error that says what to write instead when the spec has a key not in `keys`.
   void allow_only(const std::vector<std::string>& keys) const;
   /// A whole number from 1 to 65536 for a key, or `otherwise` when it is not given.
   [[nodiscard]] uint32_t count(const std::string& key, uint32_t otherwise) const;

@@ -1,114 +1,149 @@
 #include "model/checkpoint.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <charconv>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "base/checked.hpp"
 #include "base/log.hpp"
+#include "base/nearest.hpp"
 #include "base/units.hpp"
+#include "model/checkpoint_files.hpp"
 #include "model/json_input.hpp"
+#include "model/presets.hpp"
 #include "model/safetensors.hpp"
+#include "model/stored_tensor.hpp"
 
 namespace awex {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kMaxConfigBytes = 16U << 20;
-constexpr uint64_t kMaxIndexBytes = 256U << 20;
-constexpr const char* kConfigFile = "config.json";
-constexpr const char* kSingleFile = "model.safetensors";
-constexpr const char* kIndexFile = "model.safetensors.index.json";
-
 // ---- reading
-
-/// Tensor name to the name of the shard that must hold it.
-using WeightMap = std::map<std::string, std::string>;
 
 /// A tensor that a file really holds.
 struct Found {
   size_t file;
   const SafetensorsEntry* entry;
+  bool is_used = false;
 };
 
-Error tensor_error(const std::string& tensor, const std::string& message) {
-  return request_error(message).about_tensor(tensor);
+Error tensor_error(const std::string& tensor, const std::string& message,
+                   const std::string& hint = {}) {
+  return request_error(message, hint).about_tensor(tensor);
 }
 
-/// Shards lie beside the index; anything else could read files the user did not mean.
-bool is_plain_file_name(const std::string& name) {
-  return name.ends_with(".safetensors") && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
+/// The number of the layer whose tensor this is.
+std::optional<uint64_t> layer_of(std::string_view tensor) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!tensor.starts_with(kPrefix)) return std::nullopt;
+  tensor.remove_prefix(kPrefix.size());
+  uint64_t layer = 0;
+  const auto* last = tensor.data() + tensor.size();
+  const auto [end, error] = std::from_chars(tensor.data(), last, layer);
+  if (error != std::errc{} || end == last || *end != '.') return std::nullopt;
+  return layer;
 }
 
-WeightMap read_index(const fs::path& path) {
-  const auto file = path.string();
-  const auto object = parse_json(read_text(path, kMaxIndexBytes), file);
-  const auto map = object.is_object() ? object.find("weight_map") : object.end();
-  if (map == object.end() || !map->is_object() || map->empty()) {
-    throw request_error(file + ": has no \"weight_map\" of tensors to files");
+/// Whether only layers for multi-token prediction have such a tensor (inference/model.py of
+/// DeepSeek-V3, vLLM's deepseek_mtp.py).
+bool marks_mtp_layer(std::string_view tensor) {
+  return tensor.ends_with(".eh_proj.weight") || tensor.ends_with(".enorm.weight") ||
+         tensor.ends_with(".hnorm.weight") || tensor.find(".shared_head.") != std::string::npos ||
+         tensor.ends_with(".embed_tokens.weight");
+}
+
+/// Which tensors of files and index nobody needs: those that transformers leaves unread, too.
+class Unneeded {
+ public:
+  Unneeded(const ModelConfig& full, uint64_t kept_layers)
+      : full_(full), kept_layers_(kept_layers) {}
+
+  /// To be told all names before it is asked.
+  void see(const std::string& tensor) {
+    const auto layer = layer_of(tensor);
+    if (layer && *layer >= full_.layers && marks_mtp_layer(tensor)) mtp_.insert(*layer);
   }
-  WeightMap result;
-  for (const auto& [tensor, shard] : map->items()) {
-    if (!shard.is_string() || !is_plain_file_name(shard.get_ref<const std::string&>())) {
-      throw tensor_error(tensor, fmt::format("{}: the file of tensor {} is {}, not the name of a "
-                                             ".safetensors file beside the index",
-                                             file, in_quotes(tensor), shown(shard)));
-    }
-    result.emplace(tensor, shard.get<std::string>());
-  }
-  return result;
-}
 
-/// Which files make up the checkpoint, and what the index says about them (if there is one).
-struct Listing {
-  std::vector<std::string> files;
-  std::optional<WeightMap> index;
+  [[nodiscard]] bool contains(const std::string& tensor) const {
+    if (tensor == kHead) return full_.tied_embeddings;
+    if (tensor.find("rotary_emb.") != std::string::npos || tensor.starts_with("mtp.")) return true;
+    const auto layer = layer_of(tensor);
+    if (!layer || *layer < kept_layers_) return false;
+    return *layer < full_.layers + full_.mtp_layers || mtp_.contains(*layer);
+  }
+
+  static constexpr const char* kHead = "lm_head.weight";
+
+ private:
+  const ModelConfig& full_;
+  uint64_t kept_layers_;
+  std::set<uint64_t> mtp_;
 };
 
-Listing list_files(const fs::path& directory) {
-  const bool has_single = fs::exists(directory / kSingleFile);
-  const bool has_index = fs::exists(directory / kIndexFile);
-  if (has_single && has_index) {
-    throw request_error(fmt::format("{} holds both {} and {}, and they may differ",
-                                    directory.string(), kSingleFile, kIndexFile),
-                        "remove the one that is stale");
+/// The part of a file's tensor that a canonical tensor is: all of it, or a matrix of the stack that
+/// transformers 5 makes of a layer's experts.
+struct StoredPart {
+  std::string name;             ///< In the file.
+  std::vector<uint64_t> shape;  ///< Of the whole there.
+  uint64_t matrix = 0;          ///< Of those stacked.
+  uint64_t first_row = 0;       ///< Within the matrix.
+};
+
+std::vector<uint64_t> shape_of(const TensorInfo& info) {
+  return info.is_vector ? std::vector<uint64_t>{info.rows}
+                        : std::vector<uint64_t>{info.rows, info.cols};
+}
+
+/// The stack that may hold an expert's matrix: gate_up_proj [experts, 2 * moe_intermediate, hidden]
+/// and down_proj [experts, hidden, moe_intermediate] (transformers 5, modeling_qwen3_moe.py).
+std::optional<StoredPart> stacked_part(const TensorInfo& info, const ModelConfig& config) {
+  constexpr std::string_view kExperts = ".mlp.experts.";
+  const auto at = info.name.find(kExperts);
+  if (at == std::string::npos) return std::nullopt;
+  const auto prefix = info.name.substr(0, at + kExperts.size());
+  const std::string_view rest = std::string_view(info.name).substr(prefix.size());
+  uint64_t expert = 0;
+  (void)std::from_chars(rest.data(), rest.data() + rest.size(), expert);
+  if (rest.ends_with("down_proj.weight")) {
+    return StoredPart{prefix + "down_proj", {config.experts, info.rows, info.cols}, expert, 0};
   }
-  if (!has_single && !has_index) {
-    throw request_error(
-        fmt::format("{} holds neither {} nor {}", directory.string(), kSingleFile, kIndexFile),
-        "--model needs a Hugging Face checkpoint directory or preset:NAME");
-  }
-  if (has_single) return {{kSingleFile}, std::nullopt};
-  auto index = read_index(directory / kIndexFile);
-  std::vector<std::string> files;
-  for (const auto& [tensor, shard] : index) files.push_back(shard);
-  std::sort(files.begin(), files.end());
-  files.erase(std::unique(files.begin(), files.end()), files.end());
-  return {std::move(files), std::move(index)};
+  const uint64_t first_row = rest.ends_with("up_proj.weight") ? info.rows : 0;
+  return StoredPart{
+      prefix + "gate_up_proj", {config.experts, 2 * info.rows, info.cols}, expert, first_row};
+}
+
+std::string directory_name(const fs::path& directory) {
+  const auto absolute = fs::absolute(directory).lexically_normal();
+  const auto name = absolute.filename().empty() ? absolute.parent_path() : absolute;
+  return name.filename().string();
 }
 
 class CheckpointSource final : public WeightSource {
  public:
   CheckpointSource(const fs::path& directory, std::optional<uint64_t> keep_layers)
       : directory_(directory),
-        full_config_(parse_config(read_text(directory / kConfigFile, kMaxConfigBytes),
-                                  (directory / kConfigFile).string())),
+        config_(parse_checkpoint_config(read_config_text(directory),
+                                        (directory / kConfigFile).string())),
         catalogue_(make_catalogue(
-            model_name(), keep_first_layers(full_config_, keep_layers.value_or(full_config_.layers),
-                                            directory.string()))) {
-    auto listing = list_files(directory);
-    for (const auto& file : listing.files) files_.emplace_back(directory / file);
+            directory_name(directory),
+            keep_first_layers(config_.model, keep_layers.value_or(config_.model.layers),
+                              directory.string()))),
+        unneeded_(config_.model, catalogue_.config().layers) {
+    const auto listing = list_checkpoint_files(directory);
+    open_files(listing);
     find_tensors();
     if (listing.index) check_index(*listing.index);
-    check_found();
+    if (!config_.names_dtype) take_dtype_of_files();
     place_catalogue();
+    place_twin();
     found_.clear();
   }
 
@@ -118,28 +153,49 @@ class CheckpointSource final : public WeightSource {
     const auto& place = places_.at(tensor);
     const auto& info = catalogue_.tensors().at(tensor);
     check_range(info, first, out.size());
-    files_.at(place.file).file().read(place.offset_bytes + first * element_bytes(info.dtype), out);
+    read_stored(place, info, first, out);
+    if (twin_ && tensor == kEmbedding) check_twin(info, first, out);
+  }
+
+  [[nodiscard]] std::vector<std::string> remarks() const override {
+    std::string list;
+    for (const auto& [dtypes, count] : casts_) {
+      const auto& [from, to] = dtypes;
+      list += fmt::format("{}{} tensor{} {} -> {}", list.empty() ? "" : ", ", count,
+                          count == 1 ? "" : "s", dtype_name(from), dtype_name(to));
+      if (from == DType::kF8E4M3) list += " by the scales of their blocks";
+    }
+    if (list.empty()) return {};
+    return {fmt::format("{}: weights are cast while loading: {}", directory_.string(), list)};
   }
 
  private:
-  struct Place {
-    size_t file;
-    uint64_t offset_bytes;
-  };
-
-  [[nodiscard]] std::string model_name() const {
-    const auto absolute = fs::absolute(directory_).lexically_normal();
-    const auto name = absolute.filename().empty() ? absolute.parent_path() : absolute;
-    return name.filename().string();
-  }
+  static constexpr uint32_t kEmbedding = 0;  ///< Its index in every catalogue.
 
   [[nodiscard]] const std::string& file_name(size_t file) const {
     return files_.at(file).file().name();
   }
 
+  /// Files that hold nothing which is needed may be missing.
+  void open_files(const CheckpointFiles& listing) {
+    std::set<std::string> needed(listing.files.begin(), listing.files.end());
+    if (listing.index) {
+      needed.clear();
+      for (const auto& [tensor, shard] : *listing.index) unneeded_.see(tensor);
+      for (const auto& [tensor, shard] : *listing.index) {
+        if (tensor == Unneeded::kHead ? fs::exists(directory_ / shard)
+                                      : !unneeded_.contains(tensor)) {
+          needed.insert(shard);
+        }
+      }
+    }
+    for (const auto& file : needed) files_.emplace_back(directory_ / file);
+  }
+
   void find_tensors() {
     for (size_t file = 0; file < files_.size(); ++file) {
       for (const auto& entry : files_[file].entries()) {
+        unneeded_.see(entry.name);
         const auto [at, is_new] = found_.emplace(entry.name, Found{file, &entry});
         if (!is_new) {
           throw tensor_error(entry.name, fmt::format("tensor {} is there twice, in {} and in {}",
@@ -153,9 +209,11 @@ class CheckpointSource final : public WeightSource {
   /// The index and the files must tell the same story, in both directions.
   void check_index(const WeightMap& index) const {
     for (const auto& [tensor, shard] : index) {
+      if (unneeded_.contains(tensor)) continue;
       const auto expected = (directory_ / shard).string();
       const auto at = found_.find(tensor);
       if (at == found_.end()) {
+        if (tensor.ends_with(kScaleSuffix)) continue;  // missed where the weight is fp8
         throw tensor_error(tensor, fmt::format("{} does not hold tensor {}, which {} places there",
                                                expected, in_quotes(tensor), kIndexFile));
       }
@@ -166,69 +224,185 @@ class CheckpointSource final : public WeightSource {
       }
     }
     for (const auto& [tensor, found] : found_) {
-      if (index.contains(tensor) || is_ignored(tensor)) continue;
+      if (index.contains(tensor) || unneeded_.contains(tensor)) continue;
       throw tensor_error(tensor, fmt::format("{} holds tensor {}, which {} does not list",
                                              file_name(found.file), in_quotes(tensor), kIndexFile));
     }
   }
 
-  /// Tensors beyond the config mean that the config is not this checkpoint's.
-  void check_found() const {
-    for (const auto& [tensor, found] : found_) {
-      if (catalogue_.find(tensor) || is_ignored(tensor)) continue;
-      throw tensor_error(
-          tensor, fmt::format("{} holds tensor {}, which a model of this config.json does not have",
-                              file_name(found.file), in_quotes(tensor)));
-    }
-  }
-
-  void place_catalogue() {
+  /// The one that holds most elements; fp8 stands for bf16, of which it was made.
+  void take_dtype_of_files() {
+    std::map<DType, uint64_t> elements;
     for (const auto& info : catalogue_.tensors()) {
-      const auto at = found_.find(info.name);
-      if (at == found_.end()) {
-        throw tensor_error(info.name, fmt::format("{} has no tensor \"{}\", which its {} asks for",
-                                                  directory_.string(), info.name, kConfigFile));
-      }
-      check_entry(info, at->second);
-      places_.push_back({at->second.file, at->second.entry->offset_bytes});
+      const auto* found = find_part(info).second;
+      if (found == nullptr || !found->entry->has_known_dtype()) continue;
+      const auto dtype = found->entry->dtype;
+      elements[element_bytes(dtype) == 1 ? DType::kBf16 : dtype] += info.elements();
     }
+    const auto most = std::max_element(
+        elements.begin(), elements.end(),
+        [](const auto& one, const auto& other) { return one.second < other.second; });
+    if (most == elements.end()) return;
+    auto config = catalogue_.config();
+    config.dtype = most->first;
+    catalogue_ = make_catalogue(catalogue_.model_name(), config);
   }
 
-  void check_entry(const TensorInfo& info, const Found& found) const {
-    auto shape = std::vector<uint64_t>{info.rows};
-    if (!info.is_vector) shape.push_back(info.cols);
+  /// Where a canonical tensor should be, and what is there: nothing if it is missing.
+  std::pair<StoredPart, Found*> find_part(const TensorInfo& info) {
+    StoredPart whole{info.name, shape_of(info)};
+    if (const auto at = found_.find(info.name); at != found_.end()) return {whole, &at->second};
+    if (auto stacked = stacked_part(info, catalogue_.config())) {
+      const auto at = found_.find(stacked->name);
+      if (at != found_.end()) return {*std::move(stacked), &at->second};
+    }
+    return {std::move(whole), nullptr};
+  }
+
+  /// Tensors beyond the config mean that the config is not this checkpoint's, and tell best why
+  /// others are missing.
+  void place_catalogue() {
+    const TensorInfo* missing = nullptr;
+    for (const auto& info : catalogue_.tensors()) {
+      const auto [part, found] = find_part(info);
+      if (found != nullptr) {
+        places_.push_back(place_of(info, part, *found));
+        count_cast(places_.back().dtype, info.dtype);
+      } else if (missing == nullptr) {
+        missing = &info;
+      }
+    }
+    for (const auto& [tensor, found] : found_) {
+      if (!found.is_used && !unneeded_.contains(tensor)) refuse_surplus(tensor, found);
+    }
+    if (missing == nullptr) return;
+    throw tensor_error(missing->name,
+                       fmt::format("{} has no tensor \"{}\", which a model of its {} has",
+                                   directory_.string(), missing->name, kConfigFile),
+                       config_.assumptions());
+  }
+
+  [[noreturn]] void refuse_surplus(const std::string& tensor, const Found& found) const {
+    const auto [what, hint] = remark_on_name(tensor);
+    throw tensor_error(tensor,
+                       fmt::format("{} holds tensor {}, which a model of this {} does not have{}{}",
+                                   file_name(found.file), in_quotes(tensor), kConfigFile,
+                                   what.empty() ? "" : ": it looks like ", what),
+                       hint.empty() ? config_.assumptions() : hint);
+  }
+
+  void count_cast(DType from, DType to) {
+    if (from != to) ++casts_[{from, to}];
+  }
+
+  /// The place of a part of the tensor that was found, once its dtype, shape and scales are right.
+  StoredTensor place_of(const TensorInfo& info, const StoredPart& part, Found& found) {
+    found.is_used = true;
     const auto& entry = *found.entry;
-    if (entry.dtype == info.dtype && entry.shape == shape) return;
+    if (entry.shape != part.shape) {
+      throw tensor_error(
+          info.name,
+          fmt::format("{}: tensor \"{}\" is {} of shape [{}]; a model of its {} has shape [{}]",
+                      file_name(found.file), part.name, entry.dtype_name(),
+                      fmt::join(entry.shape, ", "), kConfigFile, fmt::join(part.shape, ", ")),
+          config_.assumptions());
+    }
+    const bool is_fp8 = entry.has_known_dtype() && entry.dtype == DType::kF8E4M3;
+    if (!entry.has_known_dtype() || (element_bytes(entry.dtype) == 1 && !is_fp8)) {
+      throw tensor_error(
+          info.name,
+          fmt::format("{}: tensor \"{}\" is {}, which is no dtype of weights here",
+                      file_name(found.file), part.name, entry.dtype_name()),
+          "weights are read as BF16, F16, F32, or F8_E4M3 with a scale for each block: "
+          "use such a checkpoint");
+    }
+    const uint64_t rows = info.is_vector ? 1 : *(part.shape.end() - 2);
+    const uint64_t before = (part.matrix * rows + part.first_row) * info.cols;
+    StoredTensor place{&files_[found.file].file(),
+                       entry.offset_bytes + before * element_bytes(entry.dtype), entry.dtype};
+    if (is_fp8) place.scales = scales_of(info, part, found);
+    return place;
+  }
+
+  StoredScales scales_of(const TensorInfo& info, const StoredPart& part, const Found& weight) {
+    const auto name = part.name + kScaleSuffix;
+    const auto at = found_.find(name);
+    if (info.is_vector || at == found_.end()) {
+      throw tensor_error(
+          info.name,
+          fmt::format("{}: tensor \"{}\" is F8_E4M3, but there is no tensor \"{}\" of "
+                      "its blocks' scales",
+                      file_name(weight.file), part.name, name),
+          "of fp8 checkpoints only those with a scale for each block are read: use "
+          "such a one, or the one in bfloat16");
+    }
+    at->second.is_used = true;
+    const auto& entry = *at->second.entry;
+    auto shape = part.shape;
+    auto& rows = *(shape.end() - 2);
+    rows = ceil_div(rows, config_.block_rows);
+    shape.back() = ceil_div(info.cols, config_.block_cols);
+    if (entry.shape != shape || !entry.has_known_dtype() || element_bytes(entry.dtype) == 1) {
+      throw tensor_error(
+          name,
+          fmt::format(
+              "{}: the scales \"{}\" are {} of shape [{}]; blocks of {} x {} have floats of "
+              "shape [{}]",
+              file_name(at->second.file), name, entry.dtype_name(), fmt::join(entry.shape, ", "),
+              config_.block_rows, config_.block_cols, fmt::join(shape, ", ")),
+          "config.json gives the blocks: quantization_config.weight_block_size, 128 x 128 unless "
+          "it "
+          "does");
+    }
+    return {&files_[at->second.file].file(),
+            entry.offset_bytes + part.matrix * rows * shape.back() * element_bytes(entry.dtype),
+            entry.dtype,
+            config_.block_rows,
+            config_.block_cols,
+            shape.back(),
+            part.first_row};
+  }
+
+  /// A head beside tied embeddings is to be their copy, which reading them proves.
+  void place_twin() {
+    if (!config_.model.tied_embeddings) return;
+    const auto at = found_.find(Unneeded::kHead);
+    if (at == found_.end()) return;
+    auto info = catalogue_.tensors().at(kEmbedding);
+    info.name = Unneeded::kHead;
+    twin_ = place_of(info, {info.name, shape_of(info)}, at->second);
+  }
+
+  void check_twin(const TensorInfo& info, uint64_t first,
+                  std::span<const std::byte> embedding) const {
+    const auto head = std::make_unique_for_overwrite<std::byte[]>(embedding.size());
+    const std::span bytes(head.get(), embedding.size());
+    read_stored(*twin_, info, first, bytes);
+    const auto differs = std::mismatch(bytes.begin(), bytes.end(), embedding.begin()).first;
+    if (differs == bytes.end()) return;
+    const auto element =
+        first + static_cast<uint64_t>(differs - bytes.begin()) / element_bytes(info.dtype);
     throw tensor_error(
-        info.name, fmt::format("{}: tensor \"{}\" is {} of shape [{}]; its {} asks for {} of [{}]",
-                               file_name(found.file), info.name, dtype_name(entry.dtype),
-                               fmt::join(entry.shape, ", "), kConfigFile, dtype_name(info.dtype),
-                               fmt::join(shape, ", ")));
+        Unneeded::kHead,
+        fmt::format("{} holds a \"{}\" that differs from \"{}\" (row {}), but its {} ties them",
+                    directory_.string(), Unneeded::kHead, info.name, element / info.cols,
+                    kConfigFile),
+        "set \"tie_word_embeddings\" to false in config.json if the model has a head of its own, "
+        "or "
+        "else remove lm_head.weight from the files");
   }
 
-  [[nodiscard]] bool is_ignored(const std::string& tensor) const {
-    if (tensor == "lm_head.weight") return full_config_.tied_embeddings;
-    return tensor.ends_with(".rotary_emb.inv_freq") || is_in_dropped_layer(tensor);
-  }
-
-  [[nodiscard]] bool is_in_dropped_layer(std::string_view tensor) const {
-    constexpr std::string_view kPrefix = "model.layers.";
-    if (!tensor.starts_with(kPrefix)) return false;
-    tensor.remove_prefix(kPrefix.size());
-    uint64_t layer = 0;
-    const auto* last = tensor.data() + tensor.size();
-    const auto [end, error] = std::from_chars(tensor.data(), last, layer);
-    return error == std::errc{} && end != last && *end == '.' &&
-           layer >= catalogue_.config().layers &&
-           layer < full_config_.layers + full_config_.mtp_layers;
-  }
+  static constexpr const char* kScaleSuffix = "_scale_inv";
 
   fs::path directory_;
-  ModelConfig full_config_;  ///< With all layers of the files, those for MTP too.
+  CheckpointConfig config_;  ///< Its model has all layers of the files.
   Catalogue catalogue_;
+  Unneeded unneeded_;
   std::vector<SafetensorsFile> files_;
-  std::map<std::string, Found> found_;  ///< Only while opening.
-  std::vector<Place> places_;           ///< By catalogue index.
+  std::map<std::string, Found> found_;                 ///< Only while opening.
+  std::vector<StoredTensor> places_;                   ///< By catalogue index.
+  std::optional<StoredTensor> twin_;                   ///< The stored head of tied embeddings.
+  std::map<std::pair<DType, DType>, uint64_t> casts_;  ///< Tensors by dtype in files and here.
 };
 
 // ---- writing
@@ -362,20 +536,63 @@ void write_all(const WeightSource& source, const fs::path& directory, uint64_t m
   partial.publish();
 }
 
-}  // namespace
+/// What to do where --model names no directory.
+std::string hint_for(const fs::path& model) {
+  auto name = model.filename().string();
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const auto preset = nearest_name(name, preset_names());
+  if (!preset.empty()) {
+    return fmt::format("for that published shape with generated weights: --model preset:{}",
+                       preset);
+  }
+  return "--model needs a Hugging Face checkpoint directory or preset:NAME";
+}
 
-std::unique_ptr<WeightSource> open_checkpoint(const fs::path& directory,
-                                              std::optional<uint64_t> keep_layers) {
+/// Does `work` on a directory that must be there; errors of the file system become request errors.
+template <class Work>
+auto in_directory(const fs::path& directory, const Work& work) -> decltype(work()) {
   try {
-    if (!fs::is_directory(directory)) {
-      throw request_error(fmt::format("there is no directory {}", directory.string()),
-                          "--model needs a Hugging Face checkpoint directory or preset:NAME");
-    }
-    return std::make_unique<CheckpointSource>(directory, keep_layers);
+    if (fs::is_directory(directory)) return work();
   } catch (const fs::filesystem_error& error) {
     throw request_error(
         fmt::format("cannot open {}: {}", directory.string(), error.code().message()));
   }
+  if (fs::exists(directory)) {
+    throw request_error(directory.string() + " is a file, not a checkpoint's directory",
+                        "name the directory that holds config.json and the weights");
+  }
+  throw request_error(fmt::format("there is no directory {}", directory.string()),
+                      hint_for(directory));
+}
+
+}  // namespace
+
+std::unique_ptr<WeightSource> open_checkpoint(const fs::path& directory,
+                                              std::optional<uint64_t> keep_layers) {
+  return in_directory(directory, [&]() -> std::unique_ptr<WeightSource> {
+    return std::make_unique<CheckpointSource>(directory, keep_layers);
+  });
+}
+
+Catalogue checkpoint_catalogue(const fs::path& directory, std::optional<uint64_t> keep_layers,
+                               std::vector<std::string>& remarks) {
+  return in_directory(directory, [&] {
+    const auto file = (directory / kConfigFile).string();
+    const auto config = parse_checkpoint_config(read_config_text(directory), file);
+    if (!config.names_dtype && holds_weights(directory)) {
+      const CheckpointSource source(directory, keep_layers);
+      return source.catalogue();
+    }
+    if (!config.names_dtype) {
+      remarks.push_back(file +
+                        " names no dtype, and there are no weights to take it from: bfloat16 "
+                        "is assumed");
+    }
+    return make_catalogue(directory_name(directory),
+                          keep_first_layers(config.model, keep_layers.value_or(config.model.layers),
+                                            directory.string()));
+  });
 }
 
 void write_checkpoint(const WeightSource& source, const fs::path& directory,

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "base/thread_pool.hpp"
 #include "model/weights.hpp"
@@ -12,12 +14,22 @@ namespace awex {
 
 /// Opens a Hugging Face checkpoint: config.json with model.safetensors, or with
 /// model.safetensors.index.json and the shards it names. Every tensor of the config must be there
-/// once, in the shard that the index names, with the catalogue's dtype and shape; other tensors are
-/// refused, except those that transformers ignores too (lm_head.weight of tied embeddings, inv_freq
-/// buffers, MTP layers) and, with `keep_layers`, those of later layers. Throws a request error that
+/// once, in the shard that the index names, with the catalogue's shape; experts may be stacked, as
+/// transformers 5 saves them. Weights in other float dtypes than the config's (which are the files'
+/// where it names none) and fp8 weights with a scale for each block are converted when they are
+/// read; remarks() counts them. Other tensors are refused, except those that transformers ignores
+/// too (lm_head.weight of tied embeddings, rotary buffers, MTP layers) and, with `keep_layers`,
+/// those of later layers; of these, files and index may name what the other does not have. A stored
+/// head that differs from tied embeddings is a request error of read(). Throws a request error that
 /// names tensor and file.
 [[nodiscard]] std::unique_ptr<WeightSource> open_checkpoint(const std::filesystem::path& directory,
                                                             std::optional<uint64_t> keep_layers);
+
+/// The catalogue that open_checkpoint would have, from config.json alone. Only where that names no
+/// dtype are the weights asked, or is bfloat16 assumed, with a remark, if there are none.
+[[nodiscard]] Catalogue checkpoint_catalogue(const std::filesystem::path& directory,
+                                             std::optional<uint64_t> keep_layers,
+                                             std::vector<std::string>& remarks);
 
 inline constexpr uint64_t kDefaultShardBytes = 5'000'000'000;
 

@@ -1,8 +1,11 @@
 #include "model/config.hpp"
 
+#include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "base/error.hpp"
 #include "model/json_input.hpp"
@@ -44,11 +47,20 @@ struct KnownDType {
   const char* name;
 };
 
-constexpr std::array<KnownDType, 3> kKnownDTypes{
-    {{DType::kBf16, "bfloat16"}, {DType::kF16, "float16"}, {DType::kF32, "float32"}}};
+/// The name that we write first, then the others that torch knows.
+constexpr std::array<KnownDType, 5> kKnownDTypes{{{DType::kBf16, "bfloat16"},
+                                                  {DType::kF16, "float16"},
+                                                  {DType::kF32, "float32"},
+                                                  {DType::kF16, "half"},
+                                                  {DType::kF32, "float"}}};
+
+/// The names of a field in transformers 4, 5 (its classes' attribute_map) and remote code.
+using Names = std::initializer_list<const char*>;
+constexpr Names kExpertNames = {"num_experts", "num_local_experts", "n_routed_experts"};
+constexpr Names kMtpNames = {"num_nextn_predict_layers", "num_mtp_layers"};
 
 /// A config.json's fields, with errors that name field, value and file. null counts as absent, as
-/// it does for transformers.
+/// it does for transformers. Keeps a list of the defaults that it gave.
 class Fields {
  public:
   Fields(const json& object, const std::string& file) : object_(object), file_(file) {
@@ -70,11 +82,43 @@ class Fields {
                         hint);
   }
 
+  [[nodiscard]] bool is_null(const char* field) const {
+    const auto at = object_.find(field);
+    return at != object_.end() && at->is_null();
+  }
+
+  /// The one of a field's names that the file uses, or else `usual`. Two that differ are refused.
+  [[nodiscard]] const char* name_of(const char* usual, Names names) const {
+    const char* used = find(usual) != nullptr ? usual : nullptr;
+    for (const char* name : names) {
+      if (find(name) == nullptr) continue;
+      if (used == nullptr) used = name;
+      if (*find(name) == *find(used)) continue;
+      refuse(name, fmt::format("that contradicts \"{}\", which is {}", used, shown(*find(used))));
+    }
+    return used != nullptr ? used : usual;
+  }
+
+  /// " (its default: "field" is missing)" where a value that a message names is not the user's.
+  [[nodiscard]] std::string origin(const char* field) const {
+    return find(field) != nullptr
+               ? ""
+               : fmt::format(" (transformers' default: \"{}\" is missing)", field);
+  }
+
+  void assume(const char* field, std::string value) const {
+    assumed_.push_back({field, std::move(value)});
+  }
+  [[nodiscard]] std::vector<AssumedField> assumed() const { return assumed_; }
+
   /// A whole number in [least, most].
   [[nodiscard]] uint64_t number(const char* field, std::optional<uint64_t> absent = std::nullopt,
                                 uint64_t most = kMaxSize, uint64_t least = 1) const {
     const auto* value = find(field);
-    if (value == nullptr && absent) return *absent;
+    if (value == nullptr && absent) {
+      assume(field, fmt::to_string(*absent));
+      return *absent;
+    }
     if (value == nullptr || !value->is_number_unsigned() || value->get<uint64_t>() < least ||
         value->get<uint64_t>() > most) {
       refuse(field, fmt::format("it must be a whole number from {} to {}", least, most));
@@ -84,8 +128,7 @@ class Fields {
 
   /// A number of which null says that the model does without, and is 0 here.
   [[nodiscard]] uint64_t number_or_null(const char* field, uint64_t absent) const {
-    const auto at = object_.find(field);
-    return at != object_.end() && at->is_null() ? 0 : number(field, absent);
+    return is_null(field) ? 0 : number(field, absent);
   }
 
   [[nodiscard]] bool flag(const char* field) const {
@@ -105,14 +148,18 @@ class Fields {
  private:
   const json& object_;
   const std::string& file_;
+  mutable std::vector<AssumedField> assumed_;
 };
 
 std::optional<Architecture> architecture_by_class(const Fields& fields) {
   const auto* list = fields.find("architectures");
   if (list == nullptr) return std::nullopt;
   if (list->is_array() && list->size() == 1 && list->front().is_string()) {
+    std::string_view name = list->front().get_ref<const std::string&>();
+    // Some releases write the name that FSDP gives the class that it wraps.
+    if (name.starts_with("FSDP")) name.remove_prefix(4);
     for (const auto& known : kKnown) {
-      if (list->front() == known.class_name) return known.architecture;
+      if (name == known.class_name) return known.architecture;
     }
   }
   fields.refuse("architectures", "it must hold one supported architecture", kKnownHint);
@@ -138,10 +185,16 @@ Architecture read_architecture(const Fields& fields) {
   return by_class ? *by_class : *by_type;
 }
 
-/// transformers 4 writes torch_dtype, transformers 5 dtype.
-DType read_dtype(const Fields& fields) {
+/// transformers 4 writes torch_dtype, transformers 5 dtype; of both it takes dtype. Nothing where the
+/// file leaves it open.
+std::optional<DType> read_dtype(const Fields& fields) {
   const char* field = fields.find("dtype") != nullptr ? "dtype" : "torch_dtype";
-  const auto name = fields.text(field);
+  const auto text = fields.text(field);
+  if (!text || *text == "auto") return std::nullopt;
+  std::string_view name = *text;
+  constexpr std::string_view kModule = "torch.";
+  if (name.starts_with(kModule)) name.remove_prefix(kModule.size());
+  if (name.starts_with("float8_e4m3")) return std::nullopt;
   for (const auto& known : kKnownDTypes) {
     if (name == known.name) return known.dtype;
   }
@@ -176,11 +229,15 @@ void read_latent_attention(const Fields& fields, ModelConfig& config) {
 }
 
 void read_grouped_attention(const Fields& fields, ModelConfig& config) {
-  config.kv_heads =
-      fields.number("num_key_value_heads", default_kv_heads(config.architecture, config.heads));
+  constexpr const char* kKvHeads = "num_key_value_heads";
+  config.kv_heads = fields.is_null(kKvHeads)
+                        ? config.heads
+                        : fields.number(kKvHeads, default_kv_heads(config.architecture,
+                                                                   config.heads));
   if (config.heads % config.kv_heads != 0) {
     fields.refuse("num_attention_heads",
-                  fmt::format("it must be a multiple of the {} KV heads", config.kv_heads));
+                  fmt::format("it must be a multiple of the {} KV heads{}", config.kv_heads,
+                              fields.origin(kKvHeads)));
   }
   const bool is_qwen3 = config.architecture == Architecture::kQwen3;
   if (fields.find("head_dim") == nullptr && !is_qwen3 && config.hidden % config.heads != 0) {
@@ -238,8 +295,14 @@ bool read_attention_bias(const Fields& fields, Architecture architecture) {
   return false;
 }
 
+/// The name that transformers 4 writes.
 const char* experts_field(Architecture architecture) {
   return architecture == Architecture::kQwen3Moe ? "num_experts" : "n_routed_experts";
+}
+
+/// The name that this file uses.
+const char* experts_field(const Fields& fields, Architecture architecture) {
+  return fields.name_of(experts_field(architecture), kExpertNames);
 }
 
 std::set<uint64_t> read_mlp_only_layers(const Fields& fields, uint64_t layers) {
@@ -259,10 +322,47 @@ std::set<uint64_t> read_mlp_only_layers(const Fields& fields, uint64_t layers) {
 }
 
 void read_qwen3_experts(const Fields& fields, ModelConfig& config) {
-  config.experts = fields.number(experts_field(config.architecture), 128);
+  config.experts = fields.number(experts_field(fields, config.architecture), 128);
   config.moe_intermediate = fields.number("moe_intermediate_size", 768);
   config.decoder_sparse_step = fields.number("decoder_sparse_step", 1);
   config.mlp_only_layers = read_mlp_only_layers(fields, config.layers);
+}
+
+/// The layers without experts that "mlp_layer_types" lists, where the file has it: newer classes of
+/// transformers say so what first_k_dense_replace said.
+std::optional<std::set<uint64_t>> read_dense_layers(const Fields& fields, uint64_t layers) {
+  constexpr const char* kField = "mlp_layer_types";
+  const auto* list = fields.find(kField);
+  if (list == nullptr) return std::nullopt;
+  std::set<uint64_t> dense;
+  bool valid = list->is_array() && list->size() == layers;
+  for (uint64_t layer = 0; valid && layer < layers; ++layer) {
+    if ((*list)[layer] == "dense") dense.insert(layer);
+    valid = (*list)[layer] == "dense" || (*list)[layer] == "sparse";
+  }
+  if (!valid) {
+    fields.refuse(kField,
+                  fmt::format("it must say \"dense\" or \"sparse\" of each of the {} layers", layers));
+  }
+  return dense;
+}
+
+/// Dense layers lead, so their number says all.
+uint64_t read_first_dense(const Fields& fields, uint64_t layers, uint64_t absent) {
+  constexpr const char* kField = "first_k_dense_replace";
+  const auto dense = read_dense_layers(fields, layers);
+  if (!dense) return fields.number(kField, absent, kMaxSize, 0);
+  const uint64_t count = dense->size();
+  if (count > 0 && *dense->rbegin() != count - 1) {
+    fields.refuse("mlp_layer_types", "dense layers behind sparse ones are not supported");
+  }
+  if (fields.find(kField) != nullptr &&
+      std::min(fields.number(kField, absent, kMaxSize, 0), layers) != count) {
+    fields.refuse(kField, fmt::format("that contradicts \"mlp_layer_types\", which begins with {} "
+                                      "dense layers",
+                                      count));
+  }
+  return count;
 }
 
 /// What transformers takes when the field is absent (its configuration_*.py).
@@ -275,13 +375,14 @@ struct SharedExpertDefaults {
 /// DeepSeek-V3, Kimi-K2 and GLM-4.5.
 void read_experts_beside_shared(const Fields& fields, ModelConfig& config,
                                 const SharedExpertDefaults& absent) {
-  config.experts = fields.number(experts_field(config.architecture), absent.experts);
+  config.experts = fields.number(experts_field(fields, config.architecture), absent.experts);
   config.moe_intermediate = fields.number("moe_intermediate_size", absent.moe_intermediate);
   config.shared_experts = fields.number_or_null("n_shared_experts", 1);
   config.has_score_correction_bias = true;
   config.first_k_dense_replace =
-      fields.number("first_k_dense_replace", absent.first_k_dense_replace, kMaxSize, 0);
-  config.mtp_layers = fields.number("num_nextn_predict_layers", 0, kMaxSize, 0);
+      read_first_dense(fields, config.layers, absent.first_k_dense_replace);
+  config.mtp_layers =
+      fields.number(fields.name_of("num_nextn_predict_layers", kMtpNames), 0, kMaxSize, 0);
   if (fields.number("moe_layer_freq", 1) != 1) {
     fields.refuse("moe_layer_freq", "it must be 1, experts in every layer after the dense ones");
   }
@@ -310,10 +411,68 @@ void read_experts(const Fields& fields, ModelConfig& config) {
       break;
   }
   config.experts_per_token = fields.number("num_experts_per_tok", 8);
-  if (config.experts_per_token > config.experts) {
-    fields.refuse("num_experts_per_tok",
-                  fmt::format("it must not exceed the {} experts", config.experts));
+  if (config.experts_per_token <= config.experts) return;
+  const bool is_given = fields.find("num_experts_per_tok") != nullptr;
+  fields.refuse(
+      "num_experts_per_tok",
+      fmt::format("{} must not exceed the {} experts{}",
+                  is_given ? "it" : fmt::format("transformers' default of {}",
+                                                config.experts_per_token),
+                  config.experts, fields.origin(experts_field(fields, config.architecture))));
+}
+
+constexpr const char* kUnquantised = "use the checkpoint in bfloat16 that it was made from";
+
+/// weight_block_size, where it is given.
+void read_blocks(const Fields& fields, const json& quantisation, CheckpointConfig& config) {
+  const auto size = quantisation.find("weight_block_size");
+  if (size == quantisation.end() || size->is_null()) return;
+  bool valid = size->is_array() && size->size() == 2;
+  for (const auto& extent : valid ? *size : json::array()) {
+    valid = valid && extent.is_number_unsigned() && extent.get<uint64_t>() >= 1 &&
+            extent.get<uint64_t>() <= kMaxSize;
   }
+  if (!valid) {
+    fields.refuse("quantization_config",
+                  "its \"weight_block_size\" must be two whole numbers, as [128, 128]");
+  }
+  config.block_rows = (*size)[0].get<uint64_t>();
+  config.block_cols = (*size)[1].get<uint64_t>();
+}
+
+/// Of all quantisations only fp8 with a scale for each block is known: that of DeepSeek-V3, Kimi-K2
+/// and Qwen3-FP8.
+void read_quantisation(const Fields& fields, CheckpointConfig& config) {
+  if (fields.find("compression_config") != nullptr) {
+    fields.refuse("compression_config", "compressed-tensors checkpoints are not supported",
+                  kUnquantised);
+  }
+  if (fields.find("quantization") != nullptr) {
+    fields.refuse("quantization", "quantised MLX checkpoints are not supported", kUnquantised);
+  }
+  constexpr const char* kField = "quantization_config";
+  const auto* quantisation = fields.find(kField);
+  if (quantisation == nullptr) return;
+  if (!quantisation->is_object()) fields.refuse(kField, "it must be an object");
+  const Fields inner(*quantisation, fields.file());
+  const auto method = inner.text("quant_method");
+  if (!method) {
+    fields.refuse(kField, "it does not name its \"quant_method\"", kUnquantised);
+  }
+  if (*method != "fp8") {
+    fields.refuse(kField,
+                  fmt::format("{} checkpoints are not supported, of quantised ones only fp8 with a "
+                              "scale for each block",
+                              in_quotes(*method)),
+                  kUnquantised);
+  }
+  const auto format = inner.text("fmt").value_or("e4m3");
+  if (format != "e4m3" && format != "float8_e4m3fn") {
+    fields.refuse(kField, fmt::format("fp8 is read as e4m3, not as {}", in_quotes(format)),
+                  kUnquantised);
+  }
+  config.is_fp8 = true;
+  read_blocks(fields, *quantisation, config);
 }
 
 double real(uint64_t value) { return static_cast<double>(value); }
@@ -334,8 +493,15 @@ double attention_elements(const ModelConfig& config) {
   return q + kv + hidden * heads * real(config.v_head_dim);
 }
 
+/// The number of experts as a part of a message; empty for a dense model.
+std::string experts_of(const ModelConfig& config, const Fields& fields) {
+  if (config.experts == 0) return {};
+  const char* field = experts_field(fields, config.architecture);
+  return fmt::format("\"{}\" {}{}, ", field, config.experts, fields.origin(field));
+}
+
 /// Bounds from above, in floating point so that they cannot overflow themselves.
-void check_total(const ModelConfig& config, const std::string& file) {
+void check_total(const ModelConfig& config, const Fields& fields) {
   const double layers = real(config.layers);
   const double hidden = real(config.hidden);
   const double experts = real(config.experts);
@@ -347,11 +513,11 @@ void check_total(const ModelConfig& config, const std::string& file) {
   const double elements = hidden * (2 * real(config.vocab) + 1) + layers * layer;
   if (tensors <= kMaxTensors && elements <= kMaxElements) return;
   throw request_error(
-      fmt::format("{}: the sizes cannot be right: \"num_hidden_layers\" {}, \"{}\" {}, "
+      fmt::format("{}: the sizes cannot be right: \"num_hidden_layers\" {}, {}"
                   "\"hidden_size\" {}, \"vocab_size\" {} and the others give about {:.3g} tensors "
                   "of {:.3g} elements",
-                  file, config.layers, experts_field(config.architecture), config.experts,
-                  config.hidden, config.vocab, tensors, elements),
+                  fields.file(), config.layers, experts_of(config, fields), config.hidden,
+                  config.vocab, tensors, elements),
       "at most a million tensors of 2^56 elements in all are possible");
 }
 
@@ -415,27 +581,41 @@ bool ModelConfig::is_moe_layer(uint64_t layer) const {
          (layer + 1) % decoder_sparse_step == 0;
 }
 
-ModelConfig parse_config(std::string_view json_text, const std::string& file) {
+std::string CheckpointConfig::assumptions() const {
+  std::string list;
+  for (const auto& field : assumed) {
+    list += fmt::format("{}\"{}\" (taken as {})", list.empty() ? "" : ", ", field.name, field.value);
+  }
+  return list.empty() ? "" : "config.json leaves out " + list;
+}
+
+CheckpointConfig parse_checkpoint_config(std::string_view json_text, const std::string& file) {
   const auto object = parse_json(json_text, file);
   const Fields fields(object, file);
-  if (fields.find("quantization_config") != nullptr) {
-    fields.refuse("quantization_config", "quantised checkpoints are not supported",
-                  "use the checkpoint in bfloat16");
-  }
-  ModelConfig config;
+  CheckpointConfig result;
+  read_quantisation(fields, result);
+  auto& config = result.model;
   config.architecture = read_architecture(fields);
-  config.dtype = read_dtype(fields);
+  const auto dtype = read_dtype(fields);
+  result.names_dtype = dtype.has_value();
+  config.dtype = dtype.value_or(DType::kBf16);
   config.layers = fields.number("num_hidden_layers", std::nullopt, 1'000'000);
   config.hidden = fields.number("hidden_size");
   config.intermediate = fields.number("intermediate_size");
   config.vocab = fields.number("vocab_size");
   config.tied_embeddings = fields.flag("tie_word_embeddings");
+  if (fields.find("tie_word_embeddings") == nullptr) fields.assume("tie_word_embeddings", "false");
   config.qk_norm = read_qk_norm(fields, config.architecture);
   config.attention_bias = read_attention_bias(fields, config.architecture);
   read_attention(fields, config);
   read_experts(fields, config);
-  check_total(config, file);
-  return config;
+  check_total(config, fields);
+  result.assumed = fields.assumed();
+  return result;
+}
+
+ModelConfig parse_config(std::string_view json_text, const std::string& file) {
+  return parse_checkpoint_config(json_text, file).model;
 }
 
 std::string config_to_json(const ModelConfig& config) {

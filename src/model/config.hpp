@@ -4,6 +4,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "model/dtype.hpp"
 
@@ -62,9 +63,33 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 };
 
-/// Reads a config.json's text. Throws a request error that names the field, its value and the file
-/// for missing, absurd or contradicting fields and for architectures that we do not know. What
+/// A field that a config.json leaves out, and what transformers takes then.
+struct AssumedField {
+  std::string name;
+  std::string value;
+};
+
+/// A whole config.json: the model, and what it says about how files store the weights.
+struct CheckpointConfig {
+  ModelConfig model;         ///< Its dtype is bfloat16 where the file names none.
+  bool names_dtype = false;  ///< Whether the file does; fp8 is how weights are stored, no dtype here.
+  bool is_fp8 = false;       ///< Whether it says that weights are fp8 with a scale for each block.
+  uint64_t block_rows = 128;  ///< Rows of such a block (weight_block_size), and of fp8 files whose
+  uint64_t block_cols = 128;  ///< config.json says nothing of it.
+  std::vector<AssumedField> assumed;  ///< In the order in which they were asked for.
+
+  /// "config.json leaves out "a" (taken as 1)", for hints; empty if it leaves out nothing.
+  [[nodiscard]] std::string assumptions() const;
+};
+
+/// Reads a config.json's text, with the field names of transformers 4 and 5. Throws a request error
+/// that names the field, its value and the file for missing, absurd or contradicting fields, for
+/// architectures that we do not know, and for quantisations other than fp8 (e4m3) in blocks. What
 /// passes has fewer than 2^56 elements in at most a million tensors, so later sums do not overflow.
+[[nodiscard]] CheckpointConfig parse_checkpoint_config(std::string_view json_text,
+                                                       const std::string& file);
+
+/// The model of parse_checkpoint_config alone.
 [[nodiscard]] ModelConfig parse_config(std::string_view json_text, const std::string& file);
 
 /// The config.json text that parse_config reads back to the same config.

@@ -4,8 +4,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 
 #include "base/error.hpp"
 #include "base/units.hpp"
@@ -46,8 +48,23 @@ void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
   }
 }
 
+void refuse_lfs_pointer(const InputFile& file) {
+  constexpr std::string_view kBeginning = "version https://git-lfs.github.com/spec/";
+  std::array<char, kBeginning.size()> first{};
+  if (file.bytes() < first.size()) return;
+  file.read(0, std::as_writable_bytes(std::span(first)));
+  if (std::string_view(first.data(), first.size()) != kBeginning) return;
+  const auto directory = std::filesystem::path(file.name()).parent_path().string();
+  throw request_error(
+      fmt::format("{} is a git-lfs pointer of {}, not the file itself", file.name(),
+                  format_bytes(file.bytes())),
+      fmt::format("fetch the files: git lfs install && git -C {} lfs pull",
+                  directory.empty() ? "." : directory));
+}
+
 std::string read_text(const std::filesystem::path& path, uint64_t max_bytes) {
   const InputFile file(path);
+  refuse_lfs_pointer(file);
   if (file.bytes() > max_bytes) {
     throw request_error(fmt::format("{} has {}; such a file has at most {}", file.name(),
                                     format_bytes(file.bytes()), format_bytes(max_bytes)));

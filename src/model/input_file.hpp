@@ -31,7 +31,12 @@ class InputFile {
   uint64_t bytes_ = 0;
 };
 
-/// The whole text of a file of at most `max_bytes`; a larger one is a request error.
+/// Throws a request error if the file is what git leaves of a large file that git-lfs has not
+/// fetched: a text of three lines.
+void refuse_lfs_pointer(const InputFile& file);
+
+/// The whole text of a file, no git-lfs pointer, of at most `max_bytes`; a larger one is a request
+/// error.
 [[nodiscard]] std::string read_text(const std::filesystem::path& path, uint64_t max_bytes);
 
 }  // namespace awex

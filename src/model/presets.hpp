@@ -11,7 +11,7 @@ namespace awex {
 /// The names of all presets: published shapes ("qwen3-0.6b", …) and small ones for tests
 /// ("tiny-dense", …). The small ones divide by 2, 3 and 4 in heads, KV heads, hidden, latent and
 /// intermediate sizes, experts and layers; their vocabulary is no multiple of 64, so engines have
-/// to pad it.
+/// to pad it. Their heads have 32 elements but for those of latent attention.
 [[nodiscard]] std::vector<std::string> preset_names();
 
 /// A preset's config; all presets are bf16 and without MTP layers. Throws a request error with the

@@ -24,6 +24,29 @@ constexpr uint64_t kMaxHeaderBytes = 100'000'000;  ///< The public implementatio
 constexpr uint64_t kDataAlignment = 8;
 constexpr const char* kMetadata = "__metadata__";
 
+/// A dtype of the format that weights do not have, and the bytes of an element.
+struct OtherDType {
+  std::string_view name;
+  uint64_t bytes;
+};
+constexpr std::array<OtherDType, 11> kOtherDTypes{{{"BOOL", 1},
+                                                   {"U8", 1},
+                                                   {"I8", 1},
+                                                   {"F8_E8M0", 1},
+                                                   {"U16", 2},
+                                                   {"I16", 2},
+                                                   {"U32", 4},
+                                                   {"I32", 4},
+                                                   {"U64", 8},
+                                                   {"I64", 8},
+                                                   {"F64", 8}}};
+
+const OtherDType* other_dtype(std::string_view name) {
+  const auto* found = std::find_if(kOtherDTypes.begin(), kOtherDTypes.end(),
+                                   [&](const auto& other) { return other.name == name; });
+  return found == kOtherDTypes.end() ? nullptr : found;
+}
+
 /// Reads one tensor's description; errors name file and tensor.
 class EntryReader {
  public:
@@ -34,7 +57,7 @@ class EntryReader {
     if (!description.is_object()) refuse("has no description: " + shown(description));
     SafetensorsEntry entry;
     entry.name = name_;
-    entry.dtype = read_dtype(field(description, "dtype"));
+    read_dtype(field(description, "dtype"), entry);
     entry.shape = read_numbers(description, "shape");
     const auto offsets = read_numbers(description, "data_offsets");
     if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > data_bytes) {
@@ -59,14 +82,15 @@ class EntryReader {
     return *at;
   }
 
-  [[nodiscard]] DType read_dtype(const json& value) const {
-    const auto dtype = value.is_string() ? dtype_from_name(value.get_ref<const std::string&>())
-                                         : std::optional<DType>{};
-    if (!dtype) {
-      refuse(
-          fmt::format("has dtype {}; known are BF16, F16, F32, F8_E4M3 and F8_E5M2", shown(value)));
+  void read_dtype(const json& value, SafetensorsEntry& entry) const {
+    const std::string name = value.is_string() ? value.get<std::string>() : "";
+    if (const auto dtype = dtype_from_name(name)) {
+      entry.dtype = *dtype;
+    } else if (other_dtype(name) != nullptr) {
+      entry.other_dtype = name;
+    } else {
+      refuse(fmt::format("has dtype {}; weights are BF16, F16, F32 or F8_E4M3", shown(value)));
     }
-    return *dtype;
   }
 
   [[nodiscard]] std::vector<uint64_t> read_numbers(const json& description,
@@ -84,7 +108,7 @@ class EntryReader {
 
   void check_size(const SafetensorsEntry& entry) const {
     const auto shape = fmt::format("[{}]", fmt::join(entry.shape, ", "));
-    uint64_t bytes = element_bytes(entry.dtype);
+    uint64_t bytes = entry.element_bytes();
     bool overflow = false;
     for (const auto extent : entry.shape) {
       overflow = overflow || __builtin_mul_overflow(bytes, extent, &bytes);
@@ -92,7 +116,7 @@ class EntryReader {
     if (overflow) refuse(fmt::format("has shape {}, whose bytes do not fit 64 bits", shape));
     if (bytes != entry.bytes) {
       refuse(fmt::format("has {} bytes of data; {} of shape {} has {}", entry.bytes,
-                         dtype_name(entry.dtype), shape, bytes));
+                         entry.dtype_name(), shape, bytes));
     }
   }
 
@@ -153,6 +177,11 @@ std::string make_header(std::vector<SafetensorsEntry>& tensors) {
 
 }  // namespace
 
+uint64_t SafetensorsEntry::element_bytes() const {
+  const auto* other = other_dtype.empty() ? nullptr : awex::other_dtype(other_dtype);
+  return other != nullptr ? other->bytes : awex::element_bytes(dtype);
+}
+
 uint64_t safetensors_header_length(std::span<const std::byte> first_bytes, uint64_t file_bytes,
                                    const std::string& file) {
   static_assert(std::endian::native == std::endian::little);
@@ -199,6 +228,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
   std::array<std::byte, kLengthBytes> first{};
   const auto available = std::min(kLengthBytes, file_.bytes());
   file_.read(0, std::span(first).first(available));
+  refuse_lfs_pointer(file_);
   const auto length =
       safetensors_header_length(std::span(first).first(available), file_.bytes(), file_.name());
   std::string header(length, '\0');

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/unique_fd.hpp"
@@ -25,6 +26,16 @@ struct SafetensorsEntry {
   std::vector<uint64_t> shape;
   uint64_t offset_bytes = 0;  ///< From the start of the file.
   uint64_t bytes = 0;
+  /// The name of a dtype of the format that none of DType is ("I64"), and then `dtype` says nothing.
+  /// Nothing here reads such elements, but files may hold them beside those of the model.
+  std::string other_dtype{};
+
+  [[nodiscard]] bool has_known_dtype() const { return other_dtype.empty(); }
+  /// The dtype's name in the file.
+  [[nodiscard]] std::string_view dtype_name() const {
+    return has_known_dtype() ? awex::dtype_name(dtype) : other_dtype;
+  }
+  [[nodiscard]] uint64_t element_bytes() const;
 };
 
 /// The length of the header's JSON that the first 8 bytes of a file of `file_bytes` announce.

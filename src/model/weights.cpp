@@ -15,15 +15,28 @@ namespace {
 constexpr uint64_t kChunkBytes = 4U << 20;
 constexpr std::string_view kPresetPrefix = "preset:";
 
+bool is_preset(const std::string& model) { return model.starts_with(kPresetPrefix); }
+
+Catalogue preset_catalogue(const std::string& model, std::optional<uint64_t> keep_layers) {
+  const auto name = model.substr(kPresetPrefix.size());
+  auto config = preset_config(name);
+  if (keep_layers) config = keep_first_layers(std::move(config), *keep_layers, name);
+  return make_catalogue(name, config);
+}
+
 }  // namespace
 
 std::unique_ptr<WeightSource> open_model(const std::string& model,
                                          std::optional<uint64_t> keep_layers) {
-  if (!model.starts_with(kPresetPrefix)) return open_checkpoint(model, keep_layers);
-  const auto name = model.substr(kPresetPrefix.size());
-  auto config = preset_config(name);
-  if (keep_layers) config = keep_first_layers(std::move(config), *keep_layers, name);
-  return generate_weights(make_catalogue(name, config));
+  if (!is_preset(model)) return open_checkpoint(model, keep_layers);
+  return generate_weights(preset_catalogue(model, keep_layers));
+}
+
+ModelShape read_model_shape(const std::string& model, std::optional<uint64_t> keep_layers) {
+  if (is_preset(model)) return {preset_catalogue(model, keep_layers), {}};
+  std::vector<std::string> remarks;
+  auto catalogue = checkpoint_catalogue(model, keep_layers, remarks);
+  return {std::move(catalogue), std::move(remarks)};
 }
 
 void check_range(const TensorInfo& tensor, uint64_t first, uint64_t bytes) {

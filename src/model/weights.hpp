@@ -31,6 +31,9 @@ class WeightSource {
   /// order of its whole shape, in the catalogue's dtype, little endian. Throws a run-time error for
   /// elements that the tensor does not have, and when a disk fails.
   virtual void read(uint32_t tensor, uint64_t first, std::span<std::byte> out) const = 0;
+
+  /// What a user should know about how the weights are read, for one rank to say: a line each.
+  [[nodiscard]] virtual std::vector<std::string> remarks() const { return {}; }
 };
 
 /// Opens "DIR" (config.json and *.safetensors, single or sharded with index) or "preset:NAME".
@@ -38,6 +41,15 @@ class WeightSource {
 /// validated before this returns; throws a request error otherwise.
 [[nodiscard]] std::unique_ptr<WeightSource> open_model(const std::string& model,
                                                        std::optional<uint64_t> keep_layers);
+
+/// What open_model's source has as its catalogue, and remarks as WeightSource has them. Needs no
+/// weights, only a directory's config.json.
+struct ModelShape {
+  Catalogue catalogue;
+  std::vector<std::string> remarks;
+};
+[[nodiscard]] ModelShape read_model_shape(const std::string& model,
+                                          std::optional<uint64_t> keep_layers);
 
 /// Throws a run-time error that names the tensor unless `bytes` are whole elements of it, from
 /// element `first` on. For implementations of WeightSource::read.

@@ -18,7 +18,7 @@ void check(std::span<const std::byte> content, uint64_t file_bytes) {
   for (const auto& entry : parse_safetensors_header(header, file_bytes, "f")) {
     fuzz::require(entry.offset_bytes == end, "tensors follow each other");
     fuzz::require(entry.bytes <= file_bytes - end, "tensors end within the file");
-    uint64_t bytes = element_bytes(entry.dtype);
+    uint64_t bytes = entry.element_bytes();
     for (const auto extent : entry.shape) {
       fuzz::require(!__builtin_mul_overflow(bytes, extent, &bytes), "shapes do not overflow");
     }

@@ -68,6 +68,14 @@ ModelConfig small_mla() {
 
 TEST_CASE("published models have their published number of parameters") {
   const std::vector<std::pair<const char*, uint64_t>> published{
+      {"qwen2.5-0.5b", 494'032'768},        {"qwen2.5-1.5b", 1'543'714'304},
+      {"qwen2.5-3b", 3'085'938'688},        {"qwen2.5-7b", 7'615'616'512},
+      {"qwen2.5-14b", 14'770'033'664},      {"qwen2.5-32b", 32'763'876'352},
+      {"qwen2.5-72b", 72'706'203'648},      {"qwen3-1.7b", 1'720'574'976},
+      {"qwen3-14b", 14'768'307'200},        {"qwen3-32b", 32'762'123'264},
+      {"llama-3.1-70b", 70'553'706'496},    {"llama-3.3-70b", 70'553'706'496},
+      {"llama-3.2-1b", 1'235'814'400},      {"llama-3.2-3b", 3'212'749'824},
+      {"deepseek-llm-7b", 6'910'365'696},   {"moonlight-16b-a3b", 15'960'110'208},
       {"qwen3-0.6b", 596'049'920},          {"qwen3-4b", 4'022'468'096},
       {"qwen3-8b", 8'190'735'360},          {"qwen3-30b-a3b", 30'532'122'624},
       {"qwen3-235b-a22b", 235'093'634'560}, {"llama-3.1-8b", 8'030'261'248},
@@ -217,7 +225,7 @@ TEST_CASE("tied embeddings have no lm_head and qwen2 has biases of q, k and v") 
   const auto biased = make_catalogue("m", preset_config("tiny-dense-bias"));
   const auto& bias = biased.tensors()[biased.index_of("model.layers.0.self_attn.k_proj.bias")];
   CHECK(bias.is_vector);
-  CHECK(bias.rows == 12 * 16);
+  CHECK(bias.rows == 12 * 32);
   CHECK_FALSE(biased.find("model.layers.0.self_attn.o_proj.bias"));
 }
 
@@ -254,6 +262,14 @@ TEST_CASE("a fingerprint tells models apart that differ in one property of one t
 
 TEST_CASE("unknown tensors and presets are refused by name") {
   test::check_refused([] { (void)preset_config("qwen3-4B"); }, {"qwen3-4B"});
+  for (const char* name : {"Qwen3-8B", "qwen3-8", "qwen3_8b"}) {
+    try {
+      (void)preset_config(name);
+      FAIL_CHECK("nothing was refused");
+    } catch (const Error& error) {
+      CHECK(error.hint() == "did you mean \"qwen3-8b\"?");
+    }
+  }
   const auto catalogue = make_catalogue("tiny-dense", preset_config("tiny-dense"));
   test::check_refused([&] { (void)catalogue.index_of("model.nothing"); },
                       {"tiny-dense", "model.nothing"});
@@ -269,6 +285,10 @@ TEST_CASE("the small presets divide by 2, 3 and 4, and need vocabulary padding")
           config.experts, config.moe_intermediate, config.q_lora_rank, config.kv_lora_rank,
           config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim}) {
       CHECK(size % 12 == 0);
+    }
+    CHECK(config.head_dim == (config.is_mla() ? 0 : 32));
+    if (config.architecture == Architecture::kQwen2) {
+      CHECK(config.head_dim * config.heads == config.hidden);  // as vLLM's Qwen2 has it
     }
     CHECK(config.vocab % 64 != 0);
     CHECK((config.vocab + 63) / 64 * 64 % 12 == 0);

@@ -50,6 +50,12 @@ class CheckpointFixture {
     test::check_refused([&] { (void)open(); }, words);
   }
 
+  /// Rows of blocks of 128 that q_proj has.
+  [[nodiscard]] static uint64_t blocks_of_q() {
+    const auto config = small();
+    return (config.heads * config.head_dim + 127) / 128;
+  }
+
   /// Writes `file` anew with the tensors that it has after `change`, all bytes zero.
   void rewrite(const char* file,
                const std::function<void(std::vector<SafetensorsEntry>&)>& change) {
@@ -128,32 +134,232 @@ TEST_CASE_FIXTURE(CheckpointFixture, "layers for multi-token prediction are igno
   const auto add = [&](const char* name) {
     rewrite(kSingle, [&](auto& entries) { entries.push_back({name, DType::kBf16, {96, 192}}); });
   };
+  add("model.layers.2.surprise.weight");
+  refuse({"model.layers.2.surprise.weight", "does not have"});
+  rewrite(kSingle, [](auto& entries) { entries.pop_back(); });
   add("model.layers.2.eh_proj.weight");
-  refuse({"model.layers.2.eh_proj.weight", "does not have"});
+  CHECK(open()->catalogue().config() == config);
+  add("model.layers.2.mlp.gate_proj.weight");
+  CHECK(open()->catalogue().config() == config);
   change_json("config.json", [](json& object) { object["num_nextn_predict_layers"] = 1; });
   CHECK(open()->catalogue().config() == config);
   CHECK(open()->catalogue().fingerprint() == make_catalogue("m", config).fingerprint());
   CHECK(open_checkpoint(path(), 1)->catalogue().config().layers == 1);
   add("model.layers.3.eh_proj.weight");
-  refuse({"model.layers.3.eh_proj.weight", "does not have"});
+  CHECK(open()->catalogue().config() == config);
 }
 
-TEST_CASE_FIXTURE(CheckpointFixture, "a router's bias has to be fp32 beside bf16 weights") {
+TEST_CASE_FIXTURE(CheckpointFixture, "weights of other float dtypes are cast and counted") {
   auto config = preset_config("tiny-glm");
   config.layers = 2;
   write(config, kDefaultShardBytes);
-  const char* name = "model.layers.1.mlp.gate.e_score_correction_bias";
-  const auto give_it = [&](DType dtype) {
+  CHECK(open()->remarks().empty());
+  const auto give = [&](DType dtype, const char* end) {
     rewrite(kSingle, [&](auto& entries) {
       for (auto& entry : entries) {
-        if (entry.name == name) entry.dtype = dtype;
+        if (entry.name.ends_with(end)) entry.dtype = dtype;
       }
     });
   };
-  give_it(DType::kBf16);
-  refuse({name, "BF16", "F32"});
-  give_it(DType::kF32);
+  give(DType::kBf16, "e_score_correction_bias");
+  give(DType::kF32, "layernorm.weight");
+  give(DType::kF16, "mlp.gate.weight");
+  const auto remarks = open()->remarks();
+  REQUIRE(remarks.size() == 1);
+  for (const char* part :
+       {"4 tensors F32 -> BF16", "1 tensor BF16 -> F32", "1 tensor F16 -> BF16"}) {
+    CHECK_MESSAGE(remarks[0].find(part) != std::string::npos, remarks[0]);
+  }
+  CHECK(open()->catalogue().fingerprint() == make_catalogue("m", config).fingerprint());
+  change_json("config.json", [](json& object) { object.erase("torch_dtype"); });
+  CHECK(open()->catalogue().fingerprint() == make_catalogue("m", config).fingerprint());
+  give(DType::kF32, ".weight");
+  CHECK(open()->catalogue().config().dtype == DType::kF32);
+  std::vector<std::string> said;
+  CHECK(checkpoint_catalogue(path(), {}, said).config().dtype == DType::kF32);
+  CHECK(said.empty());
+  fs::remove(path() / kSingle);
+  CHECK(checkpoint_catalogue(path(), {}, said).config().dtype == DType::kBf16);
+  CHECK(said.size() == 1);
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "weights of other kinds are refused by name") {
+  write_single();
+  const auto give = [&](const SafetensorsEntry& like) {
+    rewrite(kSingle, [&](auto& entries) {
+      for (auto& entry : entries) {
+        if (!entry.name.ends_with("layers.1.self_attn.q_proj.weight")) continue;
+        entry.dtype = like.dtype;
+        entry.other_dtype = like.other_dtype;
+      }
+    });
+  };
+  give({"", DType::kF8E5M2, {}});
+  refuse({"layers.1.self_attn.q_proj.weight", "F8_E5M2"});
+  give({"", DType::kF8E4M3, {}});
+  refuse({"layers.1.self_attn.q_proj.weight", "no tensor", "q_proj.weight_scale_inv"});
+  const char* scales = "model.layers.1.self_attn.q_proj.weight_scale_inv";
+  const auto rows = blocks_of_q();
+  rewrite(kSingle, [&](auto& entries) { entries.push_back({scales, DType::kF32, {rows, 2}}); });
+  refuse({scales, "128 x 128"});
+  rewrite(kSingle, [&](auto& entries) { entries.back().shape = {rows, 1}; });
+  CHECK(open()->remarks().size() == 1);
+  give({"", DType::kBf16, {}});
+  refuse({scales, "is not fp8"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "an index may name what nobody needs, and files too") {
+  write_sharded();
+  const auto list = [&](const char* name, const char* shard) {
+    change_json(kIndex, [&](json& index) { index["weight_map"][name] = shard; });
+  };
+  list("model.layers.0.self_attn.rotary_emb.inv_freq", "gone.safetensors");
   CHECK(open() != nullptr);
+  list("model.layers.3.input_layernorm.weight", "gone.safetensors");
+  refuse({"gone.safetensors"});
+  change_json(kIndex, [](json& index) {
+    index["weight_map"].erase("model.layers.3.input_layernorm.weight");
+  });
+  list("lm_head.weight", "gone.safetensors");
+  refuse({"gone.safetensors"});
+  change_json("config.json", [](json& object) { object["tie_word_embeddings"] = true; });
+  CHECK(open_checkpoint(path(), 1)->catalogue().find("lm_head.weight") == std::nullopt);
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "MTP layers that only the index names are ignored") {
+  auto config = preset_config("tiny-mla");
+  config.layers = 2;
+  write(config, 300'000);
+  change_json(kIndex, [](json& index) {
+    index["weight_map"]["model.layers.2.eh_proj.weight"] = "gone.safetensors";
+    index["weight_map"]["model.layers.2.mlp.gate.weight"] = "gone.safetensors";
+    index["weight_map"]["model.layers.3.shared_head.norm.weight"] = "gone.safetensors";
+  });
+  CHECK(open()->catalogue().config() == config);
+  change_json(kIndex, [](json& index) {
+    index["weight_map"]["model.layers.1.surprise"] = "gone.safetensors";
+  });
+  refuse({"gone.safetensors"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "an index of the single file is fine beside it") {
+  write_single();
+  json map;
+  const SafetensorsFile file(path() / kSingle);
+  for (const auto& entry : file.entries()) map[entry.name] = kSingle;
+  test::write_file(path() / kIndex, json{{"weight_map", map}}.dump());
+  CHECK(open() != nullptr);
+  map["model.norm.weight"] = "other.safetensors";
+  test::write_file(path() / kIndex, json{{"weight_map", map}}.dump());
+  refuse({"both", kSingle, kIndex});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "a catalogue needs config.json alone") {
+  write_sharded();
+  const auto whole = open()->catalogue().fingerprint();
+  for (const auto& file : fs::directory_iterator(path())) {
+    if (file.path().extension() == ".safetensors") fs::remove(file.path());
+  }
+  std::vector<std::string> remarks;
+  CHECK(checkpoint_catalogue(path(), {}, remarks).fingerprint() == whole);
+  fs::remove(path() / kIndex);
+  CHECK(checkpoint_catalogue(path(), {}, remarks).fingerprint() == whole);
+  CHECK(checkpoint_catalogue(path(), 2, remarks).config().layers == 2);
+  CHECK(remarks.empty());
+  refuse({"weights are missing"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "a head that differs from tied embeddings is refused") {
+  write(small(true), kDefaultShardBytes);
+  rewrite(kSingle, [](auto& entries) {
+    entries.push_back({"lm_head.weight", DType::kF32, {1129, 96}});
+  });
+  CHECK_NOTHROW((void)digest_source(*open(), pool_));
+  {
+    const SafetensorsFile file(path() / kSingle);
+    std::fstream out(path() / kSingle, std::ios::in | std::ios::out | std::ios::binary);
+    out.seekp(static_cast<std::streamoff>(file.entries().back().offset_bytes + 7 * 96 * 4 + 3));
+    out << '\x3f';
+    REQUIRE(file.entries().back().name == "lm_head.weight");
+  }
+  const auto source = open();
+  test::check_refused([&] { (void)digest_source(*source, pool_); },
+                      {"lm_head.weight", "model.embed_tokens.weight", "row 7", "ties"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "what people have instead of a checkpoint is recognised") {
+  const auto said = [&](const fs::path& directory) -> std::string {
+    try {
+      (void)open_checkpoint(directory, {});
+    } catch (const Error& error) {
+      CHECK(error.code() == ExitCode::kRequest);
+      return std::string(error.what()) + " | " + error.hint();
+    }
+    FAIL_CHECK("nothing was refused");
+    return {};
+  };
+  const auto expect = [&](const fs::path& directory, std::initializer_list<const char*> words) {
+    const auto text = said(directory);
+    for (const char* word : words) CHECK_MESSAGE(text.find(word) != std::string::npos, text);
+  };
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+  write_sharded();
+  test::write_file(path() / kIndex, pointer);
+  expect(path(), {kIndex, "git-lfs pointer", "git lfs install", "lfs pull"});
+  test::write_file(path() / "config.json", pointer);
+  expect(path(), {"config.json", "git-lfs pointer"});
+  fs::remove_all(path());
+  write_sharded();
+  fs::remove(path() / kIndex);
+  expect(path(), {"model-00001-of-", kIndex, "fetch"});
+  fs::remove_all(path());
+  write_single();
+  test::write_file(path() / kSingle, pointer);
+  expect(path(), {kSingle, "git-lfs pointer"});
+  fs::remove(path() / kSingle);
+  for (const auto& [file, word] :
+       std::vector<std::pair<const char*, const char*>>{{"pytorch_model.bin", "safe_serialization"},
+                                                        {"m.gguf", "GGUF"},
+                                                        {"consolidated.safetensors", "Mistral"},
+                                                        {"adapter_model.safetensors", "adapter"}}) {
+    test::write_file(path() / file, "x");
+    expect(path(), {file == std::string("adapter_model.safetensors") ? "PEFT" : file, word});
+    fs::remove(path() / file);
+  }
+  fs::remove_all(path());
+  fs::create_directories(path() / "snapshots" / "abc");
+  fs::create_directories(path() / "snapshots" / "main");
+  fs::create_directory(path() / "refs");
+  test::write_file(path() / "refs" / "main", "main\n");
+  expect(path(), {"Hugging Face cache", "model/snapshots/main"});
+  fs::remove_all(path());
+  fs::create_directory(path());
+  test::write_file(path() / "adapter_config.json", "{}");
+  expect(path(), {"PEFT", "merge_and_unload"});
+  expect(path() / "adapter_config.json", {"is a file"});
+  expect(root_.path() / "qwen3-8b", {"no directory", "preset:qwen3-8b"});
+  expect(root_.path() / "Qwen3-8B", {"no directory", "preset:qwen3-8b"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "names that wrappers leave are recognised") {
+  for (const auto& [prefix, word] :
+       std::vector<std::pair<const char*, const char*>>{{"base_model.model.", "PEFT"},
+                                                        {"_orig_mod.", "torch.compile"},
+                                                        {"module.", "DistributedDataParallel"}}) {
+    write_single();
+    rewrite(kSingle, [&](auto& entries) {
+      for (auto& entry : entries) entry.name = prefix + entry.name;
+    });
+    refuse({prefix, word});
+    fs::remove_all(path());
+  }
+  write_single();
+  rewrite(kSingle, [&](auto& entries) {
+    for (auto& entry : entries) {
+      if (entry.name.starts_with("model.")) entry.name = entry.name.substr(6);
+    }
+  });
+  refuse({"base model without its head"});
 }
 
 TEST_CASE_FIXTURE(CheckpointFixture, "what is no checkpoint is refused") {
@@ -165,7 +371,7 @@ TEST_CASE_FIXTURE(CheckpointFixture, "what is no checkpoint is refused") {
   fs::remove_all(path());
   write_sharded();
   test::write_file(path() / kSingle, "");
-  refuse({"both", kSingle, kIndex});
+  refuse({"both", kSingle, kIndex, "names other files"});
 }
 
 TEST_CASE_FIXTURE(CheckpointFixture, "a damaged index is refused") {
@@ -223,7 +429,7 @@ TEST_CASE_FIXTURE(CheckpointFixture, "tensors that the config does not describe 
   CHECK(open()->catalogue().find("model.layers.2.self_attn.rotary_emb.inv_freq") == std::nullopt);
 }
 
-TEST_CASE_FIXTURE(CheckpointFixture, "tensors of another dtype or shape are refused") {
+TEST_CASE_FIXTURE(CheckpointFixture, "tensors of another shape are refused") {
   write_single();
   const auto change = [&](const std::function<void(SafetensorsEntry&)>& one,
                           std::initializer_list<const char*> words) {
@@ -235,14 +441,13 @@ TEST_CASE_FIXTURE(CheckpointFixture, "tensors of another dtype or shape are refu
     refuse(words);
   };
   const char* name = "model.layers.1.self_attn.q_proj.weight";
-  change([](auto& entry) { entry.dtype = DType::kF16; }, {kSingle, name, "F16", "BF16"});
   change(
       [](auto& entry) {
-        entry = {entry.name, DType::kBf16, {96, 384}};
+        entry = {entry.name, DType::kBf16, {96, 768}};
       },
-      {kSingle, name, "[96, 384]", "[384, 96]"});
-  change([](auto& entry) { entry.shape = {384 * 96}; }, {name, "[36864]"});
-  change([](auto& entry) { entry.shape = {384, 96, 1}; }, {name, "[384, 96, 1]"});
+      {kSingle, name, "[96, 768]", "[768, 96]"});
+  change([](auto& entry) { entry.shape = {768 * 96}; }, {name, "[73728]"});
+  change([](auto& entry) { entry.shape = {768, 96, 1}; }, {name, "[768, 96, 1]"});
   change([](auto& entry) { entry.name = "x"; }, {"\"x\""});
   rewrite(kSingle,
           [](auto& entries) { std::erase_if(entries, [](auto& e) { return e.name == "x"; }); });

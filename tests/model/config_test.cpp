@@ -187,7 +187,7 @@ TEST_CASE("missing and absurd sizes are refused with field, value and file") {
     check_refused(with(deepseek(), field, 4294967297), field, "from 0 to");
   }
   for (const char* field : {"num_hidden_layers", "hidden_size", "num_attention_heads",
-                            "intermediate_size", "vocab_size", "torch_dtype"}) {
+                            "intermediate_size", "vocab_size"}) {
     check_refused(without(llama(), field), field, "is missing;");
   }
 }
@@ -226,10 +226,6 @@ TEST_CASE("models that we cannot lay out are refused") {
   check_refused(with(llama(), "attention_bias", true), "attention_bias", "o_proj");
   check_refused(with(llama(), "mlp_bias", true), "mlp_bias", "MLP");
   check_refused(with(llama(), "torch_dtype", "int8"), "torch_dtype", "int8");
-  check_refused(with(llama(), "quantization_config", {{"quant_method", "fp8"}}),
-                "quantization_config", "fp8");
-  check_refused(with(deepseek(), "quantization_config", {{"quant_method", "fp8"}}),
-                "quantization_config", "fp8");
   check_refused(with(deepseek(), "attention_bias", true), "attention_bias", "o_proj");
   check_refused(with(deepseek(), "moe_layer_freq", 2), "moe_layer_freq", "is 2;");
   check_refused(with(deepseek(), "topk_method", "greedy"), "topk_method", "noaux_tc");
@@ -273,4 +269,104 @@ TEST_CASE("keeping layers drops the later ones and nothing else") {
                       {"--layers 0", "the-model", "12"});
   test::check_refused([&] { (void)keep_first_layers(config, 13, "the-model"); },
                       {"--layers 13", "the-model", "12"});
+}
+
+TEST_CASE("fields have the names of transformers 4 and 5, and of remote code") {
+  const auto renamed = [](json object, const char* from, const char* to) {
+    object[to] = object[from];
+    object.erase(from);
+    return object;
+  };
+  CHECK(
+      parse(renamed(with(moe(), "num_experts", 64), "num_experts", "num_local_experts")).experts ==
+      64);
+  for (const char* name : {"num_local_experts", "num_experts"}) {
+    CHECK(parse(renamed(with(deepseek(), "n_routed_experts", 96), "n_routed_experts", name))
+              .experts == 96);
+    CHECK(
+        parse(renamed(with(glm_air(), "n_routed_experts", 96), "n_routed_experts", name)).experts ==
+        96);
+  }
+  CHECK(parse(renamed(deepseek(), "num_nextn_predict_layers", "num_mtp_layers")).mtp_layers == 1);
+  CHECK(parse(with(moe(), "num_local_experts", 128)) == parse(moe()));
+  check_refused(with(moe(), "num_local_experts", 64), "num_local_experts", "contradicts");
+  auto five = with(without(llama(), "torch_dtype"), "dtype", "torch.float32");
+  CHECK(parse(five).dtype == DType::kF32);
+  CHECK(parse(with(five, "torch_dtype", "bfloat16")).dtype == DType::kF32);
+  CHECK(parse(with(llama(), "architectures", {"FSDPLlamaForCausalLM"})) == parse(llama()));
+  auto typed = without(deepseek(), "first_k_dense_replace");
+  typed["mlp_layer_types"] = json::array();
+  for (int layer = 0; layer < 61; ++layer) {
+    typed["mlp_layer_types"].push_back(layer < 5 ? "dense" : "sparse");
+  }
+  CHECK(parse(typed).first_k_dense_replace == 5);
+  check_refused(with(typed, "first_k_dense_replace", 3), "first_k_dense_replace", "contradicts");
+  typed["mlp_layer_types"][7] = "dense";
+  check_refused(typed, "mlp_layer_types", "behind sparse");
+  check_refused(with(typed, "mlp_layer_types", {"dense"}), "mlp_layer_types", "61 layers");
+}
+
+TEST_CASE("null KV heads are as many as heads") {
+  for (const char* preset : {"qwen2.5-7b", "qwen3-8b", "llama-3.1-8b"}) {
+    const auto object = json::parse(config_to_json(preset_config(preset)));
+    CHECK(parse(with(object, "num_key_value_heads", nullptr)).kv_heads ==
+          preset_config(preset).heads);
+  }
+}
+
+TEST_CASE("a default is never told as if the user had written it") {
+  const auto qwen2 = json::parse(config_to_json(preset_config("qwen2.5-0.5b")));
+  check_refused(without(qwen2, "num_key_value_heads"), "num_attention_heads",
+                "32 KV heads (transformers' default: \"num_key_value_heads\" is missing)");
+  check_refused(without(with(moe(), "num_experts_per_tok", 129), "num_experts"),
+                "num_experts_per_tok",
+                "128 experts (transformers' default: \"num_experts\" is missing)");
+  check_refused(without(with(moe(), "num_experts", 4), "num_experts_per_tok"),
+                "\"num_experts_per_tok\" is missing", "transformers' default of 8");
+  const auto config = parse_checkpoint_config(without(moe(), "num_experts").dump(), "f");
+  CHECK(config.assumptions() == "config.json leaves out \"num_experts\" (taken as 128)");
+  CHECK(parse_checkpoint_config(moe().dump(), "f").assumptions().empty());
+}
+
+TEST_CASE("a config need not name a dtype") {
+  for (const auto& object : {without(llama(), "torch_dtype"), with(llama(), "torch_dtype", "auto"),
+                             with(llama(), "torch_dtype", "float8_e4m3fn")}) {
+    const auto config = parse_checkpoint_config(object.dump(), "f");
+    CHECK_FALSE(config.names_dtype);
+    CHECK(config.model.dtype == DType::kBf16);
+  }
+  CHECK(parse_checkpoint_config(llama().dump(), "f").names_dtype);
+}
+
+TEST_CASE("of quantised checkpoints, fp8 in blocks is taken and the others are named") {
+  const auto quantised = [](const json& value) {
+    return with(deepseek(), "quantization_config", value);
+  };
+  const auto config = parse_checkpoint_config(
+      quantised({{"quant_method", "fp8"}, {"fmt", "e4m3"}, {"weight_block_size", {64, 256}}})
+          .dump(),
+      "f");
+  CHECK(config.is_fp8);
+  CHECK(config.model == parse(deepseek()));
+  CHECK(config.block_rows == 64);
+  CHECK(config.block_cols == 256);
+  const auto usual = parse_checkpoint_config(quantised({{"quant_method", "fp8"}}).dump(), "f");
+  CHECK(usual.block_rows == 128);
+  CHECK(usual.block_cols == 128);
+  CHECK_FALSE(parse_checkpoint_config(deepseek().dump(), "f").is_fp8);
+  for (const char* method :
+       {"awq", "gptq", "compressed-tensors", "mxfp4", "bitsandbytes", "fbgemm_fp8", "modelopt"}) {
+    check_refused(quantised({{"quant_method", method}}), "quantization_config", method);
+  }
+  check_refused(quantised({{"bits", 4}}), "quantization_config", "quant_method");
+  check_refused(quantised("fp8"), "quantization_config", "object");
+  check_refused(quantised({{"quant_method", "fp8"}, {"fmt", "e5m2"}}), "quantization_config",
+                "e5m2");
+  for (const json& size : {json(128), json({128}), json({0, 128}), json({128, -1}), json("128")}) {
+    check_refused(quantised({{"quant_method", "fp8"}, {"weight_block_size", size}}),
+                  "quantization_config", "weight_block_size");
+  }
+  check_refused(with(llama(), "quantization", {{"bits", 4}}), "quantization", "MLX");
+  check_refused(with(llama(), "compression_config", json::object()), "compression_config",
+                "compressed-tensors");
 }

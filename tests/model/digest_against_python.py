@@ -36,6 +36,12 @@ def main():
                 directory = pathlib.Path(root) / f"{kind}-{shards}"
                 write_checkpoint.write(kind, shards, directory)
                 results.append(compare(f"{kind} in {shards} shards, read by us", directory))
+        for kind, form in (("deepseek_v3", "fp8"), ("kimi_k2", "both"), ("qwen3_moe", "stacked"),
+                           ("qwen3", "fp8"), ("qwen2", "fp32"), ("glm4_moe", "mixed"),
+                           ("qwen3_moe", "both")):
+            directory = pathlib.Path(root) / f"{kind}-{form}"
+            write_checkpoint.write(kind, 2, directory, form)
+            results.append(compare(f"{kind} stored as {form}, read by us", directory))
         for preset, shard_bytes in (("tiny-moe", 10**6), ("tiny-dense-bias", 10**9),
                                     ("tiny-mla", 10**6), ("tiny-glm", 10**9)):
             directory = pathlib.Path(root) / preset

@@ -63,7 +63,7 @@ TEST_CASE("an element's value does not depend on where the reading begins") {
 TEST_CASE("values are those of every machine and every release") {
   ThreadPool pool(1);
   const auto source = open_model("preset:tiny-dense", std::nullopt);
-  CHECK(model_digest(source->catalogue(), digest_source(*source, pool)) == 0x2fbd3db72b3128a9U);
+  CHECK(model_digest(source->catalogue(), digest_source(*source, pool)) == 0xb0f04919690e8268U);
   const auto index = [&](const char* name) { return source->catalogue().index_of(name); };
   CHECK(read_elements(*source, index("model.norm.weight"), 0, 3) ==
         std::vector<uint16_t>{0x3f82, 0x3f77, 0x3f81});

@@ -98,7 +98,8 @@ TEST_CASE_FIXTURE(SafetensorsFixture, "descriptions with missing or strange fiel
   refuse_tensor(R"({"shape": [6], "data_offsets": [0, 24]})", {"\"t\"", "\"dtype\""});
   refuse_tensor(R"({"dtype": "F32", "data_offsets": [0, 24]})", {"\"t\"", "\"shape\""});
   refuse_tensor(R"({"dtype": "F32", "shape": [6]})", {"\"t\"", "\"data_offsets\""});
-  refuse_tensor(R"({"dtype": "I64", "shape": [3], "data_offsets": [0, 24]})", {"\"t\"", "I64"});
+  refuse_tensor(R"({"dtype": "I65", "shape": [3], "data_offsets": [0, 24]})", {"\"t\"", "I65"});
+  refuse_tensor(R"({"dtype": "I64", "shape": [4], "data_offsets": [0, 24]})", {"\"t\"", "I64"});
   refuse_tensor(R"({"dtype": 4, "shape": [3], "data_offsets": [0, 24]})", {"\"t\"", "dtype 4"});
   refuse_tensor(R"({"dtype": "F32", "shape": 6, "data_offsets": [0, 24]})",
                 {"\"t\"", "\"shape\" 6"});
@@ -150,7 +151,7 @@ TEST_CASE_FIXTURE(SafetensorsFixture, "what is no regular file is refused withou
 }
 
 TEST_CASE_FIXTURE(SafetensorsFixture, "messages show strange names without control characters") {
-  const std::string description = R"({"dtype": "I8", "shape": [24], "data_offsets": [0, 24]})";
+  const std::string description = R"({"dtype": "I9", "shape": [24], "data_offsets": [0, 24]})";
   refuse(file_content(R"({"\u001b[31mred": )" + description + "}", 24), {"\"?[31mred\""});
   refuse(file_content("{\"" + std::string(100'000, 'n') + "\": " + description + "}", 24),
          {"nnn..."});

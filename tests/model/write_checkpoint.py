@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
 """Writes a small checkpoint of random bits with the public safetensors package.
 
-usage: write_checkpoint.py ARCHITECTURE SHARDS DIR
+usage: write_checkpoint.py ARCHITECTURE SHARDS DIR [FORM]
 
 ARCHITECTURE is a model type of CLASSES; with one shard there is no index. The sizes are odd where the
 architecture allows it. deepseek_v3 and glm4_moe have a layer for multi-token prediction behind the
-others, as the published files have.
+others, as the published files have. FORM says how weights are stored:
+  fp8      projections in e4m3 with scales for blocks of BLOCK, named in config.json
+  stacked  experts as transformers 5 stacks them
+  both     stacked experts, and fp8
+  fp32     all of them in fp32, config.json says bfloat16
+  mixed    norms and routers in fp32, a router's bias in bf16
 """
 import json
 import pathlib
@@ -131,7 +136,24 @@ def shapes(kind):
     for layer in range(LAYERS, LAYERS + mtp_layers(kind)):
         result |= mtp_layer(kind, layer)
     result["model.norm.weight"] = (HIDDEN,)
-    result["lm_head.weight"] = (VOCAB, HIDDEN)  # tied qwen2 files may carry it, too
+    result["lm_head.weight"] = (VOCAB, HIDDEN)
+    return result
+
+
+BLOCK = (4, 6)  # no multiples of the sizes, so blocks are cut at both ends
+
+
+def stacked(tensors):
+    """The shapes with the experts of each layer as two tensors."""
+    result = {}
+    for name, shape in tensors.items():
+        prefix, _, rest = name.partition(".mlp.experts.")
+        if not rest:
+            result[name] = shape
+        elif rest.endswith("down_proj.weight"):
+            result[prefix + ".mlp.experts.down_proj"] = (EXPERTS, *shape)
+        else:
+            result[prefix + ".mlp.experts.gate_up_proj"] = (EXPERTS, 2 * shape[0], shape[1])
     return result
 
 
@@ -143,41 +165,73 @@ def specification(dtype, bits, shape):
     return {"dtype": dtype, "shape": list(shape), "data": bits.tobytes()}
 
 
-def dtype_of(name, model_dtype):
-    return "float32" if name.endswith("e_score_correction_bias") else model_dtype
+def dtype_of(name, model_dtype, form=""):
+    if name.endswith("e_score_correction_bias"):
+        return "bfloat16" if form == "mixed" else "float32"
+    if form == "fp32" or form == "mixed" and (name.endswith(("norm.weight", "mlp.gate.weight"))):
+        return "float32"
+    return "float8_e4m3fn" if form in ("fp8", "both") and "_proj" in name and "bias" not in name else model_dtype
+
+
+UNSIGNED = {"bfloat16": numpy.uint16, "float32": numpy.uint32, "float8_e4m3fn": numpy.uint8}
 
 
 def random_bits(dtype, shape, random):
-    unsigned = numpy.uint16 if dtype == "bfloat16" else numpy.uint32
+    unsigned = UNSIGNED[dtype]
     return random.integers(0, numpy.iinfo(unsigned).max, shape, unsigned, endpoint=True)
 
 
-def write_shard(path, tensors, model_dtype, random):
-    data = {name: random_bits(dtype_of(name, model_dtype), shape, random)
-            for name, shape in tensors.items()}
-    specifications = {name: specification(dtype_of(name, model_dtype), bits, bits.shape)
-                      for name, bits in data.items()}
+def finite_bits(dtype, shape, random):
+    """Bits of numbers that casts and scales keep finite: a NaN's bits may be any."""
+    if dtype == "float8_e4m3fn":
+        bits = random_bits(dtype, shape, random)
+        return numpy.where(bits & 127 == 127, 0x35, bits).astype(numpy.uint8)
+    bits = random.standard_normal(shape, numpy.float32).view(numpy.uint32)
+    return bits if dtype == "float32" else (bits >> 16).astype(numpy.uint16)
+
+
+def scale_shape(shape):
+    return (*shape[:-2], -(-shape[-2] // BLOCK[0]), -(-shape[-1] // BLOCK[1]))
+
+
+def write_shard(path, tensors, model_dtype, random, form=""):
+    data = {}
+    for name, shape in tensors.items():
+        dtype = dtype_of(name, model_dtype, form)
+        data[name] = dtype, (finite_bits if form else random_bits)(dtype, shape, random)
+        if dtype == "float8_e4m3fn":
+            # As bf16 scales in one kind of file and fp32 ones in the other, as published ones are.
+            scales = "bfloat16" if form == "both" else "float32"
+            data[name + "_scale_inv"] = scales, finite_bits(scales, scale_shape(shape), random)
+    specifications = {name: specification(dtype, bits, bits.shape)
+                      for name, (dtype, bits) in data.items()}
     safetensors.serialize_file(specifications, str(path), {"format": "pt"})
+    return list(data)
 
 
-def write(kind, shards, directory):
+def write(kind, shards, directory, form=""):
     directory.mkdir(parents=True)
     random = numpy.random.default_rng(7)
     settings = config(kind)
+    if form in ("fp8", "both"):
+        settings["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3",
+                                           "weight_block_size": list(BLOCK)}
     (directory / "config.json").write_text(json.dumps(settings))
-    tensors = list(shapes(kind).items())
+    tensors = list((stacked(shapes(kind)) if form in ("stacked", "both") else shapes(kind)).items())
+    if settings["tie_word_embeddings"]:  # a stored head that is no copy of the embeddings is refused
+        tensors = [(name, shape) for name, shape in tensors if name != "lm_head.weight"]
     weight_map = {}
     for shard in range(shards):
         file = "model.safetensors" if shards == 1 else f"model-{shard + 1:05}-of-{shards:05}.safetensors"
-        part = dict(tensors[shard::shards])
-        write_shard(directory / file, part, settings["torch_dtype"], random)
-        weight_map |= {name: file for name in part}
+        names = write_shard(directory / file, dict(tensors[shard::shards]), settings["torch_dtype"], random,
+                            form)
+        weight_map |= {name: file for name in names}
     if shards > 1:
         index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
-    write(sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3]))
+    write(sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3]), *sys.argv[4:])

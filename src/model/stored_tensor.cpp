@@ -1,0 +1,111 @@
+#include "model/stored_tensor.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "base/error.hpp"
+#include "model/convert.hpp"
+
+namespace awex {
+namespace {
+
+constexpr uint64_t kElemsAtOnce = 1U << 16;
+
+template <class Element>
+void decode(std::span<const std::byte> stored, std::span<float> values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    typename Element::Bits bits = 0;
+    std::memcpy(&bits, stored.data() + i * sizeof(bits), sizeof(bits));
+    values[i] = Element::value(bits);
+  }
+}
+
+template <class Element>
+void encode(std::span<const float> values, std::span<std::byte> out) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    const typename Element::Bits bits = Element::bits(values[i]);
+    std::memcpy(out.data() + i * sizeof(bits), &bits, sizeof(bits));
+  }
+}
+
+/// Reads elements as floats.
+void read_floats(const InputFile& file, uint64_t offset_bytes, DType dtype,
+                 std::span<float> values) {
+  std::vector<std::byte> stored(values.size() * element_bytes(dtype));
+  file.read(offset_bytes, stored);
+  switch (dtype) {
+    case DType::kBf16:
+      return decode<Bf16Element>(stored, values);
+    case DType::kF16:
+      return decode<F16Element>(stored, values);
+    case DType::kF32:
+      return decode<F32Element>(stored, values);
+    case DType::kF8E4M3:
+      return decode<F8E4M3Element>(stored, values);
+    case DType::kF8E5M2:
+      break;
+  }
+  throw runtime_error(fmt::format("cannot read {} weights", dtype_name(dtype)));
+}
+
+void write_floats(DType dtype, std::span<const float> values, std::span<std::byte> out) {
+  switch (dtype) {
+    case DType::kBf16:
+      return encode<Bf16Element>(values, out);
+    case DType::kF16:
+      return encode<F16Element>(values, out);
+    case DType::kF32:
+      return encode<F32Element>(values, out);
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+      break;
+  }
+  throw runtime_error(fmt::format("cannot load weights as {}", dtype_name(dtype)));
+}
+
+/// Multiplies consecutive elements, the first of which is canonical element `first` of a matrix of
+/// `cols` columns, by the scales of their blocks.
+void scale(const StoredScales& scales, uint64_t cols, uint64_t first, std::span<float> values) {
+  const auto block_row = [&](uint64_t element) {
+    return (scales.first_row + element / cols) / scales.block_rows;
+  };
+  const uint64_t top = block_row(first);
+  std::vector<float> factors((block_row(first + values.size() - 1) - top + 1) * scales.cols);
+  read_floats(*scales.file,
+              scales.offset_bytes + top * scales.cols * element_bytes(scales.dtype), scales.dtype,
+              factors);
+  for (uint64_t done = 0; done < values.size();) {
+    const uint64_t col = (first + done) % cols;
+    const uint64_t block = col / scales.block_cols;
+    const uint64_t end_col = std::min(cols, (block + 1) * scales.block_cols);
+    const uint64_t count = std::min<uint64_t>(values.size() - done, end_col - col);
+    const float factor = factors[(block_row(first + done) - top) * scales.cols + block];
+    for (float& value : values.subspan(done, count)) value *= factor;
+    done += count;
+  }
+}
+
+}  // namespace
+
+void read_stored(const StoredTensor& stored, const TensorInfo& info, uint64_t first,
+                 std::span<std::byte> out) {
+  const uint64_t stored_size = element_bytes(stored.dtype);
+  if (stored.dtype == info.dtype) {
+    stored.file->read(stored.offset_bytes + first * stored_size, out);
+    return;
+  }
+  const uint64_t size = element_bytes(info.dtype);
+  std::vector<float> buffer(std::min(kElemsAtOnce, out.size() / size));
+  while (!out.empty()) {
+    const uint64_t count = std::min<uint64_t>(buffer.size(), out.size() / size);
+    const auto values = std::span(buffer).first(count);
+    read_floats(*stored.file, stored.offset_bytes + first * stored_size, stored.dtype, values);
+    if (stored.scales) scale(*stored.scales, info.cols, first, values);
+    write_floats(info.dtype, values, out.first(count * size));
+    out = out.subspan(count * size);
+    first += count;
+  }
+}
+
+}  // namespace awex
