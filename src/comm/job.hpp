@@ -139,6 +139,11 @@ class Job final : public WaitMonitor {
   /// calls only read the clock.
   void poll() override;
 
+  /// Tells the other ranks how far long local work has come: it renews the deadlines of their
+  /// waits, for `timeout` from then on. A rank that has begun such work and falls silent before its
+  /// end fails the job.
+  void progressed(const WorkProgress& progress) override;
+
   /// Collectives with the job's deadline. `send` has the same size on every rank; results are in
   /// rank order.
   [[nodiscard]] std::vector<std::byte> all_gather(std::span<const std::byte> send,
@@ -159,7 +164,7 @@ class Job final : public WaitMonitor {
     const Deadline limit = deadline();
     for (uint64_t spins = 0; !done(); ++spins) {
       poll();
-      if (limit.expired()) fail_late(late());
+      if (overdue(limit)) fail_late(late());
       pause_in_wait(spins);
     }
   }
@@ -193,6 +198,7 @@ class Job final : public WaitMonitor {
   [[noreturn]] void abort(ExitCode code);
 
  private:
+  [[nodiscard]] bool overdue(const Deadline& deadline) const;
   [[noreturn]] void fail_late(const Late& late);
 
   struct State;

@@ -4,17 +4,22 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "base/error.hpp"
 #include "base/units.hpp"
+#include "base/work_progress.hpp"
 
 namespace awex {
 
 InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
   // Without O_NONBLOCK, opening a FIFO would wait for a writer that may never come.
   fd_ = UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd_.valid() && (errno == EMFILE || errno == ENFILE)) {
+    throw errno_error("read " + name_, "open", errno);
+  }
   if (!fd_.valid()) {
     throw request_error(fmt::format("cannot read {}: {}", name_, std::strerror(errno)),
                         "see whether it is there, and whether this user may read it (ls -l)");
@@ -29,8 +34,12 @@ InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
 }
 
 void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
+  // Small enough that slow storage shows progress often.
+  constexpr size_t kMostAtOnce = 1U << 20;
   while (!out.empty()) {
-    const auto got = ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+    const work::Piece piece(name_, bytes_);
+    const auto got = ::pread(fd_.get(), out.data(), std::min(out.size(), kMostAtOnce),
+                             static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
       throw errno_error(fmt::format("read {} bytes at {} of {}", out.size(), offset, name_),
@@ -41,6 +50,7 @@ void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
                                       name_, bytes_, offset),
                           "do not write to a checkpoint while a job reads it");
     }
+    work::advance(static_cast<uint64_t>(got));
     offset += static_cast<uint64_t>(got);
     out = out.subspan(static_cast<size_t>(got));
   }
