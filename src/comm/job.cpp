@@ -10,6 +10,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <limits>
+#include <functional>
 #include <list>
 #include <map>
 #include <optional>
@@ -43,11 +44,13 @@ constexpr Seconds kAbortGrace{1.5};
 // How long a rank lets those before it report and end the job: all of them, then each one more.
 constexpr Seconds kReportGrace{3};
 constexpr Seconds kNextReportGrace{0.2};
-// What MPI itself may need to start and to end, on top of or instead of a short timeout.
-constexpr Seconds kStartAllowance{60};
+// What MPI itself may need to start and to end, on top of a short timeout.
+constexpr Seconds kStartAllowance{2};
 constexpr Seconds kEndAllowance{5};
 // Another rank's failure may still be on its way; it says more than SIGTERM or that rank's end.
 constexpr Seconds kCauseGrace{0.1};
+// Signals that come together are one: only later ones say that the job is being ended by others.
+constexpr Seconds kSignalBurst{0.3};
 
 // How often a rank tells of progress: the timeout is long against it.
 constexpr Seconds kLongestTellInterval{0.25};
@@ -193,9 +196,13 @@ struct Job::State {
   std::optional<Error> question;  ///< Rank 0: somebody waits for us too long.
   bool told = false;              ///< The failure is known to all ranks.
   bool agreed = false;
+  std::optional<Deadline> signal_burst;  ///< Of the signals that this rank reports itself.
+  int known_signals = 0;
   std::set<int> lost;  ///< Ranks that are gone or do not answer.
 
   std::map<int, Heard> working;    ///< Other ranks in the midst of long work, as far as known here.
+  std::map<int, WireProgress> told_work;  ///< The last of every rank that has told any.
+  std::function<void(uint64_t, uint64_t)> watcher;
   WireProgress own_work;           ///< Rank 0 tells it to all.
   Clock::time_point last_progress;  ///< Of any rank.
   Clock::time_point next_tell;
@@ -233,6 +240,7 @@ struct Job::State {
   void tell_of_progress();
   void send_progress(int to);
   void look_for_silent();
+  void show_progress(int of, const WireProgress& progress);
   [[nodiscard]] bool overdue(const Deadline& deadline, Seconds grace) const;
 
   void wait_for_others(Requests& requests, const std::string& deed,
@@ -248,6 +256,7 @@ struct Job::State {
   void arrive(const std::string& what);
   void push_failures();
   void pause_until_ended(Seconds longest);
+  [[nodiscard]] bool told_to_end_now();
 };
 
 // ---- Who is who
@@ -445,6 +454,7 @@ void Job::State::progressed(const WorkProgress& progress) {
   const bool turns = own_work.ended || progress.ended;
   own_work = {fixed_text<64>(progress.what), fixed_text<512>(progress.file), progress.done_bytes,
               progress.all_bytes, progress.ended};
+  if (rank == 0) show_progress(0, own_work);
   if (turns || time >= next_tell) tell_of_progress();
 }
 
@@ -481,12 +491,26 @@ void Job::State::hear_of_progress() {
              "receive the progress of rank {}", status.MPI_SOURCE);
     last_progress = Clock::now();
     news = rank == 0;
+    if (rank == 0) show_progress(status.MPI_SOURCE, wire);
     if (wire.ended) {
       working.erase(status.MPI_SOURCE);
     } else {
       working[status.MPI_SOURCE] = {wire, last_progress};
     }
   }
+}
+
+/// Shows how far all ranks are together.
+void Job::State::show_progress(int of, const WireProgress& progress) {
+  told_work[of] = progress;
+  if (!watcher) return;
+  uint64_t done = 0;
+  uint64_t all = 0;
+  for (const auto& [other, work] : told_work) {
+    done += work.done_bytes;
+    all += work.all_bytes;
+  }
+  watcher(done, all);
 }
 
 /// A rank that falls silent in the midst of its work fails the job although others go on.
@@ -662,16 +686,19 @@ void Job::State::watch_node() {
   }
 }
 
-Job::Job(int* argc, char*** argv, Seconds timeout) : state_(std::make_unique<State>()) {
+Job::Job(int* argc, char*** argv, Seconds timeout, const Start& start)
+    : state_(std::make_unique<State>()) {
   auto& s = *state_;
   s.timeout = timeout;
   s.host = host_name();
-  const Seconds allowed = std::max(timeout, kStartAllowance);
+  const Seconds allowed = timeout + kStartAllowance;
   const Watchdog watchdog(
       allowed, ExitCode::kDeadline,
-      fmt::format("a rank on host {} has not got through MPI's start after {}: some rank of the "
+      fmt::format("{} on host {} has not got through MPI's start after {}: some rank of the "
                   "job has not started, or MPI's network setup is wrong",
-                  s.host, format_seconds(allowed.count())));
+                  start.launched_rank ? fmt::format("rank {}", *start.launched_rank) : "a rank",
+                  s.host, format_seconds(allowed.count())),
+      start.report);
   s.connect(argc, argv);
   s.learn_node();
   note_termination_signals();
@@ -697,6 +724,10 @@ const std::string& Job::phase() const { return state_->phase; }
 bool Job::failure_is_agreed() const { return state_->agreed; }
 void Job::poll() { state_->poll(); }
 void Job::progressed(const WorkProgress& progress) { state_->progressed(progress); }
+void Job::watch_progress(std::function<void(uint64_t, uint64_t)> watcher) {
+  state_->watcher = std::move(watcher);
+  state_->told_work.clear();
+}
 bool Job::overdue(const Deadline& deadline) const {
   return state_->overdue(deadline, Seconds(0));
 }
@@ -878,6 +909,12 @@ void Job::State::push_failures() {
   }
 }
 
+/// Whether others end this job, rather than that it was told to end and reports it.
+bool Job::State::told_to_end_now() {
+  if (signal_burst && !signal_burst->expired()) known_signals = termination_signals();
+  return termination_signals() > known_signals;
+}
+
 /// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: after a failure MPI
 /// may still have requests on memory that has been freed while unwinding.
 void Job::State::pause_until_ended(Seconds longest) {
@@ -889,12 +926,13 @@ void Job::State::pause_until_ended(Seconds longest) {
 
 void Job::await_turn_to_report(ExitCode code) {
   auto& s = *state_;
+  if (termination_signal() != 0) s.signal_burst.emplace(kSignalBurst);
   s.push_failures();
   Seconds grace = kReportGrace;
   for (int earlier = 0; earlier < s.rank; ++earlier) {
     if (s.lost.contains(earlier)) continue;
     s.pause_until_ended(grace);
-    if (told_to_end_now()) std::_Exit(static_cast<int>(code));
+    if (s.told_to_end_now()) std::_Exit(static_cast<int>(code));
     s.lost.insert(earlier);
     grace = kNextReportGrace;
   }
@@ -909,7 +947,7 @@ void Job::abort(ExitCode code) {
   const bool reporter_comes_first = !is_reporter();
   if (mpirun_comes_first || reporter_comes_first) {
     s.pause_until_ended(kAbortGrace);
-    if (told_to_end_now()) std::_Exit(static_cast<int>(code));
+    if (s.told_to_end_now()) std::_Exit(static_cast<int>(code));
   }
   MPI_Abort(s.world, static_cast<int>(code));
   std::_Exit(static_cast<int>(code));
