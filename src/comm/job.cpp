@@ -9,8 +9,8 @@
 #include <climits>
 #include <csignal>
 #include <cstdlib>
-#include <limits>
 #include <functional>
+#include <limits>
 #include <list>
 #include <map>
 #include <optional>
@@ -200,10 +200,10 @@ struct Job::State {
   int known_signals = 0;
   std::set<int> lost;  ///< Ranks that are gone or do not answer.
 
-  std::map<int, Heard> working;    ///< Other ranks in the midst of long work, as far as known here.
+  std::map<int, Heard> working;  ///< Other ranks in the midst of long work, as far as known here.
   std::map<int, WireProgress> told_work;  ///< The last of every rank that has told any.
   std::function<void(uint64_t, uint64_t)> watcher;
-  WireProgress own_work;           ///< Rank 0 tells it to all.
+  WireProgress own_work;            ///< Rank 0 tells it to all.
   Clock::time_point last_progress;  ///< Of any rank.
   Clock::time_point next_tell;
   bool news = false;  ///< Rank 0: progress that the others do not know of.
@@ -519,12 +519,12 @@ void Job::State::look_for_silent() {
   for (const auto& [other, heard] : working) {
     if (Clock::now() - heard.when < limit) continue;
     lost.insert(other);
-    const auto error = located(
-        Error(ExitCode::kDeadline,
-              fmt::format("{} has told of no progress for {}: {}{}", describe(other),
-                          format_seconds(timeout.count()), describe_progress(heard.progress),
-                          stopped_processes()),
-              kDeadlineHint));
+    const auto error =
+        located(Error(ExitCode::kDeadline,
+                      fmt::format("{} has told of no progress for {}: {}{}", describe(other),
+                                  format_seconds(timeout.count()),
+                                  describe_progress(heard.progress), stopped_processes()),
+                      kDeadlineHint));
     announce(error);
     fail(error);
   }
@@ -728,9 +728,7 @@ void Job::watch_progress(std::function<void(uint64_t, uint64_t)> watcher) {
   state_->watcher = std::move(watcher);
   state_->told_work.clear();
 }
-bool Job::overdue(const Deadline& deadline) const {
-  return state_->overdue(deadline, Seconds(0));
-}
+bool Job::overdue(const Deadline& deadline) const { return state_->overdue(deadline, Seconds(0)); }
 
 bool Job::is_reporter() const {
   for (int lower = 0; lower < state_->rank; ++lower) {

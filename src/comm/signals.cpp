@@ -78,8 +78,7 @@ void note_termination_signals() {
 int termination_signal() { return g_termination_signal; }
 int termination_signals() { return g_termination_signals; }
 
-Watchdog::Watchdog(Seconds allowed, ExitCode code, const std::string& message,
-                   LastReport report) {
+Watchdog::Watchdog(Seconds allowed, ExitCode code, const std::string& message, LastReport report) {
   g_last_report = std::move(report);
   g_last_words = "error: " + message + "\n";
   g_exit_code = static_cast<int>(code);

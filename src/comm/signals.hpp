@@ -8,8 +8,8 @@
 namespace awex {
 
 /// From now on SIGTERM and SIGINT are noted for `termination_signal` instead of ending the process,
-/// however often they come (Slurm sends SIGTERM twice); only a second SIGINT ends it, and says so on
-/// stderr. A reader that leaves gives an error instead of SIGPIPE.
+/// however often they come (Slurm sends SIGTERM twice); only a second SIGINT ends it, and says so
+/// on stderr. A reader that leaves gives an error instead of SIGPIPE.
 void note_termination_signals();
 
 /// The first signal that has told this process to end, or 0.

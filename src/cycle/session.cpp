@@ -56,8 +56,7 @@ class Session {
                                           *queue_, remote_.get());
     if (options_.warm_host_memory) steps_->warm_up(offloaded_tags(command_, options_));
     job_.set_phase("load");
-    job_.watch_progress(
-        [this](uint64_t done, uint64_t all) { observer_.loading(done, all); });
+    job_.watch_progress([this](uint64_t done, uint64_t all) { observer_.loading(done, all); });
     steps_->load(transfers());
     phases_.take_baseline();
     job_.watch_progress(nullptr);
@@ -238,6 +237,7 @@ void run_session(Command command, const RunOptions& options, Job& job, CycleObse
     session->run();
     report.memory = session->memory();
   } catch (...) {
+    job.watch_progress(nullptr);
     report.memory = session->memory();
     // The process is about to be aborted, maybe with work in flight on memory that freeing would
     // wait for, and a peer may still read it.

@@ -26,11 +26,9 @@ namespace {
 /// Opening reads the headers of all files, maybe from slow storage.
 void open_source(Job& job, Setup& setup, const RunOptions& options) {
   const auto opened = std::make_shared<std::unique_ptr<WeightSource>>();
-  work::attend(
-      [opened, model = options.model, layers = options.layers] {
-        *opened = open_model(model, layers);
-      },
-      {"reading the headers of the checkpoint", 0, 0}, options.timeout, job);
+  work::attend([opened, model = options.model,
+                layers = options.layers] { *opened = open_model(model, layers); },
+               {"reading the headers of the checkpoint", 0, 0}, options.timeout, job);
   setup.source = std::move(*opened);
 }
 

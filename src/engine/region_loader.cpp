@@ -71,8 +71,8 @@ void load_region(const WeightSource& source, const RankLayout& layout, Region& r
                  HostBlock& window, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
                  WaitMonitor& monitor) {
   // A read that hangs may outlive this call: what it uses is its own.
-  const auto shared = std::make_shared<const std::vector<Block>>(
-      cut_into_blocks(source.catalogue(), layout));
+  const auto shared =
+      std::make_shared<const std::vector<Block>>(cut_into_blocks(source.catalogue(), layout));
   const auto& blocks = *shared;
   work::Task task{"loading the weights", 0, bytes_to_read(source.catalogue(), layout)};
   const uint64_t window_bytes = window.bytes().size();
