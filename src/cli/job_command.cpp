@@ -83,7 +83,7 @@ ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& f
   files.be_patient(options.run.timeout);
   attempt([&] { files.write(report); });
   attempt([&] {
-    const Seconds patience = code == ExitCode::kDeadline ? Seconds(0) : options.run.timeout;
+    const Seconds patience = code == ExitCode::kDeadline ? Seconds(1) : options.run.timeout;
     write_all(STDOUT_FILENO, report_text(report, options), "stdout", {patience, {}});
   });
   return code;
