@@ -14,8 +14,13 @@ std::string hint_for(int error_number) {
     case EDQUOT:
       return "your quota there is used up: make room or name another place";
     case EMFILE:
+      return "this process has too many open files: raise the limit (ulimit -n)";
     case ENFILE:
-      return "raise the limit of open files (ulimit -n)";
+      return "this machine has too many open files: close some, or raise fs.file-max (ulimit -n is "
+             "each process's own limit)";
+    case EFBIG:
+      return "the limit of a file's size is reached: raise it (ulimit -f), or name a file system "
+             "that takes larger files";
     case ENOMEM:
       return "free host memory, or raise what the cgroup or the batch job allows "
              "(free -g, ulimit -a)";

@@ -41,6 +41,15 @@ class Stopwatch {
   Clock::time_point start_ = Clock::now();
 };
 
+/// How far long local work of this process has come.
+struct WorkProgress {
+  std::string what;        ///< "loading the weights".
+  std::string file;        ///< That it is at; may be empty.
+  uint64_t done_bytes = 0;
+  uint64_t all_bytes = 0;  ///< 0 when unknown.
+  bool ended = false;
+};
+
 /// What every wait loop asks while it waits: `poll` may throw, when a peer died, another rank
 /// failed, or this process was told to end.
 class WaitMonitor {
@@ -52,6 +61,8 @@ class WaitMonitor {
   WaitMonitor& operator=(WaitMonitor&&) = delete;
   virtual ~WaitMonitor() = default;
   virtual void poll() = 0;
+  /// Told of long local work when it begins, moves on (base/work_progress.hpp) and ends.
+  virtual void progressed(const WorkProgress& /*progress*/) {}
 };
 
 /// A monitor for single processes, which have nobody to watch.

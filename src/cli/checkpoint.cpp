@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <atomic>
+#include <csignal>
 #include <memory>
 #include <thread>
 
@@ -35,13 +37,32 @@ void check(const CheckpointOptions& options) {
   }
 }
 
+std::atomic<int> g_signal{0};
+
+void note_signal(int number) { g_signal = number; }
+
+/// What is half written is removed before the end.
+void note_signals() {
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::signal(number, note_signal);
+}
+
+void look_for_signal() {
+  const int number = g_signal;
+  if (number == 0) return;
+  throw runtime_error(fmt::format("told to end by {}; nothing is left of the checkpoint",
+                                  number == SIGINT    ? "SIGINT"
+                                  : number == SIGTERM ? "SIGTERM"
+                                                      : "SIGHUP"));
+}
+
 ExitCode run_checkpoint(const CheckpointOptions& options) {
   log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
   const auto source = open_model("preset:" + options.preset, options.layers);
   const auto& catalogue = source->catalogue();
   const Stopwatch watch;
   ThreadPool pool(std::thread::hardware_concurrency());
-  write_checkpoint(*source, options.directory, options.max_shard_bytes, pool);
+  note_signals();
+  write_checkpoint(*source, options.directory, options.max_shard_bytes, pool, look_for_signal);
   log::note(fmt::format("wrote {}: {} tensors, {} in {}", options.directory,
                         catalogue.tensors().size(), format_bytes(catalogue.bytes()),
                         format_seconds(watch.seconds())));

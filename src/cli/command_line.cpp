@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
+#include <csignal>
 #include <exception>
 #include <string_view>
 #include <vector>
@@ -158,6 +160,7 @@ void report_wrong_request(const Error& error, const std::vector<std::string_view
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
+  ::signal(SIGXFSZ, SIG_IGN);  // a file that reaches its limit is an error, not a silent end
   const std::vector<std::string_view> arguments(argv + 1, argv + argc);
   bool speak = speaks_first(arguments);
   log::configure(log::Level::kNormal, "", use_color(color_in(arguments), STDERR_FILENO));

@@ -32,11 +32,14 @@ void warn_of_lost_outputs(Job& job, const JobOptions& options) {
 
 Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles& files) {
   auto unfinished = begin_report(command, options.run, job);
-  Progress progress(job.rank() == 0, options.run.versions);
+  Progress progress(job.rank() == 0, options.run.versions, files);
   try {
     job.do_and_agree([&] {
       if (job.size() < 2) throw too_few_ranks(command);
-      if (job.rank() == 0) files.open(options.json_path, options.trace_path, unfinished);
+      if (job.rank() == 0) {
+        files.open(options.json_path, options.trace_path, unfinished,
+                   {options.run.timeout, [&job] { job.poll(); }});
+      }
     });
     warn_of_lost_outputs(job, options);
     return run_command(command, options.run, job, progress);
@@ -69,8 +72,12 @@ ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& f
       if (code == ExitCode::kOk) code = error.code();
     }
   };
+  files.be_patient(options.run.timeout);
   attempt([&] { files.write(report); });
-  attempt([&] { write_all(STDOUT_FILENO, report_text(report, options), "stdout"); });
+  attempt([&] {
+    const Seconds patience = code == ExitCode::kDeadline ? Seconds(1) : options.run.timeout;
+    write_all(STDOUT_FILENO, report_text(report, options), "stdout", {patience, {}});
+  });
   return code;
 }
 
@@ -81,7 +88,7 @@ ExitCode end_with(const Report& report, const JobOptions& options, const Job& jo
   if (job.rank() == 0) return publish(report, options, files);
   if (!report.error || !job.is_reporter()) return report.exit_code();
   try {
-    files.open(options.json_path, options.trace_path, report);
+    files.open(options.json_path, options.trace_path, report, {options.run.timeout, {}});
   } catch (const Error& error) {
     log::error(error);
   }
@@ -95,11 +102,25 @@ ExitCode end_with(const Report& report, const JobOptions& options, const Job& jo
   job.abort(end_with(report, options, job, files));
 }
 
+/// What rank 0 leaves behind when MPI does not start.
+Job::Start when_mpi_does_not_start(Command command, const JobOptions& options) {
+  Job::Start start{launched_rank(), {}};
+  const bool writes = start.launched_rank.value_or(0) == 0;
+  if (!writes || options.json_path.empty() || options.json_path == "-") return start;
+  Report report;
+  report.command = command_name(command);
+  report.error = Error(ExitCode::kDeadline, "MPI has not started in time",
+                       "some rank of the job has not started, or MPI's network setup is wrong");
+  report.error->context().rank = start.launched_rank;
+  start.report = {options.json_path, render_json(report)};
+  return start;
+}
+
 }  // namespace
 
 ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv) {
   if (const auto refused = refuse_wrong_launch(command)) return *refused;
-  Job job(argc, argv, options.run.timeout);
+  Job job(argc, argv, options.run.timeout, when_mpi_does_not_start(command, options));
   log::configure(options.talk.level, fmt::format("rank {}", job.rank()),
                  use_color(options.talk.color, STDERR_FILENO));
   ReportFiles files;

@@ -2,16 +2,20 @@
 
 #include <cstdint>
 
+#include "base/wait.hpp"
+#include "cli/report_files.hpp"
 #include "cycle/observer.hpp"
 #include "cycle/run_options.hpp"
 
 namespace awex {
 
-/// Tells rank 0's user on stderr what the job does: one moving line on a terminal, a plain line for
-/// each finished phase when verbose, nothing otherwise. Silent on other ranks.
+/// Tells rank 0's user on stderr what the job does: one moving line on a terminal; in a log a
+/// header, a line for loading and one for each version; a line for each phase when verbose. Silent
+/// on other ranks.
 class Progress final : public CycleObserver {
  public:
-  Progress(bool speaks, uint64_t versions);
+  /// `files` are brought up to date after every version; they must outlive it.
+  Progress(bool speaks, uint64_t versions, ReportFiles& files);
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   Progress(Progress&&) = delete;
@@ -20,6 +24,10 @@ class Progress final : public CycleObserver {
 
   void phase_started(const PhaseEvent& event) override;
   void phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) override;
+  void run_started(const Report& report) override;
+  void loading(uint64_t done_bytes, uint64_t all_bytes) override;
+  void loaded() override;
+  void version_finished(const Report& report) override;
   /// Takes the moving line away, before anything else is written.
   void clear();
 
@@ -28,6 +36,11 @@ class Progress final : public CycleObserver {
   bool moves_;
   bool drawn_ = false;
   uint64_t versions_;
+  ReportFiles& files_;
+  Stopwatch watch_;
+  double next_line_s_ = 10;  ///< When loading is next told in a log.
+  uint64_t loaded_bytes_ = 0;
+  uint64_t all_bytes_ = 0;
 };
 
 }  // namespace awex

@@ -50,7 +50,7 @@ Json version_json(const VersionReport& version) {
   for (const auto& phase : version.phases) phases.push_back(phase_json(phase));
   return {{"version", version.version},
           {"committed", version.committed},
-          {"seconds", version.seconds},
+          {"seconds", value_or_null(version.seconds)},
           {"phases", phases},
           {"digest", digest_json(version.digest)}};
 }

@@ -169,7 +169,8 @@ std::string versions_table(const Report& report) {
                    {"committed", "", TextColumn::Align::kLeft}});
   for (const auto& version : report.versions) {
     const auto& digest = version.digest;
-    table.add_row({fmt::format("{}", version.version), milliseconds(version.seconds),
+    table.add_row({fmt::format("{}", version.version),
+                   version.seconds ? milliseconds(*version.seconds) : kUnknown,
                    digest ? fmt::format("{}", digest->tensors) : kUnknown,
                    digest ? fmt::format("{}", digest->mismatched) : kUnknown,
                    digest ? fmt::format("{:#018x}", digest->model) : kUnknown,

@@ -1,40 +1,62 @@
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "base/unique_fd.hpp"
+#include "base/units.hpp"
 #include "cycle/report.hpp"
 
 namespace awex {
 
-/// The files a report is exported to. They are opened before the work, and hold the truth from then
-/// on: an unfinished report, until `write` replaces it.
+/// How long a reader (of a FIFO, a pipe) may take nothing, and what is asked meanwhile.
+struct Patience {
+  Seconds longest{30};
+  std::function<void()> poll;  ///< May throw; null for nothing.
+};
+
+/// The files a report is exported to. They hold the truth from `open` on: an unfinished report,
+/// until `write` replaces it. A regular file is replaced as a whole, through a file beside it, so
+/// that it is never empty; where its directory allows no such file it is written in place, with a
+/// warning. FIFOs and devices take one report, the last.
 class ReportFiles {
  public:
   ReportFiles() = default;
 
   /// Opens the files (an empty path or "-" means none) and writes `unfinished`. Throws a request
-  /// error for a path that cannot be written.
-  void open(const std::string& json_path, const std::string& trace_path, const Report& unfinished);
+  /// error for a path that cannot be written, and Error(kDeadline) for a FIFO that nobody reads.
+  void open(const std::string& json_path, const std::string& trace_path, const Report& unfinished,
+            Patience patience = {});
 
-  /// Replaces what the files hold. Throws a run-time error that names the file.
+  /// From now on readers may take nothing for so long, and nothing is asked meanwhile.
+  void be_patient(Seconds longest) { patience_ = {longest, {}}; }
+
+  /// Replaces what the regular files hold; FIFOs and devices wait for `write`.
+  void update(const Report& report);
+  /// Replaces what all files hold. Throws an error that names the file; Error(kDeadline) for a
+  /// reader that takes nothing.
   void write(const Report& report);
 
  private:
   struct File {
-    std::string path;
-    UniqueFd fd;
+    std::string path;    ///< As given, for errors.
+    std::string target;  ///< The regular file that it names; empty for others.
+    UniqueFd fd;         ///< Of a file that cannot be replaced.
     std::string (*render)(const Report&);
   };
 
   void open_file(const std::string& path, std::string (*render)(const Report&));
-  static void replace(const File& file, const std::string& text);
+  void write_to(File& file, const std::string& text);
+  void replace(File& file, const std::string& text);
 
   std::vector<File> files_;
+  Patience patience_;
 };
 
-/// Writes all of `text` to a descriptor. Throws a run-time error that names `where`.
-void write_all(int fd, const std::string& text, const std::string& where);
+/// Writes all of `text` to a descriptor. Throws a run-time error that names `where`, and
+/// Error(kDeadline) when nothing is taken for the longest patience.
+void write_all(int fd, const std::string& text, const std::string& where,
+               const Patience& patience = {});
 
 }  // namespace awex

@@ -9,13 +9,16 @@
 #include <climits>
 #include <csignal>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <list>
+#include <map>
 #include <optional>
 #include <set>
 #include <thread>
 
 #include "base/checked.hpp"
+#include "base/fixed_text.hpp"
 #include "base/launch.hpp"
 #include "base/log.hpp"
 #include "comm/mpi_check.hpp"
@@ -28,7 +31,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-enum Tag : int { kVerdictTag = 1, kOutcomeTag, kArrivalTag, kFailureTag, kDataTag };
+enum Tag : int { kVerdictTag = 1, kOutcomeTag, kArrivalTag, kFailureTag, kDataTag, kProgressTag };
 
 // When a wait for everyone fails, the rank that knows most should speak first. Local waits end
 // after the timeout and say what they waited for; then rank 0, which knows who is missing; then the
@@ -42,11 +45,17 @@ constexpr Seconds kAbortGrace{1.5};
 // How long a rank lets those before it report and end the job: all of them, then each one more.
 constexpr Seconds kReportGrace{3};
 constexpr Seconds kNextReportGrace{0.2};
-// What MPI itself may need to start and to end, on top of or instead of a short timeout.
-constexpr Seconds kStartAllowance{60};
+// What MPI itself may need to start and to end, on top of a short timeout.
+constexpr Seconds kStartAllowance{2};
 constexpr Seconds kEndAllowance{5};
 // Another rank's failure may still be on its way; it says more than SIGTERM or that rank's end.
 constexpr Seconds kCauseGrace{0.1};
+// Signals that come together are one: only later ones say that the job is being ended by others.
+constexpr Seconds kSignalBurst{0.3};
+
+// How often a rank tells of progress: the timeout is long against it.
+constexpr Seconds kLongestTellInterval{0.25};
+constexpr double kTellsPerTimeout = 20;
 
 constexpr Clock::duration kListenInterval = std::chrono::microseconds(20);
 constexpr Clock::duration kWatchInterval = std::chrono::milliseconds(5);
@@ -118,6 +127,32 @@ class Requests {
   std::vector<int> done_;  ///< Room for MPI_Testsome.
 };
 
+/// WorkProgress as plain data.
+struct WireProgress {
+  FixedText<64> what{};
+  FixedText<512> file{};
+  uint64_t done_bytes = 0;
+  uint64_t all_bytes = 0;
+  bool ended = true;
+};
+static_assert(std::is_trivially_copyable_v<WireProgress>);
+
+/// The last that a rank has told of its long work.
+struct Heard {
+  WireProgress progress;
+  Clock::time_point when;
+};
+
+std::string describe_progress(const WireProgress& progress) {
+  const auto amount = progress.all_bytes == 0
+                          ? format_bytes(progress.done_bytes)
+                          : fmt::format("{} of {}", format_bytes(progress.done_bytes),
+                                        format_bytes(progress.all_bytes));
+  const auto file = text_of(progress.file);
+  return fmt::format("{}: {} read{}", text_of(progress.what), amount,
+                     file.empty() ? "" : ", last from " + file);
+}
+
 template <class T>
 std::span<const std::byte> bytes_of(const T& value) {
   return std::as_bytes(std::span(&value, 1));
@@ -162,9 +197,20 @@ struct Job::State {
   std::optional<Error> question;  ///< Rank 0: somebody waits for us too long.
   bool told = false;              ///< The failure is known to all ranks.
   bool agreed = false;
+  std::optional<Deadline> signal_burst;  ///< Of the signals that this rank reports itself.
+  int known_signals = 0;
   std::set<int> lost;  ///< Ranks that are gone or do not answer.
 
+  std::map<int, Heard> working;  ///< Other ranks in the midst of long work, as far as known here.
+  std::map<int, WireProgress> told_work;  ///< The last of every rank that has told any.
+  std::function<void(uint64_t, uint64_t)> watcher;
+  WireProgress own_work;            ///< Rank 0 tells it to all.
+  Clock::time_point last_progress;  ///< Of any rank.
+  Clock::time_point next_tell;
+  bool news = false;  ///< Rank 0: progress that the others do not know of.
+
   // MPI may read and write these until it is finalised.
+  std::list<std::pair<WireProgress, MPI_Request>> progress_box;
   std::list<std::pair<WireError, MPI_Request>> outbox;
   std::list<std::vector<std::byte>> abandoned;
 
@@ -190,6 +236,14 @@ struct Job::State {
   void announce(const Error& error);
   void tell(int to, const WireError& wire);
 
+  void progressed(const WorkProgress& progress);
+  void hear_of_progress();
+  void tell_of_progress();
+  void send_progress(int to);
+  void look_for_silent();
+  void show_progress(int of, const WireProgress& progress);
+  [[nodiscard]] bool overdue(const Deadline& deadline, Seconds grace) const;
+
   void wait_for_others(Requests& requests, const std::string& deed,
                        const std::vector<WireError>& verdicts);
   template <class Done>
@@ -203,6 +257,7 @@ struct Job::State {
   void arrive(const std::string& what);
   void push_failures();
   void pause_until_ended(Seconds longest);
+  [[nodiscard]] bool told_to_end_now();
 };
 
 // ---- Who is who
@@ -293,6 +348,9 @@ void Job::State::poll() {
   listen();
   if (failure) throw Error(*failure);
   if (question) fail(*question);
+  hear_of_progress();
+  if (rank == 0 && news && time >= next_tell) tell_of_progress();
+  look_for_silent();
   if (signal_number != 0 || time >= next_watch) {
     next_watch = time + kWatchInterval;
     look_for_lost();
@@ -389,6 +447,97 @@ void Job::State::tell(int to, const WireError& wire) {
            "tell rank {} of a failure", to);
 }
 
+// ---- Progress of long work
+
+/// Takes in how far this rank has come, and lets the others know from time to time.
+void Job::State::progressed(const WorkProgress& progress) {
+  const auto time = Clock::now();
+  last_progress = time;
+  news = true;
+  const bool turns = own_work.ended || progress.ended;
+  own_work = {fixed_text<64>(progress.what), fixed_text<512>(progress.file), progress.done_bytes,
+              progress.all_bytes, progress.ended};
+  if (rank == 0) show_progress(0, own_work);
+  if (turns || time >= next_tell) tell_of_progress();
+}
+
+/// Rank 0 tells all what it knows to go on; the others tell rank 0.
+void Job::State::tell_of_progress() {
+  news = false;
+  next_tell = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                 std::min(kLongestTellInterval, timeout / kTellsPerTimeout));
+  progress_box.remove_if([](auto& sent) {
+    int done = 0;
+    MPI_Test(&sent.second, &done, MPI_STATUS_IGNORE);
+    return done != 0;
+  });
+  if (rank != 0) return send_progress(0);
+  for (int other = 1; other < size; ++other) send_progress(other);
+}
+
+void Job::State::send_progress(int to) {
+  auto& [message, request] = progress_box.emplace_back(own_work, MPI_REQUEST_NULL);
+  AWEX_MPI(MPI_Isend(&message, sizeof(message), MPI_BYTE, to, kProgressTag, world, &request),
+           "tell rank {} of progress", to);
+}
+
+void Job::State::hear_of_progress() {
+  while (true) {
+    int found = 0;
+    MPI_Status status{};
+    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kProgressTag, world, &found, &status),
+             "look for other ranks' progress");
+    if (found == 0) return;
+    WireProgress wire;
+    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kProgressTag, world,
+                      MPI_STATUS_IGNORE),
+             "receive the progress of rank {}", status.MPI_SOURCE);
+    last_progress = Clock::now();
+    news = rank == 0;
+    if (rank == 0) show_progress(status.MPI_SOURCE, wire);
+    if (wire.ended) {
+      working.erase(status.MPI_SOURCE);
+    } else {
+      working[status.MPI_SOURCE] = {wire, last_progress};
+    }
+  }
+}
+
+/// Shows how far all ranks are together.
+void Job::State::show_progress(int of, const WireProgress& progress) {
+  told_work[of] = progress;
+  if (!watcher) return;
+  uint64_t done = 0;
+  uint64_t all = 0;
+  for (const auto& [other, work] : told_work) {
+    done += work.done_bytes;
+    all += work.all_bytes;
+  }
+  watcher(done, all);
+}
+
+/// A rank that falls silent in the midst of its work fails the job although others go on.
+void Job::State::look_for_silent() {
+  const auto limit = timeout + (rank == 0 ? kRankZeroGrace : kOthersGrace);
+  for (const auto& [other, heard] : working) {
+    if (Clock::now() - heard.when < limit) continue;
+    lost.insert(other);
+    const auto error =
+        located(Error(ExitCode::kDeadline,
+                      fmt::format("{} has told of no progress for {}: {}{}", describe(other),
+                                  format_seconds(timeout.count()),
+                                  describe_progress(heard.progress), stopped_processes()),
+                      kDeadlineHint));
+    announce(error);
+    fail(error);
+  }
+}
+
+/// Whether a wait of the job's timeout and `grace` is over, which any rank's progress renews.
+bool Job::State::overdue(const Deadline& deadline, Seconds grace) const {
+  return deadline.expired() && Clock::now() - last_progress >= timeout + grace;
+}
+
 // ---- Waits for everyone
 
 /// On rank 0: waits until everyone's message is there. Otherwise fails with the first cause among
@@ -401,7 +550,7 @@ void Job::State::wait_for_others(Requests& requests, const std::string& deed,
     const bool late_already = question && !failure;
     question.reset();
     if (!late_already) poll();
-    if (late_already || deadline.expired()) {
+    if (late_already || overdue(deadline, kRankZeroGrace)) {
       const auto* cause = first_cause(verdicts);
       const auto missing = requests.missing();
       lost.insert(missing.begin(), missing.end());
@@ -421,7 +570,7 @@ void Job::State::wait_for_rank_zero(Done done, const std::string& deed) {
   std::optional<Deadline> answer;
   for (uint64_t spins = 0; !done(); ++spins) {
     poll();
-    if (!answer && deadline.expired()) {
+    if (!answer && overdue(deadline, kOthersGrace)) {
       auto wire = to_wire(late({0}, deed), now());
       wire.telling = Telling::kQuestion;
       tell(0, wire);
@@ -444,7 +593,7 @@ void Job::State::wait_for_collective(Done done, const std::string& what) {
   const Deadline deadline(timeout + kRankZeroGrace);
   for (uint64_t spins = 0; !done(); ++spins) {
     poll();
-    if (deadline.expired()) {
+    if (overdue(deadline, kRankZeroGrace)) {
       const Error error(ExitCode::kDeadline,
                         fmt::format("'{}' is not done after {}, though every rank came to it{}",
                                     what, format_seconds(timeout.count()), stopped_processes()),
@@ -540,16 +689,19 @@ void Job::State::watch_node() {
   }
 }
 
-Job::Job(int* argc, char*** argv, Seconds timeout) : state_(std::make_unique<State>()) {
+Job::Job(int* argc, char*** argv, Seconds timeout, const Start& start)
+    : state_(std::make_unique<State>()) {
   auto& s = *state_;
   s.timeout = timeout;
   s.host = host_name();
-  const Seconds allowed = std::max(timeout, kStartAllowance);
+  const Seconds allowed = timeout + kStartAllowance;
   const Watchdog watchdog(
       allowed, ExitCode::kDeadline,
-      fmt::format("a rank on host {} has not got through MPI's start after {}: some rank of the "
+      fmt::format("{} on host {} has not got through MPI's start after {}: some rank of the "
                   "job has not started, or MPI's network setup is wrong",
-                  s.host, format_seconds(allowed.count())));
+                  start.launched_rank ? fmt::format("rank {}", *start.launched_rank) : "a rank",
+                  s.host, format_seconds(allowed.count())),
+      start.report);
   s.connect(argc, argv);
   s.learn_node();
   note_termination_signals();
@@ -574,6 +726,12 @@ ErrorContext Job::context_of(int rank) const { return state_->context_of(rank); 
 const std::string& Job::phase() const { return state_->phase; }
 bool Job::failure_is_agreed() const { return state_->agreed; }
 void Job::poll() { state_->poll(); }
+void Job::progressed(const WorkProgress& progress) { state_->progressed(progress); }
+void Job::watch_progress(std::function<void(uint64_t, uint64_t)> watcher) {
+  state_->watcher = std::move(watcher);
+  state_->told_work.clear();
+}
+bool Job::overdue(const Deadline& deadline) const { return state_->overdue(deadline, Seconds(0)); }
 
 bool Job::is_reporter() const {
   for (int lower = 0; lower < state_->rank; ++lower) {
@@ -752,23 +910,30 @@ void Job::State::push_failures() {
   }
 }
 
+/// Whether others end this job, rather than that it was told to end and reports it.
+bool Job::State::told_to_end_now() {
+  if (signal_burst && !signal_burst->expired()) known_signals = termination_signals();
+  return termination_signals() > known_signals;
+}
+
 /// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: after a failure MPI
 /// may still have requests on memory that has been freed while unwinding.
 void Job::State::pause_until_ended(Seconds longest) {
   const Deadline deadline(longest);
-  while (termination_signal() == 0 && !deadline.expired()) {
+  while (!told_to_end_now() && !deadline.expired()) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 
 void Job::await_turn_to_report(ExitCode code) {
   auto& s = *state_;
+  if (termination_signal() != 0) s.signal_burst.emplace(kSignalBurst);
   s.push_failures();
   Seconds grace = kReportGrace;
   for (int earlier = 0; earlier < s.rank; ++earlier) {
     if (s.lost.contains(earlier)) continue;
     s.pause_until_ended(grace);
-    if (termination_signal() != 0) std::_Exit(static_cast<int>(code));
+    if (s.told_to_end_now()) std::_Exit(static_cast<int>(code));
     s.lost.insert(earlier);
     grace = kNextReportGrace;
   }
@@ -783,7 +948,7 @@ void Job::abort(ExitCode code) {
   const bool reporter_comes_first = !is_reporter();
   if (mpirun_comes_first || reporter_comes_first) {
     s.pause_until_ended(kAbortGrace);
-    if (termination_signal() != 0) std::_Exit(static_cast<int>(code));
+    if (s.told_to_end_now()) std::_Exit(static_cast<int>(code));
   }
   MPI_Abort(s.world, static_cast<int>(code));
   std::_Exit(static_cast<int>(code));

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -12,6 +13,7 @@
 
 #include "base/error.hpp"
 #include "base/wait.hpp"
+#include "comm/signals.hpp"
 #include "memory/device.hpp"
 
 namespace awex {
@@ -67,10 +69,17 @@ struct Late {
 ///     } job.announce_failure(e); job.await_turn_to_report(code); report(e); job.abort(code);
 class Job final : public WaitMonitor {
  public:
+  /// What is said when MPI does not start.
+  struct Start {
+    std::optional<int> launched_rank;  ///< As the launcher tells it.
+    LastReport report;                 ///< To leave in a file.
+  };
+
   /// Initialises MPI (thread level funneled, errors returned), learns the ranks of this node and
   /// notes SIGTERM and SIGINT from then on. `timeout` bounds each wait; MPI's own start, which
-  /// cannot be polled, gets at least a minute, and ends the process with exit code 4. Collective.
-  Job(int* argc, char*** argv, Seconds timeout);
+  /// cannot be polled, gets 2 s more, and ends the process with exit code 4. Collective.
+  Job(int* argc, char*** argv, Seconds timeout) : Job(argc, argv, timeout, Start{}) {}
+  Job(int* argc, char*** argv, Seconds timeout, const Start& start);
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
   Job(Job&&) = delete;
@@ -139,6 +148,14 @@ class Job final : public WaitMonitor {
   /// calls only read the clock.
   void poll() override;
 
+  /// Tells the other ranks how far long local work has come: it renews the deadlines of their
+  /// waits, for `timeout` from then on. A rank that has begun such work and falls silent before its
+  /// end fails the job.
+  void progressed(const WorkProgress& progress) override;
+  /// On rank 0 `watcher` hears of all ranks' progress, bytes done and bytes in all, until it is
+  /// replaced by another or null.
+  void watch_progress(std::function<void(uint64_t, uint64_t)> watcher);
+
   /// Collectives with the job's deadline. `send` has the same size on every rank; results are in
   /// rank order.
   [[nodiscard]] std::vector<std::byte> all_gather(std::span<const std::byte> send,
@@ -159,7 +176,7 @@ class Job final : public WaitMonitor {
     const Deadline limit = deadline();
     for (uint64_t spins = 0; !done(); ++spins) {
       poll();
-      if (limit.expired()) fail_late(late());
+      if (overdue(limit)) fail_late(late());
       pause_in_wait(spins);
     }
   }
@@ -193,6 +210,7 @@ class Job final : public WaitMonitor {
   [[noreturn]] void abort(ExitCode code);
 
  private:
+  [[nodiscard]] bool overdue(const Deadline& deadline) const;
   [[noreturn]] void fail_late(const Late& late);
 
   struct State;

@@ -1,27 +1,53 @@
 #include "comm/signals.hpp"
 
+#include <fcntl.h>
 #include <sys/time.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cmath>
 #include <csignal>
+#include <string_view>
+#include <utility>
 
 namespace awex {
 namespace {
 
 std::atomic<int> g_termination_signal{0};
+std::atomic<int> g_termination_signals{0};
+std::atomic<bool> g_interrupted{false};
 static_assert(std::atomic<int>::is_always_lock_free);
 
 // What the watchdog's handler may touch: prepared before, because a handler must not allocate.
 std::string g_last_words;
 int g_exit_code = 1;
+LastReport g_last_report;
 
-void on_termination(int signal_number) { g_termination_signal = signal_number; }
+void write_from_handler(int fd, const std::string& text) {
+  [[maybe_unused]] const auto written = ::write(fd, text.data(), text.size());
+}
+
+void on_termination(int signal_number) {
+  if (signal_number == SIGINT && g_interrupted.exchange(true)) {
+    constexpr std::string_view kWords = "error: ended by a second SIGINT\n";
+    [[maybe_unused]] const auto written = ::write(STDERR_FILENO, kWords.data(), kWords.size());
+    ::signal(SIGINT, SIG_DFL);
+    ::raise(SIGINT);  // it comes when this handler returns
+    return;
+  }
+  int none = 0;
+  g_termination_signal.compare_exchange_strong(none, signal_number);
+  ++g_termination_signals;
+}
 
 void on_alarm(int /*signal_number*/) {
-  [[maybe_unused]] const auto written =
-      ::write(STDERR_FILENO, g_last_words.data(), g_last_words.size());
+  write_from_handler(STDERR_FILENO, g_last_words);
+  if (!g_last_report.path.empty()) {
+    // A FIFO without a reader must not hold it up.
+    const int fd = ::open(g_last_report.path.c_str(),
+                          O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC, 0666);
+    if (fd >= 0) write_from_handler(fd, g_last_report.text);
+  }
   ::_exit(g_exit_code);
 }
 
@@ -44,14 +70,16 @@ void set_timer(Seconds from_now) {
 }  // namespace
 
 void note_termination_signals() {
-  constexpr int kFlags = static_cast<int>(SA_RESTART | SA_RESETHAND);
-  set_handler(SIGTERM, on_termination, kFlags);
-  set_handler(SIGINT, on_termination, kFlags);
+  set_handler(SIGTERM, on_termination, SA_RESTART);
+  set_handler(SIGINT, on_termination, SA_RESTART);
+  set_handler(SIGPIPE, SIG_IGN, 0);
 }
 
 int termination_signal() { return g_termination_signal; }
+int termination_signals() { return g_termination_signals; }
 
-Watchdog::Watchdog(Seconds allowed, ExitCode code, const std::string& message) {
+Watchdog::Watchdog(Seconds allowed, ExitCode code, const std::string& message, LastReport report) {
+  g_last_report = std::move(report);
   g_last_words = "error: " + message + "\n";
   g_exit_code = static_cast<int>(code);
   set_handler(SIGALRM, on_alarm, SA_RESTART);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cycle/report.hpp"
 #include "memory/region.hpp"
 
 namespace awex {
@@ -32,6 +33,14 @@ class CycleObserver {
   virtual void phase_started(const PhaseEvent& event) = 0;
   /// After all ranks have finished it; `seconds` and `bytes` are over all ranks.
   virtual void phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) = 0;
+  /// Once the run is settled, before memory is taken.
+  virtual void run_started(const Report& /*report*/) {}
+  /// While all ranks load, from time to time: bytes of bytes that this rank knows of.
+  virtual void loading(uint64_t /*done_bytes*/, uint64_t /*all_bytes*/) {}
+  /// When all ranks have loaded.
+  virtual void loaded() {}
+  /// After each version. On rank 0 the report is complete up to here.
+  virtual void version_finished(const Report& /*report*/) {}
 };
 
 }  // namespace awex

@@ -52,7 +52,7 @@ struct DigestReport {
 struct VersionReport {
   uint64_t version = 0;
   bool committed = false;
-  double seconds = 0;
+  std::optional<double> seconds;  ///< Absent when it was interrupted.
   std::vector<PhaseReport> phases;
   std::optional<DigestReport> digest;  ///< Absent with --verify off.
 };

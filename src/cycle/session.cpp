@@ -33,6 +33,7 @@ class Session {
       : command_(command),
         options_(options),
         job_(job),
+        observer_(observer),
         report_(report),
         setup_(prepare(job, command, options)),
         kernels_(make_kernels(*setup_.device, setup_.host_threads)),
@@ -47,6 +48,7 @@ class Session {
   /// failure that is not agreed on, device work may be in flight: the session must then not be
   /// destroyed.
   void run() {
+    observer_.run_started(report_);
     ledger_ = std::make_unique<GpuLedger>(job_, setup_.devices, setup_.gpu_budget);
     connect();
     if (options_.measure_limits) measure_limits();
@@ -54,8 +56,11 @@ class Session {
                                           *queue_, remote_.get());
     if (options_.warm_host_memory) steps_->warm_up(offloaded_tags(command_, options_));
     job_.set_phase("load");
+    job_.watch_progress([this](uint64_t done, uint64_t all) { observer_.loading(done, all); });
     steps_->load(transfers());
     phases_.take_baseline();
+    job_.watch_progress(nullptr);
+    observer_.loaded();
     job_.synchronise_clocks();
     run_phases();
   }
@@ -162,7 +167,11 @@ class Session {
     version_start_ = job_.now();
   }
 
-  void end_version() { report_.versions.back().seconds = job_.now() - version_start_; }
+  void end_version() {
+    report_.versions.back().seconds = job_.now() - version_start_;
+    report_.memory = account_.report();
+    observer_.version_finished(report_);
+  }
 
   [[nodiscard]] Role role() const { return job_.peers()[static_cast<size_t>(job_.rank())].role; }
 
@@ -208,6 +217,7 @@ class Session {
   Command command_;
   const RunOptions& options_;
   Job& job_;
+  CycleObserver& observer_;
   Report& report_;
   Setup setup_;
   std::unique_ptr<Kernels> kernels_;
@@ -228,6 +238,7 @@ void run_session(Command command, const RunOptions& options, Job& job, CycleObse
     session->run();
     report.memory = session->memory();
   } catch (...) {
+    job.watch_progress(nullptr);
     report.memory = session->memory();
     // The process is about to be aborted, maybe with work in flight on memory that freeing would
     // wait for, and a peer may still read it.

@@ -8,6 +8,7 @@
 #include "base/build_identity.hpp"
 #include "base/checked.hpp"
 #include "base/log.hpp"
+#include "base/work_progress.hpp"
 #include "cycle/accounting.hpp"
 #include "cycle/common_options.hpp"
 #include "cycle/host_room.hpp"
@@ -23,8 +24,16 @@
 namespace awex {
 namespace {
 
+/// Opening reads the headers of all files, maybe from slow storage.
+void open_source(Job& job, Setup& setup, const RunOptions& options) {
+  const auto opened = std::make_shared<std::unique_ptr<WeightSource>>();
+  work::attend([opened, model = options.model,
+                layers = options.layers] { *opened = open_model(model, layers); },
+               {"reading the headers of the checkpoint", 0, 0}, options.timeout, job);
+  setup.source = std::move(*opened);
+}
+
 void lay_out(Setup& setup, const RunOptions& options) {
-  setup.source = open_model(options.model, options.layers);
   const Catalogue& catalogue = setup.catalogue();
   const uint32_t ranks = setup.roles.per_role;
   setup.held = std::make_unique<Catalogue>(held_catalogue(options.inference, catalogue));
@@ -165,7 +174,10 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
   check_places(job);
   check_common_options(job, command, options);
   setup.roles = assign_roles(job, options.role);
-  job.do_and_agree([&] { lay_out(setup, options); });
+  job.do_and_agree([&] {
+    open_source(job, setup, options);
+    lay_out(setup, options);
+  });
   check_same_model(job, setup);
   setup.fingerprint = mix64(setup.fingerprint ^ check_same_files(job, options.model));
   // All ranks read the same, so one of them says what is to be said of it.

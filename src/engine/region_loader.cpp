@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
+
+#include "base/work_progress.hpp"
 
 namespace awex {
 namespace {
@@ -33,6 +36,15 @@ std::vector<Block> cut_into_blocks(const Catalogue& catalogue, const RankLayout&
   return blocks;
 }
 
+uint64_t bytes_to_read(const Catalogue& catalogue, const RankLayout& layout) {
+  uint64_t bytes = 0;
+  for (const auto& shard : layout.shards) {
+    bytes += shard.box.rows.size() * shard.box.cols.size() *
+             element_bytes(catalogue.tensors()[shard.tensor].dtype);
+  }
+  return bytes;
+}
+
 void read_block(const WeightSource& source, const Block& block, std::byte* to) {
   const Shard& shard = *block.shard;
   const TensorInfo& tensor = source.catalogue().tensors()[shard.tensor];
@@ -58,7 +70,11 @@ uint64_t load_window_bytes(const Catalogue& catalogue, const RankLayout& layout)
 void load_region(const WeightSource& source, const RankLayout& layout, Region& region,
                  HostBlock& window, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
                  WaitMonitor& monitor) {
-  const auto blocks = cut_into_blocks(source.catalogue(), layout);
+  // A read that hangs may outlive this call: what it uses is its own.
+  const auto shared =
+      std::make_shared<const std::vector<Block>>(cut_into_blocks(source.catalogue(), layout));
+  const auto& blocks = *shared;
+  work::Task task{"loading the weights", 0, bytes_to_read(source.catalogue(), layout)};
   const uint64_t window_bytes = window.bytes().size();
   std::byte* const bytes = window.bytes().data();
   size_t next = 0;
@@ -70,13 +86,18 @@ void load_region(const WeightSource& source, const RankLayout& layout, Region& r
     }
     const uint64_t end = std::min(next < blocks.size() ? blocks[next].offset_bytes : layout.bytes,
                                   begin + window_bytes);
-    std::memset(bytes, 0, end - begin);
-    threads.for_each(next - first, [&](size_t i) {
-      const Block& block = blocks[first + i];
-      read_block(source, block, bytes + (block.offset_bytes - begin));
-    });
+    const auto read = [shared, &source, &threads, bytes, begin, end, first, next] {
+      std::memset(bytes, 0, end - begin);
+      threads.for_each(next - first, [&](size_t i) {
+        const Block& block = (*shared)[first + i];
+        read_block(source, block, bytes + (block.offset_bytes - begin));
+      });
+    };
+    const uint64_t before = work::advanced();
+    work::attend(read, task, deadline.allowed(), monitor);
+    task.done_bytes += work::advanced() - before;
     queue.copy(region.data() + begin, bytes, end - begin);
-    queue.finish("loading the weights", deadline, monitor);
+    queue.finish("loading the weights", Deadline(deadline.allowed()), monitor);
     begin = end;
   }
 }

@@ -14,8 +14,9 @@ namespace awex {
 
 /// Fills a resident weights region with a rank's shards of the source's tensors, and the gaps
 /// between them with zeros. Reads with `threads` into `window`, a host block of load_window_bytes
-/// at least, and copies from there. Throws what the source, the device and the monitor throw;
-/// copies from the window may then be in flight.
+/// at least, and copies from there. Progress renews the deadline: it bounds each copy and each time
+/// in which nothing is read. Throws what the source, the device and the monitor throw, and
+/// Error(kDeadline); copies from the window and reads into it may then be in flight.
 void load_region(const WeightSource& source, const RankLayout& layout, Region& region,
                  HostBlock& window, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
                  WaitMonitor& monitor);

@@ -55,13 +55,15 @@ void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue&
   load_region(source, layout_, weights_, *window_, queue, threads_, deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
-  optimizer_->take(deadline, monitor);
+  optimizer_->take(Deadline(deadline.allowed()), monitor);
   // Rows that pad a parameter (of the vocabulary) are proven with it, and no shard initialises
   // them: their state is zero, as the weights there are.
   queue.fill_zero(optimizer_->data(), optimizer_->bytes());
-  queue.finish("clearing the optimizer state", deadline, monitor);
+  // Loading may have taken longer than one deadline.
+  const Deadline renewed(deadline.allowed());
+  queue.finish("clearing the optimizer state", renewed, monitor);
   for (const auto& adamw : adamw_) adamw->initialise();
-  kernels_.wait("initialising the optimizer", deadline, monitor);
+  kernels_.wait("initialising the optimizer", renewed, monitor);
 }
 
 void TrainerStandIn::train(const Deadline& deadline, WaitMonitor& monitor) {

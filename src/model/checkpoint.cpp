@@ -1,5 +1,8 @@
 #include "model/checkpoint.hpp"
 
+#include <fcntl.h>
+#include <sys/file.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
@@ -14,6 +17,7 @@
 #include "base/checked.hpp"
 #include "base/log.hpp"
 #include "base/nearest.hpp"
+#include "base/unique_fd.hpp"
 #include "base/units.hpp"
 #include "model/checkpoint_files.hpp"
 #include "model/json_input.hpp"
@@ -438,11 +442,17 @@ class PartialDirectory {
  public:
   explicit PartialDirectory(fs::path target)
       : target_(std::move(target)), path_(target_.string() + ".partial") {
-    if (!fs::create_directories(path_)) {
+    const bool is_new = fs::create_directories(path_);
+    lock_ = UniqueFd(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    // Who writes holds the lock; a killed run has left it.
+    const bool is_ours = lock_.valid() && ::flock(lock_.get(), LOCK_EX | LOCK_NB) == 0;
+    if (!is_new && !is_ours) {
       throw request_error(
           fmt::format("{} exists: another run writes it or left it behind", path_.string()),
           "remove it when no other run writes it");
     }
+    if (is_new) return;
+    for (const auto& entry : fs::directory_iterator(path_)) fs::remove_all(entry.path());
   }
   PartialDirectory(const PartialDirectory&) = delete;
   PartialDirectory& operator=(const PartialDirectory&) = delete;
@@ -467,6 +477,7 @@ class PartialDirectory {
  private:
   fs::path target_;
   fs::path path_;
+  UniqueFd lock_;
 };
 
 void write_text(const fs::path& path, const std::string& text) {
@@ -476,7 +487,7 @@ void write_text(const fs::path& path, const std::string& text) {
 }
 
 void write_shard(const WeightSource& source, const Shard& shard, const fs::path& path,
-                 ThreadPool& pool) {
+                 ThreadPool& pool, const std::function<void()>& poll) {
   const auto& tensors = source.catalogue().tensors();
   std::vector<SafetensorsEntry> entries;
   for (uint32_t i = 0; i < shard.count; ++i) {
@@ -487,6 +498,7 @@ void write_shard(const WeightSource& source, const Shard& shard, const fs::path&
   }
   const SafetensorsWriter writer(path, std::move(entries));
   for_each_chunk(source, shard.first, shard.count, pool, [&](const WeightChunk& chunk) {
+    poll();
     const auto element_size = element_bytes(tensors[chunk.tensor].dtype);
     writer.write(chunk.tensor - shard.first, chunk.first * element_size, chunk.bytes);
   });
@@ -522,17 +534,18 @@ void check_target(const fs::path& directory, uint64_t needed_bytes) {
 }
 
 void write_all(const WeightSource& source, const fs::path& directory, uint64_t max_shard_bytes,
-               ThreadPool& pool) {
+               ThreadPool& pool, const std::function<void()>& poll) {
   check_target(directory, source.catalogue().bytes());
   PartialDirectory partial(directory);
   const auto shards = split_into_shards(source.catalogue(), max_shard_bytes);
   for (size_t i = 0; i < shards.size(); ++i) {
-    write_shard(source, shards[i], partial.path() / shard_name(i, shards.size()), pool);
+    write_shard(source, shards[i], partial.path() / shard_name(i, shards.size()), pool, poll);
   }
   if (shards.size() > 1) {
     write_text(partial.path() / kIndexFile, make_index(source.catalogue(), shards));
   }
   write_text(partial.path() / kConfigFile, config_to_json(source.catalogue().config()));
+  poll();
   partial.publish();
 }
 
@@ -596,12 +609,13 @@ Catalogue checkpoint_catalogue(const fs::path& directory, std::optional<uint64_t
 }
 
 void write_checkpoint(const WeightSource& source, const fs::path& directory,
-                      uint64_t max_shard_bytes, ThreadPool& pool) {
+                      uint64_t max_shard_bytes, ThreadPool& pool,
+                      const std::function<void()>& poll) {
   // A trailing slash would put the partial directory into the directory itself.
   const auto target = directory.has_filename() ? directory : directory.parent_path();
   if (target.empty()) throw request_error("the checkpoint needs a directory to be written to");
   try {
-    write_all(source, target, max_shard_bytes, pool);
+    write_all(source, target, max_shard_bytes, pool, poll);
   } catch (const fs::filesystem_error& error) {
     throw runtime_error(fmt::format("cannot write a checkpoint to {}: {}", target.string(),
                                     error.code().message()));

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -38,9 +39,12 @@ inline constexpr uint64_t kDefaultShardBytes = 5'000'000'000;
 /// with an index. Holds a few megabytes a thread, never the model. Everything is written to
 /// "<directory>.partial", config.json last, and renamed when complete, so what an interruption
 /// leaves does not open as a checkpoint. Throws a request error when `directory` exists and is not
-/// empty, a former partial is there, or the disk has too little space; a run-time error when
-/// writing fails, after the partial directory is removed.
-void write_checkpoint(const WeightSource& source, const std::filesystem::path& directory,
-                      uint64_t max_shard_bytes, ThreadPool& pool);
+/// empty, another run writes the partial directory (what a killed run left is replaced), or the
+/// disk has too little space; a run-time error when writing fails, after the partial directory is
+/// removed. `poll` is called from all threads every few megabytes; what it throws ends the writing
+/// likewise.
+void write_checkpoint(
+    const WeightSource& source, const std::filesystem::path& directory, uint64_t max_shard_bytes,
+    ThreadPool& pool, const std::function<void()>& poll = [] {});
 
 }  // namespace awex

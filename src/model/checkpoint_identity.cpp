@@ -5,6 +5,8 @@
 #include <memory>
 #include <span>
 
+#include "base/error.hpp"
+#include "model/checkpoint_files.hpp"
 #include "model/digest.hpp"
 #include "model/input_file.hpp"
 #include "model/safetensors.hpp"
@@ -17,7 +19,6 @@ constexpr uint64_t kReadBytes = 1ULL << 20;
 constexpr uint64_t kBlockBytes = 4096;
 constexpr size_t kBlocks = 1024;  ///< Of all files together, about.
 constexpr uint64_t kMaxJsonBytes = 1ULL << 30;
-constexpr auto kIndex = "model.safetensors.index.json";
 
 uint64_t hash_of(uint64_t offset, std::span<const std::byte> bytes) {
   return digest_elements(tensor_key("checkpoint"), 1, offset, bytes);
@@ -29,25 +30,27 @@ uint64_t hash_of_part(const InputFile& file, uint64_t offset, uint64_t bytes) {
   return hash_of(offset, part);
 }
 
-FileIdentity json_identity(const std::filesystem::path& directory, const char* name,
-                           std::string& text) {
-  text = read_text(directory / name, kMaxJsonBytes);
+FileIdentity json_identity(const std::filesystem::path& directory, const char* name) {
+  const auto text = read_text(directory / name, kMaxJsonBytes);
   return {name, text.size(), hash_of(0, std::as_bytes(std::span(text))), 0};
 }
 
-/// Those that are read: all that the index names, or the only one.
-std::vector<std::string> weight_files(const std::filesystem::path& directory, bool has_index,
-                                      const std::string& index) {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    const auto name = entry.path().filename().string();
-    if (entry.path().extension() != ".safetensors") continue;
-    const bool is_read =
-        has_index ? index.find('"' + name + '"') != std::string::npos : name == "model.safetensors";
-    if (is_read) names.push_back(name);
-  }
+/// Those that are there: shards that hold nothing needed may be missing.
+std::vector<std::string> weight_files(const std::filesystem::path& directory) {
+  auto names = list_checkpoint_files(directory).files;
+  std::erase_if(names,
+                [&](const auto& name) { return !std::filesystem::exists(directory / name); });
   std::sort(names.begin(), names.end());
   return names;
+}
+
+/// Null for a file that is no safetensors file: one that holds nothing needed may be anything.
+std::unique_ptr<SafetensorsFile> open_if_valid(const std::filesystem::path& path) {
+  try {
+    return std::make_unique<SafetensorsFile>(path);
+  } catch (const Error&) {
+    return nullptr;
+  }
 }
 
 /// A part of a file that is hashed.
@@ -81,19 +84,21 @@ void add_samples(const SafetensorsFile& file, size_t number, size_t blocks,
 std::vector<FileIdentity> checkpoint_identity(const std::filesystem::path& directory,
                                               ThreadPool& threads) {
   std::vector<FileIdentity> identities;
-  std::string text;
-  identities.push_back(json_identity(directory, "config.json", text));
-  const bool has_index = std::filesystem::exists(directory / kIndex);
-  if (has_index) identities.push_back(json_identity(directory, kIndex, text));
+  identities.push_back(json_identity(directory, kConfigFile));
+  if (std::filesystem::exists(directory / kIndexFile)) {
+    identities.push_back(json_identity(directory, kIndexFile));
+  }
   const size_t first = identities.size();
-  const auto names = weight_files(directory, has_index, text);
+  const auto names = weight_files(directory);
   std::vector<std::unique_ptr<SafetensorsFile>> files(names.size());
-  threads.for_each(names.size(), [&](size_t i) {
-    files[i] = std::make_unique<SafetensorsFile>(directory / names[i]);
-  });
+  threads.for_each(names.size(), [&](size_t i) { files[i] = open_if_valid(directory / names[i]); });
   std::vector<Sample> samples;
   const size_t blocks = std::max<size_t>(4, kBlocks / std::max<size_t>(1, files.size()));
   for (size_t i = 0; i < files.size(); ++i) {
+    if (!files[i]) {
+      identities.push_back({names[i], std::filesystem::file_size(directory / names[i]), 0, 0});
+      continue;
+    }
     const auto& entries = files[i]->entries();
     const uint64_t bytes = files[i]->file().bytes();
     const uint64_t head = entries.empty() ? bytes : entries.front().offset_bytes;

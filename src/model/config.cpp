@@ -185,8 +185,8 @@ Architecture read_architecture(const Fields& fields) {
   return by_class ? *by_class : *by_type;
 }
 
-/// transformers 4 writes torch_dtype, transformers 5 dtype; of both it takes dtype. Nothing where the
-/// file leaves it open.
+/// transformers 4 writes torch_dtype, transformers 5 dtype; of both it takes dtype. Nothing where
+/// the file leaves it open.
 std::optional<DType> read_dtype(const Fields& fields) {
   const char* field = fields.find("dtype") != nullptr ? "dtype" : "torch_dtype";
   const auto text = fields.text(field);
@@ -230,14 +230,13 @@ void read_latent_attention(const Fields& fields, ModelConfig& config) {
 
 void read_grouped_attention(const Fields& fields, ModelConfig& config) {
   constexpr const char* kKvHeads = "num_key_value_heads";
-  config.kv_heads = fields.is_null(kKvHeads)
-                        ? config.heads
-                        : fields.number(kKvHeads, default_kv_heads(config.architecture,
-                                                                   config.heads));
+  config.kv_heads =
+      fields.is_null(kKvHeads)
+          ? config.heads
+          : fields.number(kKvHeads, default_kv_heads(config.architecture, config.heads));
   if (config.heads % config.kv_heads != 0) {
-    fields.refuse("num_attention_heads",
-                  fmt::format("it must be a multiple of the {} KV heads{}", config.kv_heads,
-                              fields.origin(kKvHeads)));
+    fields.refuse("num_attention_heads", fmt::format("it must be a multiple of the {} KV heads{}",
+                                                     config.kv_heads, fields.origin(kKvHeads)));
   }
   const bool is_qwen3 = config.architecture == Architecture::kQwen3;
   if (fields.find("head_dim") == nullptr && !is_qwen3 && config.hidden % config.heads != 0) {
@@ -341,8 +340,9 @@ std::optional<std::set<uint64_t>> read_dense_layers(const Fields& fields, uint64
     valid = (*list)[layer] == "dense" || (*list)[layer] == "sparse";
   }
   if (!valid) {
-    fields.refuse(kField,
-                  fmt::format("it must say \"dense\" or \"sparse\" of each of the {} layers", layers));
+    fields.refuse(
+        kField,
+        fmt::format("it must say \"dense\" or \"sparse\" of each of the {} layers", layers));
   }
   return dense;
 }
@@ -415,10 +415,10 @@ void read_experts(const Fields& fields, ModelConfig& config) {
   const bool is_given = fields.find("num_experts_per_tok") != nullptr;
   fields.refuse(
       "num_experts_per_tok",
-      fmt::format("{} must not exceed the {} experts{}",
-                  is_given ? "it" : fmt::format("transformers' default of {}",
-                                                config.experts_per_token),
-                  config.experts, fields.origin(experts_field(fields, config.architecture))));
+      fmt::format(
+          "{} must not exceed the {} experts{}",
+          is_given ? "it" : fmt::format("transformers' default of {}", config.experts_per_token),
+          config.experts, fields.origin(experts_field(fields, config.architecture))));
 }
 
 constexpr const char* kUnquantised = "use the checkpoint in bfloat16 that it was made from";
@@ -584,7 +584,8 @@ bool ModelConfig::is_moe_layer(uint64_t layer) const {
 std::string CheckpointConfig::assumptions() const {
   std::string list;
   for (const auto& field : assumed) {
-    list += fmt::format("{}\"{}\" (taken as {})", list.empty() ? "" : ", ", field.name, field.value);
+    list +=
+        fmt::format("{}\"{}\" (taken as {})", list.empty() ? "" : ", ", field.name, field.value);
   }
   return list.empty() ? "" : "config.json leaves out " + list;
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/work_progress.hpp"
 #include "model/convert.hpp"
 #include "model/digest.hpp"
 
@@ -97,6 +98,7 @@ class GeneratedSource final : public WeightSource {
     const auto& info = catalogue_.tensors().at(tensor);
     check_range(info, first, out.size());
     generator_for(info)(info, first, out);
+    work::advance(out.size());
   }
 
  private:

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -11,12 +12,16 @@
 
 #include "base/error.hpp"
 #include "base/units.hpp"
+#include "base/work_progress.hpp"
 
 namespace awex {
 
 InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
   // Without O_NONBLOCK, opening a FIFO would wait for a writer that may never come.
   fd_ = UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd_.valid() && (errno == EMFILE || errno == ENFILE)) {
+    throw errno_error("read " + name_, "open", errno);
+  }
   if (!fd_.valid()) {
     throw request_error(fmt::format("cannot read {}: {}", name_, std::strerror(errno)),
                         "see whether it is there, and whether this user may read it (ls -l)");
@@ -31,8 +36,12 @@ InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
 }
 
 void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
+  // Small enough that slow storage shows progress often.
+  constexpr size_t kMostAtOnce = 1U << 20;
   while (!out.empty()) {
-    const auto got = ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+    const work::Piece piece(name_, bytes_);
+    const auto got = ::pread(fd_.get(), out.data(), std::min(out.size(), kMostAtOnce),
+                             static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
       throw errno_error(fmt::format("read {} bytes at {} of {}", out.size(), offset, name_),
@@ -43,6 +52,7 @@ void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
                                       name_, bytes_, offset),
                           "do not write to a checkpoint while a job reads it");
     }
+    work::advance(static_cast<uint64_t>(got));
     offset += static_cast<uint64_t>(got);
     out = out.subspan(static_cast<size_t>(got));
   }
@@ -55,11 +65,10 @@ void refuse_lfs_pointer(const InputFile& file) {
   file.read(0, std::as_writable_bytes(std::span(first)));
   if (std::string_view(first.data(), first.size()) != kBeginning) return;
   const auto directory = std::filesystem::path(file.name()).parent_path().string();
-  throw request_error(
-      fmt::format("{} is a git-lfs pointer of {}, not the file itself", file.name(),
-                  format_bytes(file.bytes())),
-      fmt::format("fetch the files: git lfs install && git -C {} lfs pull",
-                  directory.empty() ? "." : directory));
+  throw request_error(fmt::format("{} is a git-lfs pointer of {}, not the file itself", file.name(),
+                                  format_bytes(file.bytes())),
+                      fmt::format("fetch the files: git lfs install && git -C {} lfs pull",
+                                  directory.empty() ? "." : directory));
 }
 
 std::string read_text(const std::filesystem::path& path, uint64_t max_bytes) {

@@ -53,6 +53,11 @@ std::string cut(std::string_view text) {
 }  // namespace
 
 json parse_json(std::string_view text, const std::string& what) {
+  // The parser takes a NUL for the end: what stands behind it would not count.
+  if (const auto nul = text.find('\0'); nul != std::string_view::npos) {
+    throw request_error(fmt::format("{}: not valid JSON at byte {} of {}: a byte of value 0", what,
+                                    nul + 1, text.size()));
+  }
   DuplicateKeys duplicates(what);
   try {
     return json::parse(text, [&](int depth, json::parse_event_t event, json& parsed) {

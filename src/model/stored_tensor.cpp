@@ -72,9 +72,8 @@ void scale(const StoredScales& scales, uint64_t cols, uint64_t first, std::span<
   };
   const uint64_t top = block_row(first);
   std::vector<float> factors((block_row(first + values.size() - 1) - top + 1) * scales.cols);
-  read_floats(*scales.file,
-              scales.offset_bytes + top * scales.cols * element_bytes(scales.dtype), scales.dtype,
-              factors);
+  read_floats(*scales.file, scales.offset_bytes + top * scales.cols * element_bytes(scales.dtype),
+              scales.dtype, factors);
   for (uint64_t done = 0; done < values.size();) {
     const uint64_t col = (first + done) % cols;
     const uint64_t block = col / scales.block_cols;

@@ -2,6 +2,10 @@
 
 #include <doctest/doctest.h>
 
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -62,6 +66,49 @@ TEST_CASE("a full disk is a failure, not silence") {
   ReportFiles files;
   files.open("/dev/full", "", Report{});
   CHECK_THROWS_WITH_AS(files.write(Report{}), doctest::Contains("/dev/full"), Error);
+}
+
+TEST_CASE("a report is replaced as a whole, through a link, and leaves nothing beside it") {
+  const test::TemporaryDirectory directory;
+  const auto path = directory.path() / "report.json";
+  const auto link = directory.path() / "link.json";
+  std::ofstream(path) << "old";
+  std::filesystem::create_symlink("report.json", link);
+  ReportFiles files;
+  files.open(link, "", Report{});
+  std::ifstream before(path);  // whoever has opened it sees one whole report
+  files.update(test::sample_report());
+  CHECK(nlohmann::json::parse(before)["error"]["message"] == "the job has not finished");
+  CHECK(json_in(path)["ok"] == true);
+  CHECK(std::filesystem::is_symlink(link));
+  const std::filesystem::directory_iterator all(directory.path());
+  CHECK(std::distance(begin(all), end(all)) == 2);
+}
+
+TEST_CASE("a FIFO that nobody reads ends by the deadline") {
+  const test::TemporaryDirectory directory;
+  const auto path = directory.path() / "fifo";
+  REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+  ReportFiles files;
+  try {
+    files.open(path, "", Report{}, {Seconds(0.1), {}});
+    FAIL("it opened");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kDeadline);
+  }
+}
+
+TEST_CASE("a reader that stops reading ends by the deadline") {
+  std::array<int, 2> ends{};
+  REQUIRE(::pipe(ends.data()) == 0);
+  const UniqueFd reader(ends[0]);
+  const UniqueFd writer(ends[1]);
+  try {
+    write_all(writer.get(), std::string(1 << 20, 'x'), "a pipe", {Seconds(0.1), {}});
+    FAIL("it was written");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kDeadline);
+  }
 }
 
 TEST_CASE("\"-\" and no path open nothing") {

@@ -7,9 +7,11 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 BINARY = ""
@@ -291,7 +293,9 @@ class Usage(unittest.TestCase):
         with tempfile.TemporaryDirectory() as directory:
             report, trace = (os.path.join(directory, name) for name in ("r.json", "t.json"))
             result = run(*job, "--json", report, "--trace", trace, ranks=2)
-            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            self.assertEqual(result.returncode, 0)
+            self.assertRegex(result.stderr, r"(?s)^update: .*\nloaded the weights: (.+) of \1 in .*\n"
+                                            r"version 1 of 1: committed in [^\n]+\n$")
             self.assertRegex(result.stdout, r"(?m)^digest +\d+ tensors, 0 wrong, model 0x[0-9a-f]{16}$")
             self.assertRegex(result.stdout, r"(?m)^committed +version 1$")
             self.assertRegex(result.stdout, r"(?m)^result +ok$")
@@ -307,6 +311,36 @@ class Usage(unittest.TestCase):
             json.loads(printed.stdout)["versions"][0]["digest"],
             content["versions"][0]["digest"],
         )
+
+    def test_two_sigterms_lose_neither_the_cause_nor_finished_versions(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory, "report.json")
+            job = [MPIEXEC, "--oversubscribe", "-n", "2", BINARY, "update", "--model", "preset:tiny-dense",
+                   "--backend", "host", "--kv-cache", "1MiB", "--versions", "100000", "--limits", "off",
+                   "--json", str(path)]
+            with subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                while not (path.exists() and json.loads(path.read_text(encoding="utf-8"))["versions"]):
+                    time.sleep(0.02)  # the file is whole at every moment
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.02)
+                _, stderr = process.communicate(timeout=60)
+            report = json.loads(path.read_text(encoding="utf-8"))
+            self.assertIn("told to end by SIGTERM", stderr)
+            self.assertTrue(report["versions"][0]["committed"])
+            self.assertEqual((report["ok"], report["exit_code"]), (False, 1))
+
+    def test_a_full_file_limit_and_a_cancelled_checkpoint(self):
+        with tempfile.TemporaryDirectory() as directory:
+            out = os.path.join(directory, "model")
+            command = f'ulimit -f 8; exec "{BINARY}" checkpoint --preset tiny-dense --out "{out}"'
+            result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+            self.assertEqual((result.returncode, result.stderr.count("error:")), (1, 1), result.stderr)
+            self.assertIn("ulimit -f", result.stderr)
+            self.assertEqual(os.listdir(directory), [])
+            os.mkdir(out + ".partial")  # what kill -9 leaves
+            pathlib.Path(out + ".partial", "model.safetensors").write_bytes(b"half")
+            self.assertEqual(run("checkpoint", "--preset", "tiny-dense", "--out", out).returncode, 0)
+            self.assertEqual(os.listdir(directory), ["model"])
 
     def test_a_refused_job_leaves_a_report_that_says_so(self):
         with tempfile.TemporaryDirectory() as directory:
