@@ -1,10 +1,10 @@
 #include "layout/vllm.hpp"
 
 #include <charconv>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.hpp"
 #include "layout/fused.hpp"
@@ -19,36 +19,36 @@ constexpr uint32_t kNewest = 33;
 /// The first whose experts are a module of their own (fused_moe/routed_experts.py): 0.23 has none.
 constexpr uint32_t kRoutedExperts = 24;
 
-/// A whole number that takes up the text up to its end or the next dot, which it removes.
-std::optional<uint32_t> take_number(std::string_view& text) {
-  uint32_t number = 0;
-  const auto dot = text.find('.');
-  const auto part = text.substr(0, dot);
-  const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), number);
-  if (part.empty() || error != std::errc{} || end != part.data() + part.size()) return std::nullopt;
-  text = dot == std::string_view::npos ? std::string_view() : text.substr(dot + 1);
-  return number;
+/// The numbers of "0.25", "0.25.1" or "v0.25.1"; empty for anything else.
+std::vector<uint32_t> numbers_of(std::string_view text) {
+  if (text.starts_with('v')) text.remove_prefix(1);
+  std::vector<uint32_t> numbers;
+  const char* const end = text.data() + text.size();
+  for (const char* at = text.data();; ++at) {
+    const auto [stop, error] = std::from_chars(at, end, numbers.emplace_back());
+    if (error != std::errc{} || numbers.size() > 3) return {};
+    if (stop == end) return numbers.size() > 1 ? numbers : std::vector<uint32_t>{};
+    if (*stop != '.') return {};
+    at = stop;
+  }
 }
 
-/// "0.25", "0.25.1" or "v0.25.1": the minor release, 25.
+/// The minor release that the spec names: 25 of "0.25.1".
 uint32_t read_version(const EngineSpec& spec) {
   const auto given = spec.text_of("version");
   if (!given) return kNewest;
-  std::string_view text = *given;
-  if (text.starts_with('v')) text.remove_prefix(1);
-  const auto major = take_number(text);
-  const auto minor = major ? take_number(text) : std::nullopt;
-  const bool ends = text.empty() || (take_number(text) && text.empty());
-  if (!minor || !ends || given->ends_with('.')) {
+  const auto numbers = numbers_of(*given);
+  if (numbers.empty()) {
     throw request_error(
         fmt::format("\"{}\": version={} is no version of vLLM", spec.text(), *given),
         fmt::format("write it as 0.{} or 0.{}.0, as `vllm --version` does", kNewest, kNewest));
   }
-  if (*major == 0 && *minor >= kOldest && *minor <= kNewest) return *minor;
+  const bool is_zero = numbers[0] == 0;
+  if (is_zero && numbers[1] >= kOldest && numbers[1] <= kNewest) return numbers[1];
   throw request_error(
       fmt::format("\"{}\": the layout of vLLM {} is not known, only that of 0.{} to 0.{}",
                   spec.text(), *given, kOldest, kNewest),
-      *major == 0 && *minor < kOldest
+      is_zero && numbers[1] < kOldest
           ? fmt::format("use a vLLM of 0.{} or newer", kOldest)
           : fmt::format("version=0.{} has the newest names known: use that vLLM, or a newer "
                         "awex-colocate",
