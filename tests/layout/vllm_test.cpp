@@ -222,11 +222,13 @@ TEST_CASE("vLLM: the experts' names are those of the version") {
   for (const char* version : {"0.11.2", "0.34", "1.0", "0.9"}) {
     check_refused(
         moe(), fmt::format("vllm:version={}", version), 1,
-        fmt::format("the layout of vLLM {} is not known, only that of 0.12 to 0.33", version));
+        fmt::format(
+            "\"vllm:version={0}\": the layout of vLLM {0} is not known, only that of 0.12 to 0.33",
+            version));
   }
   for (const char* version : {"new", "0", "0.", "0.32.", "0.32.0.1", ".32", "0.32x", "-1.2"}) {
     check_refused(moe(), fmt::format("vllm:version={}", version), 1,
-                  fmt::format("version={} is no version of vLLM", version));
+                  fmt::format("\"vllm:version={0}\": version={0} is no version of vLLM", version));
   }
 }
 
