@@ -9,6 +9,7 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR"
                   VLLM_TARGET_DEVICE="cpu", VLLM_CPU_KVCACHE_SPACE="1")
 
 import torch
+import vllm
 import vllm._custom_ops
 from vllm.config import set_current_vllm_config
 from vllm.distributed import parallel_state
@@ -51,10 +52,10 @@ def config_of(checkpoint, spec, rank):
 def start_groups(config, rank, ranks, store):
     """All ranks are of one world, as with vLLM's external launcher."""
     os.environ["LOCAL_RANK"] = str(rank)
+    os.environ["VLLM_DIST_IDENT"] = str(store).replace("/", "-")  # names shared memory of the CPU
     parallel = config.parallel_config
     with set_current_vllm_config(config):
-        if not parallel_state.model_parallel_is_initialized():
-            parallel_state.init_world_group = parallel_state.init_world_group
+        if not torch.distributed.is_initialized():
             parallel_state.init_distributed_environment(ranks, rank, f"file://{store}", rank, "gloo")
         parallel_state.initialize_model_parallel(parallel.tensor_parallel_size,
                                                  parallel.pipeline_parallel_size)
@@ -65,6 +66,11 @@ def build(config):
         return initialize_model(config)
 
 
+def load(config, model, weights):
+    with set_current_vllm_config(config):
+        model.load_weights(weights)
+
+
 def after_loading(config, model):
     with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
         process_weights_after_loading(model, config.model_config, torch.device("cpu"))
@@ -73,3 +79,24 @@ def after_loading(config, model):
 def weights_of(model):
     """Every parameter by vLLM's own name."""
     return {name: value.data for name, value in model.named_parameters()}
+
+
+def copies_of_kv_b(model):
+    """The modules of latent attention whose W_UV or W_UK_T is no view of kv_b_proj."""
+    copies = []
+    for name, module in model.named_modules():
+        source = getattr(module, "kv_b_proj", None)
+        for part in ("W_UV", "W_UK_T"):
+            value = getattr(module, part, None)
+            if value is not None and source is not None and (
+                    value.untyped_storage().data_ptr() != source.weight.untyped_storage().data_ptr()):
+                copies.append(f"{name}.{part}")
+    return copies
+
+
+def stop_groups():
+    parallel_state.destroy_model_parallel()
+
+
+def version():
+    return vllm.__version__
