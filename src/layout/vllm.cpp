@@ -60,14 +60,11 @@ struct Options {
   uint32_t pp = 1;
   uint32_t dp = 1;
   bool ep = false;
+  bool whole_by_default = false;  ///< The shared experts, as the engine has them.
   bool whole_shared_experts = false;
   uint32_t version = kNewest;
   bool deep_gemm = true;
   std::string moe_backend;
-
-  /// config/parallel.py, use_sequence_parallel_moe, with its default all2all_backend: the shared
-  /// experts are then whole on every rank.
-  [[nodiscard]] bool sequence_parallel_moe() const { return ep && tp > 1 && dp > 1; }
 
   /// tp always, the others where they are not what they are by default.
   [[nodiscard]] std::string text() const {
@@ -75,7 +72,7 @@ struct Options {
     if (pp > 1) text += fmt::format(",pp={}", pp);
     if (ep) text += ",ep=on";
     if (dp > 1) text += fmt::format(",dp={}", dp);
-    if (whole_shared_experts != sequence_parallel_moe()) {
+    if (whole_shared_experts != whole_by_default) {
       text += fmt::format(",shared_experts={}", whole_shared_experts ? "replicated" : "tp");
     }
     if (version != kNewest) text += fmt::format(",version=0.{}", version);
@@ -85,7 +82,7 @@ struct Options {
   }
 };
 
-Options read(const EngineSpec& spec) {
+Options read(const EngineSpec& spec, const ModelConfig& config) {
   spec.allow_only({"tp", "pp", "dp", "ep", "shared_experts", "version", "deep_gemm", "moe_backend",
                    "dtype", "router_dtype", "block"});
   Options options{.tp = spec.count("tp", 1),
@@ -95,9 +92,13 @@ Options read(const EngineSpec& spec) {
                   .version = read_version(spec),
                   .deep_gemm = spec.flag("deep_gemm", true),
                   .moe_backend = spec.choice("moe_backend", {"auto", "triton"})};
+  // config/parallel.py, use_sequence_parallel_moe, with its default all2all_backend; of the models
+  // with shared experts only models/deepseek_v2.py follows it.
+  options.whole_by_default = config.architecture == Architecture::kDeepseekV3 && options.ep &&
+                             options.tp > 1 && options.dp > 1;
   const auto shared = spec.choice("shared_experts", {"tp", "replicated"});
   options.whole_shared_experts =
-      spec.text_of("shared_experts") ? shared == "replicated" : options.sequence_parallel_moe();
+      spec.text_of("shared_experts") ? shared == "replicated" : options.whole_by_default;
   return options;
 }
 
@@ -133,8 +134,8 @@ bool has_whole_ends(const ModelConfig& config) {
 
 std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                          uint32_t ranks) {
-  const Options options = read(spec);
   const ModelConfig& config = catalogue.config();
+  const Options options = read(spec, config);
   const auto dtypes = DTypeRules::read(spec, config);
   if (dtypes.main == DType::kF8E4M3) check_raw_after_loading(spec, options, config.experts > 0);
   check_instances(ranks, options.tp, options.pp, options.dp);

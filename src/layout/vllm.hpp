@@ -15,7 +15,7 @@ namespace awex {
 ///           ranks one more when the experts do not divide
 ///   shared_experts  tp, or replicated (sequence parallel MoE); unless given as the engine has
 ///   them:
-///           replicated where ep is on and both dp and tp are more than one, else tp
+///           replicated for the DeepSeek kind with ep on and both dp and tp more than one, else tp
 ///   version  of vLLM, "0.32": names depend on it; the newest known unless given
 ///   deep_gemm, moe_backend  for dtype=fp8: what the engine is told, so that it keeps what it
 ///   loaded

@@ -177,6 +177,7 @@ TEST_CASE("models are laid out as the engines' own code creates them") {
   }
   for (const char* model : {"llama", "qwen2", "qwen3", "qwen3-moe", "deepseek", "glm"}) {
     CAPTURE(model);
+    CHECK(settings[fmt::format("vllm-0.32_{}", model)] >= 6);
     CHECK(settings[fmt::format("megatron-core_small-{}", model)] >= 2);
   }
 }

@@ -49,7 +49,8 @@ Seat sglang_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
   return seat;
 }
 
-Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
+Seat vllm_seat(const EngineCase& engine, const ModelConfig& config, uint64_t rank) {
+  const uint64_t experts = config.experts;
   const uint64_t tp = engine.tp;
   const uint64_t dp = engine.number("dp");
   const auto place =
@@ -58,8 +59,9 @@ Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
   seat.stage = place[1];
   seat.dense = seat.shared = seat.attention = seat.embedding = seat.head = {tp, place[0]};
   const Slice flat{dp * tp, place[2] * tp + place[0]};
-  // Sequence parallel MoE wants whole shared experts on every rank.
-  const bool sequence = engine.on("ep") && tp > 1 && dp > 1;
+  // Sequence parallel MoE, which GLM has not, wants whole shared experts on every rank.
+  const bool sequence =
+      config.architecture == Architecture::kDeepseekV3 && engine.on("ep") && tp > 1 && dp > 1;
   if (engine.text("shared_experts", sequence ? "replicated" : "tp") != "tp") seat.shared = {};
   if (!engine.on("ep")) {
     seat.expert = flat;
@@ -84,7 +86,7 @@ class Inference : public Writer {
                                                                       : "experts."),
         stages_(inference_stages(engine, config().layers)),
         seat_(sglang_ ? sglang_seat(engine, config().experts, rank)
-                      : vllm_seat(engine, config().experts, rank)) {}
+                      : vllm_seat(engine, config(), rank)) {}
 
   RankContents contents() {
     check_all_ranks();

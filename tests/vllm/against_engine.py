@@ -26,10 +26,11 @@ import engine
 
 RANKS = 4
 DENSE = ["tp=1", "tp=2", "tp=4", "tp=2,pp=2", "tp=1,pp=4", "tp=2,dp=2"]
-MOE = DENSE + ["tp=4,ep=on", "tp=2,ep=on", "tp=2,dp=2,ep=on", "tp=1,dp=4,ep=on", "tp=1,dp=4",
+MOE = [setting for setting in DENSE if setting != "tp=1,pp=4"] + [  # a stage without experts is refused
+    "tp=4,ep=on", "tp=2,ep=on", "tp=2,dp=2,ep=on", "tp=1,dp=4,ep=on", "tp=1,dp=4",
                "tp=2,pp=2,ep=on"]
 SETTINGS = {"llama": DENSE, "llama-tied": DENSE, "qwen2": DENSE, "qwen3": DENSE,
-            "qwen3-moe": MOE, "qwen3-moe-tied": ["tp=2", "tp=2,pp=2"], "deepseek": MOE,
+            "qwen3-moe": MOE, "qwen3-moe-tied": ["tp=2", "tp=2,pp=2"], "deepseek": [*MOE, "tp=1,pp=2,dp=2,ep=on"],
             "deepseek-one-q": MOE, "glm": MOE}
 DIGITS = 3  # Of an element's number, in base 256.
 # vLLM's kernels for experts on x86 pack them after loading; those for GPUs are not asked here.
