@@ -44,11 +44,11 @@ class RankWriter {
         builder_(catalogue, instance) {}
 
   RankLayout write() && {
-    if (stage_ == 0) add_embedding();
+    if (stage_ == 0 || engine_.ends_everywhere) add_embedding();
     const Range layers = engine_.stages[stage_];
     for (uint64_t layer = layers.begin; layer < layers.end; ++layer) add_layer(layer);
-    if (stage_ + 1 == engine_.stages.size()) {
-      add_whole("model.norm.weight");
+    if (stage_ + 1 == engine_.stages.size() || engine_.ends_everywhere) {
+      add_last_norm();
       add_head();
     }
     return builder_.finish();
@@ -65,17 +65,31 @@ class RankWriter {
 
   /// The embedding is there twice when the last of several stages has a tied copy.
   [[nodiscard]] bool has_tied_copy() const {
-    return config_.tied_embeddings && engine_.stages.size() > 1;
+    return config_.tied_embeddings && engine_.stages.size() > 1 && !engine_.ends_everywhere;
+  }
+
+  /// The share of a tensor at either end of the model, which other stages may hold as well.
+  [[nodiscard]] Share share_of_end(const Ways& ways) const {
+    Share mine = share(ways);
+    if (engine_.ends_everywhere) {
+      mine.copies.index += stage_ * mine.copies.count;
+      mine.copies.count *= narrow<uint32_t>(engine_.stages.size());
+    }
+    return mine;
+  }
+
+  void add_last_norm() {
+    builder_.replicated("model.norm.weight", index("model.norm.weight"), share_of_end({}).copies);
   }
 
   void add_embedding() {
-    Share mine = share(engine_.embedding);
+    Share mine = share_of_end(engine_.embedding);
     if (has_tied_copy()) mine.copies.count += stage_ranks() / engine_.head.count;
     add_vocabulary("model.embed_tokens.weight", "model.embed_tokens.weight", mine);
   }
 
   void add_head() {
-    Share mine = share(engine_.head);
+    Share mine = share_of_end(engine_.head);
     if (has_tied_copy()) {
       const uint32_t before = stage_ranks() / engine_.embedding.count;
       mine.copies = {mine.copies.count + before, mine.copies.index + before};
@@ -186,7 +200,7 @@ class RankWriter {
     const uint32_t gate = first_expert(prefix, mine);
     const uint32_t up = gate + 1;
     const uint32_t down = gate + 2;
-    builder_.begin(prefix + "experts.w13_weight");
+    builder_.begin(prefix + engine_.experts_module + "w13_weight");
     for (uint32_t e = 0; e < mine.size(); ++e) {
       builder_.begin_matrix();
       add_row_block(gate + 3 * e, expert);
@@ -197,7 +211,7 @@ class RankWriter {
       add_row_block(index(prefix + "shared_experts.gate_proj.weight"), share(engine_.experts));
       add_row_block(index(prefix + "shared_experts.up_proj.weight"), share(engine_.experts));
     }
-    builder_.begin(prefix + "experts.w2_weight");
+    builder_.begin(prefix + engine_.experts_module + "w2_weight");
     for (uint32_t e = 0; e < mine.size(); ++e) {
       builder_.begin_matrix();
       add_column_block(down + 3 * e, expert);

@@ -34,6 +34,8 @@ struct FusedEngine {
   bool fuse_shared_experts = false;  ///< Every such group holds them as its last expert.
   const char* fused_qkv_a = "";      ///< MLA: how the engine names q_a and kv_a together.
   const char* tied_head = "";        ///< The last of several stages has its own tied embedding.
+  const char* experts_module = "experts.";  ///< What stands before w13_weight and w2_weight.
+  bool ends_everywhere = false;  ///< Every stage has embedding, last norm and head (or tied head).
 };
 
 /// The layers of each of `pp` stages, of which the ones in `longer` (stage indices) have one layer

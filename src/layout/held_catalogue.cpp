@@ -35,6 +35,12 @@ std::optional<DType> read_dtype(const EngineSpec& spec, const std::string& key,
   return std::nullopt;
 }
 
+/// models/glm4_moe.py of both engines creates the router in fp32.
+bool keeps_router_in_fp32(const EngineSpec& spec, const ModelConfig& config) {
+  const bool has_own_classes = spec.engine() == "sglang" || spec.engine() == "vllm";
+  return has_own_classes && config.architecture == Architecture::kGlm4Moe;
+}
+
 bool is_router(const TensorInfo& tensor) { return tensor.name.ends_with(".mlp.gate.weight"); }
 
 /// Attention projections and MLPs: the matrices whose modules are called "..._proj", and
@@ -72,8 +78,11 @@ DTypeRules DTypeRules::read(const EngineSpec& spec, const ModelConfig& config) {
         "add dtype=fp8, or leave block out");
   }
   if (rules.main == config.dtype) rules.main.reset();
-  const DType usual_router = rules.block > 0 ? config.dtype : rules.main.value_or(config.dtype);
-  if (rules.router == usual_router) rules.router.reset();
+  const DType like_the_rest = rules.block > 0 ? config.dtype : rules.main.value_or(config.dtype);
+  const DType usual = keeps_router_in_fp32(spec, config) ? DType::kF32 : like_the_rest;
+  rules.says_router = rules.router && *rules.router != usual;
+  if (!rules.router) rules.router = usual;
+  if (!rules.says_router && rules.router == like_the_rest) rules.router.reset();
   return rules;
 }
 
@@ -84,7 +93,7 @@ DType DTypeRules::dtype_of(const TensorInfo& tensor) const {
 std::string DTypeRules::text() const {
   std::string text;
   if (main) text += fmt::format(",dtype={}", name_of(*main));
-  if (router) text += fmt::format(",router_dtype={}", name_of(*router));
+  if (says_router) text += fmt::format(",router_dtype={}", name_of(*router));
   if (block > 0 && block != kUsualBlock) text += fmt::format(",block={}", block);
   return text;
 }

@@ -15,13 +15,16 @@ namespace awex {
 /// Options of a spec:
 ///   dtype         bf16, fp16, fp32 or fp8 (e4m3) instead of the model's own. fp8 is for attention
 ///                 projections and MLPs, in blocks that share a scale; the rest keeps its dtype
-///   router_dtype  bf16, fp16 or fp32 for the routers' weights (mlp.gate.weight)
+///   router_dtype  bf16, fp16 or fp32 for the routers' weights (mlp.gate.weight). Unless given,
+///                 fp32 where the engine's own class of the model says so: GLM-4.5 in sglang and
+///                 vllm
 ///   block         with fp8: rows and columns of a block; 128 unless given
 /// A router's e_score_correction_bias is fp32 whatever they say.
 struct DTypeRules {
   std::optional<DType> main{};    ///< Unless it is the model's own.
   std::optional<DType> router{};  ///< Unless it is what `main` makes of it.
   uint32_t block = 0;             ///< 0 unless `main` is fp8.
+  bool says_router = false;       ///< `router` is not what the engine has by default.
 
   /// The options of a spec, of which `block` stands for 128 where it is left out. Throws a request
   /// error for values that are no dtypes, and for a block without fp8.

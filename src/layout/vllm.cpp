@@ -1,7 +1,10 @@
 #include "layout/vllm.hpp"
 
+#include <charconv>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.hpp"
 #include "layout/fused.hpp"
@@ -10,12 +13,58 @@
 namespace awex {
 namespace {
 
+/// Minor releases of vLLM 0. Those between were read (0.12 to 0.31) or asked (0.32, 0.33).
+constexpr uint32_t kOldest = 12;
+constexpr uint32_t kNewest = 33;
+/// The first whose experts are a module of their own (fused_moe/routed_experts.py): 0.23 has none.
+constexpr uint32_t kRoutedExperts = 24;
+
+/// The numbers of "0.25", "0.25.1" or "v0.25.1"; empty for anything else.
+std::vector<uint32_t> numbers_of(std::string_view text) {
+  if (text.starts_with('v')) text.remove_prefix(1);
+  std::vector<uint32_t> numbers;
+  const char* const end = text.data() + text.size();
+  for (const char* at = text.data();; ++at) {
+    const auto [stop, error] = std::from_chars(at, end, numbers.emplace_back());
+    if (error != std::errc{} || numbers.size() > 3) return {};
+    if (stop == end) return numbers.size() > 1 ? numbers : std::vector<uint32_t>{};
+    if (*stop != '.') return {};
+    at = stop;
+  }
+}
+
+/// The minor release that the spec names: 25 of "0.25.1".
+uint32_t read_version(const EngineSpec& spec) {
+  const auto given = spec.text_of("version");
+  if (!given) return kNewest;
+  const auto numbers = numbers_of(*given);
+  if (numbers.empty()) {
+    throw request_error(
+        fmt::format("\"{}\": version={} is no version of vLLM", spec.text(), *given),
+        fmt::format("write it as 0.{} or 0.{}.0, as `vllm --version` does", kNewest, kNewest));
+  }
+  const bool is_zero = numbers[0] == 0;
+  if (is_zero && numbers[1] >= kOldest && numbers[1] <= kNewest) return numbers[1];
+  throw request_error(
+      fmt::format("\"{}\": the layout of vLLM {} is not known, only that of 0.{} to 0.{}",
+                  spec.text(), *given, kOldest, kNewest),
+      is_zero && numbers[1] < kOldest
+          ? fmt::format("use a vLLM of 0.{} or newer", kOldest)
+          : fmt::format("version=0.{} has the newest names known: use that vLLM, or a newer "
+                        "awex-colocate",
+                        kNewest));
+}
+
 struct Options {
   uint32_t tp = 1;
   uint32_t pp = 1;
   uint32_t dp = 1;
   bool ep = false;
-  std::string shared_experts;
+  bool whole_by_default = false;  ///< The shared experts, as the engine has them.
+  bool whole_shared_experts = false;
+  uint32_t version = kNewest;
+  bool deep_gemm = true;
+  std::string moe_backend;
 
   /// tp always, the others where they are not what they are by default.
   [[nodiscard]] std::string text() const {
@@ -23,45 +72,94 @@ struct Options {
     if (pp > 1) text += fmt::format(",pp={}", pp);
     if (ep) text += ",ep=on";
     if (dp > 1) text += fmt::format(",dp={}", dp);
-    if (shared_experts != "tp") text += ",shared_experts=" + shared_experts;
+    if (whole_shared_experts != whole_by_default) {
+      text += fmt::format(",shared_experts={}", whole_shared_experts ? "replicated" : "tp");
+    }
+    if (version != kNewest) text += fmt::format(",version=0.{}", version);
+    if (!deep_gemm) text += ",deep_gemm=off";
+    if (moe_backend != "auto") text += ",moe_backend=" + moe_backend;
     return text;
   }
 };
 
-Options read(const EngineSpec& spec) {
-  spec.allow_only({"tp", "pp", "dp", "ep", "shared_experts", "dtype", "router_dtype", "block"});
-  return {.tp = spec.count("tp", 1),
-          .pp = spec.count("pp", 1),
-          .dp = spec.count("dp", 1),
-          .ep = spec.flag("ep", false),
-          .shared_experts = spec.choice("shared_experts", {"tp", "replicated"})};
+Options read(const EngineSpec& spec, const ModelConfig& config) {
+  spec.allow_only({"tp", "pp", "dp", "ep", "shared_experts", "version", "deep_gemm", "moe_backend",
+                   "dtype", "router_dtype", "block"});
+  Options options{.tp = spec.count("tp", 1),
+                  .pp = spec.count("pp", 1),
+                  .dp = spec.count("dp", 1),
+                  .ep = spec.flag("ep", false),
+                  .version = read_version(spec),
+                  .deep_gemm = spec.flag("deep_gemm", true),
+                  .moe_backend = spec.choice("moe_backend", {"auto", "triton"})};
+  // config/parallel.py, use_sequence_parallel_moe, with its default all2all_backend; of the models
+  // with shared experts only models/deepseek_v2.py follows it.
+  options.whole_by_default = config.architecture == Architecture::kDeepseekV3 && options.ep &&
+                             options.tp > 1 && options.dp > 1;
+  const auto shared = spec.choice("shared_experts", {"tp", "replicated"});
+  options.whole_shared_experts =
+      spec.text_of("shared_experts") ? shared == "replicated" : options.whole_by_default;
+  return options;
+}
+
+/// What vLLM makes of fp8 weights after it has loaded them, on a Hopper GPU
+/// (quantization/utils/fp8_utils.py, fused_moe/oracle/fp8.py).
+void check_raw_after_loading(const EngineSpec& spec, const Options& options, bool has_experts) {
+  if (options.deep_gemm) {
+    throw request_error(
+        fmt::format("\"{}\": with DeepGEMM, its default on Hopper, vLLM requantises fp8 weights "
+                    "after loading to scales that are powers of two and lays the scales out anew: "
+                    "what is written as it was quantised would be read wrongly",
+                    spec.text()),
+        "start vLLM with VLLM_USE_DEEP_GEMM=0 and say so with deep_gemm=off, or leave dtype=fp8 "
+        "out");
+  }
+  const bool shares_experts = has_experts && options.ep && options.tp * options.dp > 1;
+  if (shares_experts && options.moe_backend != "triton") {
+    throw request_error(
+        fmt::format("\"{}\": with ep=on vLLM prefers a kernel (flashinfer_cutlass) for which it "
+                    "swaps the gate and up halves of fp8 experts after loading",
+                    spec.text()),
+        "start vLLM with --moe-backend triton and say so with moe_backend=triton, or leave "
+        "dtype=fp8 out");
+  }
+}
+
+/// models/qwen3_moe.py builds embedding, last norm and head on every pipeline stage.
+bool has_whole_ends(const ModelConfig& config) {
+  return config.architecture == Architecture::kQwen3Moe;
 }
 
 }  // namespace
 
 std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                          uint32_t ranks) {
-  const Options options = read(spec);
+  const ModelConfig& config = catalogue.config();
+  const Options options = read(spec, config);
+  const auto dtypes = DTypeRules::read(spec, config);
+  if (dtypes.main == DType::kF8E4M3) check_raw_after_loading(spec, options, config.experts > 0);
   check_instances(ranks, options.tp, options.pp, options.dp);
-  const uint64_t layers = catalogue.config().layers;
   const Ways tp{options.tp, {"tp"}};
   const Ways flat{options.tp * options.dp, {options.dp > 1 ? "dp*tp" : "tp", "ep=on"}};
   const uint32_t before_last = options.pp - 1;
   FusedEngine engine{
-      .spec = options.text() + DTypeRules::read(spec, catalogue.config()).text(),
+      .spec = options.text() + dtypes.text(),
       .tp = options.tp,
       .dp = options.dp,
-      .stages = split_layers(layers, options.pp, {before_last - layers % options.pp, before_last}),
+      .stages = split_layers(config.layers, options.pp,
+                             {before_last - config.layers % options.pp, before_last}),
       .embedding = tp,
       .head = tp,
       .attention = tp,
       .dense_mlp = tp,
-      .shared_experts = options.shared_experts == "tp"
-                            ? Ways{options.tp, {"tp", "shared_experts=replicated"}}
-                            : Ways{},
+      .shared_experts = options.whole_shared_experts
+                            ? Ways{}
+                            : Ways{options.tp, {"tp", "shared_experts=replicated"}},
       .experts = options.ep ? Ways{} : flat,
       .fused_qkv_a = "fused_qkv_a_proj",
-      .tied_head = "model.embed_tokens.weight"};
+      .tied_head = "model.embed_tokens.weight",
+      .experts_module = options.version >= kRoutedExperts ? "experts.routed_experts." : "experts.",
+      .ends_everywhere = has_whole_ends(config)};
   return make_fused_layout(catalogue, std::move(engine), ranks);
 }
 

@@ -13,9 +13,16 @@ namespace awex {
 ///   dp      data parallel ranks inside an instance: they share out the experts
 ///   ep      off: every expert is split over dp * tp; on: these ranks hold whole experts, the first
 ///           ranks one more when the experts do not divide
-///   shared_experts  tp, or replicated (sequence parallel MoE)
+///   shared_experts  tp, or replicated (sequence parallel MoE); unless given as the engine has
+///   them:
+///           replicated for the DeepSeek kind with ep on and both dp and tp more than one, else tp
+///   version  of vLLM, "0.32": names depend on it; the newest known unless given
+///   deep_gemm, moe_backend  for dtype=fp8: what the engine is told, so that it keeps what it
+///   loaded
+///           as it is: deep_gemm=off (VLLM_USE_DEEP_GEMM=0); moe_backend=triton where ep is on
 ///   dtype, router_dtype, block  what it holds weights in (held_catalogue.hpp)
-/// Throws a request error when an option is unknown, or the model or the ranks do not divide.
+/// Throws a request error when an option is unknown, the version is not known, the engine would
+/// lay the weights out anew after loading, or the model or the ranks do not divide.
 [[nodiscard]] std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec,
                                                        const Catalogue& catalogue, uint32_t ranks);
 

@@ -3,7 +3,11 @@
 // parameter that the layout gives this rank.
 // `layout_tool gather CONFIG SPEC RANKS FROM TO` writes the Hugging Face checkpoint TO from
 // FROM/rank-R.safetensors, where every rank's parameters have the engine's own names.
-// CONFIG is a Hugging Face config.json; SPEC one of a trainer.
+// `layout_tool pieces CONFIG SPEC RANKS` prints "tensor NAME ROWS COLS" for every tensor of the
+// model; then "rank R", the "parameter NAME DTYPE ROWS COLS" of each, and after it its pieces:
+// "piece TENSOR ROW-BEGIN ROW-END COLUMN-BEGIN COLUMN-END OFFSET STRIDE", the latter two in
+// elements. CONFIG is a Hugging Face config.json; SPEC one of a trainer, for pieces one of
+// inference.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -17,6 +21,7 @@
 
 #include "base/error.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
 #include "model/checkpoint.hpp"
 #include "model/input_file.hpp"
 #include "model/safetensors.hpp"
@@ -128,6 +133,31 @@ void print_parameters(const Layout& layout) {
   }
 }
 
+void print_pieces(const std::string& spec, const Catalogue& model, uint32_t ranks) {
+  const Catalogue held = held_catalogue(spec, model);
+  const auto layout = make_inference_layout(spec, held, ranks);
+  for (const TensorInfo& tensor : held.tensors()) {
+    fmt::print("tensor {} {} {}\n", tensor.name, tensor.rows, tensor.cols);
+  }
+  for (uint32_t rank = 0; rank < ranks; ++rank) {
+    fmt::print("rank {}\n", rank);
+    const RankLayout mine = layout->rank_layout(rank);
+    for (uint32_t index = 0; index < mine.parameters.size(); ++index) {
+      const Parameter& parameter = mine.parameters[index];
+      fmt::print("parameter {} {} {} {}\n", parameter.name, dtype_name(parameter.dtype),
+                 parameter.rows, parameter.cols);
+      for (const Shard& shard : mine.shards) {
+        if (shard.parameter != index) continue;
+        const uint64_t offset =
+            (shard.offset_bytes - parameter.offset_bytes) / element_bytes(parameter.dtype);
+        fmt::print("piece {} {} {} {} {} {} {}\n", held.tensors()[shard.tensor].name,
+                   shard.box.rows.begin, shard.box.rows.end, shard.box.cols.begin,
+                   shard.box.cols.end, offset, shard.row_stride);
+      }
+    }
+  }
+}
+
 void gather(const Layout& layout, const Catalogue& catalogue, const std::filesystem::path& from,
             const std::filesystem::path& to) {
   GatheredWeights weights(catalogue);
@@ -144,15 +174,21 @@ void gather(const Layout& layout, const Catalogue& catalogue, const std::filesys
 
 int main(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "";
-  if (!(command == "list" && argc == 5) && !(command == "gather" && argc == 7)) {
-    fmt::print(stderr,
-               "usage: layout_tool list CONFIG SPEC RANKS | gather CONFIG SPEC RANKS FROM TO\n");
+  if (!((command == "list" || command == "pieces") && argc == 5) &&
+      !(command == "gather" && argc == 7)) {
+    fmt::print(
+        stderr,
+        "usage: layout_tool list|pieces CONFIG SPEC RANKS | gather CONFIG SPEC RANKS FROM TO\n");
     return 2;
   }
   try {
     const Catalogue catalogue =
         make_catalogue(argv[2], parse_config(read_text(argv[2], kMaxConfigBytes), argv[2]));
     const auto ranks = static_cast<uint32_t>(std::stoul(argv[4]));
+    if (command == "pieces") {
+      print_pieces(argv[3], catalogue, ranks);
+      return 0;
+    }
     const auto layout = make_trainer_layout(argv[3], catalogue, ranks);
     if (command == "list") {
       print_parameters(*layout);

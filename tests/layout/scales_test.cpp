@@ -133,7 +133,7 @@ TEST_CASE("published models have the scales of their quantised checkpoints") {
 }
 
 TEST_CASE("scales of fused parameters stand as their weights do") {
-  const std::string spec = "vllm:tp=2,dtype=fp8,router_dtype=fp32,block=4";
+  const std::string spec = "vllm:tp=2,deep_gemm=off,dtype=fp8,router_dtype=fp32,block=4";
   ModelConfig config = small_config();
   config.architecture = Architecture::kQwen3Moe;
   config.hidden = 6;
@@ -148,7 +148,7 @@ TEST_CASE("scales of fused parameters stand as their weights do") {
         "4x2: 0.self_attn.q_proj.weight_scale_inv[2:4,0:2]#0 "
         "0.self_attn.k_proj.weight_scale_inv[1:2,0:2]#0 "
         "0.self_attn.v_proj.weight_scale_inv[1:2,0:2]#0");
-  CHECK(content_of(rank, held, "model.layers.0.mlp.experts.w2_weight_scale_inv") ==
+  CHECK(content_of(rank, held, "model.layers.0.mlp.experts.routed_experts.w2_weight_scale_inv") ==
         "4x2: 0.mlp.experts.0.down_proj.weight_scale_inv[0:2,2:4]#0 "
         "0.mlp.experts.1.down_proj.weight_scale_inv[0:2,2:4]#0");
   CHECK(held.tensors()[held.index_of("model.layers.0.mlp.gate.weight")].dtype == DType::kF32);
@@ -199,7 +199,10 @@ TEST_CASE("each remedy for cut blocks leads to the next refusal, and the last to
           {"a larger ep", ",ep=3"},
           {"shared_experts=replicated", ",shared_experts=replicated"}});
   follow("vllm:tp=2,dtype=fp8,block=16", model,
-         {{"ep=on", ",ep=on"}, {"shared_experts=replicated", ",shared_experts=replicated"}});
+         {{"deep_gemm=off", ",deep_gemm=off"},
+          {"ep=on", ",ep=on"},
+          {"moe_backend=triton", ",moe_backend=triton"},
+          {"shared_experts=replicated", ",shared_experts=replicated"}});
 }
 
 TEST_CASE("a layout is refused the catalogue of other rules") {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "layout/held_catalogue.hpp"
 #include "layout/shard_text.hpp"
 #include "model/presets.hpp"
 
@@ -89,8 +90,12 @@ TEST_CASE("vLLM: ranks run tp, then pp, then dp, then instances") {
   CHECK(held(moe(), "vllm:tp=2,pp=2,dp=2", 16, 12, qkv) ==
         "12x8: self_attn.q_proj.weight[0,8)x[0,8)#3 self_attn.k_proj.weight[0,2)x[0,8)#3 "
         "self_attn.v_proj.weight[0,2)x[0,8)#3");
-  CHECK(held(moe(), "vllm:tp=2,pp=2,dp=2", 16, 7, "lm_head.weight") ==
+  ModelConfig dense = moe();
+  dense.architecture = Architecture::kQwen3;
+  dense.experts = 0;
+  CHECK(held(dense, "vllm:tp=2,pp=2,dp=2", 16, 7, "lm_head.weight") ==
         "64x8: lm_head.weight[64,100)x[0,8)#1");
+  CHECK(held(dense, "vllm:tp=2,pp=2,dp=2", 16, 5, "lm_head.weight") == "none");
   CHECK(held(moe(), "vllm:tp=2,dp=2", 4, 3, "model.layers.1.input_layernorm.weight") ==
         "8x1: input_layernorm.weight[0,8)x[0,1)#3");
   CHECK(held(moe(), "vllm:tp=2,dp=2", 4, 3, "model.layers.0.mlp.gate_up_proj.weight") ==
@@ -105,7 +110,7 @@ TEST_CASE("vLLM: ranks share a KV head where there are more ranks than heads") {
 }
 
 TEST_CASE("vLLM: without expert parallelism every expert is split over dp and tp") {
-  const std::string experts = "model.layers.1.mlp.experts.";
+  const std::string experts = "model.layers.1.mlp.experts.routed_experts.";
   CHECK(held(moe(), "vllm:tp=2,dp=2", 4, 3, experts + "w2_weight") ==
         "40x2: mlp.experts.0.down_proj.weight[0,8)x[6,8)#0 "
         "mlp.experts.1.down_proj.weight[0,8)x[6,8)#0 mlp.experts.2.down_proj.weight[0,8)x[6,8)#0 "
@@ -117,7 +122,8 @@ TEST_CASE("vLLM: without expert parallelism every expert is split over dp and tp
 
 TEST_CASE("vLLM: with expert parallelism the first ranks hold one expert more") {
   const auto w2 = [](uint32_t rank) {
-    return held(moe(), "vllm:tp=2,ep=on,dp=2", 4, rank, "model.layers.1.mlp.experts.w2_weight");
+    return held(moe(), "vllm:tp=2,ep=on,dp=2", 4, rank,
+                "model.layers.1.mlp.experts.routed_experts.w2_weight");
   };
   CHECK(w2(0) ==
         "16x8: mlp.experts.0.down_proj.weight[0,8)x[0,8)#0 "
@@ -126,7 +132,7 @@ TEST_CASE("vLLM: with expert parallelism the first ranks hold one expert more") 
   CHECK(w2(2) == "8x8: mlp.experts.3.down_proj.weight[0,8)x[0,8)#0");
   CHECK(w2(3) == "8x8: mlp.experts.4.down_proj.weight[0,8)x[0,8)#0");
   // 5 experts over 3 ranks: 2, 2, 1; rank 2 is the last of its instance, rank 4 in the second one.
-  const std::string w13 = "model.layers.1.mlp.experts.w13_weight";
+  const std::string w13 = "model.layers.1.mlp.experts.routed_experts.w13_weight";
   CHECK(held(moe(), "vllm:ep=on,dp=3", 6, 2, w13) ==
         "16x8: mlp.experts.4.gate_proj.weight[0,8)x[0,8)#0 "
         "mlp.experts.4.up_proj.weight[0,8)x[0,8)#0");
@@ -148,8 +154,16 @@ TEST_CASE("vLLM: latent attention, shared experts and the correction bias") {
         "8x8: self_attn.o_proj.weight[0,8)x[8,16)#0");
   const std::string mlp = "model.layers.1.mlp.";
   CHECK(held(mla(), spec, 4, 3, mlp + "shared_experts.gate_up_proj.weight") ==
-        "8x8: mlp.shared_experts.gate_proj.weight[4,8)x[0,8)#1 "
-        "mlp.shared_experts.up_proj.weight[4,8)x[0,8)#1");
+        "16x8: mlp.shared_experts.gate_proj.weight[0,8)x[0,8)#3 "
+        "mlp.shared_experts.up_proj.weight[0,8)x[0,8)#3");
+  CHECK(
+      held(mla(), spec + ",shared_experts=tp", 4, 3, mlp + "shared_experts.gate_up_proj.weight") ==
+      "8x8: mlp.shared_experts.gate_proj.weight[4,8)x[0,8)#1 "
+      "mlp.shared_experts.up_proj.weight[4,8)x[0,8)#1");
+  for (const char* split : {"vllm:tp=2,dp=2", "vllm:tp=2,ep=on"}) {
+    CHECK(held(mla(), split, 4, 3, mlp + "shared_experts.down_proj.weight") ==
+          "8x4: mlp.shared_experts.down_proj.weight[0,8)x[4,8)#1");
+  }
   CHECK(held(mla(), spec + ",shared_experts=replicated", 4, 3,
              mlp + "shared_experts.down_proj.weight") ==
         "8x8: mlp.shared_experts.down_proj.weight[0,8)x[0,8)#3");
@@ -159,6 +173,8 @@ TEST_CASE("vLLM: latent attention, shared experts and the correction bias") {
 
 TEST_CASE("vLLM: the last stage has its own tied embedding under the embedding's name") {
   ModelConfig config = moe();
+  config.architecture = Architecture::kQwen3;
+  config.experts = 0;
   config.tied_embeddings = true;
   const std::string name = "model.embed_tokens.weight";
   const std::string spec = "vllm:tp=2,pp=3,dp=2";
@@ -168,6 +184,100 @@ TEST_CASE("vLLM: the last stage has its own tied embedding under the embedding's
   CHECK(held(config, spec, 12, 10, name) == "64x8: model.embed_tokens.weight[0,64)x[0,8)#3");
   CHECK(held(config, spec, 12, 5, "lm_head.weight") == "none");
   CHECK(held(config, "vllm:tp=2", 2, 0, name) == "64x8: model.embed_tokens.weight[0,64)x[0,8)#0");
+}
+
+TEST_CASE("vLLM: every stage of a Qwen3-MoE has embedding, last norm and head") {
+  const std::string spec = "vllm:tp=2,pp=3,dp=2";
+  CHECK(held(moe(), spec, 12, 3, "model.embed_tokens.weight") ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#2");
+  CHECK(held(moe(), spec, 12, 0, "lm_head.weight") == "64x8: lm_head.weight[0,64)x[0,8)#0");
+  CHECK(held(moe(), spec, 12, 11, "lm_head.weight") == "64x8: lm_head.weight[64,100)x[0,8)#5");
+  CHECK(held(moe(), spec, 12, 2, "model.norm.weight") == "8x1: model.norm.weight[0,8)x[0,1)#4");
+  ModelConfig tied = moe();
+  tied.tied_embeddings = true;
+  CHECK(held(tied, spec, 12, 5, "model.embed_tokens.weight") ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#4");
+  CHECK(held(tied, spec, 12, 5, "lm_head.weight") == "none");
+}
+
+TEST_CASE("vLLM: the experts' names are those of the version") {
+  const auto has = [](const std::string& version, const std::string& name) {
+    return held(moe(), "vllm:tp=1" + version, 1, 0, "model.layers.1.mlp." + name) != "none";
+  };
+  for (const char* version :
+       {"", ",version=0.33", ",version=0.32.0", ",version=v0.25.1", ",version=0.24"}) {
+    CAPTURE(version);
+    CHECK(has(version, "experts.routed_experts.w13_weight"));
+    CHECK_FALSE(has(version, "experts.w13_weight"));
+  }
+  for (const char* version : {",version=0.23", ",version=0.12.0"}) {
+    CAPTURE(version);
+    CHECK(has(version, "experts.w2_weight"));
+    CHECK_FALSE(has(version, "experts.routed_experts.w2_weight"));
+  }
+  const Catalogue catalogue = make_catalogue("small", moe());
+  CHECK(make_inference_layout("vllm:version=0.23.1", catalogue, 1)->describe() ==
+        "vllm:tp=1,version=0.23");
+  CHECK(make_inference_layout("vllm:version=0.33", catalogue, 1)->describe() == "vllm:tp=1");
+  for (const char* version : {"0.11.2", "0.34", "1.0", "0.9"}) {
+    check_refused(
+        moe(), fmt::format("vllm:version={}", version), 1,
+        fmt::format(
+            "\"vllm:version={0}\": the layout of vLLM {0} is not known, only that of 0.12 to 0.33",
+            version));
+  }
+  for (const char* version : {"new", "0", "0.", "0.32.", "0.32.0.1", ".32", "0.32x", "-1.2"}) {
+    check_refused(moe(), fmt::format("vllm:version={}", version), 1,
+                  fmt::format("\"vllm:version={0}\": version={0} is no version of vLLM", version));
+  }
+}
+
+TEST_CASE("vLLM: fp8 that the engine changes after loading is refused") {
+  const auto make = [](const std::string& spec) {
+    ModelConfig config = moe();
+    const Catalogue held = held_catalogue(spec, make_catalogue("small", config));
+    return make_inference_layout(spec, held, 2)->describe();
+  };
+  const auto refuse = [&](const std::string& spec, const std::string& remedy) {
+    CAPTURE(spec);
+    std::string hint;
+    try {
+      (void)make(spec);
+    } catch (const Error& error) {
+      CHECK(error.code() == ExitCode::kRequest);
+      hint = error.hint();
+    }
+    CHECK(hint.find(remedy) != std::string::npos);
+  };
+  refuse("vllm:dtype=fp8,block=2", "VLLM_USE_DEEP_GEMM=0");
+  refuse("vllm:tp=2,ep=on,dtype=fp8,block=2", "deep_gemm=off");
+  refuse("vllm:tp=2,ep=on,deep_gemm=off,dtype=fp8,block=2", "--moe-backend triton");
+  refuse("vllm:dp=2,ep=on,deep_gemm=off,dtype=fp8,block=2", "moe_backend=triton");
+  for (const char* spec : {"vllm:tp=2,deep_gemm=off,dtype=fp8,block=2",
+                           "vllm:tp=1,ep=on,deep_gemm=off,dtype=fp8,block=2",
+                           "vllm:tp=2,ep=on,deep_gemm=off,moe_backend=triton,dtype=fp8,block=2"}) {
+    CAPTURE(spec);
+    CHECK(make(spec) == spec);
+  }
+}
+
+TEST_CASE("GLM-4.5's router is fp32 in both engines unless the spec says otherwise") {
+  ModelConfig config = mla();
+  config.architecture = Architecture::kGlm4Moe;
+  config.q_lora_rank = config.kv_lora_rank = 0;
+  config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim = 0;
+  config.kv_heads = config.head_dim = 2;
+  const auto router = [&](const std::string& spec) {
+    const Catalogue held = held_catalogue(spec, make_catalogue("small", config));
+    CHECK(make_inference_layout(spec, held, 2)->describe() == spec);
+    return held.tensors()[held.index_of("model.layers.1.mlp.gate.weight")].dtype;
+  };
+  CHECK(router("vllm:tp=2") == DType::kF32);
+  CHECK(router("sglang:tp=2") == DType::kF32);
+  CHECK(router("vllm:tp=2,dtype=fp16") == DType::kF32);
+  CHECK(router("vllm:tp=2,deep_gemm=off,dtype=fp8,block=1") == DType::kF32);
+  CHECK(router("sglang:tp=2,router_dtype=bf16") == DType::kBf16);
+  CHECK(router("vllm:tp=2,router_dtype=bf16") == DType::kBf16);
 }
 
 TEST_CASE("vLLM: the shards of one replica hold every element once, in every mode") {

@@ -49,7 +49,8 @@ Seat sglang_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
   return seat;
 }
 
-Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
+Seat vllm_seat(const EngineCase& engine, const ModelConfig& config, uint64_t rank) {
+  const uint64_t experts = config.experts;
   const uint64_t tp = engine.tp;
   const uint64_t dp = engine.number("dp");
   const auto place =
@@ -58,7 +59,10 @@ Seat vllm_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
   seat.stage = place[1];
   seat.dense = seat.shared = seat.attention = seat.embedding = seat.head = {tp, place[0]};
   const Slice flat{dp * tp, place[2] * tp + place[0]};
-  if (engine.text("shared_experts", "tp") != "tp") seat.shared = {};
+  // Sequence parallel MoE, which GLM has not, wants whole shared experts on every rank.
+  const bool sequence =
+      config.architecture == Architecture::kDeepseekV3 && engine.on("ep") && tp > 1 && dp > 1;
+  if (engine.text("shared_experts", sequence ? "replicated" : "tp") != "tp") seat.shared = {};
   if (!engine.on("ep")) {
     seat.expert = flat;
     seat.experts = counting(0, experts);
@@ -78,14 +82,18 @@ class Inference : public Writer {
   Inference(const EngineCase& engine, const Catalogue& catalogue, uint64_t rank)
       : Writer(catalogue, scale_block(engine)),
         sglang_(engine.engine == "sglang"),
+        experts_(!sglang_ && engine.text("version", "0.33") >= "0.24" ? "experts.routed_experts."
+                                                                      : "experts."),
         stages_(inference_stages(engine, config().layers)),
         seat_(sglang_ ? sglang_seat(engine, config().experts, rank)
-                      : vllm_seat(engine, config().experts, rank)) {}
+                      : vllm_seat(engine, config(), rank)) {}
 
   RankContents contents() {
     check_all_ranks();
-    const bool first = seat_.stage == 0;
-    const bool last = seat_.stage + 1 == stages_.size();
+    // vLLM's Qwen3-MoE builds both ends of the model on every stage.
+    const bool all = !sglang_ && config().architecture == Architecture::kQwen3Moe;
+    const bool first = all || seat_.stage == 0;
+    const bool last = all || seat_.stage + 1 == stages_.size();
     const bool tied = !has("lm_head.weight");
     // vLLM's last stage uses an embedding of its own as the tied output; SGLang's has an lm_head.
     if (first || (last && tied && !sglang_)) {
@@ -205,11 +213,12 @@ class Inference : public Writer {
       w13.push_back(gate_up(expert, seat_.expert));
       w2.push_back(down(expert, seat_.expert));
     }
-    put_stack(at + "experts.w13_weight", w13);
-    put_stack(at + "experts.w2_weight", w2);
+    put_stack(at + experts_ + "w13_weight", w13);
+    put_stack(at + experts_ + "w2_weight", w2);
   }
 
   bool sglang_;
+  std::string experts_;
   std::vector<std::vector<uint64_t>> stages_;
   Seat seat_;
 };

@@ -42,6 +42,9 @@ DType expected_dtype(const ModelConfig& config, const std::string& tensor,
   if (tensor.ends_with(".mlp.gate.weight") && engine.options.count("router_dtype") > 0) {
     return named_dtype(engine.options.at("router_dtype"));
   }
+  const bool glm_class = config.architecture == Architecture::kGlm4Moe &&
+                         (engine.engine == "sglang" || engine.engine == "vllm");
+  if (glm_class && tensor.ends_with(".mlp.gate.weight")) return DType::kF32;
   if (engine.options.count("dtype") == 0) return config.dtype;
   if (scale_block(engine) > 0) return is_quantised(tensor) ? DType::kF8E4M3 : config.dtype;
   return named_dtype(engine.options.at("dtype"));

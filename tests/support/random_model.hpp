@@ -227,7 +227,12 @@ inline void choose_dtypes(Dice& dice, EngineCase& engine) {
   EngineCase engine{"vllm", dice.one_of({1, 2, 3, 4, 6})};
   maybe(dice, engine, "pp", {"1", "2", "3"});
   maybe(dice, engine, "dp", {"1", "2", "3"});
+  maybe(dice, engine, "version", {"0.23", "0.24", "0.32", "0.33"});
   choose_dtypes(dice, engine);
+  if (engine.text("dtype", "") == "fp8") {
+    engine.options["deep_gemm"] = "off";
+    engine.options["moe_backend"] = "triton";
+  }
   if (catalogue.config().experts == 0) return engine;
   maybe(dice, engine, "ep", {"on", "off"});
   maybe(dice, engine, "shared_experts", {"tp", "replicated"});
