@@ -194,6 +194,7 @@ class Session {
     report_.model_bytes = catalogue.bytes();
     report_.trainer = setup_.trainer->describe();
     report_.inference = setup_.inference->describe();
+    report_.notes = setup_.inference->notes();
     report_.gpus = setup_.devices.gpus;
     for (const auto& peer : job_.peers()) {
       report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.host,

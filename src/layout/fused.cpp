@@ -49,8 +49,8 @@ class RankWriter {
     for (uint64_t layer = layers.begin; layer < layers.end; ++layer) add_layer(layer);
     if (stage_ + 1 == engine_.stages.size()) {
       add_whole("model.norm.weight");
-      add_head();
     }
+    if (stage_ + 1 == engine_.stages.size() || engine_.head_everywhere) add_head();
     return builder_.finish();
   }
 
@@ -63,19 +63,31 @@ class RankWriter {
             ways.by};
   }
 
-  /// The embedding is there twice when the last of several stages has a tied copy.
+  /// The embedding is there again as the head: on the last of several stages, or wherever the
+  /// engine has a head of its own.
   [[nodiscard]] bool has_tied_copy() const {
-    return config_.tied_embeddings && engine_.stages.size() > 1;
+    if (!config_.tied_embeddings) return false;
+    return engine_.own_head || (engine_.stages.size() > 1 && *engine_.tied_head != '\0');
+  }
+
+  /// This rank's share of the head, among all stages that have one.
+  [[nodiscard]] Share share_of_head() const {
+    Share mine = share(engine_.head);
+    if (engine_.head_everywhere) {
+      mine.copies.index += stage_ * mine.copies.count;
+      mine.copies.count *= narrow<uint32_t>(engine_.stages.size());
+    }
+    return mine;
   }
 
   void add_embedding() {
     Share mine = share(engine_.embedding);
-    if (has_tied_copy()) mine.copies.count += stage_ranks() / engine_.head.count;
+    if (has_tied_copy()) mine.copies.count += share_of_head().copies.count;
     add_vocabulary("model.embed_tokens.weight", "model.embed_tokens.weight", mine);
   }
 
   void add_head() {
-    Share mine = share(engine_.head);
+    Share mine = share_of_head();
     if (has_tied_copy()) {
       const uint32_t before = stage_ranks() / engine_.embedding.count;
       mine.copies = {mine.copies.count + before, mine.copies.index + before};
@@ -261,6 +273,7 @@ class FusedLayout final : public Layout {
       : catalogue_(catalogue), engine_(std::move(engine)), ranks_(ranks) {}
 
   [[nodiscard]] std::string describe() const override { return engine_.spec; }
+  [[nodiscard]] std::vector<std::string> notes() const override { return engine_.notes; }
   [[nodiscard]] uint32_t ranks() const override { return ranks_; }
   [[nodiscard]] uint32_t first_like(uint32_t rank) const override {
     return rank % (engine_.tp * stages() * engine_.dp);
