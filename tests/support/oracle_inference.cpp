@@ -131,6 +131,11 @@ class Inference : public Writer {
 
   /// A size may not divide on a stage that this rank is not in.
   void check_all_ranks() const {
+    const bool all_sparse = sglang_ && config().architecture == Architecture::kQwen3Moe;
+    for (uint64_t layer = 0; all_sparse && layer < config().layers; ++layer) {
+      const bool sparse = has(fmt::format("model.layers.{}.mlp.gate.weight", layer));
+      if (!sparse) throw DoesNotDivide("SGLang's Qwen3-MoE has experts in every layer");
+    }
     must_divide(config().heads, seat_.attention.count, "attention heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
       const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
