@@ -102,8 +102,8 @@ void check_keeps_fp8(const EngineSpec& spec, const DTypeRules& dtypes, const Opt
   }
 }
 
-/// Which stages have an lm_head, and whether a tied one is a tensor of its own (models/*.py, asked
-/// of 0.5.23).
+/// Which stages have an lm_head, and whether a tied one is a tensor of its own (models/*.py, read
+/// in 0.5.23).
 void set_head(const ModelConfig& config, FusedEngine& engine) {
   switch (config.architecture) {
     case Architecture::kLlama:
