@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Compares the Megatron layout with megatron-core itself, on the CPU: names and shapes of every
 # rank's weights, and logits of the checkpoint that the layout makes of them. By hand: installs
-# PyTorch, megatron-core and transformers (6 GB) in build-megatron/. With --write it also renews the
+# PyTorch, megatron-core and transformers (6 GB) in build-megatron/, for which it needs Python 3.12
+# (AWEX_PYTHON312=PROGRAM, else python3.12). With --write it also renews the
 # tables in tests/layout/engine_tables/ that the ordinary tests read. Other options go to
 # tests/megatron/against_engine.py (--only MODEL).
 source "$(dirname "$0")/common.sh"
 
-# The last megatron-core for the Python of Debian 12; fixed, so that a failure is ours.
-packages=(megatron-core==0.16.1 torch==2.15.0 transformers==5.23.0 safetensors einops)
+# Fixed, so that a failure is ours.
+packages=(megatron-core==0.19.2 torch==2.15.0 transformers==5.23.0 safetensors einops)
 tables=tests/layout/engine_tables
 options=()
 for option in "$@"; do
@@ -15,13 +16,20 @@ for option in "$@"; do
   [[ $option != --write ]] || options+=("$tables")
 done
 
+# megatron-core 0.19 is for Python 3.12 and newer; Debian 12 has 3.11.
+python=${AWEX_PYTHON312:-python3.12}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null ||
+  die "$python is no Python 3.12 or newer, which megatron-core 0.19 needs" \
+    "install one (pyenv install 3.12) and name it: AWEX_PYTHON312=/path/to/python3.12 $0"
+
 scripts/install-packages.sh
 
 mkdir -p build-megatron
+base_python=$python
 python=$PWD/build-megatron/python/bin/python
 if [[ $(cat build-megatron/installed 2>/dev/null) != "${packages[*]}" ]]; then
   step "installing ${packages[*]} in build-megatron/"
-  python3 -m venv --clear build-megatron/python
+  "$base_python" -m venv --clear build-megatron/python
   "$python" -m pip install --quiet --disable-pip-version-check "${packages[@]}" </dev/null ||
     die "cannot install ${packages[*]} into build-megatron/python" \
       "see pip's message above; they come from PyPI"

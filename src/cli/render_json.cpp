@@ -91,6 +91,7 @@ std::string render_json(const Report& report) {
                      {"model", model_json(report)},
                      {"trainer", text_or_null(report.trainer)},
                      {"inference", text_or_null(report.inference)},
+                     {"notes", report.notes},
                      {"world",
                       {{"ranks", count_or_null(report.ranks)},
                        {"gpus", count_or_null(report.gpus)},

@@ -72,6 +72,7 @@ std::string metadata(const Forecast& forecast, const Catalogue& catalogue,
   }
   line("trainer", forecast.trainer->describe());
   line("inference", forecast.inference->describe());
+  for (const auto& note : forecast.inference->notes()) line("note", note);
   line("world", fmt::format("{} GPUs, {} nodes", options.gpus, nodes_of(forecast)));
   line("plan", fmt::format("{} pieces for the whole cluster in {}", forecast.totals.total_pieces,
                            format_seconds(forecast.plan_seconds)));
@@ -257,6 +258,7 @@ void add_forecast(Json& json, const Forecast& forecast, const Catalogue& catalog
   json["held"] = {{"tensors", forecast.held->tensors().size()}, {"bytes", forecast.held->bytes()}};
   json["trainer"] = forecast.trainer->describe();
   json["inference"] = forecast.inference->describe();
+  json["notes"] = forecast.inference->notes();
   json["world"] = {
       {"ranks", 2 * uint64_t{options.gpus}}, {"gpus", options.gpus}, {"nodes", nodes_of(forecast)}};
   json["plan"] = plan_json(forecast);

@@ -98,6 +98,7 @@ std::string metadata(const Report& report) {
   }
   line("trainer", report.trainer);
   line("inference", report.inference);
+  for (const auto& note : report.notes) line("note", note);
   if (report.ranks > 0) {
     const auto gpus = report.gpus > 0 ? counted(report.gpus, "GPU", "GPUs") + ", " : "";
     line("world", fmt::format("{}, {}{}", counted(report.ranks, "rank", "ranks"), gpus,

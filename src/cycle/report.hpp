@@ -103,6 +103,7 @@ struct Report {
   uint64_t model_bytes = 0;
   std::string trainer;  ///< Layout::describe().
   std::string inference;
+  std::vector<std::string> notes;  ///< Layout::notes() of inference.
   int ranks = 0;
   int gpus = 0;
   int nodes = 0;

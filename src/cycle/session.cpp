@@ -203,6 +203,7 @@ class Session {
     report_.model_bytes = catalogue.bytes();
     report_.trainer = setup_.trainer->describe();
     report_.inference = setup_.inference->describe();
+    report_.notes = setup_.inference->notes();
     report_.gpus = setup_.devices.gpus;
     report_.one_core_ranks = setup_.one_core_ranks;
     for (const auto& peer : job_.peers()) {

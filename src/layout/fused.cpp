@@ -47,10 +47,9 @@ class RankWriter {
     if (stage_ == 0 || engine_.ends_everywhere) add_embedding();
     const Range layers = engine_.stages[stage_];
     for (uint64_t layer = layers.begin; layer < layers.end; ++layer) add_layer(layer);
-    if (stage_ + 1 == engine_.stages.size() || engine_.ends_everywhere) {
-      add_last_norm();
-      add_head();
-    }
+    const bool is_last = stage_ + 1 == engine_.stages.size();
+    if (is_last || engine_.ends_everywhere) add_last_norm();
+    if (is_last || has_head_everywhere()) add_head();
     return builder_.finish();
   }
 
@@ -63,33 +62,44 @@ class RankWriter {
             ways.by};
   }
 
-  /// The embedding is there twice when the last of several stages has a tied copy.
+  /// The embedding is there again as the head: on the last of several stages, or wherever the
+  /// engine has a head of its own.
   [[nodiscard]] bool has_tied_copy() const {
-    return config_.tied_embeddings && engine_.stages.size() > 1 && !engine_.ends_everywhere;
+    if (!config_.tied_embeddings || engine_.ends_everywhere) return false;
+    return engine_.own_head || (engine_.stages.size() > 1 && *engine_.tied_head != '\0');
   }
 
-  /// The share of a tensor at either end of the model, which other stages may hold as well.
-  [[nodiscard]] Share share_of_end(const Ways& ways) const {
+  [[nodiscard]] bool has_head_everywhere() const {
+    return engine_.ends_everywhere || engine_.head_everywhere;
+  }
+
+  /// The share of a tensor at an end of the model, which other stages may hold as well.
+  [[nodiscard]] Share share_of_end(const Ways& ways, bool is_everywhere) const {
     Share mine = share(ways);
-    if (engine_.ends_everywhere) {
+    if (is_everywhere) {
       mine.copies.index += stage_ * mine.copies.count;
       mine.copies.count *= narrow<uint32_t>(engine_.stages.size());
     }
     return mine;
   }
 
+  [[nodiscard]] Share share_of_head() const {
+    return share_of_end(engine_.head, has_head_everywhere());
+  }
+
   void add_last_norm() {
-    builder_.replicated("model.norm.weight", index("model.norm.weight"), share_of_end({}).copies);
+    builder_.replicated("model.norm.weight", index("model.norm.weight"),
+                        share_of_end({}, engine_.ends_everywhere).copies);
   }
 
   void add_embedding() {
-    Share mine = share_of_end(engine_.embedding);
-    if (has_tied_copy()) mine.copies.count += stage_ranks() / engine_.head.count;
+    Share mine = share_of_end(engine_.embedding, engine_.ends_everywhere);
+    if (has_tied_copy()) mine.copies.count += share_of_head().copies.count;
     add_vocabulary("model.embed_tokens.weight", "model.embed_tokens.weight", mine);
   }
 
   void add_head() {
-    Share mine = share_of_end(engine_.head);
+    Share mine = share_of_head();
     if (has_tied_copy()) {
       const uint32_t before = stage_ranks() / engine_.embedding.count;
       mine.copies = {mine.copies.count + before, mine.copies.index + before};
@@ -275,6 +285,7 @@ class FusedLayout final : public Layout {
       : catalogue_(catalogue), engine_(std::move(engine)), ranks_(ranks) {}
 
   [[nodiscard]] std::string describe() const override { return engine_.spec; }
+  [[nodiscard]] std::vector<std::string> notes() const override { return engine_.notes; }
   [[nodiscard]] uint32_t ranks() const override { return ranks_; }
   [[nodiscard]] uint32_t first_like(uint32_t rank) const override {
     return rank % (engine_.tp * stages() * engine_.dp);

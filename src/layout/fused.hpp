@@ -33,9 +33,13 @@ struct FusedEngine {
   Ways experts;         ///< One expert; tp * dp / count groups of ranks share out the experts.
   bool fuse_shared_experts = false;  ///< Every such group holds them as its last expert.
   const char* fused_qkv_a = "";      ///< MLA: how the engine names q_a and kv_a together.
-  const char* tied_head = "";        ///< The last of several stages has its own tied embedding.
+  const char* tied_head = "";        ///< What the last of several stages calls its own copy of a
+                                     ///< tied embedding; empty where it has none.
   const char* experts_module = "experts.";  ///< What stands before w13_weight and w2_weight.
   bool ends_everywhere = false;  ///< Every stage has embedding, last norm and head (or tied head).
+  bool own_head = false;         ///< A tied lm_head is a copy of its own on one stage, too.
+  bool head_everywhere = false;  ///< Every stage has the lm_head, not the last alone.
+  std::vector<std::string> notes{};  ///< Layout::notes().
 };
 
 /// The layers of each of `pp` stages, of which the ones in `longer` (stage indices) have one layer

@@ -78,6 +78,9 @@ class Layout {
 
   /// "megatron:tp=2,pp=2": the spec that made this layout, with tp and what is not its default.
   [[nodiscard]] virtual std::string describe() const = 0;
+  /// What the user must do, or know, so that the engine serves what is written in this layout: one
+  /// sentence each, without an end stop. Reports show them.
+  [[nodiscard]] virtual std::vector<std::string> notes() const { return {}; }
   /// Ranks of the whole role (the engine's own world times its replicas).
   [[nodiscard]] virtual uint32_t ranks() const = 0;
   /// What rank `rank` of the role holds.

@@ -19,6 +19,9 @@ struct Options {
   std::string embed;
   bool dp_lm_head = false;
   bool fuse_shared = false;
+  bool fuses_by_default = false;
+  bool keeps_fp8 = false;
+  std::string usual_embed;
   std::string dense_mlp;
   std::string shared_experts;
 
@@ -28,29 +31,123 @@ struct Options {
     if (pp > 1) text += fmt::format(",pp={}", pp);
     if (ep > 1) text += fmt::format(",ep={}", ep);
     if (attn_dp > 1) text += fmt::format(",attn_dp={}", attn_dp);
-    if (embed != "attn_tp") text += ",embed=" + embed;
+    if (embed != usual_embed) text += ",embed=" + embed;
     if (dp_lm_head) text += ",dp_lm_head=on";
-    if (fuse_shared) text += ",fuse_shared=on";
+    if (fuse_shared != fuses_by_default) {
+      text += fmt::format(",fuse_shared={}", fuse_shared ? "on" : "off");
+    }
     if (dense_mlp != "tp") text += ",dense_mlp=" + dense_mlp;
     if (shared_experts != "tp") text += ",shared_experts=" + shared_experts;
+    if (keeps_fp8) text += ",keeps_fp8=on";
     return text;
   }
 };
 
-Options read(const EngineSpec& spec) {
+/// Whether the engine makes the shared expert one more routed expert unless it is told otherwise,
+/// on an NVIDIA GPU: shared_experts_fusion_disable_reason of models/glm4_moe.py and
+/// models/deepseek_v2.py (0.5.23). GLM-4.5's class fails to load more than one; DeepEP, which
+/// shared_experts=replicated stands for, keeps them apart.
+bool fuses_shared_by_default(const ModelConfig& config, const Options& options) {
+  if (config.shared_experts != 1 || options.ep > 1 || options.shared_experts != "tp") return false;
+  switch (config.architecture) {
+    case Architecture::kGlm4Moe:
+      return true;
+    case Architecture::kDeepseekV3:
+      return config.experts == 256;
+    case Architecture::kLlama:
+    case Architecture::kQwen2:
+    case Architecture::kQwen3:
+    case Architecture::kQwen3Moe:
+      return false;
+  }
+  return false;
+}
+
+/// models/llama.py splits the embedding over tp also under data parallel attention.
+const char* usual_embedding(const ModelConfig& config) {
+  return config.architecture == Architecture::kLlama ? "tp" : "attn_tp";
+}
+
+/// models/qwen3_moe.py makes every layer sparse and skips what a checkpoint has of dense ones.
+void check_layers(const ModelConfig& config) {
+  if (config.architecture != Architecture::kQwen3Moe) return;
+  for (uint64_t layer = 0; layer < config.layers; ++layer) {
+    if (config.is_moe_layer(layer)) continue;
+    throw request_error(
+        fmt::format(
+            "SGLang's Qwen3-MoE has experts in every layer, layer {} of this model has none "
+            "(mlp_only_layers, decoder_sparse_step): the engine would not load it",
+            layer),
+        "serve this model with vllm");
+  }
+}
+
+/// layers/quantization/fp8.py, process_weights_after_loading.
+void check_keeps_fp8(const EngineSpec& spec, const DTypeRules& dtypes, const Options& options) {
+  const bool is_fp8 = dtypes.main == DType::kF8E4M3;
+  if (is_fp8 && !options.keeps_fp8) {
+    throw request_error(
+        fmt::format(
+            "\"{}\": after loading, SGLang requantises fp8 weights where DeepGEMM wants "
+            "scales that are powers of two (Blackwell), and some MoE backends shuffle them: "
+            "what is written as it was quantised would be read wrongly",
+            spec.text()),
+        "where the engine keeps fp8 weights as it loads them (Hopper, --moe-runner-backend "
+        "triton), "
+        "say so with keeps_fp8=on; else leave dtype=fp8 out");
+  }
+  if (!is_fp8 && options.keeps_fp8) {
+    throw request_error(fmt::format("\"{}\": keeps_fp8=on is for dtype=fp8", spec.text()),
+                        "add dtype=fp8, or leave keeps_fp8 out");
+  }
+}
+
+/// Which stages have an lm_head, and whether a tied one is a tensor of its own (models/*.py, read
+/// in 0.5.23).
+void set_head(const ModelConfig& config, FusedEngine& engine) {
+  switch (config.architecture) {
+    case Architecture::kLlama:
+      engine.head_everywhere = true;
+      return;
+    case Architecture::kQwen3Moe:
+    case Architecture::kGlm4Moe:
+      engine.head_everywhere = true;
+      engine.own_head = true;
+      engine.tied_head = "lm_head.weight";
+      return;
+    case Architecture::kQwen2:
+    case Architecture::kQwen3:
+    case Architecture::kDeepseekV3:
+      engine.tied_head = "lm_head.weight";
+      return;
+  }
+}
+
+std::vector<std::string> notes_of(const ModelConfig& config) {
+  if (!config.is_mla()) return {};
+  return {
+      "SGLang computes with copies of kv_b_proj (w_kc, w_vc): run the model's post_load_weights() "
+      "after every update, or it serves old attention weights"};
+}
+
+Options read(const EngineSpec& spec, const ModelConfig& config) {
   spec.allow_only({"tp", "pp", "ep", "attn_dp", "embed", "dp_lm_head", "fuse_shared", "dense_mlp",
-                   "shared_experts", "dtype", "router_dtype", "block"});
+                   "shared_experts", "keeps_fp8", "dtype", "router_dtype", "block"});
   Options options{.tp = spec.count("tp", 1),
                   .pp = spec.count("pp", 1),
                   .ep = spec.count("ep", 1),
                   .attn_dp = spec.count("attn_dp", 1),
                   .embed = spec.choice("embed", {"attn_tp", "tp", "replicated"}),
                   .dp_lm_head = spec.flag("dp_lm_head", false),
-                  .fuse_shared = spec.flag("fuse_shared", false),
+                  .keeps_fp8 = spec.flag("keeps_fp8", false),
+                  .usual_embed = usual_embedding(config),
                   .dense_mlp = spec.choice("dense_mlp", {"tp", "replicated"}),
                   .shared_experts = spec.choice("shared_experts", {"tp", "replicated"})};
   check_divides("tp", options.tp, "ep", options.ep);
   check_divides("tp", options.tp, "attn_dp", options.attn_dp);
+  if (!spec.text_of("embed")) options.embed = options.usual_embed;
+  options.fuses_by_default = fuses_shared_by_default(config, options);
+  options.fuse_shared = spec.flag("fuse_shared", options.fuses_by_default);
   return options;
 }
 
@@ -58,14 +155,17 @@ Options read(const EngineSpec& spec) {
 
 std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                            uint32_t ranks) {
-  const Options options = read(spec);
-  check_instances(ranks, options.tp, options.pp, 1);
   const ModelConfig& config = catalogue.config();
+  const Options options = read(spec, config);
+  check_instances(ranks, options.tp, options.pp, 1);
+  const DTypeRules dtypes = DTypeRules::read(spec, config);
+  check_layers(config);
+  check_keeps_fp8(spec, dtypes, options);
   const Ways tp{options.tp, {"tp"}};
   const Ways attention{options.tp / options.attn_dp, {options.attn_dp > 1 ? "tp/attn_dp" : "tp"}};
   check_divides("number of experts", config.experts, "ep", options.ep);
   FusedEngine engine{
-      .spec = options.text() + DTypeRules::read(spec, config).text(),
+      .spec = options.text() + dtypes.text(),
       .tp = options.tp,
       .stages = split_layers(config.layers, options.pp,
                              {options.pp - config.layers % options.pp, options.pp}),
@@ -82,7 +182,8 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
       .experts = {options.tp / options.ep, {options.ep > 1 ? "tp/ep" : "tp", "a larger ep"}},
       .fuse_shared_experts = options.fuse_shared,
       .fused_qkv_a = "fused_qkv_a_proj_with_mqa",
-      .tied_head = "lm_head.weight"};
+      .notes = notes_of(config)};
+  set_head(config, engine);
   return make_fused_layout(catalogue, std::move(engine), ranks);
 }
 

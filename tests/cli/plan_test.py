@@ -138,10 +138,10 @@ class Plan(unittest.TestCase):
         self.assertIn("why this source", text)
 
     def test_dtypes_of_inference(self):
-        fp8 = (*DENSE[:-1], "sglang:tp=2,dtype=fp8", "--gpus", "4")
+        fp8 = (*DENSE[:-1], "sglang:tp=2,keeps_fp8=on,dtype=fp8", "--gpus", "4")
         _, plain = plan_json(*DENSE, "--gpus", "4")
         code, report = plan_json(*fp8)
-        self.assertEqual((code, report["inference"]), (0, "sglang:tp=2,dtype=fp8"))
+        self.assertEqual((code, report["inference"]), (0, "sglang:tp=2,keeps_fp8=on,dtype=fp8"))
         # 252 matrices of 36 layers at a byte an element instead of two, and a scale for 16384.
         matrices = 36 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 12288)
         self.assertEqual(report["held"]["tensors"], 399 + 252)
@@ -159,7 +159,7 @@ class Plan(unittest.TestCase):
 
     def test_parts_that_cut_blocks_of_scales(self):
         self.refused("--model", "preset:qwen3-0.6b", "--gpus", "16", "--inference",
-                     "sglang:tp=16,dtype=fp8", says="gate_proj", hint="block=128")
+                     "sglang:tp=16,keeps_fp8=on,dtype=fp8", says="gate_proj", hint="block=128")
         self.refused("--model", "preset:tiny-dense", "--trainer", "hf:dtype=fp8", says="dtype")
 
     def test_a_refused_request_is_one_json_object(self):

@@ -223,9 +223,11 @@ void check_engine(const EngineCase& engine, const Catalogue& model, uint32_t ran
   CHECK_MESSAGE(replicas.empty(), replicas);
 }
 
-/// Whether the text has an option of the engine, so that a reader knows what to change.
+/// Whether the text has an option of the engine, or a field of the config that it cannot serve, so
+/// that a reader knows what to change.
 bool names_an_option(const std::string& text, const EngineCase& engine) {
   return text.find("tp") != std::string::npos ||
+         text.find("mlp_only_layers") != std::string::npos ||
          std::any_of(engine.options.begin(), engine.options.end(), [&](const auto& option) {
            return text.find(option.first) != std::string::npos;
          });

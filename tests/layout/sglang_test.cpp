@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "layout/held_catalogue.hpp"
 #include "layout/shard_text.hpp"
 #include "model/presets.hpp"
 
@@ -151,7 +152,7 @@ TEST_CASE("SGLang: shared experts and the router's correction bias") {
   CHECK(held(moe(), "sglang:tp=2,ep=2", 2, 1, gate_up) ==
         "8x8: mlp.shared_experts.gate_proj.weight[4,8)x[0,8)#0 "
         "mlp.shared_experts.up_proj.weight[4,8)x[0,8)#0");
-  CHECK(held(moe(), "sglang:tp=2", 2, 1, mlp + "shared_experts.down_proj.weight") ==
+  CHECK(held(moe(), "sglang:tp=2,fuse_shared=off", 2, 1, mlp + "shared_experts.down_proj.weight") ==
         "8x4: mlp.shared_experts.down_proj.weight[0,8)x[4,8)#0");
   CHECK(held(moe(), "sglang:tp=2,shared_experts=replicated", 2, 1, gate_up) ==
         "16x8: mlp.shared_experts.gate_proj.weight[0,8)x[0,8)#1 "
@@ -184,6 +185,105 @@ TEST_CASE("SGLang: a fused shared expert is the last expert of every expert para
   CHECK(held(none, "sglang:tp=4,ep=4,fuse_shared=on", 4, 2, mlp + "experts.w2_weight") ==
         "8x8: mlp.experts.2.down_proj.weight[0,8)x[0,8)#0");
   CHECK(held(moe(), spec, 4, 3, mlp + "shared_experts.down_proj.weight") == "none");
+}
+
+TEST_CASE("SGLang: the shared expert is fused where the engine does so unless told otherwise") {
+  const std::string shared = "model.layers.1.mlp.shared_experts.down_proj.weight";
+  const auto fuses = [&](const ModelConfig& config, const std::string& spec) {
+    return held(config, spec, 4, 0, shared) == "none";
+  };
+  CHECK(fuses(moe(), "sglang:tp=4"));
+  CHECK(fuses(moe(), "sglang:tp=4,attn_dp=2"));
+  CHECK_FALSE(fuses(moe(), "sglang:tp=4,fuse_shared=off"));
+  CHECK_FALSE(fuses(moe(), "sglang:tp=4,ep=2"));
+  CHECK(fuses(moe(), "sglang:tp=4,ep=2,fuse_shared=on"));
+  CHECK_FALSE(fuses(moe(), "sglang:tp=4,shared_experts=replicated"));
+  ModelConfig several = moe();
+  several.shared_experts = 2;
+  CHECK_FALSE(fuses(several, "sglang:tp=4"));
+  ModelConfig v3 = mla();
+  CHECK_FALSE(fuses(v3, "sglang:tp=4"));
+  for (const uint64_t experts : {255, 256, 384}) {
+    v3.experts = experts;
+    CHECK(fuses(v3, "sglang:tp=4") == (experts == 256));
+  }
+  v3.experts = 256;
+  CHECK_FALSE(fuses(v3, "sglang:tp=4,ep=4"));
+  CHECK(held(v3, "sglang:tp=4", 4, 3, "model.layers.1.mlp.experts.w2_weight")
+            .starts_with("2056x2: mlp.experts.0.down_proj.weight[0,8)x[6,8)#0 "));
+  const Catalogue catalogue = make_catalogue("small", moe());
+  CHECK(make_inference_layout("sglang:tp=4,fuse_shared=on", catalogue, 4)->describe() ==
+        "sglang:tp=4");
+  CHECK(make_inference_layout("sglang:tp=4,fuse_shared=off", catalogue, 4)->describe() ==
+        "sglang:tp=4,fuse_shared=off");
+}
+
+TEST_CASE(
+    "SGLang: which stages have a head, and whether a tied one is there, is the class's choice") {
+  const auto head = [](ModelConfig config, Architecture architecture, bool tied, uint32_t rank,
+                       const std::string& spec = "sglang:tp=1,pp=2") {
+    config.architecture = architecture;
+    config.tied_embeddings = tied;
+    return held(config, spec, 2, rank, "lm_head.weight");
+  };
+  const std::string copy = "128x8: model.embed_tokens.weight[0,100)x[0,8)#";
+  const std::string own = "128x8: lm_head.weight[0,100)x[0,8)#";
+  CHECK(head(dense(), Architecture::kLlama, true, 1) == "none");
+  CHECK(head(dense(), Architecture::kLlama, false, 0) == own + "0");
+  CHECK(head(dense(), Architecture::kLlama, false, 1) == own + "1");
+  for (const auto architecture : {Architecture::kQwen2, Architecture::kQwen3}) {
+    CHECK(head(dense(), architecture, true, 0) == "none");
+    CHECK(head(dense(), architecture, true, 1) == copy + "1");
+    CHECK(head(dense(), architecture, false, 0) == "none");
+  }
+  ModelConfig sparse = moe();
+  sparse.first_k_dense_replace = 0;
+  for (const auto architecture : {Architecture::kQwen3Moe, Architecture::kGlm4Moe}) {
+    CHECK(head(sparse, architecture, true, 0) == copy + "1");
+    CHECK(head(sparse, architecture, true, 1) == copy + "2");
+    CHECK(head(sparse, architecture, false, 0) == own + "0");
+    CHECK(head(sparse, architecture, false, 1) == own + "1");
+    CHECK(head(sparse, architecture, true, 0, "sglang:tp=1") == copy + "1");
+  }
+}
+
+TEST_CASE("SGLang: Qwen3-MoE with layers without experts is refused") {
+  ModelConfig config = moe();
+  config.architecture = Architecture::kQwen3Moe;
+  config.shared_experts = 0;
+  config.first_k_dense_replace = 0;
+  CHECK(held(config, "sglang:tp=1", 1, 0, "model.layers.0.mlp.gate_up_proj.weight") == "none");
+  const std::string rest =
+      " of this model has none (mlp_only_layers, decoder_sparse_step): the engine would not load "
+      "it";
+  const std::string start = "SGLang's Qwen3-MoE has experts in every layer, layer ";
+  config.mlp_only_layers = {3};
+  check_refused(config, "sglang:tp=1", 1, start + "3" + rest);
+  config.mlp_only_layers = {};
+  config.decoder_sparse_step = 2;
+  check_refused(config, "sglang:tp=1", 1, start + "0" + rest);
+}
+
+TEST_CASE("SGLang: fp8 is written where the user says that the engine keeps it") {
+  check_refused(dense(), "sglang:keeps_fp8=on", 1,
+                "\"sglang:keeps_fp8=on\": keeps_fp8=on is for dtype=fp8");
+  const Catalogue model = make_catalogue("small", dense());
+  const std::string spec = "sglang:tp=1,dtype=fp8,block=4";
+  const Catalogue fp8 = held_catalogue(spec, model);
+  CHECK_THROWS_WITH_AS((void)make_inference_layout(spec, fp8, 1),
+                       doctest::Contains("SGLang requantises fp8 weights"), Error);
+  CHECK(make_inference_layout(spec + ",keeps_fp8=on", fp8, 1)->describe() ==
+        "sglang:tp=1,keeps_fp8=on,dtype=fp8,block=4");
+}
+
+TEST_CASE("SGLang: latent attention needs the engine's own step after an update, and says so") {
+  const Catalogue latent = make_catalogue("small", mla());
+  const auto notes = make_inference_layout("sglang:tp=2", latent, 2)->notes();
+  REQUIRE(notes.size() == 1);
+  CHECK(notes[0].find("w_kc, w_vc") != std::string::npos);
+  const Catalogue grouped = make_catalogue("small", moe());
+  CHECK(make_inference_layout("sglang:tp=2", grouped, 2)->notes().empty());
+  CHECK(make_inference_layout("vllm:tp=2", latent, 2)->notes().empty());
 }
 
 TEST_CASE("SGLang: latent attention is whole before the heads and split by heads after") {

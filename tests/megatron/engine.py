@@ -16,6 +16,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mla_qk_norm_config import QKNormConfigResolver
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
@@ -27,6 +29,8 @@ def run_without_gpu():
     # Without Transformer Engine these names of it are not what the code beside them expects.
     moe_utils.te_general_gemm = None
     multi_latent_attention.TELinear = type("TELinear", (), {})
+    # Without a q_lora_rank it asks for Transformer Engine's projection, though it norms no queries.
+    QKNormConfigResolver._mla_fused_linear_or_default = lambda self, projection, name: projection
     # Only dropout draws from it, and there is none.
     CudaRNGStatesTracker.fork = lambda *_, **__: contextlib.nullcontext()
 
@@ -148,7 +152,10 @@ def layer_specs(config, chunk):
                                        vp_stage=chunk)
     if config.multi_latent_attention:
         for spec in specs.layer_specs:
-            spec.submodules.self_attention.submodules.core_attention = LatentCoreAttention
+            attention = spec.submodules.self_attention.submodules
+            attention.core_attention = LatentCoreAttention
+            if config.q_lora_rank is None:  # refuses a norm that it would not use
+                attention.q_layernorm = IdentityOp
     return specs
 
 

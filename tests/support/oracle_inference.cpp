@@ -27,7 +27,17 @@ std::vector<uint64_t> counting(uint64_t first, uint64_t count) {
   return out;
 }
 
-Seat sglang_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
+/// models/*.py of SGLang 0.5.23: what they do with the shared expert when nothing is said.
+const char* usual_fusion(const EngineCase& engine, const ModelConfig& config) {
+  const bool apart = config.shared_experts != 1 || engine.number("ep") > 1 ||
+                     engine.text("shared_experts", "tp") != "tp";
+  const bool glm = config.architecture == Architecture::kGlm4Moe;
+  const bool v3 = config.architecture == Architecture::kDeepseekV3 && config.experts == 256;
+  return !apart && (glm || v3) ? "on" : "off";
+}
+
+Seat sglang_seat(const EngineCase& engine, const ModelConfig& config, uint64_t rank) {
+  const uint64_t experts = config.experts;
   const uint64_t tp = engine.tp;
   const uint64_t attention = divide(tp, engine.number("attn_dp"), "tp over attn_dp");
   const uint64_t ep = experts == 0 ? 1 : engine.number("ep");
@@ -39,13 +49,14 @@ Seat sglang_seat(const EngineCase& engine, uint64_t experts, uint64_t rank) {
   seat.dense = engine.text("dense_mlp", "tp") == "tp" ? tensor : Slice{};
   seat.shared = engine.text("shared_experts", "tp") == "tp" ? tensor : Slice{};
   seat.attention = {attention, t % attention};
-  const std::string embed = engine.text("embed", "attn_tp");
+  const std::string embed =
+      engine.text("embed", config.architecture == Architecture::kLlama ? "tp" : "attn_tp");
   seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : seat.attention;
   seat.head = engine.on("dp_lm_head") ? seat.attention : tensor;
   seat.expert = {inside, t % inside};
   const uint64_t local = divide(experts, ep, "experts");
   seat.experts = counting(t / inside % ep * local, local);
-  seat.fuses_shared = engine.on("fuse_shared");
+  seat.fuses_shared = engine.text("fuse_shared", usual_fusion(engine, config)) == "on";
   return seat;
 }
 
@@ -85,7 +96,7 @@ class Inference : public Writer {
         experts_(!sglang_ && engine.text("version", "0.33") >= "0.24" ? "experts.routed_experts."
                                                                       : "experts."),
         stages_(inference_stages(engine, config().layers)),
-        seat_(sglang_ ? sglang_seat(engine, config().experts, rank)
+        seat_(sglang_ ? sglang_seat(engine, config(), rank)
                       : vllm_seat(engine, config(), rank)) {}
 
   RankContents contents() {
@@ -103,16 +114,36 @@ class Inference : public Writer {
       write_layer(fmt::format("model.layers.{}.", layer));
     }
     if (last) put("model.norm.weight", canonical("model.norm.weight"));
-    if (last && !tied) put("lm_head.weight", vocabulary("lm_head.weight", seat_.head));
-    if (last && tied && !first && sglang_) {
+    if (!tied && (last || heads_everywhere())) {
+      put("lm_head.weight", vocabulary("lm_head.weight", seat_.head));
+    }
+    if (tied && sglang_ && has_tied_head(first, last)) {
       put("lm_head.weight", vocabulary("model.embed_tokens.weight", seat_.head));
     }
     return take();
   }
 
  private:
+  [[nodiscard]] bool makes_own_head() const {
+    return config().architecture == Architecture::kQwen3Moe ||
+           config().architecture == Architecture::kGlm4Moe;
+  }
+  [[nodiscard]] bool heads_everywhere() const {
+    return sglang_ && (makes_own_head() || config().architecture == Architecture::kLlama);
+  }
+  /// Of SGLang's classes: Qwen3-MoE and GLM-4.5 always make a head, Llama never a tied one.
+  [[nodiscard]] bool has_tied_head(bool first, bool last) const {
+    if (makes_own_head()) return true;
+    return config().architecture != Architecture::kLlama && last && !first;
+  }
+
   /// A size may not divide on a stage that this rank is not in.
   void check_all_ranks() const {
+    const bool all_sparse = sglang_ && config().architecture == Architecture::kQwen3Moe;
+    for (uint64_t layer = 0; all_sparse && layer < config().layers; ++layer) {
+      const bool sparse = has(fmt::format("model.layers.{}.mlp.gate.weight", layer));
+      if (!sparse) throw DoesNotDivide("SGLang's Qwen3-MoE has experts in every layer");
+    }
     must_divide(config().heads, seat_.attention.count, "attention heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
       const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;

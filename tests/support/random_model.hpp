@@ -216,6 +216,7 @@ inline void choose_dtypes(Dice& dice, EngineCase& engine) {
   }
   maybe(dice, engine, "dense_mlp", {"tp", "replicated"});
   choose_dtypes(dice, engine);
+  if (engine.text("dtype", "") == "fp8") engine.options["keeps_fp8"] = "on";
   if (config.experts == 0) return engine;
   maybe(dice, engine, "ep", {"1", "2", "3", "4"});
   maybe(dice, engine, "shared_experts", {"tp", "replicated"});
