@@ -12,6 +12,25 @@ namespace {
 
 constexpr uint64_t kWindowBytes = 64ULL << 20;
 constexpr uint64_t kBlockBytes = 1ULL << 20;
+constexpr size_t kReaders = 16;  ///< At least: storage is waited for, not the processor.
+
+/// Whether whole rows are read and the columns picked from them. Storage answers late: a read of
+/// its own for each row costs more than the bytes between the columns, unless these are many.
+bool reads_whole_rows(const TensorInfo& tensor, const Shard& shard) {
+  constexpr uint64_t kPageBytes = 4096;
+  constexpr uint64_t kMostBytesBetween = 64ULL << 10;
+  constexpr uint64_t kMostTimesTheBytes = 16;
+  const uint64_t element = element_bytes(tensor.dtype);
+  const uint64_t cols = shard.box.cols.size();
+  if (cols == tensor.cols) return true;
+  if (tensor.cols * element <= kPageBytes) return true;
+  return tensor.cols <= kMostTimesTheBytes * cols &&
+         (tensor.cols - cols) * element <= kMostBytesBetween;
+}
+
+uint64_t cols_read(const TensorInfo& tensor, const Shard& shard) {
+  return reads_whole_rows(tensor, shard) ? tensor.cols : shard.box.cols.size();
+}
 
 /// Some rows of a shard: the unit of work of one thread.
 struct Block {
@@ -24,9 +43,11 @@ struct Block {
 std::vector<Block> cut_into_blocks(const Catalogue& catalogue, const RankLayout& layout) {
   std::vector<Block> blocks;
   for (const auto& shard : layout.shards) {
-    const uint64_t element = element_bytes(catalogue.tensors()[shard.tensor].dtype);
+    const TensorInfo& tensor = catalogue.tensors()[shard.tensor];
+    const uint64_t element = element_bytes(tensor.dtype);
     const uint64_t stride = shard.row_stride * element;
-    const uint64_t at_once = std::max<uint64_t>(1, kBlockBytes / stride);
+    const uint64_t widest = std::max(stride, cols_read(tensor, shard) * element);
+    const uint64_t at_once = std::max<uint64_t>(1, kBlockBytes / widest);
     for (uint64_t row = shard.box.rows.begin; row < shard.box.rows.end; row += at_once) {
       const Range rows{row, std::min(row + at_once, shard.box.rows.end)};
       blocks.push_back({&shard, rows, shard.offset_bytes + (row - shard.box.rows.begin) * stride,
@@ -39,10 +60,26 @@ std::vector<Block> cut_into_blocks(const Catalogue& catalogue, const RankLayout&
 uint64_t bytes_to_read(const Catalogue& catalogue, const RankLayout& layout) {
   uint64_t bytes = 0;
   for (const auto& shard : layout.shards) {
-    bytes += shard.box.rows.size() * shard.box.cols.size() *
-             element_bytes(catalogue.tensors()[shard.tensor].dtype);
+    const TensorInfo& tensor = catalogue.tensors()[shard.tensor];
+    bytes += shard.box.rows.size() * cols_read(tensor, shard) * element_bytes(tensor.dtype);
   }
   return bytes;
+}
+
+/// Reads the rows at once, and picks the columns.
+void read_rows(const WeightSource& source, const Block& block, std::byte* to) {
+  const Shard& shard = *block.shard;
+  const TensorInfo& tensor = source.catalogue().tensors()[shard.tensor];
+  const uint64_t element = element_bytes(tensor.dtype);
+  const uint64_t row_bytes = tensor.cols * element;
+  const uint64_t bytes = block.rows.size() * row_bytes;
+  const auto rows = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  source.read(shard.tensor, block.rows.begin * tensor.cols, {rows.get(), bytes});
+  const std::byte* from = rows.get() + shard.box.cols.begin * element;
+  for (uint64_t i = 0; i < block.rows.size(); ++i) {
+    std::memcpy(to + i * shard.row_stride * element, from + i * row_bytes,
+                shard.box.cols.size() * element);
+  }
 }
 
 void read_block(const WeightSource& source, const Block& block, std::byte* to) {
@@ -50,12 +87,14 @@ void read_block(const WeightSource& source, const Block& block, std::byte* to) {
   const TensorInfo& tensor = source.catalogue().tensors()[shard.tensor];
   const uint64_t element = element_bytes(tensor.dtype);
   const Range cols = shard.box.cols;
-  const bool is_one_run = cols.size() == tensor.cols && shard.row_stride == tensor.cols;
-  const uint64_t runs = is_one_run ? 1 : block.rows.size();
-  const uint64_t run_bytes = is_one_run ? block.bytes : cols.size() * element;
-  for (uint64_t i = 0; i < runs; ++i) {
+  if (cols.size() == tensor.cols && shard.row_stride == tensor.cols) {
+    source.read(shard.tensor, block.rows.begin * tensor.cols, {to, block.bytes});
+    return;
+  }
+  if (reads_whole_rows(tensor, shard)) return read_rows(source, block, to);
+  for (uint64_t i = 0; i < block.rows.size(); ++i) {
     source.read(shard.tensor, (block.rows.begin + i) * tensor.cols + cols.begin,
-                {to + i * shard.row_stride * element, run_bytes});
+                {to + i * shard.row_stride * element, cols.size() * element});
   }
 }
 
@@ -68,11 +107,12 @@ uint64_t load_window_bytes(const Catalogue& catalogue, const RankLayout& layout)
 }
 
 void load_region(const WeightSource& source, const RankLayout& layout, Region& region,
-                 HostBlock& window, CopyQueue& queue, ThreadPool& threads, const Deadline& deadline,
+                 HostBlock& window, CopyQueue& queue, size_t threads, const Deadline& deadline,
                  WaitMonitor& monitor) {
   // A read that hangs may outlive this call: what it uses is its own.
   const auto shared =
       std::make_shared<const std::vector<Block>>(cut_into_blocks(source.catalogue(), layout));
+  const auto readers = std::make_shared<ThreadPool>(std::max(threads, kReaders));
   const auto& blocks = *shared;
   work::Task task{"loading the weights", 0, bytes_to_read(source.catalogue(), layout)};
   const uint64_t window_bytes = window.bytes().size();
@@ -86,9 +126,9 @@ void load_region(const WeightSource& source, const RankLayout& layout, Region& r
     }
     const uint64_t end = std::min(next < blocks.size() ? blocks[next].offset_bytes : layout.bytes,
                                   begin + window_bytes);
-    const auto read = [shared, &source, &threads, bytes, begin, end, first, next] {
+    const auto read = [shared, readers, &source, bytes, begin, end, first, next] {
       std::memset(bytes, 0, end - begin);
-      threads.for_each(next - first, [&](size_t i) {
+      readers->for_each(next - first, [&](size_t i) {
         const Block& block = (*shared)[first + i];
         read_block(source, block, bytes + (block.offset_bytes - begin));
       });

@@ -52,7 +52,7 @@ void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue&
                           const Deadline& deadline, WaitMonitor& monitor) {
   weights_.take(deadline, monitor);
   window_ = device.allocate_host(load_window_bytes(catalogue_, layout_));
-  load_region(source, layout_, weights_, *window_, queue, threads_, deadline, monitor);
+  load_region(source, layout_, weights_, *window_, queue, threads_.threads(), deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
   optimizer_->take(Deadline(deadline.allowed()), monitor);

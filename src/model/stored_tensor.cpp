@@ -10,7 +10,7 @@
 namespace awex {
 namespace {
 
-constexpr uint64_t kElemsAtOnce = 1U << 16;
+constexpr uint64_t kElemsAtOnce = 1U << 18;  ///< So that slow storage is asked seldom.
 
 template <class Element>
 void decode(std::span<const std::byte> stored, std::span<float> values) {
@@ -64,22 +64,37 @@ void write_floats(DType dtype, std::span<const float> values, std::span<std::byt
   throw runtime_error(fmt::format("cannot load weights as {}", dtype_name(dtype)));
 }
 
+/// The scales of all blocks that some consecutive elements of a matrix lie in.
+struct Factors {
+  uint64_t top = 0;  ///< The first row of blocks.
+  std::vector<float> values;
+};
+
+uint64_t block_row(const StoredScales& scales, uint64_t cols, uint64_t element) {
+  return (scales.first_row + element / cols) / scales.block_rows;
+}
+
+Factors read_factors(const StoredScales& scales, uint64_t cols, uint64_t first, uint64_t count) {
+  Factors factors;
+  factors.top = block_row(scales, cols, first);
+  const uint64_t rows = block_row(scales, cols, first + count - 1) - factors.top + 1;
+  factors.values.resize(rows * scales.cols);
+  const uint64_t before = factors.top * scales.cols * element_bytes(scales.dtype);
+  read_floats(*scales.file, scales.offset_bytes + before, scales.dtype, factors.values);
+  return factors;
+}
+
 /// Multiplies consecutive elements, the first of which is canonical element `first` of a matrix of
 /// `cols` columns, by the scales of their blocks.
-void scale(const StoredScales& scales, uint64_t cols, uint64_t first, std::span<float> values) {
-  const auto block_row = [&](uint64_t element) {
-    return (scales.first_row + element / cols) / scales.block_rows;
-  };
-  const uint64_t top = block_row(first);
-  std::vector<float> factors((block_row(first + values.size() - 1) - top + 1) * scales.cols);
-  read_floats(*scales.file, scales.offset_bytes + top * scales.cols * element_bytes(scales.dtype),
-              scales.dtype, factors);
+void scale(const StoredScales& scales, const Factors& factors, uint64_t cols, uint64_t first,
+           std::span<float> values) {
   for (uint64_t done = 0; done < values.size();) {
     const uint64_t col = (first + done) % cols;
     const uint64_t block = col / scales.block_cols;
     const uint64_t end_col = std::min(cols, (block + 1) * scales.block_cols);
     const uint64_t count = std::min<uint64_t>(values.size() - done, end_col - col);
-    const float factor = factors[(block_row(first + done) - top) * scales.cols + block];
+    const uint64_t row = block_row(scales, cols, first + done) - factors.top;
+    const float factor = factors.values[row * scales.cols + block];
     for (float& value : values.subspan(done, count)) value *= factor;
     done += count;
   }
@@ -95,12 +110,16 @@ void read_stored(const StoredTensor& stored, const TensorInfo& info, uint64_t fi
     return;
   }
   const uint64_t size = element_bytes(info.dtype);
+  Factors factors;
+  if (stored.scales && !out.empty()) {
+    factors = read_factors(*stored.scales, info.cols, first, out.size() / size);
+  }
   std::vector<float> buffer(std::min(kElemsAtOnce, out.size() / size));
   while (!out.empty()) {
     const uint64_t count = std::min<uint64_t>(buffer.size(), out.size() / size);
     const auto values = std::span(buffer).first(count);
     read_floats(*stored.file, stored.offset_bytes + first * stored_size, stored.dtype, values);
-    if (stored.scales) scale(*stored.scales, info.cols, first, values);
+    if (stored.scales) scale(*stored.scales, factors, info.cols, first, values);
     write_floats(info.dtype, values, out.first(count * size));
     out = out.subspan(count * size);
     first += count;
