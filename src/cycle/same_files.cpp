@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string_view>
 #include <type_traits>
 #include <vector>
 
 #include "base/fixed_text.hpp"
 #include "base/thread_pool.hpp"
+#include "base/work_progress.hpp"
 #include "model/checkpoint_identity.hpp"
 #include "model/digest.hpp"
 
@@ -27,14 +29,18 @@ struct FileRecord {
 };
 static_assert(std::is_trivially_copyable_v<FileRecord>);
 
-std::vector<FileRecord> own_files(const std::string& model) {
+/// What the storage holds back may outlive this call: all that is read into belongs to the work.
+std::vector<FileRecord> own_files(Job& job, const std::string& model) {
   if (model.starts_with("preset:")) return {};
-  ThreadPool readers(kReaders);
-  std::vector<FileRecord> records;
-  for (const auto& file : checkpoint_identity(model, readers)) {
-    records.push_back({fixed_text<128>(file.name), file.bytes, file.head, file.sample});
-  }
-  return records;
+  const auto records = std::make_shared<std::vector<FileRecord>>();
+  const auto read = [records, model] {
+    ThreadPool readers(kReaders);
+    for (const auto& file : checkpoint_identity(model, readers)) {
+      records->push_back({fixed_text<128>(file.name), file.bytes, file.head, file.sample});
+    }
+  };
+  work::attend(read, {"comparing the checkpoints", 0, 0}, job.deadline().allowed(), job);
+  return std::move(*records);
 }
 
 uint64_t fingerprint_of(const std::vector<FileRecord>& files) {
@@ -96,7 +102,7 @@ std::string difference(const FileRecord& one, const FileRecord& other) {
 
 uint64_t check_same_files(Job& job, const std::string& model) {
   std::vector<FileRecord> mine;
-  job.do_and_agree([&] { mine = own_files(model); });
+  job.do_and_agree([&] { mine = own_files(job, model); });
   const uint64_t fingerprint = fingerprint_of(mine);
   const auto all = job.all_gather_value(fingerprint, "the fingerprints of all checkpoints");
   const bool agree = std::all_of(all.begin(), all.end(), [&](auto f) { return f == all[0]; });

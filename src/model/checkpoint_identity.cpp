@@ -53,6 +53,12 @@ std::unique_ptr<SafetensorsFile> open_if_valid(const std::filesystem::path& path
   }
 }
 
+/// All before the first tensor.
+uint64_t head_bytes(const SafetensorsFile& file) {
+  const auto& entries = file.entries();
+  return entries.empty() ? file.file().bytes() : entries.front().offset_bytes;
+}
+
 /// A part of a file that is hashed.
 struct Sample {
   size_t file = 0;
@@ -65,8 +71,7 @@ void add_samples(const SafetensorsFile& file, size_t number, size_t blocks,
   const auto& entries = file.entries();
   const uint64_t all = file.file().bytes();
   if (all <= kWholeBytes) {
-    const uint64_t begin = entries.empty() ? all : entries.front().offset_bytes;
-    for (uint64_t at = begin; at < all; at += kReadBytes) {
+    for (uint64_t at = head_bytes(file); at < all; at += kReadBytes) {
       samples.push_back({number, at, std::min(kReadBytes, all - at)});
     }
     return;
@@ -91,7 +96,11 @@ std::vector<FileIdentity> checkpoint_identity(const std::filesystem::path& direc
   const size_t first = identities.size();
   const auto names = weight_files(directory);
   std::vector<std::unique_ptr<SafetensorsFile>> files(names.size());
-  threads.for_each(names.size(), [&](size_t i) { files[i] = open_if_valid(directory / names[i]); });
+  std::vector<uint64_t> heads(names.size());
+  threads.for_each(names.size(), [&](size_t i) {
+    files[i] = open_if_valid(directory / names[i]);
+    if (files[i]) heads[i] = hash_of_part(files[i]->file(), 0, head_bytes(*files[i]));
+  });
   std::vector<Sample> samples;
   const size_t blocks = std::max<size_t>(4, kBlocks / std::max<size_t>(1, files.size()));
   for (size_t i = 0; i < files.size(); ++i) {
@@ -99,10 +108,7 @@ std::vector<FileIdentity> checkpoint_identity(const std::filesystem::path& direc
       identities.push_back({names[i], std::filesystem::file_size(directory / names[i]), 0, 0});
       continue;
     }
-    const auto& entries = files[i]->entries();
-    const uint64_t bytes = files[i]->file().bytes();
-    const uint64_t head = entries.empty() ? bytes : entries.front().offset_bytes;
-    identities.push_back({names[i], bytes, hash_of_part(files[i]->file(), 0, head), 0});
+    identities.push_back({names[i], files[i]->file().bytes(), heads[i], 0});
     add_samples(*files[i], i, blocks, samples);
   }
   std::vector<std::atomic<uint64_t>> sums(files.size());

@@ -1,0 +1,64 @@
+"""Storage that is slow or hangs: a library for LD_PRELOAD, through which programs read .safetensors files."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+SOURCE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+/* Each read takes STORAGE_MS; rank STORAGE_HANG_RANK's do not end after the first STORAGE_HANG_AFTER. */
+static void delay(int fd) {
+  static atomic_int reads;
+  char link[64], name[512];
+  const char *ms = getenv("STORAGE_MS"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+  const char *hangs = getenv("STORAGE_HANG_RANK"), *after = getenv("STORAGE_HANG_AFTER");
+  snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, name, sizeof(name) - 1);
+  if (length <= 0) return;
+  name[length] = 0;
+  if (!strstr(name, ".safetensors")) return;
+  if (ms) usleep(1000 * atoi(ms));
+  if (hangs && after && rank && !strcmp(rank, hangs) && atomic_fetch_add(&reads, 1) >= atoi(after)) {
+    while (1) pause();
+  }
+}
+typedef ssize_t (*reader)(int, void *, size_t, off_t);
+ssize_t pread64(int fd, void *to, size_t bytes, off_t at) {
+  delay(fd);
+  return ((reader)dlsym(RTLD_NEXT, "pread64"))(fd, to, bytes, at);
+}
+ssize_t pread(int fd, void *to, size_t bytes, off_t at) {
+  delay(fd);
+  return ((reader)dlsym(RTLD_NEXT, "pread"))(fd, to, bytes, at);
+}
+"""
+
+
+def build_storage(directory):
+    """The library's path; ends the test as skipped where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        print("skipped: no C compiler for slow storage")
+        sys.exit(77)
+    source, library = os.path.join(directory, "storage.c"), os.path.join(directory, "storage.so")
+    with open(source, "w", encoding="utf-8") as out:
+        out.write(SOURCE)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+def through_storage(library, **settings):
+    """Arguments of mpirun that put the ranks' reads under STORAGE_<setting> each."""
+    arguments = ["-x", f"LD_PRELOAD={library}"]
+    for name, value in settings.items():
+        arguments += ["-x", f"STORAGE_{name.upper()}={value}"]
+    return arguments
