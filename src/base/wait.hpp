@@ -43,8 +43,8 @@ class Stopwatch {
 
 /// How far long local work of this process has come.
 struct WorkProgress {
-  std::string what;        ///< "loading the weights".
-  std::string file;        ///< That it is at; may be empty.
+  std::string what;  ///< "loading the weights".
+  std::string file;  ///< That it is at; may be empty.
   uint64_t done_bytes = 0;
   uint64_t all_bytes = 0;  ///< 0 when unknown.
   bool ended = false;

@@ -9,8 +9,8 @@ namespace awex {
 
 /// The layout of a trainer ("megatron:tp=2", "hf") over `ranks` ranks; what the spec leaves of the
 /// ranks is data parallel. Keeps a reference to the catalogue. Throws a request error when the
-/// engine or an option is unknown, or the model or the ranks do not divide. With 0 `ranks` only what
-/// any number of ranks has in common is checked, and the layout is of no use.
+/// engine or an option is unknown, or the model or the ranks do not divide. With 0 `ranks` only
+/// what any number of ranks has in common is checked, and the layout is of no use.
 [[nodiscard]] std::unique_ptr<Layout> make_trainer_layout(std::string_view spec,
                                                           const Catalogue& catalogue,
                                                           uint32_t ranks);

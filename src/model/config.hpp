@@ -71,9 +71,10 @@ struct AssumedField {
 
 /// A whole config.json: the model, and what it says about how files store the weights.
 struct CheckpointConfig {
-  ModelConfig model;         ///< Its dtype is bfloat16 where the file names none.
-  bool names_dtype = false;  ///< Whether the file does; fp8 is how weights are stored, no dtype here.
-  bool is_fp8 = false;       ///< Whether it says that weights are fp8 with a scale for each block.
+  ModelConfig model;  ///< Its dtype is bfloat16 where the file names none.
+  bool names_dtype =
+      false;            ///< Whether the file does; fp8 is how weights are stored, no dtype here.
+  bool is_fp8 = false;  ///< Whether it says that weights are fp8 with a scale for each block.
   uint64_t block_rows = 128;  ///< Rows of such a block (weight_block_size), and of fp8 files whose
   uint64_t block_cols = 128;  ///< config.json says nothing of it.
   std::vector<AssumedField> assumed;  ///< In the order in which they were asked for.

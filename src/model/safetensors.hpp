@@ -26,8 +26,8 @@ struct SafetensorsEntry {
   std::vector<uint64_t> shape;
   uint64_t offset_bytes = 0;  ///< From the start of the file.
   uint64_t bytes = 0;
-  /// The name of a dtype of the format that none of DType is ("I64"), and then `dtype` says nothing.
-  /// Nothing here reads such elements, but files may hold them beside those of the model.
+  /// The name of a dtype of the format that none of DType is ("I64"), and then `dtype` says
+  /// nothing. Nothing here reads such elements, but files may hold them beside those of the model.
   std::string other_dtype{};
 
   [[nodiscard]] bool has_known_dtype() const { return other_dtype.empty(); }

@@ -30,7 +30,7 @@ TEST_CASE("the JSON of a good run has every promised key with its value") {
   const auto json = rendered(report);
   CHECK(keys(json) == Keys{"schema_version", "command", "ok", "exit_code", "backend", "started_at",
                            "model", "trainer", "inference", "world", "plan", "versions",
-                           "committed_version", "poisoned", "memory", "error"});
+                           "committed_version", "poisoned", "memory", "notes", "error"});
   CHECK(json["schema_version"] == 1);
   CHECK(json["command"] == "update");
   CHECK(json["ok"] == true);

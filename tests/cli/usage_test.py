@@ -57,7 +57,7 @@ class Usage(unittest.TestCase):
                 self.assertEqual(result.returncode, 0)
                 self.assertEqual(result.stderr, "")
                 self.assertIn("awex-colocate", result.stdout)
-        self.assertRegex(run("--version").stdout, r"^awex-colocate \d+\.\d+\.\d+ \(backends host")
+        self.assertRegex(run("--version").stdout, r"^awex-colocate \d+\.\d+\.\d+\+[gs][.0-9a-f]+ \(backends host")
 
     def test_help_names_every_option_of_a_command(self):
         text = run("update", "--help").stdout

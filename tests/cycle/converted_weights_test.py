@@ -23,11 +23,11 @@ RUNS = [
     ("tiny-moe", 2, 4, "megatron:tp=2,ep=2,etp=1", "sglang:tp=2,ep=2", None, "fp32", 0),
     ("tiny-dense", 2, 2, "hf", "hf", "fp8", None, 128),
     ("tiny-moe", 2, 8, "megatron:tp=2,pp=2", "hf", "fp8", None, 128),
-    ("tiny-mla", 3, 6, "megatron:tp=3", "sglang:tp=3", "fp8", "fp32", 4),
+    ("tiny-mla", 3, 6, "megatron:tp=3", "sglang:tp=3,keeps_fp8=on", "fp8", "fp32", 4),
     ("tiny-mla", 2, 4, "megatron:tp=1,pp=2", "vllm:tp=1,deep_gemm=off", "fp8", None, 12),
     ("tiny-glm", 2, 6, "fsdp:shard=3", "hf", "fp8", None, 40),
     ("tiny-dense", 2, 10, "fsdp:shard=5", "hf", "fp8", None, 7),
-    ("tiny-moe", 2, 8, "fsdp:shard=2", "sglang:tp=2,ep=2", "fp8", None, 16),
+    ("tiny-moe", 2, 8, "fsdp:shard=2", "sglang:tp=2,ep=2,keeps_fp8=on", "fp8", None, 16),
 ]
 
 QUANTISED = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.", "self_attn.o_proj.",

@@ -172,8 +172,10 @@ TEST_CASE("dtypes that make no sense are refused, and what cuts a block is named
   refuse("sglang:dtype=fp8,block=0", {"block=0"});
   refuse("hf:router_dtype=bf16", {"router_dtype"});
   refuse("hf:tp=2,dtype=fp8", {"tp"});
-  refuse("sglang:tp=4,keeps_fp8=on,dtype=fp8,block=4", {"tp cuts", "k_proj.weight", "row 2", "block=4"});
-  refuse("sglang:tp=4,attn_dp=2,keeps_fp8=on,dtype=fp8,block=8", {"tp/attn_dp", "k_proj.weight", "row 4"});
+  refuse("sglang:tp=4,keeps_fp8=on,dtype=fp8,block=4",
+         {"tp cuts", "k_proj.weight", "row 2", "block=4"});
+  refuse("sglang:tp=4,attn_dp=2,keeps_fp8=on,dtype=fp8,block=8",
+         {"tp/attn_dp", "k_proj.weight", "row 4"});
   refuse("sglang:keeps_fp8=on,dtype=fp8,block=12", {"k_proj.weight", "row 16", "block"});
   check_request_refused([&] { (void)make_trainer_layout("hf:dtype=fp8", model, 1); }, {"dtype"});
 }

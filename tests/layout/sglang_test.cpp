@@ -55,10 +55,15 @@ ModelConfig mla() {
   return config;
 }
 
+/// The catalogue of what the engine holds: GLM's routers are fp32.
+Catalogue held_by_sglang(const ModelConfig& config) {
+  return held_catalogue("sglang:tp=1", make_catalogue("small", config));
+}
+
 /// What one rank of `ranks` holds under `name`.
 std::string held(const ModelConfig& config, const std::string& spec, uint32_t ranks, uint32_t rank,
                  const std::string& name) {
-  const Catalogue catalogue = make_catalogue("small", config);
+  const Catalogue catalogue = held_by_sglang(config);
   const auto layout = make_inference_layout(spec, catalogue, ranks);
   return parameter_text(catalogue, layout->rank_layout(rank), name);
 }
@@ -66,7 +71,7 @@ std::string held(const ModelConfig& config, const std::string& spec, uint32_t ra
 }  // namespace
 
 TEST_CASE("SGLang: the last stages take the spare layers, and layers keep their numbers") {
-  const Catalogue catalogue = make_catalogue("small", dense());
+  const Catalogue catalogue = held_by_sglang(dense());
   const auto three = make_inference_layout("sglang:tp=2,pp=3", catalogue, 6);
   CHECK(layers_text(catalogue, three->rank_layout(1)) == "0-0");
   CHECK(layers_text(catalogue, three->rank_layout(2)) == "1-2");
@@ -159,11 +164,12 @@ TEST_CASE("SGLang: shared experts and the router's correction bias") {
         "mlp.shared_experts.up_proj.weight[0,8)x[0,8)#1");
   CHECK(held(moe(), "sglang:tp=2", 2, 1, mlp + "gate.e_score_correction_bias") ==
         "4x1: mlp.gate.e_score_correction_bias[0,4)x[0,1)#1");
-  const Catalogue catalogue = make_catalogue("small", moe());
+  const Catalogue catalogue = held_by_sglang(moe());
   for (const auto& parameter :
        make_inference_layout("sglang:tp=2", catalogue, 2)->rank_layout(0).parameters) {
-    const bool is_bias = parameter.name.ends_with("e_score_correction_bias");
-    CHECK(parameter.dtype == (is_bias ? DType::kF32 : DType::kBf16));
+    const bool is_f32 = parameter.name.ends_with("e_score_correction_bias") ||
+                        parameter.name.ends_with("mlp.gate.weight");  // GLM's router
+    CHECK(parameter.dtype == (is_f32 ? DType::kF32 : DType::kBf16));
   }
 }
 
@@ -211,7 +217,7 @@ TEST_CASE("SGLang: the shared expert is fused where the engine does so unless to
   CHECK_FALSE(fuses(v3, "sglang:tp=4,ep=4"));
   CHECK(held(v3, "sglang:tp=4", 4, 3, "model.layers.1.mlp.experts.w2_weight")
             .starts_with("2056x2: mlp.experts.0.down_proj.weight[0,8)x[6,8)#0 "));
-  const Catalogue catalogue = make_catalogue("small", moe());
+  const Catalogue catalogue = held_by_sglang(moe());
   CHECK(make_inference_layout("sglang:tp=4,fuse_shared=on", catalogue, 4)->describe() ==
         "sglang:tp=4");
   CHECK(make_inference_layout("sglang:tp=4,fuse_shared=off", catalogue, 4)->describe() ==
@@ -267,7 +273,7 @@ TEST_CASE("SGLang: Qwen3-MoE with layers without experts is refused") {
 TEST_CASE("SGLang: fp8 is written where the user says that the engine keeps it") {
   check_refused(dense(), "sglang:keeps_fp8=on", 1,
                 "\"sglang:keeps_fp8=on\": keeps_fp8=on is for dtype=fp8");
-  const Catalogue model = make_catalogue("small", dense());
+  const Catalogue model = held_by_sglang(dense());
   const std::string spec = "sglang:tp=1,dtype=fp8,block=4";
   const Catalogue fp8 = held_catalogue(spec, model);
   CHECK_THROWS_WITH_AS((void)make_inference_layout(spec, fp8, 1),
@@ -277,11 +283,11 @@ TEST_CASE("SGLang: fp8 is written where the user says that the engine keeps it")
 }
 
 TEST_CASE("SGLang: latent attention needs the engine's own step after an update, and says so") {
-  const Catalogue latent = make_catalogue("small", mla());
+  const Catalogue latent = held_by_sglang(mla());
   const auto notes = make_inference_layout("sglang:tp=2", latent, 2)->notes();
   REQUIRE(notes.size() == 1);
   CHECK(notes[0].find("w_kc, w_vc") != std::string::npos);
-  const Catalogue grouped = make_catalogue("small", moe());
+  const Catalogue grouped = held_by_sglang(moe());
   CHECK(make_inference_layout("sglang:tp=2", grouped, 2)->notes().empty());
   CHECK(make_inference_layout("vllm:tp=2", latent, 2)->notes().empty());
 }
@@ -346,7 +352,7 @@ TEST_CASE("SGLang: the shards of one replica hold every element once, in every m
   for (ModelConfig config : {dense(), moe(), mla()}) {
     for (const bool tied : {false, true}) {
       config.tied_embeddings = tied;
-      const Catalogue catalogue = make_catalogue("small", config);
+      const Catalogue catalogue = held_by_sglang(config);
       std::vector<std::string> specs = any;
       if (config.experts > 0) specs.insert(specs.end(), with_experts.begin(), with_experts.end());
       for (const auto& spec : specs) {

@@ -11,6 +11,7 @@
 
 #include "base/error.hpp"
 #include "layout/engines.hpp"
+#include "layout/held_catalogue.hpp"
 #include "layout/layout.hpp"
 #include "model/catalogue.hpp"
 
@@ -110,7 +111,8 @@ inline void check_refused(const ModelConfig& config, const std::string& spec, ui
   CAPTURE(spec);
   const Catalogue catalogue = make_catalogue("small", config);
   try {
-    (void)make_inference_layout(spec, catalogue, ranks);
+    const auto engine = std::string(spec).substr(0, std::string(spec).find(':'));
+    (void)make_inference_layout(spec, held_catalogue(engine, catalogue), ranks);
     FAIL_CHECK("accepted");
   } catch (const Error& error) {
     CHECK(error.code() == ExitCode::kRequest);

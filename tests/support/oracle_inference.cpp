@@ -96,8 +96,7 @@ class Inference : public Writer {
         experts_(!sglang_ && engine.text("version", "0.33") >= "0.24" ? "experts.routed_experts."
                                                                       : "experts."),
         stages_(inference_stages(engine, config().layers)),
-        seat_(sglang_ ? sglang_seat(engine, config(), rank)
-                      : vllm_seat(engine, config(), rank)) {}
+        seat_(sglang_ ? sglang_seat(engine, config(), rank) : vllm_seat(engine, config(), rank)) {}
 
   RankContents contents() {
     check_all_ranks();
