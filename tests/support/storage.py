@@ -58,7 +58,9 @@ def build_storage(directory):
 
 def through_storage(library, **settings):
     """Arguments of mpirun that put the ranks' reads under STORAGE_<setting> each."""
-    arguments = ["-x", f"LD_PRELOAD={library}"]
+    # AddressSanitizer minds that another library comes before its own.
+    options = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
+    arguments = ["-x", f"LD_PRELOAD={library}", "-x", f"ASAN_OPTIONS={options}"]
     for name, value in settings.items():
         arguments += ["-x", f"STORAGE_{name.upper()}={value}"]
     return arguments
