@@ -16,6 +16,7 @@ from mpi_run import mpi_run, output_of  # noqa: E402
 from storage import build_storage, through_storage  # noqa: E402
 
 LIMIT_S = 40
+AT_ONCE = 2
 DEADLINE_CODE = 4
 READS_TO_OPEN = 3  # the header's length, the beginning, the header
 
@@ -36,8 +37,8 @@ class StorageTest:
 
     def slow(self):
         """Loading alone takes longer than the timeout. A read for each row would take minutes."""
-        run = self.run(1.5, ms=200)
-        good = run.code == 0 and re.search(r"(?m)^result +ok$", run.stdout) and run.seconds > 3
+        run = self.run(2.5, ms=250)
+        good = run.code == 0 and re.search(r"(?m)^result +ok$", run.stdout) and run.seconds > 4
         return "slow", run, good
 
     def hangs(self, after, what):
@@ -61,7 +62,7 @@ def main():
     failed = 0
     with tempfile.TemporaryDirectory() as directory:
         cases = StorageTest(*sys.argv[1:], directory).cases()
-        with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             for name, run, good in pool.map(lambda case: case(), cases):
                 good = good and not run.left
                 failed += not good
