@@ -143,9 +143,12 @@ void ReportFiles::open_file(const std::string& path, std::string (*render)(const
     files_.push_back({path, "", open_special(path, patience_), render});
     return;
   }
-  // Whether it may be written is known before the work.
-  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666));
-  if (!fd.valid()) throw cannot_write(path);
+  // Whether it may be written is known before the work. A new file begins with its first report:
+  // only where none can take its place it is there, empty, before.
+  if (is_there || Replacement(target_of(path)).error() != 0) {
+    const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666));
+    if (!fd.valid()) throw cannot_write(path);
+  }
   files_.push_back({path, target_of(path), {}, render});
 }
 
