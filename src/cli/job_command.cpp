@@ -35,11 +35,11 @@ Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles
   Progress progress(job.rank() == 0, options.run.versions, files);
   try {
     job.do_and_agree([&] {
-      if (job.size() < 2) throw too_few_ranks(command);
       if (job.rank() == 0) {
         files.open(options.json_path, options.trace_path, unfinished,
                    {options.run.timeout, [&job] { job.poll(); }});
       }
+      if (job.size() < 2) throw too_few_ranks(command);
     });
     warn_of_lost_outputs(job, options);
     return run_command(command, options.run, job, progress);
