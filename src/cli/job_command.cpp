@@ -104,7 +104,8 @@ ExitCode end_with(const Report& report, const JobOptions& options, const Job& jo
 
 /// What rank 0 leaves behind when MPI does not start.
 Job::Start when_mpi_does_not_start(Command command, const JobOptions& options) {
-  Job::Start start{launched_rank(), {}};
+  Job::Start start;
+  start.launched_rank = launched_rank();
   const bool writes = start.launched_rank.value_or(0) == 0;
   if (!writes || options.json_path.empty() || options.json_path == "-") return start;
   Report report;

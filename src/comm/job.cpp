@@ -45,8 +45,7 @@ constexpr Seconds kAbortGrace{1.5};
 // How long a rank lets those before it report and end the job: all of them, then each one more.
 constexpr Seconds kReportGrace{3};
 constexpr Seconds kNextReportGrace{0.2};
-// What MPI itself may need to start and to end, on top of a short timeout.
-constexpr Seconds kStartAllowance{2};
+// What MPI itself may need to end, on top of a short timeout.
 constexpr Seconds kEndAllowance{5};
 // Another rank's failure may still be on its way; it says more than SIGTERM or that rank's end.
 constexpr Seconds kCauseGrace{0.1};
@@ -694,7 +693,7 @@ Job::Job(int* argc, char*** argv, Seconds timeout, const Start& start)
   auto& s = *state_;
   s.timeout = timeout;
   s.host = host_name();
-  const Seconds allowed = timeout + kStartAllowance;
+  const Seconds allowed = timeout + start.allowance;
   const Watchdog watchdog(
       allowed, ExitCode::kDeadline,
       fmt::format("{} on host {} has not got through MPI's start after {}: some rank of the "

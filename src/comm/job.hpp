@@ -69,15 +69,16 @@ struct Late {
 ///     } job.announce_failure(e); job.await_turn_to_report(code); report(e); job.abort(code);
 class Job final : public WaitMonitor {
  public:
-  /// What is said when MPI does not start.
+  /// How long MPI may take to start, and what is said when it does not.
   struct Start {
+    Seconds allowance{5};              ///< On top of the timeout, for processes that begin.
     std::optional<int> launched_rank;  ///< As the launcher tells it.
     LastReport report;                 ///< To leave in a file.
   };
 
   /// Initialises MPI (thread level funneled, errors returned), learns the ranks of this node and
   /// notes SIGTERM and SIGINT from then on. `timeout` bounds each wait; MPI's own start, which
-  /// cannot be polled, gets 2 s more, and ends the process with exit code 4. Collective.
+  /// cannot be polled, gets some seconds more, and ends the process with exit code 4. Collective.
   Job(int* argc, char*** argv, Seconds timeout) : Job(argc, argv, timeout, Start{}) {}
   Job(int* argc, char*** argv, Seconds timeout, const Start& start);
   Job(const Job&) = delete;

@@ -143,7 +143,9 @@ int main(int argc, char** argv) {
     return 2;
   }
   const auto options = options_from(argc, argv);
-  awex::Job job(&argc, &argv, options.timeout);
+  // Many such jobs start at once, on machines with fewer cores than ranks.
+  const awex::Job::Start start{.allowance = awex::Seconds(20), .launched_rank = {}, .report = {}};
+  awex::Job job(&argc, &argv, options.timeout, start);
   Disturber disturber({argv[1], parse_steps(argv[2]), argv[3], argv[4], argv[5]}, job);
   const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);
   const bool broken_off = report.error && !job.failure_is_agreed();
