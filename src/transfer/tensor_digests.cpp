@@ -22,8 +22,16 @@ std::optional<Conversion> conversion_of(const Shard& shard, DType stored, const 
   return conversion;
 }
 
-/// Position of a copy among those that a rank holds.
-using CopySlots = std::map<std::pair<uint32_t, uint32_t>, size_t>;
+/// Numbers the copies that a rank holds, in the order of their first shards.
+class CopySlots {
+ public:
+  size_t of(const Shard& shard) {
+    return slots_.try_emplace({shard.tensor, shard.replica}, slots_.size()).first->second;
+  }
+
+ private:
+  std::map<std::pair<uint32_t, uint32_t>, size_t> slots_;
+};
 
 /// A sum over boxes, so that their order does not matter.
 uint64_t box_term(const Box& box) {
@@ -55,9 +63,9 @@ std::vector<HeldCopy> held_copies(const RankLayout& layout) {
   std::vector<HeldCopy> copies;
   CopySlots slots;
   for (const auto& shard : layout.shards) {
-    const auto [found, is_new] = slots.try_emplace({shard.tensor, shard.replica}, copies.size());
-    if (is_new) copies.push_back({shard.tensor, shard.replica, 0});
-    copies[found->second].boxes += box_term(shard.box);
+    const size_t slot = slots.of(shard);
+    if (slot == copies.size()) copies.push_back({shard.tensor, shard.replica, 0});
+    copies[slot].boxes += box_term(shard.box);
   }
   return copies;
 }
@@ -72,8 +80,7 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
   for (const auto& shard : layout.shards) {
     const TensorInfo& tensor = tensors[shard.tensor];
     const DType stored = layout.parameters[shard.parameter].dtype;
-    const size_t slot =
-        slots.try_emplace({shard.tensor, shard.replica}, slots.size()).first->second;
+    const size_t slot = slots.of(shard);
     views.push_back({.data = base + shard.offset_bytes,
                      .rows = shard.box.rows.size(),
                      .cols = shard.box.cols.size(),
