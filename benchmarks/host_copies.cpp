@@ -27,9 +27,9 @@
 #include "memory/device.hpp"
 #include "model/digest.hpp"
 #include "model/presets.hpp"
-#include "transfer/kernels.hpp"
-#include "transfer/plan_copies.hpp"
-#include "transfer/planner.hpp"
+#include "plan/plan_copies.hpp"
+#include "plan/planner.hpp"
+#include "transfer/kernels/kernels.hpp"
 
 namespace awex {
 namespace {

@@ -23,7 +23,7 @@
 #include "memory/cuda_check.hpp"
 #include "memory/cuda_owners.hpp"
 #include "memory/device.hpp"
-#include "transfer/nccl_exchange.hpp"
+#include "transfer/move/nccl_exchange.hpp"
 
 namespace awex {
 namespace {

@@ -25,7 +25,7 @@
 #include "layout/held_catalogue.hpp"
 #include "layout/trainer_scales.hpp"
 #include "model/presets.hpp"
-#include "transfer/planner.hpp"
+#include "plan/planner.hpp"
 
 namespace awex {
 namespace {

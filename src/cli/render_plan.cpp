@@ -8,7 +8,7 @@
 #include "cli/error_json.hpp"
 #include "cli/json_values.hpp"
 #include "cli/text_table.hpp"
-#include "transfer/plan_copies.hpp"
+#include "plan/plan_copies.hpp"
 
 namespace awex {
 namespace {

@@ -9,8 +9,8 @@
 #include "cycle/budget.hpp"
 #include "layout/layout.hpp"
 #include "model/catalogue.hpp"
-#include "transfer/plan.hpp"
-#include "transfer/planner.hpp"
+#include "plan/plan.hpp"
+#include "plan/planner.hpp"
 
 namespace awex {
 

@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <new>
 
-#include "transfer/fd_exchange.hpp"
+#include "transfer/share/fd_exchange.hpp"
 
 namespace awex {
 namespace {

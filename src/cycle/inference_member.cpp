@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "base/checked.hpp"
-#include "transfer/tensor_digests.hpp"
+#include "transfer/prove/tensor_digests.hpp"
 
 namespace awex {
 namespace {

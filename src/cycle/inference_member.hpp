@@ -8,9 +8,9 @@
 #include "comm/job.hpp"
 #include "cycle/setup.hpp"
 #include "engine/inference_stand_in.hpp"
-#include "transfer/handle_exchange.hpp"
-#include "transfer/remote_copies.hpp"
-#include "transfer/weight_transfer.hpp"
+#include "transfer/move/remote_copies.hpp"
+#include "transfer/move/weight_transfer.hpp"
+#include "transfer/share/handle_exchange.hpp"
 
 namespace awex {
 

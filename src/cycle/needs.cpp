@@ -4,7 +4,7 @@
 
 #include "engine/trainer_stand_in.hpp"
 #include "layout/trainer_scales.hpp"
-#include "transfer/remote_copies.hpp"
+#include "transfer/move/remote_copies.hpp"
 
 namespace awex {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "cycle/budget.hpp"
 #include "layout/layout.hpp"
-#include "transfer/plan.hpp"
+#include "plan/plan.hpp"
 
 namespace awex {
 

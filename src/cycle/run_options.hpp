@@ -7,7 +7,7 @@
 #include "base/units.hpp"
 #include "comm/job.hpp"
 #include "memory/device.hpp"
-#include "transfer/remote_copies.hpp"
+#include "transfer/move/remote_copies.hpp"
 
 namespace awex {
 

@@ -14,8 +14,8 @@
 #include "cycle/setup.hpp"
 #include "cycle/steps.hpp"
 #include "memory/link_limits.hpp"
-#include "transfer/kernels.hpp"
-#include "transfer/remote_copies.hpp"
+#include "transfer/kernels/kernels.hpp"
+#include "transfer/move/remote_copies.hpp"
 
 namespace awex {
 namespace {

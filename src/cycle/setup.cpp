@@ -19,7 +19,7 @@
 #include "layout/held_catalogue.hpp"
 #include "layout/trainer_scales.hpp"
 #include "model/digest.hpp"
-#include "transfer/planner.hpp"
+#include "plan/planner.hpp"
 
 namespace awex {
 namespace {

@@ -10,8 +10,8 @@
 #include "layout/layout.hpp"
 #include "memory/region.hpp"
 #include "model/weights.hpp"
-#include "transfer/plan.hpp"
-#include "transfer/plan_shards.hpp"
+#include "plan/plan.hpp"
+#include "plan/plan_shards.hpp"
 
 namespace awex {
 

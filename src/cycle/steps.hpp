@@ -9,7 +9,7 @@
 #include "cycle/setup.hpp"
 #include "cycle/trainer_member.hpp"
 #include "cycle/weight_verifier.hpp"
-#include "transfer/scale_search.hpp"
+#include "transfer/move/scale_search.hpp"
 
 namespace awex {
 

@@ -10,7 +10,7 @@
 #include "cycle/setup.hpp"
 #include "engine/trainer_stand_in.hpp"
 #include "memory/warm_up.hpp"
-#include "transfer/region_proof.hpp"
+#include "transfer/prove/region_proof.hpp"
 
 namespace awex {
 

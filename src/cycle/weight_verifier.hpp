@@ -9,10 +9,10 @@
 #include "comm/job.hpp"
 #include "cycle/report.hpp"
 #include "cycle/setup.hpp"
-#include "transfer/kernels.hpp"
-#include "transfer/odd_copies.hpp"
-#include "transfer/tensor_digests.hpp"
-#include "transfer/weight_transfer.hpp"
+#include "transfer/kernels/kernels.hpp"
+#include "transfer/move/weight_transfer.hpp"
+#include "transfer/prove/odd_copies.hpp"
+#include "transfer/prove/tensor_digests.hpp"
 
 namespace awex {
 

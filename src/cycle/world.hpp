@@ -10,7 +10,7 @@
 #include "comm/mpi_library.hpp"
 #include "cycle/run_options.hpp"
 #include "memory/device.hpp"
-#include "transfer/plan.hpp"
+#include "plan/plan.hpp"
 
 namespace awex {
 

@@ -4,7 +4,7 @@
 
 #include "engine/adamw_backends.hpp"
 #include "memory/device.hpp"
-#include "transfer/kernels.hpp"
+#include "transfer/kernels/kernels.hpp"
 
 namespace awex {
 namespace {

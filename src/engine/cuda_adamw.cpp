@@ -3,8 +3,8 @@
 #include "engine/adamw_backends.hpp"
 #include "engine/cuda_adamw_launch.hpp"
 #include "memory/cuda_check.hpp"
-#include "transfer/cuda_batch.hpp"
-#include "transfer/kernels.hpp"
+#include "transfer/kernels/cuda_batch.hpp"
+#include "transfer/kernels/kernels.hpp"
 
 namespace awex {
 namespace {

@@ -2,7 +2,7 @@
 #include "engine/adamw_math.hpp"
 #include "engine/cuda_adamw_launch.hpp"
 #include "model/convert.hpp"
-#include "transfer/cuda_tiles.cuh"
+#include "transfer/kernels/cuda_tiles.cuh"
 
 namespace awex::cuda {
 namespace {

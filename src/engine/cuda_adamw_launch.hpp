@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "engine/adamw.hpp"
-#include "transfer/cuda_tiles.hpp"
+#include "transfer/kernels/cuda_tiles.hpp"
 
 /// The launches behind make_cuda_adamw, in terms that nvcc and the host compiler share. All queue
 /// on `stream` and return the launch's result, cudaErrorInvalidValue for a dtype that is not

@@ -7,7 +7,7 @@
 #include "engine/adamw_backends.hpp"
 #include "engine/adamw_math.hpp"
 #include "model/convert.hpp"
-#include "transfer/host_tiles.hpp"
+#include "transfer/kernels/host_tiles.hpp"
 
 namespace awex {
 namespace {

@@ -10,7 +10,7 @@
 #include "layout/layout.hpp"
 #include "memory/region.hpp"
 #include "model/weights.hpp"
-#include "transfer/region_proof.hpp"
+#include "transfer/prove/region_proof.hpp"
 
 namespace awex {
 

@@ -5,7 +5,7 @@
 #include "base/thread_pool.hpp"
 #include "support/call_ledger.hpp"
 #include "support/mpi_job.hpp"
-#include "transfer/fd_transport.hpp"
+#include "transfer/share/fd_transport.hpp"
 
 namespace awex::test {
 namespace {

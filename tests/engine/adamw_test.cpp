@@ -16,7 +16,7 @@
 #include "engine/adamw_math.hpp"
 #include "memory/device.hpp"
 #include "model/convert.hpp"
-#include "transfer/kernels.hpp"
+#include "transfer/kernels/kernels.hpp"
 
 using namespace awex;
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gpu/gpu_bench.hpp"
-#include "transfer/host_kernels.hpp"
+#include "transfer/kernels/host_kernels.hpp"
 
 // The GPU must give the host's bits: the host's are tested against the definition.
 

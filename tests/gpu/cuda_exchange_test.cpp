@@ -3,13 +3,13 @@
 #include <doctest/doctest.h>
 
 #include "gpu/gpu_bench.hpp"
+#include "plan/channels.hpp"
 #include "support/mpi_job.hpp"
 #include "support/remote_case.hpp"
-#include "transfer/channels.hpp"
-#include "transfer/copies_in_rounds.hpp"
-#include "transfer/nccl_exchange.hpp"
-#include "transfer/peer_copies.hpp"
-#include "transfer/peer_reach.hpp"
+#include "transfer/move/copies_in_rounds.hpp"
+#include "transfer/move/nccl_exchange.hpp"
+#include "transfer/move/peer_copies.hpp"
+#include "transfer/move/peer_reach.hpp"
 
 using namespace awex;
 using awex::test::GpuBench;

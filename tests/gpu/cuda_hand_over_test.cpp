@@ -6,7 +6,7 @@
 #include "base/units.hpp"
 #include "gpu/gpu_bench.hpp"
 #include "support/mpi_job.hpp"
-#include "transfer/handle_exchange.hpp"
+#include "transfer/share/handle_exchange.hpp"
 
 using namespace awex;
 using awex::test::GpuBench;

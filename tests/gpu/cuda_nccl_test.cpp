@@ -7,7 +7,7 @@
 
 #include "gpu/gpu_bench.hpp"
 #include "support/mpi_job.hpp"
-#include "transfer/nccl_exchange.hpp"
+#include "transfer/move/nccl_exchange.hpp"
 
 using namespace awex;
 using awex::test::GpuBench;

@@ -1,4 +1,4 @@
-#include "transfer/cuda_proven.hpp"
+#include "transfer/kernels/cuda_proven.hpp"
 
 #include <doctest/doctest.h>
 

@@ -11,7 +11,7 @@
 
 #include "memory/cuda_check.hpp"
 #include "memory/device.hpp"
-#include "transfer/cuda_kernels.hpp"
+#include "transfer/kernels/cuda_kernels.hpp"
 
 namespace awex::test {
 

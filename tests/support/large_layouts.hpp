@@ -10,7 +10,7 @@
 #include "layout/builder.hpp"
 #include "layout/layout.hpp"
 #include "model/catalogue.hpp"
-#include "transfer/plan.hpp"
+#include "plan/plan.hpp"
 
 /// Layouts with the structure and the counts of large clusters, for measuring planning and for its
 /// properties at scale: pipeline stages, experts spread over more ranks than attention is, replicas

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "model/digest.hpp"
-#include "transfer/kernels.hpp"
+#include "transfer/kernels/kernels.hpp"
 
 namespace awex::test {
 

@@ -10,9 +10,9 @@
 #include <optional>
 #include <vector>
 
+#include "plan/exchanged_copies.hpp"
 #include "support/naive_convert.hpp"
-#include "transfer/exchanged_copies.hpp"
-#include "transfer/remote_copies.hpp"
+#include "transfer/move/remote_copies.hpp"
 
 namespace awex::test {
 

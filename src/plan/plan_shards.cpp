@@ -1,0 +1,71 @@
+#include "plan/plan_shards.hpp"
+
+#include <numeric>
+
+#include "base/checked.hpp"
+
+namespace awex {
+
+RoleShards::RoleShards(const Catalogue& catalogue, const Layout& layout) {
+  std::vector<std::vector<Shard>> contents;
+  for (uint32_t rank = 0; rank < layout.ranks(); ++rank) {
+    const uint32_t like = layout.first_like(rank);
+    if (like > rank || (like < rank && layout.first_like(like) != like)) {
+      throw runtime_error(
+          fmt::format("the layout {} is wrong: rank {} is said to be like rank {}, which is not "
+                      "the first of its kind",
+                      layout.describe(), rank, like),
+          "this is a bug in the layout: please report it with the command line");
+    }
+    if (like == rank) {
+      contents.push_back(layout.rank_layout(rank).shards);
+      members_.emplace_back();
+      content_.push_back(narrow<uint32_t>(members_.size() - 1));
+    } else {
+      content_.push_back(content_[like]);
+    }
+    members_[content_.back()].push_back(rank);
+  }
+  sort_by_tensor(catalogue.tensors().size(), {contents.begin(), contents.end()});
+}
+
+RoleShards::RoleShards(const Catalogue& catalogue, const std::vector<RankLayout>& ranks) {
+  std::vector<std::span<const Shard>> contents;
+  for (uint32_t rank = 0; rank < ranks.size(); ++rank) {
+    contents.emplace_back(ranks[rank].shards);
+    content_.push_back(rank);
+    members_.push_back({rank});
+  }
+  sort_by_tensor(catalogue.tensors().size(), contents);
+}
+
+std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) const {
+  std::vector<uint64_t> copies;
+  for (uint32_t tensor = 0; tensor < catalogue.tensors().size(); ++tensor) {
+    uint64_t held = 0;
+    for (const auto& shard : of(tensor)) {
+      held += shard.box.elements() * ranks_of(shard.content).size();
+    }
+    copies.push_back(held / catalogue.tensors()[tensor].elements());
+  }
+  return copies;
+}
+
+void RoleShards::sort_by_tensor(size_t tensors,
+                                const std::vector<std::span<const Shard>>& contents) {
+  first_.assign(tensors + 1, 0);
+  for (const auto& shards : contents) {
+    for (const auto& shard : shards) ++first_[shard.tensor + 1];
+  }
+  std::partial_sum(first_.begin(), first_.end(), first_.begin());
+  shards_.resize(first_.back());
+  auto next = first_;
+  for (uint32_t content = 0; content < contents.size(); ++content) {
+    for (const auto& shard : contents[content]) {
+      shards_[next[shard.tensor]++] = {content, shard.box, shard.offset_bytes, shard.row_stride,
+                                       shard.scales};
+    }
+  }
+}
+
+}  // namespace awex

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "transfer/kernels/cuda_convert_launch.hpp"
+#include "transfer/kernels/cuda_launch.hpp"
+#include "transfer/kernels/kernels.hpp"
+
+/// What the device reads instead of a caller's copies and views: each in the widest accesses that
+/// its addresses allow, as one row where rows have no gaps. Tiles are not numbered yet. Those that
+/// keep their dtype and those that change it are apart, each in the caller's order; all throw a
+/// run-time error for what the kernels cannot do.
+
+namespace awex::cuda {
+
+/// Bytes that a batch writes before each of its copies: CopyPiece::first_byte.
+[[nodiscard]] std::vector<uint64_t> bytes_before(std::span<const StridedCopy> copies);
+
+[[nodiscard]] std::vector<CopyPiece> describe_copies(std::span<const StridedCopy> copies);
+[[nodiscard]] std::vector<ConvertPiece> describe_converting_copies(
+    std::span<const StridedCopy> copies);
+
+[[nodiscard]] std::vector<DigestPiece> describe_views(std::span<const DigestView> views,
+                                                      uint32_t slots);
+[[nodiscard]] std::vector<ConvertedDigestPiece> describe_converted_views(
+    std::span<const DigestView> views, uint32_t slots);
+
+}  // namespace awex::cuda

@@ -1,0 +1,142 @@
+#include "transfer/kernels/cuda_proven.hpp"
+
+#include <vector>
+
+#include "memory/cuda_owners.hpp"
+#include "model/digest.hpp"
+#include "transfer/kernels/cuda_batch.hpp"
+#include "transfer/kernels/cuda_convert_launch.hpp"
+#include "transfer/kernels/cuda_describe.hpp"
+#include "transfer/kernels/cuda_proven_launch.hpp"
+#include "transfer/kernels/cuda_sums.hpp"
+
+namespace awex {
+namespace {
+
+using cuda::ConvertedDigestPiece;
+using cuda::ConvertPiece;
+using cuda::CopyPiece;
+using cuda::DigestPiece;
+using cuda::LaunchOrder;
+using cuda::LaunchShape;
+using cuda::LaunchStep;
+using cuda::TouchedRows;
+
+uint64_t address(const std::byte* data) { return reinterpret_cast<uintptr_t>(data); }
+
+TouchedRows touched_rows(const std::byte* data, uint64_t stride, const CopyPiece& piece) {
+  return {.begin = address(data),
+          .row_bytes = piece.grid.row_units * piece.width,
+          .stride = stride,
+          .grid = piece.grid,
+          .unit_bytes = piece.width};
+}
+
+TouchedRows touched_rows(const DigestPiece& piece) {
+  return {.begin = address(piece.data),
+          .row_bytes = piece.cols * piece.element_size,
+          .stride = piece.row_stride * piece.element_size,
+          .grid = piece.grid,
+          .unit_bytes = static_cast<uint32_t>(kDigestLanes * piece.element_size),
+          // A row that begins inside a group has its second group earlier by what is missing.
+          .early_bytes = piece.whole_groups
+                             ? 0
+                             : static_cast<uint32_t>((kDigestLanes - 1) * piece.element_size)};
+}
+
+LaunchOrder order(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
+                  const LaunchShape& shape) {
+  std::vector<cuda::TouchedByCopy> by_copies;
+  by_copies.reserve(copies.size());
+  for (const auto& piece : copies) {
+    by_copies.push_back({touched_rows(piece.from, piece.from_stride, piece),
+                         touched_rows(piece.to, piece.to_stride, piece)});
+  }
+  std::vector<TouchedRows> by_views;
+  by_views.reserve(views.size());
+  for (const auto& piece : views) by_views.push_back(touched_rows(piece));
+  return cuda::order_launch(by_copies, by_views, shape);
+}
+
+/// Copies and views that keep their dtype, ready on the device for one launch.
+class OneLaunch {
+ public:
+  OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
+            const LaunchShape& shape, cudaStream_t stream)
+      : OneLaunch(copies, views, order(copies, views, shape), stream) {}
+
+  void run(uint64_t* sums, cudaStream_t stream) {
+    if (steps_.size() == 0) return;
+    if (left_.size() > 0) {
+      AWEX_CHECK(cudaMemcpyAsync(left_.data(), segment_tiles_.data(), left_.bytes(),
+                                 cudaMemcpyDeviceToDevice, stream),
+                 "reset the counters of {} segments of copies", left_.size());
+    }
+    const cuda::ProvenBatch batch{.steps = steps_.data(),
+                                  .copies = copies_.data(),
+                                  .views = views_.data(),
+                                  .copy_count = static_cast<uint32_t>(copies_.size()),
+                                  .left = left_.data(),
+                                  .sums = sums};
+    AWEX_CHECK(cuda::launch_proven_copies(batch, static_cast<uint32_t>(steps_.size()), stream),
+               "launch {} copies with {} digests", copies_.size(), views_.size());
+  }
+
+ private:
+  OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
+            const LaunchOrder& order, cudaStream_t stream)
+      : copies_(std::span(copies), stream),
+        views_(std::span(views), stream),
+        steps_(std::span(order.steps), stream),
+        segment_tiles_(std::span(order.segment_tiles), stream),
+        left_(order.segment_tiles.size()) {}
+
+  DeviceArray<CopyPiece> copies_;
+  DeviceArray<DigestPiece> views_;
+  DeviceArray<LaunchStep> steps_;
+  DeviceArray<uint32_t> segment_tiles_;
+  DeviceArray<uint32_t> left_;
+};
+
+class CudaProvenCopies final : public DigestBatch {
+ public:
+  CudaProvenCopies(std::span<const StridedCopy> copies, std::span<const DigestView> views,
+                   uint32_t slots, cudaStream_t stream, const LaunchShape& shape)
+      : stream_(stream),
+        converting_(cuda::describe_converting_copies(copies), stream),
+        plain_(cuda::describe_copies(copies), cuda::describe_views(views, slots), shape, stream),
+        converted_(cuda::describe_converted_views(views, slots), stream),
+        sums_(slots, stream) {}
+
+  void run() override {
+    sums_.reset();
+    AWEX_CHECK(cuda::launch_convert(converting_.pieces(), converting_.owners(), converting_.tiles(),
+                                    stream_),
+               "launch copies that convert");
+    plain_.run(sums_.data(), stream_);
+    AWEX_CHECK(cuda::launch_digest_converted(converted_.pieces(), converted_.owners(),
+                                             converted_.tiles(), sums_.data(), stream_),
+               "launch digests that convert");
+    sums_.fetch();
+  }
+
+  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_.fetched(); }
+
+ private:
+  cudaStream_t stream_;
+  cuda::TiledBatch<ConvertPiece> converting_;
+  OneLaunch plain_;
+  cuda::TiledBatch<ConvertedDigestPiece> converted_;
+  cuda::DeviceSums sums_;
+};
+
+}  // namespace
+
+std::unique_ptr<DigestBatch> make_cuda_proven_copies(std::span<const StridedCopy> copies,
+                                                     std::span<const DigestView> views,
+                                                     uint32_t slots, cudaStream_t stream,
+                                                     const LaunchShape& shape) {
+  return std::make_unique<CudaProvenCopies>(copies, views, slots, stream, shape);
+}
+
+}  // namespace awex

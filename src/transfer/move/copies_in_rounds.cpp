@@ -1,0 +1,74 @@
+#include "transfer/move/copies_in_rounds.hpp"
+
+#include <functional>
+#include <utility>
+
+#include "transfer/move/strided_copies.hpp"
+
+namespace awex {
+namespace {
+
+std::vector<Message> messages_of(const std::vector<PackedMessage>& packed) {
+  std::vector<Message> messages;
+  for (const auto& one : packed) messages.push_back({one.peer, one.offset, one.bytes});
+  return messages;
+}
+
+}  // namespace
+
+void CopiesInRounds::prepare(const ExchangedCopies& copies, const std::byte* trainer_weights,
+                             std::byte* own_weights) {
+  const auto rounds = make_rounds(copies, kMessageBufferBytes);
+  std::vector<MessageRound> messages;
+  for (const auto& round : rounds) {
+    messages.push_back({round.turn, messages_of(round.sends), messages_of(round.receives)});
+  }
+  exchange_->prepare(std::move(messages));
+  for (const auto& round : rounds) {
+    rounds_.push_back(make_ready(round, trainer_weights, own_weights));
+  }
+}
+
+CopiesInRounds::ReadyRound CopiesInRounds::make_ready(const Round& round,
+                                                      const std::byte* trainer_weights,
+                                                      std::byte* own_weights) const {
+  ReadyRound ready;
+  std::vector<StridedCopy> packs;
+  for (const auto& message : round.sends) {
+    std::byte* at = exchange_->outbox(round.turn) + message.offset;
+    for (const auto& part : message.parts) {
+      packs.push_back(packing_copy(part.copy, trainer_weights, at + part.packed_offset));
+    }
+  }
+  std::vector<StridedCopy> unpacks;
+  for (const auto& message : round.receives) {
+    const std::byte* at = exchange_->inbox(round.turn) + message.offset;
+    for (const auto& part : message.parts) {
+      unpacks.push_back(unpacking_copy(part.copy, at + part.packed_offset, own_weights));
+      ready.received.push_back(part.copy);
+    }
+  }
+  ready.pack = kernels_.prepare_copies_on(Lane::kSend, packs);
+  ready.unpack = kernels_.prepare_copies_on(Lane::kReceive, unpacks);
+  return ready;
+}
+
+void CopiesInRounds::go_through(void (CopyBatch::*unpack)()) {
+  for (size_t i = 0; i < rounds_.size(); ++i) {
+    exchange_->open(i);
+    rounds_[i].pack->copy();
+    exchange_->deliver(i);
+    std::invoke(unpack, *rounds_[i].unpack);
+    exchange_->close(i);
+  }
+}
+
+std::optional<uint64_t> CopiesInRounds::difference() const {
+  for (const auto& round : rounds_) {
+    const auto found = round.unpack->difference();
+    if (found) return round.received[found->copy].target_byte(found->row, found->byte_in_row);
+  }
+  return std::nullopt;
+}
+
+}  // namespace awex

@@ -1,0 +1,291 @@
+#include <cuda/atomic>
+
+#include "transfer/kernels/cuda_convert_units.cuh"
+#include "transfer/kernels/cuda_differences.cuh"
+#include "transfer/move/cuda_channels.hpp"
+
+namespace awex::cuda {
+namespace {
+
+constexpr uint32_t kThreads = 512;
+/// Wide values that a thread has in flight: what registers suffice for where a multiprocessor has
+/// one block. More blocks, with less in flight, are slower (docs/benchmarks.md).
+constexpr uint32_t kAtOnce = 8;
+
+enum class Task : uint8_t { kSend, kReceive, kCompare };
+
+using Count = ::cuda::atomic_ref<ChannelCount, ::cuda::thread_scope_system>;
+
+/// Returns when `count` has come to `value`: then what its writer stored before can be read. After
+/// many looks it notes in `wait` for whom it waits.
+__device__ void await(ChannelCount* count, uint32_t value, uint32_t* wait, uint32_t peer) {
+  constexpr uint32_t kPauseNs = 20;
+  constexpr uint32_t kManyLooks = 100'000;  // about 0.1 s
+  if (threadIdx.x == 0) {
+    const Count word(*count);
+    uint32_t looks = 0;
+    while (static_cast<int32_t>(word.load(::cuda::std::memory_order_acquire) - value) < 0) {
+      if (++looks == kManyLooks) Count(*wait).store(peer + 1, ::cuda::std::memory_order_relaxed);
+      __nanosleep(kPauseNs);
+    }
+    if (looks >= kManyLooks) Count(*wait).store(0, ::cuda::std::memory_order_relaxed);
+  }
+  __syncthreads();
+}
+
+/// Sets `count` behind all that this block has loaded and stored.
+__device__ void tell(ChannelCount* count, uint32_t value) {
+  __syncthreads();
+  if (threadIdx.x == 0) Count(*count).store(value, ::cuda::std::memory_order_release);
+}
+
+/// One thread's walk over units [first, first + units) of a piece, kThreads apart.
+class RangeWalk {
+ public:
+  __device__ RangeWalk(const PackedPiece& piece, uint32_t first, uint32_t units)
+      : data_(piece.data),
+        stride_(piece.stride),
+        row_units_(piece.row_units),
+        units_(units),
+        unit_(threadIdx.x),
+        row_((first + threadIdx.x) / row_units_),
+        col_(first + threadIdx.x - row_ * row_units_) {}
+
+  __device__ bool inside() const { return unit_ < units_; }
+  /// Counted from the range's first.
+  __device__ uint32_t unit() const { return unit_; }
+  __device__ uint32_t col() const { return col_; }
+  __device__ uint32_t row() const { return row_; }
+  __device__ std::byte* row_data() const { return data_ + row_ * stride_; }
+
+  __device__ void next() {
+    unit_ += kThreads;
+    col_ += kThreads;
+    if (col_ < row_units_) return;
+    const uint32_t rows = col_ / row_units_;
+    row_ += rows;
+    col_ -= rows * row_units_;
+  }
+
+ private:
+  std::byte* data_;
+  uint64_t stride_;
+  uint32_t row_units_;
+  uint32_t units_;
+  uint32_t unit_;
+  uint32_t row_;
+  uint32_t col_;
+};
+
+/// Bytes [from, to) of a piece, whose first one lies at `packed` in a slot.
+struct Range {
+  uint32_t from;
+  uint32_t to;
+  std::byte* packed;
+
+  __device__ RangeWalk walk(const PackedPiece& piece, uint32_t unit_bytes) const {
+    return {piece, from / unit_bytes, (to - from) / unit_bytes};
+  }
+};
+
+template <class Vector>
+__device__ Vector* in_memory(const RangeWalk& walk) {
+  return reinterpret_cast<Vector*>(walk.row_data()) + walk.col();
+}
+template <class Vector>
+__device__ Vector* in_slot(const RangeWalk& walk, const Range& range) {
+  return reinterpret_cast<Vector*>(range.packed) + walk.unit();
+}
+
+/// Slots are read from the cache that all blocks share: a block's own does not know of other
+/// devices' stores.
+template <class Vector, bool kSends>
+__device__ Vector load(const RangeWalk& walk, const Range& range) {
+  if constexpr (kSends) return __ldcs(in_memory<Vector>(walk));
+  return __ldcg(in_slot<Vector>(walk, range));
+}
+template <class Vector, bool kSends>
+__device__ void store(const RangeWalk& walk, const Range& range, const Vector& value) {
+  if constexpr (kSends) {
+    *in_slot<Vector>(walk, range) = value;
+  } else {
+    __stcs(in_memory<Vector>(walk), value);
+  }
+}
+
+template <class Vector, bool kSends>
+__device__ void move_units(const PackedPiece& piece, const Range& range) {
+  RangeWalk walk = range.walk(piece, sizeof(Vector));
+  while (walk.inside()) {
+    Vector values[kAtOnce];
+    RangeWalk ahead = walk;
+#pragma unroll
+    for (uint32_t i = 0; i < kAtOnce; ++i, ahead.next()) {
+      if (ahead.inside()) values[i] = load<Vector, kSends>(ahead, range);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kAtOnce; ++i, walk.next()) {
+      if (walk.inside()) store<Vector, kSends>(walk, range, values[i]);
+    }
+  }
+}
+
+template <class Vector>
+__device__ void compare_units(const PackedPiece& piece, const Range& range, uint64_t* differs) {
+  RangeWalk walk = range.walk(piece, sizeof(Vector));
+  for (; walk.inside(); walk.next()) {
+    const Vector came = __ldcg(in_slot<Vector>(walk, range));
+    const Vector held = __ldcs(in_memory<Vector>(walk));
+    const uint32_t byte = first_differing_byte(came, held);
+    if (byte == sizeof(Vector)) continue;
+    lower(differs, piece.first_byte + range.from + walk.unit() * sizeof(Vector) + byte);
+    return;
+  }
+}
+
+template <class From, class To>
+__device__ void convert_units(const PackedPiece& piece, const Range& range) {
+  const uint32_t elements = piece.unit_bytes / sizeof(typename To::Bits);
+  for (RangeWalk walk = range.walk(piece, piece.unit_bytes); walk.inside(); walk.next()) {
+    const Place place{walk.row(), uint64_t{walk.col()} * elements, 0, elements};
+    const auto* from = walk.row_data() + place.col * sizeof(typename From::Bits);
+    const auto unit = load_unit<typename From::Bits>(from, place, piece.whole_units);
+    store_unit(range.packed + walk.unit() * piece.unit_bytes,
+               convert_unit<From, To>(unit, piece.conversion.grid, place), place,
+               piece.whole_units);
+  }
+}
+
+/// Apart, for its registers are not to weigh on what moves bytes.
+__device__ __noinline__ void convert(const PackedPiece& piece, const Range& range) {
+  with_elements(piece.conversion, [&](auto source, auto target) {
+    convert_units<decltype(source), decltype(target)>(piece, range);
+  });
+}
+
+template <class Vector, Task kTask>
+__device__ void treat_units(const PackedPiece& piece, const Range& range, uint64_t* differs) {
+  if constexpr (kTask == Task::kCompare) {
+    compare_units<Vector>(piece, range, differs);
+  } else {
+    move_units<Vector, kTask == Task::kSend>(piece, range);
+  }
+}
+
+template <Task kTask>
+__device__ void treat(const PackedPiece& piece, const Range& range, uint64_t* differs) {
+  if (kTask == Task::kSend && piece.converts) {
+    convert(piece, range);
+  } else if (piece.unit_bytes == 16) {
+    treat_units<uint4, kTask>(piece, range, differs);
+  } else if (piece.unit_bytes == 8) {
+    treat_units<uint2, kTask>(piece, range, differs);
+  } else if (piece.unit_bytes == 4) {
+    treat_units<unsigned int, kTask>(piece, range, differs);
+  } else if (piece.unit_bytes == 2) {
+    treat_units<unsigned short, kTask>(piece, range, differs);
+  } else {
+    treat_units<unsigned char, kTask>(piece, range, differs);
+  }
+}
+
+/// All pieces' bytes in a packet.
+template <Task kTask>
+__device__ void treat_packet(const ChannelStream& stream, uint32_t packet, std::byte* slot,
+                             uint64_t* differs) {
+  const uint64_t begin = uint64_t{packet} * kPacketBytes;
+  const uint64_t end = begin + kPacketBytes;
+  for (uint32_t i = stream.first_pieces[packet]; i < stream.piece_count; ++i) {
+    const PackedPiece& piece = stream.pieces[i];
+    if (piece.begin >= end) return;
+    const uint64_t from = piece.begin < begin ? begin : piece.begin;
+    const uint64_t to = piece.end < end ? piece.end : end;
+    const Range range{static_cast<uint32_t>(from - piece.begin),
+                      static_cast<uint32_t>(to - piece.begin), slot + (from - begin)};
+    treat<kTask>(piece, range, differs);
+  }
+}
+
+/// One end's part of a channel in one stream.
+template <Task kTask>
+__device__ void go_through(const ChannelPass& pass, const ChannelShare& share, uint32_t channel) {
+  constexpr bool kSends = kTask == Task::kSend;
+  const ChannelStream& stream = (kSends ? pass.sends : pass.receives)[share.stream];
+  const uint32_t packets = packets_of(stream.bytes);
+  if (share.first_packet >= packets) return;
+  auto* arrived = stream.arrived + channel;
+  auto* granted = stream.granted + channel;
+  uint32_t* wait = pass.waits + (kSends ? channel : kMostChannels + channel);
+  std::byte* slots = stream.slots + uint64_t{channel} * kChannelSlots * kPacketBytes;
+  if (!kSends) tell(granted, pass.base + kChannelSlots);
+  uint32_t count = 0;
+  for (uint32_t packet = share.first_packet; packet < packets; packet += share.packet_step) {
+    std::byte* slot = slots + uint64_t{count % kChannelSlots} * kPacketBytes;
+    ++count;
+    await(kSends ? granted : arrived, pass.base + count, wait, stream.peer);
+    treat_packet<kTask>(stream, packet, slot, pass.differs);
+    tell(kSends ? arrived : granted, pass.base + count + (kSends ? 0 : kChannelSlots));
+  }
+}
+
+template <Task kTask>
+__device__ void serve(const ChannelPass& pass, uint32_t channel) {
+  for (uint32_t group = 0; group < stream_groups(pass.streams); ++group) {
+    go_through<kTask>(pass, channel_share(group, pass.streams, channel, pass.channels), channel);
+  }
+}
+
+template <Task kReceive>
+__global__ void __launch_bounds__(kThreads) channels_kernel(const ChannelPass pass) {
+  if (blockIdx.x < pass.channels) {
+    serve<Task::kSend>(pass, blockIdx.x);
+  } else {
+    serve<kReceive>(pass, blockIdx.x - pass.channels);
+  }
+}
+
+template <Task kReceive>
+cudaError_t launch(const ChannelPass& pass, cudaStream_t stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(2 * pass.channels);
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, channels_kernel<kReceive>, pass);
+}
+
+template <Task kReceive>
+cudaError_t count_resident(int* blocks) {
+  int device = 0;
+  int processors = 0;
+  if (const auto code = cudaGetDevice(&device)) return code;
+  if (const auto code =
+          cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) {
+    return code;
+  }
+  const auto code =
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, channels_kernel<kReceive>, kThreads, 0);
+  *blocks *= processors;
+  return code;
+}
+
+}  // namespace
+
+cudaError_t count_channels(uint32_t* channels) {
+  int copying = 0;
+  int comparing = 0;
+  if (const auto code = count_resident<Task::kReceive>(&copying)) return code;
+  if (const auto code = count_resident<Task::kCompare>(&comparing)) return code;
+  const auto fit = static_cast<uint32_t>(copying < comparing ? copying : comparing) / 2;
+  *channels = fit < kMostChannels ? fit : kMostChannels;
+  return cudaSuccess;
+}
+
+cudaError_t launch_channel_copy(const ChannelPass& pass, cudaStream_t stream) {
+  return launch<Task::kReceive>(pass, stream);
+}
+
+cudaError_t launch_channel_compare(const ChannelPass& pass, cudaStream_t stream) {
+  return launch<Task::kCompare>(pass, stream);
+}
+
+}  // namespace awex::cuda

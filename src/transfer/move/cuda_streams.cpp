@@ -1,0 +1,131 @@
+#include "transfer/move/cuda_streams.hpp"
+
+#include <span>
+
+#include "base/checked.hpp"
+#include "memory/cuda_check.hpp"
+#include "transfer/kernels/cuda_describe.hpp"
+#include "transfer/move/strided_copies.hpp"
+
+namespace awex::cuda {
+namespace {
+
+/// Where a copy's bytes lie in its stream, as an address: what is known of its alignment.
+std::byte* streamed(const StreamedCopy& copy) {
+  return reinterpret_cast<std::byte*>(copy.begin);  // NOLINT(performance-no-int-to-ptr)
+}
+
+PackedPiece place(const StreamedCopy& copy, std::byte* data) {
+  PackedPiece piece;
+  piece.data = data;
+  piece.begin = copy.begin;
+  piece.end = copy.end();
+  return piece;
+}
+
+void set_units(PackedPiece& piece, const UnitGrid& grid) {
+  piece.row_units = narrow<uint32_t>(grid.row_units);
+  piece.unit_bytes = narrow<uint32_t>((piece.end - piece.begin) / grid.units);
+}
+
+/// Elements that change their dtype: several at once where no row cuts them, else one by one.
+PackedPiece converting_piece(const StreamedCopy& streamed_copy, const StridedCopy& copy,
+                             std::byte* data) {
+  const auto described = describe_converting_copies({&copy, 1}).front();
+  auto piece = place(streamed_copy, data);
+  piece.converts = true;
+  piece.whole_units = described.from.whole_units;
+  piece.conversion = described.from.conversion;
+  piece.stride = described.from.row_stride;
+  auto grid = described.grid;
+  if (!described.from.whole_units) {
+    grid.row_units = described.from.cols;
+    grid.units = copy.bytes() / element_bytes(copy.conversion->to);
+  }
+  set_units(piece, grid);
+  return piece;
+}
+
+/// What is sent of a trainer's region.
+PackedPiece piece_to_send(const StreamedCopy& streamed_copy, const std::byte* trainer) {
+  const auto strided = packing_copy(streamed_copy.copy, trainer, streamed(streamed_copy));
+  auto* data = const_cast<std::byte*>(strided.from);  // NOLINT(*-const-cast): it is only read
+  if (strided.conversion) return converting_piece(streamed_copy, strided, data);
+  const auto described = describe_copies({&strided, 1}).front();
+  auto piece = place(streamed_copy, data);
+  piece.stride = described.from_stride;
+  set_units(piece, described.grid);
+  return piece;
+}
+
+/// What is received into a rank's own region.
+PackedPiece piece_to_receive(const StreamedCopy& streamed_copy, std::byte* own) {
+  const auto strided = unpacking_copy(streamed_copy.copy, streamed(streamed_copy), own);
+  const auto described = describe_copies({&strided, 1}).front();
+  auto piece = place(streamed_copy, strided.to);
+  piece.stride = described.to_stride;
+  set_units(piece, described.grid);
+  return piece;
+}
+
+template <class Describe>
+std::vector<PackedPiece> describe_all(const std::vector<PackedStream>& streams,
+                                      const Describe& describe) {
+  std::vector<PackedPiece> pieces;
+  uint64_t first_byte = 0;
+  for (const auto& stream : streams) {
+    for (const auto& copy : stream.copies) {
+      pieces.push_back(describe(copy));
+      pieces.back().first_byte = first_byte;
+      first_byte += copy.copy.bytes();
+    }
+  }
+  return pieces;
+}
+
+std::vector<uint32_t> all_first_copies(const std::vector<PackedStream>& streams) {
+  std::vector<uint32_t> all;
+  for (const auto& stream : streams) {
+    const auto first = first_copies(stream);
+    all.insert(all.end(), first.begin(), first.end());
+  }
+  return all;
+}
+
+}  // namespace
+
+std::vector<PackedPiece> pieces_to_send(const std::vector<PackedStream>& streams,
+                                        const std::byte* trainer) {
+  return describe_all(streams,
+                      [&](const StreamedCopy& copy) { return piece_to_send(copy, trainer); });
+}
+
+std::vector<PackedPiece> pieces_to_receive(const std::vector<PackedStream>& streams,
+                                           std::byte* own) {
+  return describe_all(streams,
+                      [&](const StreamedCopy& copy) { return piece_to_receive(copy, own); });
+}
+
+DeviceStreams::DeviceStreams(const std::vector<PackedStream>& streams,
+                             const std::vector<PackedPiece>& pieces,
+                             const std::vector<StreamLink>& links, cudaStream_t stream)
+    : pieces_(std::span(pieces), stream),
+      first_pieces_(std::span<const uint32_t>(all_first_copies(streams)), stream),
+      streams_(streams.size()) {
+  std::vector<ChannelStream> ready;
+  const auto* piece = pieces_.data();
+  const auto* first_piece = first_pieces_.data();
+  for (size_t i = 0; i < streams.size(); ++i) {
+    const auto& one = streams[i];
+    const auto& link = links.at(i);
+    ready.push_back({piece, first_piece, narrow<uint32_t>(one.copies.size()), one.peer, one.bytes(),
+                     link.slots, link.arrived, link.granted});
+    piece += one.copies.size();
+    first_piece += packets_of(one.bytes());
+  }
+  AWEX_CHECK(cudaMemcpyAsync(streams_.data(), ready.data(), streams_.bytes(),
+                             cudaMemcpyHostToDevice, stream),
+             "copy the descriptors of {} streams to the device", ready.size());
+}
+
+}  // namespace awex::cuda

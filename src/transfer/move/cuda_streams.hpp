@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <vector>
+
+#include "memory/cuda_owners.hpp"
+#include "plan/packed_streams.hpp"
+#include "transfer/move/cuda_channels.hpp"
+
+/// Packed streams as a device reads them.
+
+namespace awex::cuda {
+
+/// The copies of all streams, one after the other, as their sender's device reads them: `trainer`
+/// is the base of the region that they come from.
+[[nodiscard]] std::vector<PackedPiece> pieces_to_send(const std::vector<PackedStream>& streams,
+                                                      const std::byte* trainer);
+/// As their receiver's device does: `own` is the base of the region that they go to.
+[[nodiscard]] std::vector<PackedPiece> pieces_to_receive(const std::vector<PackedStream>& streams,
+                                                         std::byte* own);
+
+/// What the two ends of a stream share: addresses of the device, as in ChannelStream.
+struct StreamLink {
+  std::byte* slots = nullptr;
+  ChannelCount* arrived = nullptr;
+  ChannelCount* granted = nullptr;
+};
+
+/// Owns the descriptors of one direction's streams, ready on the device.
+class DeviceStreams {
+ public:
+  /// `pieces` are of all streams, `links` has one for each.
+  DeviceStreams(const std::vector<PackedStream>& streams, const std::vector<PackedPiece>& pieces,
+                const std::vector<StreamLink>& links, cudaStream_t stream);
+
+  [[nodiscard]] const ChannelStream* data() const { return streams_.data(); }
+
+ private:
+  DeviceArray<PackedPiece> pieces_;
+  DeviceArray<uint32_t> first_pieces_;
+  DeviceArray<ChannelStream> streams_;
+};
+
+}  // namespace awex::cuda

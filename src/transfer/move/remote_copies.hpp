@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "comm/job.hpp"
+#include "memory/device.hpp"
+#include "plan/exchanged_copies.hpp"
+#include "transfer/kernels/kernels.hpp"
+
+namespace awex {
+
+/// Device memory that is taken at most for bytes on their way between devices.
+inline constexpr uint64_t kStagingBytes = 48ULL << 20;
+
+/// How bytes travel between GPUs.
+enum class ExchangeKind : uint8_t {
+  kAuto,  ///< kPeer where every inference rank's GPU reaches every other's, else kNccl.
+  kPeer,  ///< Written by the sender's kernel into the receiver's memory.
+  kNccl,
+};
+
+/// Carries out the copies between the inference ranks of a job. Trainer ranks have none: an
+/// inference rank sends for the trainer on its GPU, whose memory it has mapped. (NCCL spans GPUs,
+/// not ranks: two ranks of one GPU cannot join a communicator.)
+///
+/// What is ever to be copied is told once, with `prepare`; addresses never change, so it can then
+/// be done every version. All inference ranks must call the same; each rank's memory must be backed
+/// while it copies or compares. Calls throw what the job's poll throws, and Error(kDeadline) that
+/// names the peers who are late. After a failure lanes may wait for ever: end the process, do not
+/// destroy.
+class RemoteCopies {
+ public:
+  RemoteCopies() = default;
+  RemoteCopies(const RemoteCopies&) = delete;
+  RemoteCopies& operator=(const RemoteCopies&) = delete;
+  RemoteCopies(RemoteCopies&&) = delete;
+  RemoteCopies& operator=(RemoteCopies&&) = delete;
+  virtual ~RemoteCopies() = default;
+
+  /// `trainer_weights` is the region of the trainer on this device, `own_weights` this rank's.
+  /// Once, before anything below.
+  virtual void prepare(const ExchangedCopies& copies, const std::byte* trainer_weights,
+                       std::byte* own_weights) = 0;
+  /// Makes the connections to all peers, so that none is made later.
+  virtual void connect() = 0;
+
+  /// Brings every byte here. Queued on the kernels' lanes beside the main one, so to be between
+  /// Kernels::fork and join; what waits for other ranks may do so before it returns.
+  virtual void copy() = 0;
+  /// Brings every byte once more and compares it with what is here. As `copy`.
+  virtual void compare() = 0;
+  /// Waits until all work on the main lane is done (join the others before), watching the peers.
+  virtual void wait() = 0;
+  /// After `compare` and `wait`: where in this rank's region a byte differs, if one does.
+  [[nodiscard]] virtual std::optional<uint64_t> difference() const = 0;
+
+  /// Device memory held.
+  [[nodiscard]] virtual uint64_t staging_bytes() const = 0;
+};
+
+/// The remote copies of this job's backend; null on trainer ranks. Collective over all ranks
+/// (trainers take part in making it). `job` must know its peers; all arguments must outlive the
+/// result. `needed` says whether any bytes go between devices: without, nothing is taken and nobody
+/// connected. `share_gpu` says that several inference ranks may be on one GPU, which NCCL otherwise
+/// refuses. Throws an agreed request error for kPeer where a GPU cannot be reached.
+[[nodiscard]] std::unique_ptr<RemoteCopies> make_remote_copies(Job& job, Device& device,
+                                                               Kernels& kernels, ExchangeKind kind,
+                                                               bool needed, bool share_gpu);
+
+}  // namespace awex

@@ -1,0 +1,139 @@
+#include "transfer/prove/region_proof.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/checked.hpp"
+#include "base/log.hpp"
+#include "model/digest.hpp"
+
+namespace awex {
+
+RegionProof::RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels)
+    : region_(region), segments_(std::move(segments)), kernels_(kernels) {
+  for (const auto& segment : segments_) keys_.push_back(tensor_key(segment.name));
+  std::vector<std::vector<DigestView>> parts;
+  for (uint64_t chunk = 0; chunk < region.range().chunks(); ++chunk) {
+    parts.push_back(views_of(chunk));
+  }
+  digests_ = kernels.prepare_digest_parts(parts, narrow<uint32_t>(segments_.size()));
+}
+
+/// The segments' parts in a chunk; an element's place counts from its segment's begin.
+std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
+  const uint64_t chunk_begin = chunk * region_.range().chunk_bytes();
+  const uint64_t chunk_end = chunk_begin + region_.range().chunking().used_bytes(chunk);
+  std::vector<DigestView> views;
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const auto& segment = segments_[i];
+    const uint64_t begin = std::max(segment.offset_bytes, chunk_begin);
+    const uint64_t end = std::min(segment.offset_bytes + segment.bytes, chunk_end);
+    if (begin >= end) continue;
+    const uint64_t elements = (end - begin) / segment.element_size;
+    views.push_back({.data = region_.data() + begin,
+                     .rows = 1,
+                     .cols = elements,
+                     .row_stride = elements,
+                     .first_index = (begin - segment.offset_bytes) / segment.element_size,
+                     .canonical_cols = elements,
+                     .key = keys_[i],
+                     .element_size = segment.element_size,
+                     .slot = narrow<uint32_t>(i)});
+  }
+  return views;
+}
+
+RegionChange RegionProof::offload(CopyQueue& queue, const Deadline& deadline,
+                                  WaitMonitor& monitor) {
+  if (region_.state() == RegionState::kOffloading) {
+    throw runtime_error(fmt::format("cannot prove the rest of the offload of \"{}\" ({}), which "
+                                    "failed before: some of its bytes have left the device",
+                                    region_.name(), format_bytes(region_.bytes())),
+                        "resume it, then offload it again")
+        .about_tag(tag_name(region_.tag()));
+  }
+  if (region_.state() != RegionState::kResident) return region_.offload(queue, deadline, monitor);
+  recorded_.reset();
+  digests_->begin();
+  const auto change = region_.offload(queue, deadline, monitor, [&](uint64_t chunk) {
+    digests_->add(chunk);
+    wait(deadline, monitor);
+  });
+  const auto sums = finish(deadline, monitor);
+  recorded_.emplace(sums.begin(), sums.end());
+  return change;
+}
+
+RegionChange RegionProof::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
+  if (!recorded_) {
+    const auto change = region_.resume(queue, deadline, monitor);
+    if (change.moved_bytes > 0) {
+      log::warning(fmt::format("{} of \"{}\" came back unproven, because their offload failed",
+                               format_bytes(change.moved_bytes), region_.name()));
+    }
+    return change;
+  }
+  digests_->begin();
+  const auto change =
+      region_.resume(queue, deadline, monitor, [&](uint64_t chunk) { digests_->add(chunk); });
+  if (change.moved_bytes == 0) return change;
+  const auto sums = finish(deadline, monitor);
+  for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was resumed");
+  return change;
+}
+
+void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) {
+  kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
+}
+
+/// The digests of the chunks added.
+std::span<const uint64_t> RegionProof::finish(const Deadline& deadline, WaitMonitor& monitor) {
+  digests_->finish();
+  wait(deadline, monitor);
+  return digests_->sums();
+}
+
+uint64_t RegionProof::check_backup(ThreadPool& threads) const {
+  if (!recorded_) {
+    throw runtime_error(fmt::format("cannot check the host memory of \"{}\": no offload of it has "
+                                    "recorded digests",
+                                    region_.name()),
+                        "resume it, then offload it again")
+        .about_tag(tag_name(region_.tag()));
+  }
+  std::vector<uint64_t> digests(segments_.size());
+  threads.for_each(segments_.size(), [&](size_t i) { digests[i] = digest_of_backup(i); });
+  for (size_t i = 0; i < segments_.size(); ++i) compare(i, digests[i], "in its host memory");
+  uint64_t bytes = 0;
+  for (const auto& segment : segments_) bytes += segment.bytes;
+  return bytes;
+}
+
+uint64_t RegionProof::digest_of_backup(size_t segment) const {
+  const auto& [name, offset, bytes, element_size] = segments_[segment];
+  const uint64_t chunk_bytes = region_.range().chunk_bytes();
+  uint64_t digest = 0;
+  for (uint64_t done = 0; done < bytes;) {
+    const uint64_t at = offset + done;
+    const auto chunk = region_.backup(at / chunk_bytes).subspan(at % chunk_bytes);
+    const auto part = chunk.first(std::min<uint64_t>(chunk.size(), bytes - done));
+    digest += digest_elements(keys_[segment], element_size, done / element_size, part);
+    done += part.size();
+  }
+  return digest;
+}
+
+void RegionProof::compare(size_t segment, uint64_t digest, const char* where) const {
+  const uint64_t recorded = recorded_.value()[segment];
+  if (digest == recorded) return;
+  const auto& name = segments_[segment].name;
+  throw Error(ExitCode::kMismatch,
+              fmt::format("\"{}\" is not what it was before it was offloaded: {} has the digest "
+                          "{:#018x} {}, and had {:#018x}",
+                          region_.name(), name, digest, where, recorded),
+              "something wrote to this memory between offload and resume, or memory is faulty")
+      .about_tag(tag_name(region_.tag()))
+      .about_tensor(name);
+}
+
+}  // namespace awex

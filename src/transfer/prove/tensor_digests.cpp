@@ -1,0 +1,134 @@
+#include "transfer/prove/tensor_digests.hpp"
+
+#include <map>
+#include <utility>
+
+#include "base/checked.hpp"
+#include "model/digest.hpp"
+#include "transfer/kernels/scale_grid.hpp"
+
+namespace awex {
+namespace {
+
+/// How a shard's elements change until they are as inference holds the tensor.
+std::optional<Conversion> conversion_of(const Shard& shard, DType stored, const TensorInfo& tensor,
+                                        const std::byte* base) {
+  if (stored == tensor.dtype) return std::nullopt;
+  Conversion conversion{stored, tensor.dtype, {}};
+  if (shard.scales) {
+    const auto place = scale_place(*shard.scales, shard.box, shard.box, tensor.scaling->block);
+    conversion.grid = scale_grid(place, base);
+  }
+  return conversion;
+}
+
+/// Numbers the copies that a rank holds, in the order of their first shards.
+class CopySlots {
+ public:
+  size_t of(const Shard& shard) {
+    return slots_.try_emplace({shard.tensor, shard.replica}, slots_.size()).first->second;
+  }
+
+ private:
+  std::map<std::pair<uint32_t, uint32_t>, size_t> slots_;
+};
+
+/// A sum over boxes, so that their order does not matter.
+uint64_t box_term(const Box& box) {
+  uint64_t hash = 0;
+  for (const uint64_t bound : {box.rows.begin, box.rows.end, box.cols.begin, box.cols.end}) {
+    hash = mix64(hash + bound + 1);
+  }
+  return hash;
+}
+
+/// replica_key of the replicas 1 to `copies` - 1, added up: a tensor's further copies add up to
+/// this many times its first, if they are equal.
+class FurtherKeys {
+ public:
+  uint64_t operator()(uint64_t copies) {
+    while (sums_.size() < copies) {
+      sums_.push_back(sums_.back() + replica_key(narrow<uint32_t>(sums_.size())));
+    }
+    return sums_[copies - 1];
+  }
+
+ private:
+  std::vector<uint64_t> sums_{0};
+};
+
+}  // namespace
+
+std::vector<HeldCopy> held_copies(const RankLayout& layout) {
+  std::vector<HeldCopy> copies;
+  CopySlots slots;
+  for (const auto& shard : layout.shards) {
+    const size_t slot = slots.of(shard);
+    if (slot == copies.size()) copies.push_back({shard.tensor, shard.replica, 0});
+    copies[slot].boxes += box_term(shard.box);
+  }
+  return copies;
+}
+
+std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout& layout,
+                                    const std::byte* base) {
+  const auto& tensors = catalogue.tensors();
+  std::vector<uint64_t> keys;
+  for (const auto& tensor : tensors) keys.push_back(tensor_key(tensor.name));
+  CopySlots slots;
+  std::vector<DigestView> views;
+  for (const auto& shard : layout.shards) {
+    const TensorInfo& tensor = tensors[shard.tensor];
+    const DType stored = layout.parameters[shard.parameter].dtype;
+    const size_t slot = slots.of(shard);
+    views.push_back({.data = base + shard.offset_bytes,
+                     .rows = shard.box.rows.size(),
+                     .cols = shard.box.cols.size(),
+                     .row_stride = shard.row_stride,
+                     .first_index = shard.box.rows.begin * tensor.cols + shard.box.cols.begin,
+                     .canonical_cols = tensor.cols,
+                     .key = keys[shard.tensor],
+                     .element_size = narrow<uint32_t>(element_bytes(stored)),
+                     .slot = narrow<uint32_t>(slot),
+                     .conversion = conversion_of(shard, stored, tensor, base)});
+  }
+  return views;
+}
+
+uint64_t replica_key(uint32_t replica) { return group_key(0, replica); }
+
+std::vector<uint64_t> rank_terms(size_t tensors, std::span<const HeldCopy> copies,
+                                 std::span<const uint64_t> sums) {
+  std::vector<uint64_t> terms(2 * tensors, 0);
+  for (size_t i = 0; i < copies.size(); ++i) {
+    const auto& [tensor, replica, boxes] = copies[i];
+    if (replica == 0) {
+      terms[tensor] += sums[i];
+    } else {
+      terms[tensors + tensor] += replica_key(replica) * sums[i];
+    }
+  }
+  return terms;
+}
+
+DigestComparison compare_digests(const Catalogue& catalogue, RoleSums trainer,
+                                 const std::vector<uint64_t>& trainer_copies, RoleSums inference,
+                                 const std::vector<uint64_t>& inference_copies) {
+  const auto& tensors = catalogue.tensors();
+  FurtherKeys further_keys;
+  DigestComparison result;
+  for (uint32_t t = 0; t < tensors.size(); ++t) {
+    const uint64_t truth = trainer[t];
+    const uint64_t further = tensors.size() + t;
+    if (inference[t] != truth || inference[further] != truth * further_keys(inference_copies[t])) {
+      result.wrong_tensors.push_back(t);
+    }
+    if (trainer[further] != truth * further_keys(trainer_copies[t])) {
+      result.diverged_tensors.push_back(t);
+    }
+    result.model += model_digest_term(tensor_key(tensors[t].name), inference[t]);
+  }
+  return result;
+}
+
+}  // namespace awex

@@ -1,0 +1,113 @@
+#include "transfer/share/handle_exchange.hpp"
+
+#include "base/checked.hpp"
+#include "base/fixed_text.hpp"
+
+namespace awex {
+namespace {
+
+std::string describe(const HandleRecord& record) {
+  return fmt::format("rank {} ({}, host {})", record.rank, role_name(record.role),
+                     text_of(record.host));
+}
+
+std::string uuid_text(const HandleRecord& record) {
+  return fmt::format("{:02x}", fmt::join(record.device_uuid, ""));
+}
+
+void check_same_program(const HandleRecord& a, const HandleRecord& b) {
+  if (a.protocol != b.protocol) {
+    throw request_error(fmt::format("{} speaks handle protocol {}, {} speaks {}", describe(a),
+                                    a.protocol, describe(b), b.protocol),
+                        "start the same version of the program on every rank");
+  }
+  if (a.fingerprint != b.fingerprint) {
+    throw request_error(
+        fmt::format(
+            "{} has the fingerprint {:#018x} of model, layouts and program, {} has {:#018x}",
+            describe(a), a.fingerprint, describe(b), b.fingerprint),
+        "give every rank the same --model, --layers, --trainer and --inference, and the same "
+        "version of the program");
+  }
+}
+
+void check_pair(const HandleRecord& mine, const HandleRecord& theirs) {
+  if (theirs.partner != mine.rank || theirs.role == mine.role) {
+    throw request_error(fmt::format("{} takes {} for its partner, whose partner is rank {}",
+                                    describe(mine), describe(theirs), theirs.partner));
+  }
+  if (mine.host != theirs.host) {
+    throw request_error(
+        fmt::format("{} and {} are partners on different hosts", describe(mine), describe(theirs)),
+        "start the trainer and the inference rank of a GPU on the same host");
+  }
+  if (mine.device_uuid != theirs.device_uuid) {
+    throw request_error(
+        fmt::format("{} and {} are partners on different devices: {} and {}", describe(mine),
+                    describe(theirs), uuid_text(mine), uuid_text(theirs)),
+        "look at CUDA_VISIBLE_DEVICES of both ranks");
+  }
+}
+
+void check_offer(const HandleRecord& record) {
+  const auto& offered = record.offered;
+  const bool offers = offered.bytes > 0;
+  const bool fits =
+      !offers || (offered.chunk_bytes > 0 && offered.chunk_count <= kMaxChunks &&
+                  offered.chunk_count == ceil_div(offered.bytes, offered.chunk_bytes));
+  if (offers != (record.role == Role::kTrainer) || !fits) {
+    throw request_error(fmt::format("{} offers {} in {} chunks of {}", describe(record),
+                                    format_bytes(offered.bytes), offered.chunk_count,
+                                    format_bytes(offered.chunk_bytes)));
+  }
+}
+
+HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint) {
+  const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
+  HandleRecord record;
+  record.protocol = kHandleProtocol;
+  record.rank = job.rank();
+  record.partner = partner_rank;
+  record.role = me.role;
+  record.host = fixed_text<64>(job.host());
+  record.device_uuid = me.device.uuid;
+  record.fingerprint = fingerprint;
+  if (offered != nullptr) record.offered = offer(*offered);
+  return record;
+}
+
+std::string weights_of(const Job& job, int trainer) {
+  return fmt::format("the weights of {}", job.describe(trainer));
+}
+
+}  // namespace
+
+void check_handles(std::span<const HandleRecord> records) {
+  for (const auto& record : records) check_same_program(records.front(), record);
+  for (const auto& record : records) {
+    if (record.partner < 0 || static_cast<size_t>(record.partner) >= records.size()) {
+      throw request_error(fmt::format("{} names rank {} as its partner, which does not exist",
+                                      describe(record), record.partner));
+    }
+    check_pair(record, records[static_cast<size_t>(record.partner)]);
+    check_offer(record);
+  }
+}
+
+ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint,
+                           FdTransport transport) {
+  const auto record = make_record(job, offered, partner_rank, fingerprint);
+  const auto records = job.all_gather_value(record, "the swap of memory handles");
+  // Every rank sees the same records, so every rank comes to the same verdict.
+  job.do_and_agree([&] { check_handles(records); });
+  if (offered != nullptr) {
+    hand_out_fds(job, partner_rank, record.offered.numbers(), weights_of(job, record.rank));
+    return {};
+  }
+  const auto& trainer = records[static_cast<size_t>(partner_rank)];
+  auto fds = take_fds(job, trainer.rank, trainer.offered.numbers(), weights_of(job, trainer.rank),
+                      transport);
+  return {trainer.offered.bytes, trainer.offered.chunk_bytes, std::move(fds)};
+}
+
+}  // namespace awex

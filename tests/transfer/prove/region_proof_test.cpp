@@ -1,0 +1,170 @@
+#include "transfer/prove/region_proof.hpp"
+
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "base/error.hpp"
+
+using namespace awex;
+
+namespace {
+
+constexpr uint64_t kMiB = 1ULL << 20;
+
+/// A resident region of three chunks, with segments of which one lies in all chunks.
+struct Fixture {
+  static constexpr uint64_t kBytes = 130 * kMiB + 12;
+
+  std::unique_ptr<Device> device = make_host_device(0, 2);
+  std::unique_ptr<Kernels> kernels = make_kernels(*device, 2);
+  std::unique_ptr<CopyQueue> queue = device->make_queue();
+  NoMonitor monitor;
+  Deadline deadline{Seconds(60)};
+  Region region{*device, "trainer optimizer", Tag::kOptimizer, kBytes};
+  RegionProof proof{prepare(region),
+                    {{"first", 0, 40 * kMiB + 4, 4},
+                     {"long", 40 * kMiB + 4, 85 * kMiB, 2},
+                     {"last", 130 * kMiB, 12, 1}},
+                    *kernels};
+
+  /// Content that names its place.
+  Region& prepare(Region& of) {
+    of.take(deadline, monitor);
+    auto* words = reinterpret_cast<uint32_t*>(of.data());
+    for (uint32_t i = 0; i < kBytes / 4; ++i) words[i] = i * 2654435761U;
+    return of;
+  }
+  RegionChange offload() { return proof.offload(*queue, deadline, monitor); }
+  RegionChange resume() { return proof.resume(*queue, deadline, monitor); }
+  [[nodiscard]] bool is_whole() const {
+    const auto* words = reinterpret_cast<const uint32_t*>(region.data());
+    for (uint32_t i = 0; i < kBytes / 4; ++i) {
+      if (words[i] != i * 2654435761U) return false;
+    }
+    return true;
+  }
+  /// Flips a bit of the offloaded bytes.
+  void damage(uint64_t at) {
+    const uint64_t chunk_bytes = region.range().chunk_bytes();
+    region.mutable_backup(at / chunk_bytes)[at % chunk_bytes] ^= std::byte{0x10};
+  }
+};
+
+/// Ends a call in one of its waits.
+class ThrowingMonitor final : public WaitMonitor {
+ public:
+  explicit ThrowingMonitor(int waits) : waits_(waits) {}
+  void poll() override {
+    if (waits_-- == 0) throw Error(ExitCode::kPeerLost, "rank 3 is gone");
+  }
+
+ private:
+  int waits_;  ///< That go well.
+};
+
+}  // namespace
+
+TEST_CASE("what went and came back is what it was, as often as it goes") {
+  Fixture f;
+  REQUIRE(f.region.range().chunks() == 3);
+  for (int cycle = 0; cycle < 2; ++cycle) {
+    f.offload();
+    ThreadPool threads(2);
+    CHECK(f.proof.check_backup(threads) == 125 * kMiB + 16);
+    f.resume();
+    f.region.data()[77 * kMiB] ^= std::byte{1};  // what is recorded next
+  }
+}
+
+TEST_CASE("a flipped bit is found in whichever chunk it is, and its segment named") {
+  struct Case {
+    uint64_t at;
+    const char* segment;
+  };
+  const Case cases[] = {{3, "first"},
+                        {40 * kMiB + 3, "first"},
+                        {40 * kMiB + 4, "long"},
+                        {60 * kMiB + 1, "long"},
+                        {125 * kMiB + 3, "long"},
+                        {130 * kMiB + 11, "last"}};
+  Fixture f;
+  for (const auto& one : cases) {
+    CAPTURE(one.at);
+    f.offload();
+    f.damage(one.at);
+    try {
+      f.resume();
+      FAIL_CHECK("nothing was thrown");
+    } catch (const Error& error) {
+      CHECK(error.code() == ExitCode::kMismatch);
+      CHECK(error.context().tensor == one.segment);
+      CHECK(error.context().tag == "optimizer");
+    }
+  }
+}
+
+TEST_CASE("what belongs to no segment proves nothing") {
+  Fixture f;
+  f.offload();
+  f.damage(127 * kMiB);
+  f.resume();
+}
+
+TEST_CASE("what is so already leaves the record as it is") {
+  Fixture f;
+  CHECK_FALSE(f.resume().changed);
+  CHECK(f.offload().moved_bytes == Fixture::kBytes);
+  CHECK_FALSE(f.offload().changed);
+  ThreadPool threads(2);
+  CHECK(f.proof.check_backup(threads) > 0);
+  CHECK(f.resume().moved_bytes == Fixture::kBytes);
+  CHECK_FALSE(f.resume().changed);
+  f.region.discard();
+  CHECK(f.resume().changed);  // memory without bytes: nothing to compare
+  CHECK(f.region.state() == RegionState::kResident);
+}
+
+TEST_CASE("an offload that failed is brought back, not repeated, and the next one is proven") {
+  Fixture f;
+  f.region.prepare_backup();
+  ThreadPool threads(2);
+  constexpr int kWaits = 3 + 3 + 1;  // for copies, for digests, for the sums
+  for (int waits = 0; waits < kWaits; ++waits) {
+    CAPTURE(waits);
+    ThrowingMonitor monitor(waits);
+    CHECK_THROWS_AS(f.proof.offload(*f.queue, f.deadline, monitor), Error);
+    CHECK_THROWS_AS(f.proof.check_backup(threads), Error);
+    if (waits < kWaits - 1) {
+      try {
+        f.offload();
+        FAIL_CHECK("nothing was thrown");
+      } catch (const Error& error) {
+        CHECK(error.code() == ExitCode::kRuntime);
+        CHECK(error.hint() == "resume it, then offload it again");
+        CHECK(error.context().tag == "optimizer");
+      }
+    }
+    f.resume();
+    CHECK(f.is_whole());
+    f.offload();
+    f.damage(3);
+    CHECK_THROWS_AS(f.resume(), Error);
+    f.region.data()[3] ^= std::byte{0x10};
+  }
+}
+
+TEST_CASE("a resume that failed is proven when it is repeated") {
+  Fixture f;
+  constexpr int kWaits = 3 + 3;  // for memory, for copies
+  for (int waits = 0; waits < kWaits; ++waits) {
+    CAPTURE(waits);
+    f.offload();
+    ThrowingMonitor monitor(waits);
+    CHECK_THROWS_AS(f.proof.resume(*f.queue, f.deadline, monitor), Error);
+    CHECK_THROWS_AS(f.offload(), Error);  // not while it is resuming
+    CHECK(f.resume().moved_bytes == Fixture::kBytes);
+  }
+  CHECK(f.is_whole());
+}
