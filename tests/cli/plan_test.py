@@ -21,7 +21,7 @@ def plan(*arguments, env=None):
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

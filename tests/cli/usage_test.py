@@ -20,7 +20,7 @@ LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PR
 JOB_COMMANDS = ("update", "offload", "transfer", "resume")
 
 
-def run(*arguments, env=None, ranks=0, timeout_s=60):
+def run(*arguments, env=None, ranks=0, timeout_s=120):
     environment = {
         k: v
         for k, v in os.environ.items()
@@ -254,7 +254,7 @@ class Usage(unittest.TestCase):
             with self.assertRaises(subprocess.TimeoutExpired):
                 process.wait(1)
             process.terminate()
-            self.assertEqual((process.wait(10), process.stderr.read()), (2, b""))
+            self.assertEqual((process.wait(60), process.stderr.read()), (2, b""))
 
     def test_one_task_of_srun_without_pmix_is_no_job(self):
         self.refused(
@@ -323,7 +323,7 @@ class Usage(unittest.TestCase):
                     time.sleep(0.02)  # the file is whole at every moment
                 process.send_signal(signal.SIGTERM)
                 time.sleep(0.02)
-                _, stderr = process.communicate(timeout=60)
+                _, stderr = process.communicate(timeout=120)
             report = json.loads(path.read_text(encoding="utf-8"))
             self.assertIn("told to end by SIGTERM", stderr)
             self.assertTrue(report["versions"][0]["committed"])

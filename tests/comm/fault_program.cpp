@@ -1,10 +1,12 @@
 // A job that one rank harms on purpose: fault_program FAULT RANK PLACE TIMEOUT_S. It walks through
 // the places start, gather, reduce, exchange, work, agree and finish; at PLACE, RANK does FAULT.
-// faults_test.py says what must become of it.
+// faults_test.py says what must become of it. "fault at" and "reported … at" are followed by
+// seconds of the clock that all processes of a machine share.
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -21,7 +23,11 @@ struct Plan {
   std::string place;
 };
 
+double now() { return awex::Seconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 void harm(const std::string& fault) {
+  std::printf("fault at %.6f\n", now());
+  std::fflush(stdout);
   if (fault == "kill") std::raise(SIGKILL);
   if (fault == "crash") {
     std::signal(SIGSEGV, SIG_DFL);  // sanitizers have a handler of their own
@@ -40,10 +46,12 @@ void reach(const Job& job, const Plan& plan, const std::string& place) {
 /// Lets the test find what MPI leaves behind in shared memory.
 void print_shared_files() {
   std::ifstream maps("/proc/self/maps");
+  std::set<std::string> files;  // a file may be mapped many times
   for (std::string line; std::getline(maps, line);) {
     const auto at = line.find("/dev/shm/");
-    if (at != std::string::npos) std::printf("shm: %s\n", line.c_str() + at);
+    if (at != std::string::npos) files.insert(line.substr(at));
   }
+  for (const auto& file : files) std::printf("shm: %s\n", file.c_str());
   std::fflush(stdout);
 }
 
@@ -104,7 +112,7 @@ int main(int argc, char** argv) {
     const awex::Error cause = job.announce_failure(error);
     job.await_turn_to_report(cause.code());
     awex::log::error(cause);
-    std::printf("reported by rank %d\n", job.rank());
+    std::printf("reported by rank %d at %.6f\n", job.rank(), now());
     std::fflush(stdout);
     job.abort(cause.code());
   }

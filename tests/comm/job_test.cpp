@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <ctime>
 #include <numeric>
 
 #include "support/mpi_job.hpp"
@@ -175,8 +176,9 @@ TEST_CASE("messages between all pairs arrive whole and in order") {
 
 TEST_CASE("polling costs well under a microsecond") {
   constexpr int kCalls = 200'000;
-  const awex::Stopwatch watch;
+  // Of the processor: ranks share cores here, with other tests.
+  const std::clock_t before = std::clock();
   for (int i = 0; i < kCalls; ++i) job().poll();
-  // Ranks share cores here, so this catches a system call a poll, not a slow machine.
-  CHECK(watch.seconds() / kCalls < 5e-6 * job().size());
+  const double seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  CHECK(seconds / kCalls < 5e-6);
 }

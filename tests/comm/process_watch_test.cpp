@@ -42,7 +42,7 @@ class Child {
 
 template <class Predicate>
 bool soon(Predicate predicate) {
-  for (int i = 0; i < 5000; ++i) {
+  for (int i = 0; i < 60000; ++i) {
     if (predicate()) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }

@@ -29,9 +29,9 @@ from mpi_run import output_of, processes_with, shared_files_of, wait_for_no_proc
 from sessions import session_of  # noqa: E402
 from storage import build_storage, through_storage  # noqa: E402
 
-TIMEOUT_S = 10
-START_LIMIT_S = 60
-END_LIMIT_S = 20  # the timeout and what a loaded machine adds
+TIMEOUT_S = 60
+START_LIMIT_S = 90
+END_LIMIT_S = 30  # from the signal on: no end waits for the timeout
 AT_ONCE = 2
 
 

@@ -65,7 +65,7 @@ def run(mpiexec, program, cases):
         command = [mpiexec, "--oversubscribe",
                    "-n", "1", *common, "--role", "trainer", *trainer, ":",
                    "-n", "1", *common, "--role", "inference", *inference]
-        done = subprocess.run(command, text=True, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(command, text=True, capture_output=True, timeout=120, check=False)
         if done.returncode == 2 and message in done.stderr and not done.stdout:
             print(f"ok: {message}", flush=True)
             continue

@@ -16,7 +16,7 @@ import unittest
 
 MPIEXEC, PROGRAM = "", ""
 JOB = ("update", "--model", "preset:tiny-dense", "--layers", "1", "--kv-cache", "1MiB",
-       "--limits", "off", "--timeout", "30s")
+       "--limits", "off", "--timeout", "60s")
 PIDFD_OPEN, PIDFD_GETFD = 434, 438  # on every architecture
 
 
@@ -42,7 +42,7 @@ def job(launch, *options, refused=None, backend="host", **variables):
     if PROGRAM not in command:
         command += [PROGRAM, *JOB, "--backend", backend, *options]
     return subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True,
-                          timeout=100, check=False,
+                          timeout=200, check=False,
                           preexec_fn=(lambda: refuse_calls(*refused)) if refused else None)
 
 

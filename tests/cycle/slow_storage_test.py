@@ -15,7 +15,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 from mpi_run import mpi_run, output_of  # noqa: E402
 from storage import build_storage, through_storage  # noqa: E402
 
-LIMIT_S = 40
+LIMIT_S = 120  # of a whole run: mpirun's start and end take their time on a machine with more to do
+TIMEOUT_S = 4
 AT_ONCE = 2
 DEADLINE_CODE = 4
 READS_TO_OPEN = 3  # the header's length, the beginning, the header
@@ -31,22 +32,24 @@ class StorageTest:
         self.job = [binary, "update", "--model", self.model, "--backend", "host", "--trainer",
                     "megatron:tp=2", "--inference", "sglang:tp=1", "--limits", "off", "--kv-cache", "0"]
 
-    def run(self, timeout_s, **settings):
-        command = [*through_storage(self.library, **settings), *self.job, "--timeout", f"{timeout_s}s"]
+    def run(self, **settings):
+        command = [*through_storage(self.library, **settings), *self.job, "--timeout", f"{TIMEOUT_S}s"]
         return mpi_run(self.mpiexec, 4, command, LIMIT_S)
 
     def slow(self):
         """Loading alone takes longer than the timeout. A read for each row would take minutes."""
-        run = self.run(2.5, ms=250)
-        good = run.code == 0 and re.search(r"(?m)^result +ok$", run.stdout) and run.seconds > 4
+        run = self.run(ms=400)
+        loaded = re.search(r"loaded the weights: .* in ([\d.]+) s", run.stderr)
+        good = (run.code == 0 and re.search(r"(?m)^result +ok$", run.stdout)
+                and loaded and float(loaded[1]) > TIMEOUT_S)
         return "slow", run, good
 
     def hangs(self, after, what):
-        run = self.run(2, hang_rank=1, hang_after=after)
-        message = (rf"rank 1 \(.*{what}: .* read, then nothing more for 2(\.0+)? s, "
+        run = self.run(hang_rank=1, hang_after=after)
+        message = (rf"rank 1 \(.*{what}: .* read, then nothing more for {TIMEOUT_S}(\.0+)? s, "
                    r"from .*\.safetensors \(")
         good = (run.code == DEADLINE_CODE and len(re.findall("error:", run.stderr)) == 1
-                and re.search(message, run.stderr) and run.seconds < 15)
+                and re.search(message, run.stderr))
         return f"hangs while {what}", run, good
 
     def cases(self):

@@ -331,8 +331,8 @@ TEST_CASE("marks grow by one, and a wait asks the monitor") {
   const Mark first = queue->mark();
   CHECK(queue->mark() == first + 1);
   CountingMonitor monitor;
-  queue->wait(first, "a copy", Deadline(Seconds(1)), monitor);
-  queue->finish("all copies", Deadline(Seconds(1)), monitor);
+  queue->wait(first, "a copy", Deadline(Seconds(60)), monitor);
+  queue->finish("all copies", Deadline(Seconds(60)), monitor);
   CHECK(monitor.polls == 2);
 }
 

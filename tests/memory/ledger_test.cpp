@@ -73,7 +73,7 @@ TEST_CASE("who waits in vain is told for what, and nothing stays booked") {
   LedgerWords words;
   MemoryLedger ledger(words, 10 * kMiB);
   NoMonitor monitor;
-  ledger.reserve(8 * kMiB, "\"optimizer\"", Deadline(Seconds(1)), monitor);
+  ledger.reserve(8 * kMiB, "\"optimizer\"", Deadline(Seconds(60)), monitor);
   try {
     ledger.reserve(4 * kMiB, "\"weights\"", Deadline(Seconds(0.05)), monitor);
     FAIL("there is no room");
@@ -93,7 +93,7 @@ TEST_CASE("who waits in vain is told what is held at the deadline, not when the 
   LedgerWords words;
   MemoryLedger ledger(words, 10 * kMiB);
   NoMonitor nobody;
-  ledger.reserve(8 * kMiB, "\"optimizer\"", Deadline(Seconds(1)), nobody);
+  ledger.reserve(8 * kMiB, "\"optimizer\"", Deadline(Seconds(60)), nobody);
   /// Gives some back as soon as somebody waits, too little for who waits.
   class Giver final : public WaitMonitor {
    public:

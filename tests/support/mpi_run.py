@@ -12,13 +12,15 @@ from sessions import kill_session, run_in_session, session_of
 
 
 class Run:
-    """One finished run: code, stdout, stderr, seconds, and `left`, what is still there of it."""
+    """One finished run: code, stdout, stderr, seconds, when it ended (time.monotonic), and `left`, what is
+    still there of it."""
 
-    def __init__(self, code, stdout, stderr, seconds, left):
+    def __init__(self, code, stdout, stderr, span, left):
         self.code = code
         self.stdout = stdout
         self.stderr = stderr
-        self.seconds = seconds
+        self.seconds = span[1] - span[0]
+        self.end = span[1]
         self.left = left
 
 
@@ -57,12 +59,19 @@ def shared_files_of(pids):
 
 def wait_for_no_process(token):
     """Processes still there a moment after mpirun has ended."""
-    for _ in range(20):
+    for _ in range(50):
         left = processes_with(token)
         if not left:
             return []
         time.sleep(0.1)
     return left
+
+
+def told_once(text):
+    """The text without the lines "shm: FILE" that it has already: each rank tells the files of all."""
+    told = set()
+    return "".join(line for line in text.splitlines(keepends=True)
+                   if not line.startswith("shm: ") or (line not in told and not told.add(line)))
 
 
 def mpi_run(mpiexec, ranks, program, limit_s, disturb=None):
@@ -90,9 +99,9 @@ def mpi_run(mpiexec, ranks, program, limit_s, disturb=None):
         except subprocess.TimeoutExpired as expired:
             kill_session(process.pid)
             stdout, stderr = process.communicate()
-            raise TimeoutError(f"not done after {limit_s} s\n{stdout}\n{stderr}") from expired
-        seconds = time.monotonic() - start
+            raise TimeoutError(f"not done after {limit_s} s\n{told_once(stdout)}\n{stderr}") from expired
+        end = time.monotonic()
         left = [f"process {pid}" for pid in wait_for_no_process(token)]
     files |= set(re.findall(r"^shm: (\S+)", stdout, re.MULTILINE))
     left += [name for name in sorted(files) if os.path.exists(name)]
-    return Run(process.returncode, stdout, stderr, seconds, left)
+    return Run(process.returncode, told_once(stdout), stderr, (start, end), left)

@@ -45,7 +45,7 @@ class Sessions(unittest.TestCase):
         return mpi_run.processes_with(self.token)
 
     def wait_for_processes(self, count):
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 60
         while len(self.processes()) < count and time.monotonic() < give_up:
             time.sleep(0.01)
         self.assertGreaterEqual(len(self.processes()), count)
@@ -53,7 +53,7 @@ class Sessions(unittest.TestCase):
     def test_a_run_that_is_late_leaves_none_and_gives_its_output(self):
         self.write_launcher("wait")
         with self.assertRaises(TimeoutError) as late:
-            self.run_launcher(2)
+            self.run_launcher(4)
         self.assertIn("here", str(late.exception))
         self.assertEqual(self.processes(), [])
 
@@ -66,7 +66,7 @@ class Sessions(unittest.TestCase):
 
         self.write_launcher("wait")
         with mock.patch("os.kill", kill_what_is_gone), self.assertRaises(TimeoutError):
-            self.run_launcher(2)
+            self.run_launcher(4)
         self.assertEqual(self.processes(), [])
 
     def test_a_disturbance_that_fails_leaves_none(self):
@@ -96,7 +96,7 @@ class Sessions(unittest.TestCase):
                     stderr=subprocess.DEVNULL) as program:
                 self.wait_for_processes(3)
                 program.send_signal(number)
-                self.assertNotEqual(program.wait(timeout=20), 0)
+                self.assertNotEqual(program.wait(timeout=60), 0)
                 self.assertEqual(self.processes(), [])
 
     def test_signals_mean_what_they_did_before(self):

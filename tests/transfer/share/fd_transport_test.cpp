@@ -87,10 +87,10 @@ int serve_to_child(int count) {
   const int parent = ::getpid();
   Child child([&] {
     const auto fds = fetch_by_socket(socket.name(), parent, static_cast<size_t>(count), "a test",
-                                     Deadline(Seconds(10)), g_monitor);
+                                     Deadline(Seconds(60)), g_monitor);
     return static_cast<int>(fds.size()) == count && hold_their_numbers(fds) ? 0 : 1;
   });
-  socket.serve(child.pid(), files.numbers, "a test", Deadline(Seconds(10)), g_monitor);
+  socket.serve(child.pid(), files.numbers, "a test", Deadline(Seconds(60)), g_monitor);
   return child.exit_code();
 }
 
@@ -122,7 +122,7 @@ TEST_CASE("a stranger gets nothing, and the wait for the partner ends at the dea
   FdSocket socket;
   const int parent = ::getpid();
   Child stranger([&] {
-    (void)fetch_by_socket(socket.name(), parent, 1, "a test", Deadline(Seconds(10)), g_monitor);
+    (void)fetch_by_socket(socket.name(), parent, 1, "a test", Deadline(Seconds(60)), g_monitor);
     return 0;
   });
   const int partner = ::getpid();  // never connects
