@@ -3,9 +3,10 @@
 
 usage: write_seeds.py DIR
 
-Fills DIR/fuzz_config and DIR/fuzz_safetensors with small valid files.
+Fills DIR/fuzz_config, DIR/fuzz_safetensors and DIR/fuzz_checkpoint with small valid files.
 """
 import json
+import math
 import pathlib
 import struct
 import sys
@@ -44,10 +45,72 @@ HEADERS = {
 }
 
 
+BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+BREAK = "\n---\n"
+
+
+def shapes(stacked):
+    """A layer with experts (each a matrix, or stacked) and all around it; head_dim is 2."""
+    layer = "model.layers.0."
+    result = {"model.embed_tokens.weight": (32, 8), "model.norm.weight": (8,), "lm_head.weight": (32, 8)}
+    for name, shape in (("q_proj", (8, 8)), ("k_proj", (4, 8)), ("v_proj", (4, 8)), ("o_proj", (8, 8)),
+                        ("q_norm", (2,)), ("k_norm", (2,))):
+        result[f"{layer}self_attn.{name}.weight"] = shape
+    result |= {layer + "input_layernorm.weight": (8,), layer + "post_attention_layernorm.weight": (8,),
+               layer + "mlp.gate.weight": (4, 8)}
+    if stacked:
+        return result | {layer + "mlp.experts.gate_up_proj": (4, 8, 8),
+                         layer + "mlp.experts.down_proj": (4, 8, 4)}
+    for expert in range(4):
+        for name, shape in (("gate_proj", (4, 8)), ("up_proj", (4, 8)), ("down_proj", (8, 4))):
+            result[f"{layer}mlp.experts.{expert}.{name}.weight"] = shape
+    return result
+
+
+def with_dtypes(tensors, fp8):
+    """(dtype, shape) by name; of fp8, scales for blocks of 4 x 4 too."""
+    result = {}
+    for name, shape in tensors.items():
+        is_fp8 = fp8 and "_proj" in name
+        result[name] = "F8_E4M3" if is_fp8 else "BF16", shape
+        if is_fp8:
+            result[name + "_scale_inv"] = "F32", (*shape[:-2], math.ceil(shape[-2] / 4),
+                                                  math.ceil(shape[-1] / 4))
+    return result
+
+
+def header_of(tensors):
+    header, end = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + BYTES[dtype] * math.prod(shape)
+        header[name] = tensor(dtype, shape, begin, end)
+    return json.dumps(header)
+
+
+def checkpoint(files, stacked=False, fp8=False, **settings):
+    """config.json, the index of several files, and their headers."""
+    config = BASE | EXPERTS | {"model_type": "qwen3_moe", "num_hidden_layers": 1, "mlp_only_layers": []}
+    if fp8:
+        config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [4, 4]}
+    tensors = list(with_dtypes(shapes(stacked), fp8).items())
+    parts = [dict(tensors[i::files]) for i in range(files)]
+    index = {name: "abc"[i] + ".safetensors" for i, part in enumerate(parts) for name in part}
+    return BREAK.join([json.dumps(config | settings),
+                       json.dumps({"weight_map": index}) if files > 1 else "",
+                       *map(header_of, parts)])
+
+
+CHECKPOINTS = {
+    "plain": checkpoint(1), "sharded": checkpoint(3), "stacked": checkpoint(1, stacked=True),
+    "fp8": checkpoint(2, fp8=True), "stacked_fp8": checkpoint(1, stacked=True, fp8=True),
+    "cast": checkpoint(1, torch_dtype="float32"), "tied": checkpoint(1, tie_word_embeddings=True),
+}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    for target in ("fuzz_config", "fuzz_safetensors"):
+    for target in ("fuzz_config", "fuzz_safetensors", "fuzz_checkpoint"):
         (pathlib.Path(sys.argv[1]) / target).mkdir(parents=True, exist_ok=True)
     for name, config in CONFIGS.items():
         (pathlib.Path(sys.argv[1]) / "fuzz_config" / name).write_text(json.dumps(config))
@@ -55,6 +118,8 @@ def main():
         text = json.dumps(header).encode()
         content = struct.pack("<Q", len(text)) + text + bytes(data_bytes)
         (pathlib.Path(sys.argv[1]) / "fuzz_safetensors" / name).write_bytes(content)
+    for name, text in CHECKPOINTS.items():
+        (pathlib.Path(sys.argv[1]) / "fuzz_checkpoint" / name).write_text(text)
 
 
 if __name__ == "__main__":
