@@ -19,7 +19,7 @@ python3 tests/fuzz/write_seeds.py build-fuzz/corpus
 
 for target in "${targets[@]}"; do
   step "$target, $seconds seconds"
-  build-fuzz/tests/fuzz/$target -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 \
+  "build-fuzz/tests/fuzz/$target" -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 \
     -dict=tests/fuzz/json.dict -artifact_prefix=build-fuzz/ -print_final_stats=1 -verbosity=1 \
     "build-fuzz/corpus/$target" 2>"build-fuzz/$target.log" ||
     die "$target found an input that breaks the reader" "see build-fuzz/$target.log"
