@@ -1,7 +1,12 @@
 #include "base/log.hpp"
 
+#include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <climits>
 #include <vector>
 
 namespace awex::log {
@@ -18,10 +23,37 @@ Settings& settings() {
   return instance;
 }
 
-/// One write per line, so that lines of several ranks do not mix.
+std::atomic<int> g_patience_ms{30'000};
+std::atomic<uint64_t> g_lost_lines{0};  ///< Since stderr was last read.
+
+/// Whether the text was taken, by a reader or by nobody at all; false where a reader takes nothing
+/// for the patience.
+bool write_patiently(std::string_view text, int patience_ms) {
+  while (!text.empty()) {
+    pollfd ready{STDERR_FILENO, POLLOUT, 0};
+    const int found = ::poll(&ready, 1, patience_ms);
+    if (found == 0) return false;
+    if (found < 0 && errno == EINTR) continue;
+    // What `poll` promises to take without waiting is PIPE_BUF.
+    const auto count = ::write(STDERR_FILENO, text.data(), std::min<size_t>(text.size(), PIPE_BUF));
+    if (count < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+    if (count < 0) return true;
+    text.remove_prefix(static_cast<size_t>(count));
+  }
+  return true;
+}
+
+/// One write per line, so that lines of several ranks do not mix. A reader that has stopped is
+/// waited for once, and told what it has missed when it goes on.
 void write_line(const std::string& line) {
-  const std::string text = line + "\n";
-  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
+  const auto lost = g_lost_lines.load();
+  const auto before =
+      lost == 0 ? "" : fmt::format("warning: {} lines are lost: stderr was not read\n", lost);
+  if (write_patiently(before + line + "\n", lost == 0 ? g_patience_ms.load() : 0)) {
+    g_lost_lines -= lost;
+  } else {
+    ++g_lost_lines;
+  }
 }
 
 std::string paint(const char* code, std::string_view text) {
@@ -48,7 +80,13 @@ void configure(Level level, std::string who, bool color) {
   settings() = {level, std::move(who), color};
 }
 
+void set_patience(Seconds longest) {
+  g_patience_ms = static_cast<int>(std::clamp(1000 * longest.count(), 0.0, 1e9));
+}
+
 Level level() { return settings().level; }
+
+void draw(std::string_view text) { (void)write_patiently(text, 0); }
 
 void note(std::string_view text) {
   if (settings().level != Level::kQuiet) write_line(std::string(text));

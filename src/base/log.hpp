@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/error.hpp"
+#include "base/units.hpp"
 
 namespace awex::log {
 
@@ -13,7 +14,14 @@ enum class Level { kQuiet, kNormal, kVerbose };
 /// empty). Not thread safe: call it at start.
 void configure(Level level, std::string who, bool color);
 
+/// How long a reader of stderr that takes nothing (a terminal that is stopped, a full pipe) may
+/// hold this process up; 30 s unless set. Lines are lost then, until it reads again.
+void set_patience(Seconds longest);
+
 [[nodiscard]] Level level();
+
+/// Text for a terminal, as it is; left out where a terminal takes nothing now.
+void draw(std::string_view text);
 
 /// A line on stderr unless quiet.
 void note(std::string_view text);

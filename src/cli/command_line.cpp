@@ -120,7 +120,7 @@ std::string json_path_in(const std::vector<std::string_view>& arguments,
     const auto* option = command.parser->get_option_no_throw("--json");
     if (option == nullptr || option->get_items_expected_max() == 0) return {};
     const auto path = value_in(arguments, "--json");
-    return path.empty() ? json_path_in_config(value_in(arguments, "--config")) : path;
+    return report_path(path.empty() ? json_path_in_config(value_in(arguments, "--config")) : path);
   }
   return {};
 }
@@ -150,10 +150,12 @@ void report_wrong_request(const Error& error, const std::vector<std::string_view
     if (path == "-") {
       write_all(STDOUT_FILENO, render_json(report), "stdout");
     } else {
-      ReportFiles().open(path, "", report);
+      ReportFiles files;
+      files.open(path, "", report);
+      files.write(report);  // FIFOs and devices take nothing before
     }
   } catch (const Error& unwritable) {
-    log::error(unwritable);
+    log::warning(unwritable.what());  // the request's error is the one that counts
   }
 }
 

@@ -68,8 +68,10 @@ ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& f
     try {
       write();
     } catch (const Error& error) {
+      // One error a command: the one that its exit code is of.
+      if (code != ExitCode::kOk) return log::warning(error.what());
       log::error(error);
-      if (code == ExitCode::kOk) code = error.code();
+      code = error.code();
     }
   };
   files.be_patient(options.run.timeout);
@@ -90,7 +92,7 @@ ExitCode end_with(const Report& report, const JobOptions& options, const Job& jo
   try {
     files.open(options.json_path, options.trace_path, report, {options.run.timeout, {}});
   } catch (const Error& error) {
-    log::error(error);
+    log::warning(error.what());  // the report's own error is the one that counts
   }
   return publish(report, options, files);
 }
@@ -110,8 +112,12 @@ Job::Start when_mpi_does_not_start(Command command, const JobOptions& options) {
   if (!writes || options.json_path.empty() || options.json_path == "-") return start;
   Report report;
   report.command = command_name(command);
-  report.error = Error(ExitCode::kDeadline, "MPI has not started in time",
-                       "some rank of the job has not started, or MPI's network setup is wrong");
+  const Seconds allowed = options.run.timeout + start.allowance;
+  report.error =
+      Error(ExitCode::kDeadline,
+            fmt::format("rank {} has not got through MPI's start after {}",
+                        start.launched_rank.value_or(0), format_seconds(allowed.count())),
+            "some rank of the job has not started, or MPI's network setup is wrong");
   report.error->context().rank = start.launched_rank;
   start.report = {options.json_path, render_json(report)};
   return start;
@@ -124,6 +130,8 @@ ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** 
   Job job(argc, argv, options.run.timeout, when_mpi_does_not_start(command, options));
   log::configure(options.talk.level, fmt::format("rank {}", job.rank()),
                  use_color(options.talk.color, STDERR_FILENO));
+  // Others wait for a rank that tells something: that must be short against the timeout.
+  log::set_patience(std::min(Seconds(10), options.run.timeout / 4));
   ReportFiles files;
   auto report = do_work(command, options, job, files);
   try {

@@ -1,6 +1,7 @@
 #include "cli/job_options.hpp"
 
 #include "base/units.hpp"
+#include "cli/report_files.hpp"
 
 namespace awex {
 namespace {
@@ -93,7 +94,7 @@ void add_output_options(CLI::App& parser, JobOptions& options) {
             [&options](const std::string& text) { options.config_path = text; });
   add_value(parser, "--json", "FILE|-",
             "Write the report as JSON; - writes it to stdout instead of the table", "",
-            [&options](const std::string& text) { options.json_path = text; });
+            [&options](const std::string& text) { options.json_path = report_path(text); });
   add_value(parser, "--trace", "FILE", "Write a timeline that Perfetto and chrome://tracing open",
             "", [&options](const std::string& text) { options.trace_path = text; });
 }

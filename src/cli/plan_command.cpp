@@ -121,7 +121,7 @@ void add_output(CLI::App& parser, PlanOptions& options) {
             [&options](const std::string& text) { options.config_path = text; });
   add_value(parser, "--json", "FILE|-",
             "Write the plan as JSON; - writes it to stdout instead of the tables", "",
-            [&options](const std::string& text) { options.json_path = text; });
+            [&options](const std::string& text) { options.json_path = report_path(text); });
   add_talk_options(parser, options.talk);
 }
 

@@ -17,11 +17,6 @@ std::string subject(const PhaseEvent& event) {
                            : fmt::format("{} {} {}", event.phase, event.role, event.tag);
 }
 
-/// Progress is a courtesy: a stderr that refuses it does not fail the job.
-void write_to_terminal(const std::string& text) {
-  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
-}
-
 }  // namespace
 
 Progress::Progress(bool speaks, uint64_t versions, ReportFiles& files)
@@ -32,7 +27,7 @@ Progress::Progress(bool speaks, uint64_t versions, ReportFiles& files)
 
 void Progress::phase_started(const PhaseEvent& event) {
   if (!moves_) return;
-  write_to_terminal(
+  log::draw(
       fmt::format("\r\033[Kversion {} of {}: {} ...", event.version, versions_, subject(event)));
   drawn_ = true;
 }
@@ -60,7 +55,7 @@ void Progress::loading(uint64_t done_bytes, uint64_t all_bytes) {
   const auto text = fmt::format("loading the weights: {} of {}", format_bytes(done_bytes),
                                 format_bytes(all_bytes));
   if (moves_) {
-    write_to_terminal("\r\033[K" + text);
+    log::draw("\r\033[K" + text);
     drawn_ = true;
   } else if (speaks_ && watch_.seconds() >= next_line_s_) {
     log::note(text);
@@ -89,7 +84,7 @@ void Progress::version_finished(const Report& report) {
 }
 
 void Progress::clear() {
-  if (drawn_) write_to_terminal("\r\033[K");
+  if (drawn_) log::draw("\r\033[K");
   drawn_ = false;
 }
 

@@ -105,6 +105,13 @@ class Replacement {
 
 }  // namespace
 
+std::string report_path(const std::string& text) {
+  for (const char* own : {"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}) {
+    if (text == own) return "-";
+  }
+  return text;
+}
+
 void write_all(int fd, const std::string& text, const std::string& where,
                const Patience& patience) {
   size_t written = 0;

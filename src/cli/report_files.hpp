@@ -16,6 +16,10 @@ struct Patience {
   std::function<void()> poll;  ///< May throw; null for nothing.
 };
 
+/// What --json names: "-" for the names of this process's own stdout (/dev/stdout), whose report
+/// takes the table's place there; else the path.
+[[nodiscard]] std::string report_path(const std::string& text);
+
 /// The files a report is exported to. They hold the truth from `open` on: an unfinished report,
 /// until `write` replaces it. A regular file is replaced as a whole, through a file beside it, so
 /// that it is never empty; where its directory allows no such file it is written in place, with a

@@ -1,6 +1,7 @@
 #include "comm/signals.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -24,6 +25,10 @@ int g_exit_code = 1;
 LastReport g_last_report;
 
 void write_from_handler(int fd, const std::string& text) {
+  // A reader that has stopped must not hold it up.
+  constexpr int kPatienceMs = 1000;
+  pollfd ready{fd, POLLOUT, 0};
+  if (::poll(&ready, 1, kPatienceMs) != 1) return;
   [[maybe_unused]] const auto written = ::write(fd, text.data(), text.size());
 }
 

@@ -49,8 +49,36 @@ TEST_CASE("a failed POSIX call says what was tried, the call, its text and its n
   CHECK(error.code() == ExitCode::kRuntime);
   CHECK(std::string(error.what()) == "cannot open \"x\": open: No such file or directory (2)");
   CHECK(error.hint().empty());
-  CHECK(errno_error("write x", "write", ENOSPC).hint().find("df -h") != std::string::npos);
-  CHECK(errno_error("open x", "open", EMFILE).hint().find("ulimit -n") != std::string::npos);
+}
+
+TEST_CASE("a POSIX number that says enough has its words and what to do about it") {
+  struct Case {
+    int number;
+    const char* words;  ///< strerror's, in part.
+    const char* hint;
+  };
+  for (const auto& [number, words, hint] : {
+           Case{ENOSPC, "No space left", "df -h"},
+           Case{EDQUOT, "quota exceeded", "your quota there is used up"},
+           Case{EMFILE, "Too many open files",
+                "this process has too many open files: raise the "
+                "limit (ulimit -n)"},
+           Case{ENFILE, "Too many open files in system", "fs.file-max"},
+           Case{EFBIG, "File too large", "ulimit -f"},
+           Case{ENOMEM, "Cannot allocate memory", "free host memory"},
+           Case{EACCES, "Permission denied", "ls -l"},
+           Case{EPERM, "Operation not permitted", "ls -l"},
+           Case{EROFS, "Read-only file system", "mount"},
+           Case{EIO, "Input/output error", "dmesg"},
+       }) {
+    CAPTURE(number);
+    const auto error = errno_error("write \"x\"", "pwrite", number);
+    CHECK(error.code() == ExitCode::kRuntime);
+    CHECK(std::string(error.what()).find("cannot write \"x\": pwrite: ") == 0);
+    CHECK(std::string(error.what()).find(words) != std::string::npos);
+    CHECK(std::string(error.what()).find(fmt::format("({})", number)) != std::string::npos);
+    CHECK(error.hint().find(hint) != std::string::npos);
+  }
 }
 
 TEST_CASE("AWEX_CHECK passes good results and names the call of bad ones") {

@@ -6,6 +6,7 @@ usage: plan_test.py BINARY
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ DENSE = ("--model", "preset:qwen3-8b", "--trainer", "megatron:tp=4", "--inferenc
 
 
 def plan(*arguments, env=None):
-    return subprocess.run(
+    result = subprocess.run(
         [BINARY, "plan", *arguments],
         env={**os.environ, **(env or {})},
         capture_output=True,
@@ -24,6 +25,10 @@ def plan(*arguments, env=None):
         timeout=120,
         check=False,
     )
+    told = len(re.findall("(?m)^error: ", result.stderr))
+    if told != (1 if result.returncode else 0):
+        raise AssertionError(f"{told} error lines and exit code {result.returncode}: {result.stderr}")
+    return result
 
 
 def plan_json(*arguments):

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -83,6 +84,65 @@ TEST_CASE("a report is replaced as a whole, through a link, and leaves nothing b
   CHECK(std::filesystem::is_symlink(link));
   const std::filesystem::directory_iterator all(directory.path());
   CHECK(std::distance(begin(all), end(all)) == 2);
+}
+
+TEST_CASE("a FIFO takes one report, the last, in place; a file has every one") {
+  const test::TemporaryDirectory directory;
+  const auto fifo = directory.path() / "fifo";
+  const auto file = directory.path() / "report.json";
+  REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+  const UniqueFd reader(::open(fifo.c_str(), O_RDONLY | O_NONBLOCK));
+  ReportFiles files;
+  files.open(fifo, "", Report{});
+  files.open(file, "", Report{});
+  files.update(test::sample_report());
+  std::array<char, 1 << 16> bytes{};
+  CHECK(::read(reader.get(), bytes.data(), bytes.size()) == -1);  // EAGAIN: nothing yet
+  CHECK(json_in(file)["ok"] == true);
+  struct stat before {};
+  REQUIRE(::stat(file.c_str(), &before) == 0);
+  const std::ifstream kept(file);  // so that its inode's number is not given again
+  auto failed = test::sample_report();
+  failed.error = test::sample_error();
+  files.write(failed);
+  const auto got = ::read(reader.get(), bytes.data(), bytes.size());
+  REQUIRE(got > 0);
+  const std::string text(bytes.data(), static_cast<size_t>(got));
+  CHECK(nlohmann::json::parse(text) == json_in(file));  // one object, or it would not parse
+  CHECK(json_in(file)["error"]["code"] == 3);
+  struct stat after {};
+  REQUIRE(::stat(file.c_str(), &after) == 0);
+  CHECK(before.st_ino != after.st_ino);  // another file has taken its place
+  REQUIRE(::stat(fifo.c_str(), &after) == 0);
+  CHECK(S_ISFIFO(after.st_mode));
+}
+
+TEST_CASE(
+    "where no file can be made beside the report, it is written in place and cut to its end") {
+  const test::TemporaryDirectory directory;
+  const auto path = directory.path() / "report.json";
+  std::ofstream(path) << std::string(1 << 20, 'x');
+  struct stat before {};
+  REQUIRE(::stat(path.c_str(), &before) == 0);
+  // A directory with the name of the file that would take its place; root may write anywhere.
+  const auto beside = fmt::format("{}.{}.tmp", path.string(), ::getpid());
+  std::filesystem::create_directory(beside);
+  ReportFiles files;
+  files.open(path, "", Report{});
+  CHECK(json_in(path)["error"]["message"] == "the job has not finished");
+  files.write(test::sample_report());
+  CHECK(json_in(path)["ok"] == true);
+  struct stat after {};
+  REQUIRE(::stat(path.c_str(), &after) == 0);
+  CHECK(before.st_ino == after.st_ino);
+}
+
+TEST_CASE("this process's own stdout is \"-\" by whatever name") {
+  for (const char* name : {"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}) {
+    CHECK(report_path(name) == "-");
+  }
+  CHECK(report_path("stdout") == "stdout");
+  CHECK(report_path("").empty());
 }
 
 TEST_CASE("a FIFO that nobody reads ends by the deadline") {

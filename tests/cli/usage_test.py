@@ -7,6 +7,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,18 @@ LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PR
 JOB_COMMANDS = ("update", "offload", "transfer", "resume")
 
 
-def run(*arguments, env=None, ranks=0, timeout_s=120):
+ERROR_LINE = re.compile(r"(?m)^(?:\033\[\d*m)*error:")
+
+
+def checked(result, errors=1):
+    """The result of a command, which tells `errors` errors where it has failed and none elsewhere."""
+    told = len(ERROR_LINE.findall(result.stderr))
+    if told != (errors if result.returncode else 0):
+        raise AssertionError(f"{told} error lines and exit code {result.returncode}: {result.stderr}")
+    return result
+
+
+def run(*arguments, env=None, ranks=0, timeout_s=120, errors=1):
     environment = {
         k: v
         for k, v in os.environ.items()
@@ -28,14 +40,24 @@ def run(*arguments, env=None, ranks=0, timeout_s=120):
     }
     environment.update(env or {})
     launcher = [MPIEXEC, "--oversubscribe", "-n", str(ranks)] if ranks else []
-    return subprocess.run(
-        [*launcher, BINARY, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
+    return checked(
+        subprocess.run(
+            [*launcher, BINARY, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        ),
+        errors,
     )
+
+
+def run_shell(script, *arguments, **options):
+    """The binary, started by a shell's script in which it is "$@"."""
+    command = ["bash", "-c", script, "_", BINARY, *arguments]
+    options = {"stdout": subprocess.PIPE, **options}
+    return checked(subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options))
 
 
 class Usage(unittest.TestCase):
@@ -229,7 +251,9 @@ class Usage(unittest.TestCase):
 
         def start(launch, rank):
             variables = {k: v.format(rank) for k, v in launch[0].items()}
-            return run(*job, "--json", "-", env=variables)
+            # Rank 0 of torchrun may be elsewhere: the others speak later.
+            speaks = rank == 0 or "RANK" in launch[0]
+            return run(*job, "--json", "-", env=variables, errors=int(speaks))
 
         asked = [(launch, rank) for launch in range(len(launches)) for rank in (0, 1)]
         with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
@@ -241,10 +265,7 @@ class Usage(unittest.TestCase):
                     self.assertEqual(json.loads(result.stdout)["exit_code"], 2)
                 else:
                     self.assertEqual(result.stdout, "")
-                # Rank 0 of torchrun may be elsewhere: the others speak later.
-                speaks = rank == 0 or "RANK" in launches[launch][0]
-                self.assertEqual(result.stderr.count("error: "), 1 if speaks else 0)
-                for text in launches[launch][1] if speaks else ():
+                for text in launches[launch][1] if "error: " in result.stderr else ():
                     self.assertIn(text, result.stderr)
 
     def test_who_is_quiet_ends_with_the_same_code_when_the_launcher_ends_it(self):
@@ -332,15 +353,93 @@ class Usage(unittest.TestCase):
     def test_a_full_file_limit_and_a_cancelled_checkpoint(self):
         with tempfile.TemporaryDirectory() as directory:
             out = os.path.join(directory, "model")
-            command = f'ulimit -f 8; exec "{BINARY}" checkpoint --preset tiny-dense --out "{out}"'
-            result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-            self.assertEqual((result.returncode, result.stderr.count("error:")), (1, 1), result.stderr)
+            result = run_shell('ulimit -f 8; exec "$@"', "checkpoint", "--preset", "tiny-dense", "--out", out)
+            self.assertEqual(result.returncode, 1, result.stderr)
             self.assertIn("ulimit -f", result.stderr)
             self.assertEqual(os.listdir(directory), [])
             os.mkdir(out + ".partial")  # what kill -9 leaves
             pathlib.Path(out + ".partial", "model.safetensors").write_bytes(b"half")
             self.assertEqual(run("checkpoint", "--preset", "tiny-dense", "--out", out).returncode, 0)
             self.assertEqual(os.listdir(directory), ["model"])
+
+    def test_a_limit_of_open_files_is_called_so(self):
+        with tempfile.TemporaryDirectory() as directory:
+            out = os.path.join(directory, "model")
+            run("checkpoint", "--preset", "tiny-dense", "--out", out, "--max-shard-size", "64KiB")
+            result = run_shell('ulimit -n 16; exec "$@"', "digest", out)
+            self.assertEqual((result.returncode, result.stdout), (1, ""))
+            self.assertRegex(result.stderr, r"cannot read \S+\.safetensors: open: Too many open files \(24\)")
+            self.assertIn("raise the limit (ulimit -n)", result.stderr)
+
+    def test_a_full_disk_is_called_so(self):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            results = [run_shell('exec "$@"', "digest", "preset:tiny-dense", stdout=full)]
+        for ranks in (1, 2):  # a job that is refused, which is told first, and a good one
+            results.append(run("update", "--model", "preset:tiny-dense", "--backend", "host",
+                               "--kv-cache", "0", "--limits", "off", "--json", "/dev/full", ranks=ranks))
+        for result in results:
+            self.assertIn("No space left on device (28)", result.stderr)
+        self.assertEqual([result.returncode for result in results], [1, 2, 1])
+        self.assertIn("make room there (df -h)", results[0].stderr)
+        self.assertIn("make room there (df -h)", results[2].stderr)
+        self.assertRegex(results[1].stderr, r"(?m)^warning: .*No space left")
+
+    def test_a_fifo_and_stdout_get_one_report(self):
+        good = ("update", "--model", "preset:tiny-dense", "--backend", "host", "--kv-cache", "0",
+                "--limits", "off", "--versions", "2")
+        with tempfile.TemporaryDirectory() as directory:
+            fifo = os.path.join(directory, "fifo")
+            os.mkfifo(fifo)
+            for job, code, ranks in ((good, 0, 2), (("update", "--versions", "0"), 2, 0), (good, 2, 1)):
+                with self.subTest(code=code, ranks=ranks), subprocess.Popen(
+                        ["cat", fifo], stdout=subprocess.PIPE) as reader:
+                    result = run(*job, "--json", fifo, ranks=ranks)
+                    self.assertEqual(result.returncode, code, result.stderr)
+                    report = json.loads(reader.communicate(timeout=60)[0])
+                    self.assertEqual((report["exit_code"], report["ok"]), (code, code == 0))
+        for path in ("/dev/stdout", "/proc/self/fd/1"):
+            self.assertTrue(json.loads(run(*good, "--json", path, ranks=2).stdout)["ok"])
+            wrong = run("update", "--versions", "0", "--json", path)
+            self.assertEqual(json.loads(wrong.stdout)["exit_code"], 2)
+        planned = run("plan", "--model", "preset:tiny-dense", "--json", "/dev/stdout")
+        self.assertTrue(json.loads(planned.stdout)["ok"])
+
+    def test_a_rank_that_does_not_start_ends_the_others_with_their_names(self):
+        def start(living, path):
+            ranks = [["sleep", "100"], ["sleep", "100"]]
+            ranks[living] = [BINARY, "update", "--model", "preset:tiny-dense", "--backend", "host",
+                             "--timeout", "1s", "--json", path]
+            command = [MPIEXEC, "--oversubscribe", "-n", "1", *ranks[0], ":", "-n", "1", *ranks[1]]
+            return checked(subprocess.run(command, capture_output=True, text=True, timeout=120, check=False))
+
+        words = r"rank {} {}has not got through MPI's start after 6(\.00)? s"
+        with tempfile.TemporaryDirectory() as directory, \
+                concurrent.futures.ThreadPoolExecutor(2) as pool:
+            paths = [os.path.join(directory, f"{rank}.json") for rank in (0, 1)]
+            for rank, result in enumerate(pool.map(start, (0, 1), paths)):
+                self.assertEqual(result.returncode, 4, result.stderr)
+                self.assertRegex(result.stderr, words.format(rank, r"on host \S+ "))
+            report = json.loads(pathlib.Path(paths[0]).read_text(encoding="utf-8"))
+            self.assertEqual((report["exit_code"], report["error"]["rank"]), (4, 0))
+            self.assertRegex(report["error"]["message"], words.format(0, ""))
+            self.assertFalse(os.path.exists(paths[1]))  # rank 0 alone writes
+
+    def test_a_stopped_reader_of_stderr_holds_no_job_up(self):
+        with tempfile.TemporaryDirectory() as directory:
+            fifo, path = os.path.join(directory, "stderr"), os.path.join(directory, "report.json")
+            os.mkfifo(fifo)
+            reader = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+            self.addCleanup(os.close, reader)
+            with self.assertRaises(BlockingIOError):
+                while True:
+                    os.write(reader, b"." * 4096)
+            job = ["sh", "-c", f'exec "$@" 2>{fifo}', "_", BINARY, "update", "--model", "preset:tiny-dense",
+                   "--backend", "host", "--kv-cache", "0", "--limits", "off", "-v", "--timeout", "4s",
+                   "--json", path]
+            result = subprocess.run([MPIEXEC, "--oversubscribe", "-n", "2", *job], capture_output=True,
+                                    text=True, timeout=120, check=False)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertTrue(json.loads(pathlib.Path(path).read_text(encoding="utf-8"))["ok"])
 
     def test_a_refused_job_leaves_a_report_that_says_so(self):
         with tempfile.TemporaryDirectory() as directory:
