@@ -63,6 +63,9 @@ class WaitMonitor {
   virtual void poll() = 0;
   /// Told of long local work when it begins, moves on (base/work_progress.hpp) and ends.
   virtual void progressed(const WorkProgress& /*progress*/) {}
+  /// Whether a wait must end. A job's monitor counts the deadline's time from the last progress of
+  /// anyone's long work on, when that came later.
+  [[nodiscard]] virtual bool overdue(const Deadline& deadline) const { return deadline.expired(); }
 };
 
 /// A monitor for single processes, which have nobody to watch.
@@ -86,12 +89,12 @@ inline constexpr const char* kDeadlineHint =
     "it is slow";
 
 /// Returns when `done()` is true. Throws what `done` or the monitor throw, and Error(kDeadline)
-/// "<what> is not done after <time>" when the deadline passes; `what` is asked then.
+/// "<what> is not done after <time>" when the monitor holds it overdue; `what` is asked then.
 template <class Predicate, std::invocable What>
 void wait_until(Predicate done, What what, const Deadline& deadline, WaitMonitor& monitor) {
   for (uint64_t spins = 0; !done(); ++spins) {
     monitor.poll();
-    if (deadline.expired()) {
+    if (monitor.overdue(deadline)) {
       throw Error(ExitCode::kDeadline,
                   fmt::format("{} is not done after {}", what(),
                               format_seconds(deadline.allowed().count())),

@@ -75,6 +75,12 @@ std::string amount(uint64_t done, uint64_t all) {
 }
 
 Error silent(const Task& task, uint64_t done, Seconds silence) {
+  if (!task.reads) {
+    return Error(ExitCode::kDeadline,
+                 fmt::format("{}: {} done, then nothing more for {}", task.what,
+                             amount(done, task.all_bytes), format_seconds(silence.count())),
+                 kDeadlineHint);
+  }
   const auto piece = oldest_piece();
   const auto where =
       piece ? fmt::format(", from {} ({})", piece->file, format_bytes(piece->file_bytes)) : "";

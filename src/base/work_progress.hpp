@@ -37,11 +37,12 @@ struct Task {
   std::string what;         ///< "loading the weights".
   uint64_t done_bytes = 0;  ///< Before this part of the task.
   uint64_t all_bytes = 0;   ///< Of the whole task; 0 when unknown.
+  bool reads = true;        ///< From storage; else it works on memory.
 };
 
 /// Runs `work` in a thread of its own while this one polls `monitor` and tells it what has been
 /// done. Returns when the work is done; throws what it throws. Throws what the monitor throws, and
-/// Error(kDeadline) with the file and the bytes read when no byte was counted for `silence`: the
+/// Error(kDeadline) with the file and the bytes done when no byte was counted for `silence`: the
 /// work is given up then, but its thread may still wait for a disk, so that all it uses must be its
 /// own or stay until the process ends.
 void attend(std::function<void()> work, const Task& task, Seconds silence, WaitMonitor& monitor);

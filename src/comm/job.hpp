@@ -211,7 +211,7 @@ class Job final : public WaitMonitor {
   [[noreturn]] void abort(ExitCode code);
 
  private:
-  [[nodiscard]] bool overdue(const Deadline& deadline) const;
+  [[nodiscard]] bool overdue(const Deadline& deadline) const override;
   [[noreturn]] void fail_late(const Late& late);
 
   struct State;

@@ -68,7 +68,9 @@ class AdamW {
   AdamW& operator=(AdamW&&) = delete;
   virtual ~AdamW() = default;
 
-  /// Queues master = weights, moments = 0 on the kernels' stream.
+  /// Queues master = weights, moments = 0 on the kernels' stream. On the host backend it is done
+  /// when this returns, and counts the bytes of master and moments as done meanwhile
+  /// (base/work_progress.hpp).
   virtual void initialise() = 0;
   /// Queues one step on the kernels' stream: moments, master, then weights = round(master).
   virtual void step(const AdamWStep& step) = 0;

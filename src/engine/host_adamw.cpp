@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/thread_pool.hpp"
+#include "base/work_progress.hpp"
 #include "engine/adamw_backends.hpp"
 #include "engine/adamw_math.hpp"
 #include "model/convert.hpp"
@@ -24,15 +25,19 @@ class HostAdamW final : public AdamW {
   }
 
   void initialise() override {
-    for_each_element([](const AdamWView& view, uint64_t at, uint64_t /*index*/) {
+    const auto start = [](const AdamWView& view, uint64_t at, uint64_t /*index*/) {
       view.master[at] = Element::value(load(view, at));
       view.exp_avg[at] = 0;
       view.exp_avg_sq[at] = 0;
+    };
+    tiles_.for_each(threads_, [&](const HostTile& tile) {
+      for_elements_of(tile, start);
+      work::advance(tile.rows * tile.cols * kStateBytes);
     });
   }
 
   void step(const AdamWStep& step) override {
-    for_each_element([&step](const AdamWView& view, uint64_t at, uint64_t index) {
+    const auto update = [&step](const AdamWView& view, uint64_t at, uint64_t index) {
       AdamWElement element{view.master[at], view.exp_avg[at], view.exp_avg_sq[at]};
       update_moments(step, generated_gradient(step.gradient_seed, view.key, index), element);
       update_master(step, std::sqrt(unbiased_variance(step, element)), element);
@@ -40,11 +45,13 @@ class HostAdamW final : public AdamW {
       view.exp_avg[at] = element.exp_avg;
       view.exp_avg_sq[at] = element.exp_avg_sq;
       store(view, at, Element::bits(element.master));
-    });
+    };
+    tiles_.for_each(threads_, [&](const HostTile& tile) { for_elements_of(tile, update); });
   }
 
  private:
   using Bits = typename Element::Bits;
+  static constexpr uint64_t kStateBytes = 3 * sizeof(float);  ///< Of an element.
 
   static Bits load(const AdamWView& view, uint64_t at) {
     Bits bits = 0;
@@ -57,15 +64,13 @@ class HostAdamW final : public AdamW {
 
   /// Calls work(view, position in its arrays, canonical index).
   template <class Work>
-  void for_each_element(const Work& work) {
-    tiles_.for_each(threads_, [&](const HostTile& tile) {
-      const auto& view = views_[tile.item];
-      for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
-        const uint64_t at = row * view.row_stride + tile.first_col;
-        const uint64_t index = view.first_index + row * view.canonical_cols + tile.first_col;
-        for (uint64_t col = 0; col < tile.cols; ++col) work(view, at + col, index + col);
-      }
-    });
+  void for_elements_of(const HostTile& tile, const Work& work) const {
+    const auto& view = views_[tile.item];
+    for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
+      const uint64_t at = row * view.row_stride + tile.first_col;
+      const uint64_t index = view.first_index + row * view.canonical_cols + tile.first_col;
+      for (uint64_t col = 0; col < tile.cols; ++col) work(view, at + col, index + col);
+    }
   }
 
   std::vector<AdamWView> views_;

@@ -57,11 +57,27 @@ std::vector<Block> cut_into_blocks(const Catalogue& catalogue, const RankLayout&
   return blocks;
 }
 
-uint64_t bytes_to_read(const Catalogue& catalogue, const RankLayout& layout) {
+/// Calls read(first element, elements, index of the first row) for each read that a block takes.
+template <class Read>
+void for_each_read(const TensorInfo& tensor, const Block& block, const Read& read) {
+  const Shard& shard = *block.shard;
+  if (reads_whole_rows(tensor, shard)) {
+    read(block.rows.begin * tensor.cols, block.rows.size() * tensor.cols, uint64_t{0});
+    return;
+  }
+  for (uint64_t i = 0; i < block.rows.size(); ++i) {
+    read((block.rows.begin + i) * tensor.cols + shard.box.cols.begin, shard.box.cols.size(), i);
+  }
+}
+
+uint64_t bytes_to_read(const WeightSource& source, const std::vector<Block>& blocks) {
   uint64_t bytes = 0;
-  for (const auto& shard : layout.shards) {
-    const TensorInfo& tensor = catalogue.tensors()[shard.tensor];
-    bytes += shard.box.rows.size() * cols_read(tensor, shard) * element_bytes(tensor.dtype);
+  for (const auto& block : blocks) {
+    const uint32_t tensor = block.shard->tensor;
+    for_each_read(source.catalogue().tensors()[tensor], block,
+                  [&](uint64_t first, uint64_t elements, uint64_t /*row*/) {
+                    bytes += source.bytes_to_read(tensor, first, elements);
+                  });
   }
   return bytes;
 }
@@ -92,10 +108,9 @@ void read_block(const WeightSource& source, const Block& block, std::byte* to) {
     return;
   }
   if (reads_whole_rows(tensor, shard)) return read_rows(source, block, to);
-  for (uint64_t i = 0; i < block.rows.size(); ++i) {
-    source.read(shard.tensor, (block.rows.begin + i) * tensor.cols + cols.begin,
-                {to + i * shard.row_stride * element, cols.size() * element});
-  }
+  for_each_read(tensor, block, [&](uint64_t first, uint64_t elements, uint64_t row) {
+    source.read(shard.tensor, first, {to + row * shard.row_stride * element, elements * element});
+  });
 }
 
 }  // namespace
@@ -106,15 +121,15 @@ uint64_t load_window_bytes(const Catalogue& catalogue, const RankLayout& layout)
   return bytes;
 }
 
-void load_region(const WeightSource& source, const RankLayout& layout, Region& region,
-                 HostBlock& window, CopyQueue& queue, size_t threads, const Deadline& deadline,
-                 WaitMonitor& monitor) {
+uint64_t load_region(const WeightSource& source, const RankLayout& layout, Region& region,
+                     HostBlock& window, CopyQueue& queue, size_t threads, const Deadline& deadline,
+                     WaitMonitor& monitor) {
   // A read that hangs may outlive this call: what it uses is its own.
   const auto shared =
       std::make_shared<const std::vector<Block>>(cut_into_blocks(source.catalogue(), layout));
   const auto readers = std::make_shared<ThreadPool>(std::max(threads, kReaders));
   const auto& blocks = *shared;
-  work::Task task{"loading the weights", 0, bytes_to_read(source.catalogue(), layout)};
+  work::Task task{"loading the weights", 0, bytes_to_read(source, *shared)};
   const uint64_t window_bytes = window.bytes().size();
   std::byte* const bytes = window.bytes().data();
   size_t next = 0;
@@ -140,6 +155,7 @@ void load_region(const WeightSource& source, const RankLayout& layout, Region& r
     queue.finish("loading the weights", Deadline(deadline.allowed()), monitor);
     begin = end;
   }
+  return task.all_bytes;
 }
 
 }  // namespace awex

@@ -16,11 +16,11 @@ namespace awex {
 /// between them with zeros. Reads with `threads` threads, or as many more as slow storage needs,
 /// into `window`, a host block of load_window_bytes at least, and copies from there. Where the
 /// columns of a shard are a good part of a row, whole rows are read. Progress renews the deadline:
-/// it bounds each copy and each time in which nothing is read. Throws what the source, the device
-/// and the monitor throw, and Error(kDeadline); copies from the window and reads into it may then
-/// be in flight.
-void load_region(const WeightSource& source, const RankLayout& layout, Region& region,
-                 HostBlock& window, CopyQueue& queue, size_t threads, const Deadline& deadline,
-                 WaitMonitor& monitor);
+/// it bounds each copy and each time in which nothing is read. Returns the bytes read. Throws what
+/// the source, the device and the monitor throw, and Error(kDeadline); copies from the window and
+/// reads into it may then be in flight.
+uint64_t load_region(const WeightSource& source, const RankLayout& layout, Region& region,
+                     HostBlock& window, CopyQueue& queue, size_t threads, const Deadline& deadline,
+                     WaitMonitor& monitor);
 
 }  // namespace awex

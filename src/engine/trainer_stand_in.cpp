@@ -1,10 +1,12 @@
 #include "engine/trainer_stand_in.hpp"
 
+#include <algorithm>
 #include <array>
 #include <set>
 #include <utility>
 
 #include "base/checked.hpp"
+#include "base/work_progress.hpp"
 #include "engine/region_loader.hpp"
 
 namespace awex {
@@ -22,6 +24,35 @@ std::vector<uint64_t> state_starts(const RankLayout& layout) {
   }
   return starts;
 }
+
+/// Of what shards initialise.
+uint64_t state_bytes(const RankLayout& layout) {
+  uint64_t elements = 0;
+  for (const auto& shard : layout.shards) elements += shard.box.rows.size() * shard.box.cols.size();
+  return elements * kStates.size() * sizeof(float);
+}
+
+constexpr const char* kInitialising = "initialising the optimizer after loading";
+
+/// Tells of work on the optimizer's state, which comes after loading: all deadlines are renewed,
+/// and the bytes shown to the user stay those of the weights.
+class AfterLoading final : public WaitMonitor {
+ public:
+  AfterLoading(WaitMonitor& monitor, uint64_t loaded_bytes)
+      : monitor_(monitor), loaded_bytes_(loaded_bytes) {}
+
+  void poll() override { monitor_.poll(); }
+  void progressed(const WorkProgress& progress) override {
+    monitor_.progressed({progress.what, "", loaded_bytes_, loaded_bytes_, progress.ended});
+  }
+  [[nodiscard]] bool overdue(const Deadline& deadline) const override {
+    return monitor_.overdue(deadline);
+  }
+
+ private:
+  WaitMonitor& monitor_;
+  uint64_t loaded_bytes_;
+};
 
 }  // namespace
 
@@ -52,18 +83,43 @@ void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue&
                           const Deadline& deadline, WaitMonitor& monitor) {
   weights_.take(deadline, monitor);
   window_ = device.allocate_host(load_window_bytes(catalogue_, layout_));
-  load_region(source, layout_, weights_, *window_, queue, threads_.threads(), deadline, monitor);
+  const uint64_t loaded = load_region(source, layout_, weights_, *window_, queue,
+                                      threads_.threads(), deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
   optimizer_->take(Deadline(deadline.allowed()), monitor);
-  // Rows that pad a parameter (of the vocabulary) are proven with it, and no shard initialises
-  // them: their state is zero, as the weights there are.
-  queue.fill_zero(optimizer_->data(), optimizer_->bytes());
-  // Loading may have taken longer than one deadline.
-  const Deadline renewed(deadline.allowed());
-  queue.finish("clearing the optimizer state", renewed, monitor);
-  for (const auto& adamw : adamw_) adamw->initialise();
-  kernels_.wait("initialising the optimizer", renewed, monitor);
+  AfterLoading after(monitor, loaded);
+  clear_optimizer(queue, deadline.allowed(), after);
+  initialise_optimizer(device, deadline.allowed(), after);
+}
+
+/// Rows that pad a parameter (of the vocabulary) are proven with it, and no shard initialises them:
+/// their state is zero, as the weights there are.
+void TrainerStandIn::clear_optimizer(CopyQueue& queue, Seconds silence, WaitMonitor& monitor) {
+  constexpr uint64_t kAtOnce = 256ULL << 20;
+  const uint64_t bytes = optimizer_->bytes();
+  for (uint64_t at = 0; at < bytes; at += kAtOnce) {
+    queue.fill_zero(optimizer_->data() + at, std::min(kAtOnce, bytes - at));
+    queue.finish("clearing the optimizer state", Deadline(silence), monitor);
+    monitor.progressed({kInitialising, "", at, bytes, false});
+  }
+}
+
+void TrainerStandIn::initialise_optimizer(const Device& device, Seconds silence,
+                                          WaitMonitor& monitor) {
+  const auto initialise = [this] {
+    for (const auto& adamw : adamw_) adamw->initialise();
+  };
+  switch (device.kind()) {
+    case BackendKind::kHost:  // this thread goes on telling how far it is
+      work::attend(initialise, {kInitialising, 0, state_bytes(layout_), false}, silence, monitor);
+      return;
+    case BackendKind::kCuda:
+      initialise();
+      kernels_.wait(kInitialising, Deadline(silence), monitor);
+      monitor.progressed({kInitialising, "", 0, 0, true});
+      return;
+  }
 }
 
 void TrainerStandIn::train(const Deadline& deadline, WaitMonitor& monitor) {

@@ -32,7 +32,9 @@ class TrainerStandIn {
   /// Null without an optimizer.
   [[nodiscard]] Region* optimizer() { return optimizer_ ? &*optimizer_ : nullptr; }
 
-  /// Takes all memory, loads the weights and initialises the optimizer.
+  /// Takes all memory, loads the weights and initialises the optimizer. Tells the monitor of its
+  /// progress, which renews the deadline. After an error work on all of it may go on: it must then
+  /// stay until the process ends.
   void load(const WeightSource& source, Device& device, CopyQueue& queue, const Deadline& deadline,
             WaitMonitor& monitor);
 
@@ -47,6 +49,8 @@ class TrainerStandIn {
   [[nodiscard]] static uint64_t optimizer_bytes(const RankLayout& layout);
 
  private:
+  void clear_optimizer(CopyQueue& queue, Seconds silence, WaitMonitor& monitor);
+  void initialise_optimizer(const Device& device, Seconds silence, WaitMonitor& monitor);
   [[nodiscard]] std::vector<AdamWView> optimizer_views(DType dtype) const;
 
   const Catalogue& catalogue_;

@@ -56,6 +56,10 @@ const char* state_name(RegionState state) {
   return "unknown";
 }
 
+WorkProgress host_memory_progress(uint64_t done_bytes, uint64_t all_bytes) {
+  return {"preparing host memory", "", done_bytes, all_bytes, done_bytes == all_bytes};
+}
+
 Region::Region(Device& device, std::string name, Tag tag, uint64_t bytes, MemoryLedger* ledger)
     : device_(device),
       ledger_(ledger),
@@ -128,6 +132,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
         wait_until([&] { return ahead.is_ready(); }, describe_move("host memory", chunk), deadline,
                    monitor);
         keep_backup(chunk, ahead.next());
+        monitor.progressed(host_memory_progress(host_bytes(), bytes()));
       }
       const auto host = mutable_backup(chunk);
       queue.copy(host.data(), chunk_data(chunk), host.size());

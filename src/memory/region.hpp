@@ -24,6 +24,9 @@ enum class Tag : uint8_t { kWeights, kOptimizer, kKvCache };
 /// "weights", "optimizer" or "kv_cache".
 [[nodiscard]] const char* tag_name(Tag tag);
 
+/// What a monitor is told of host memory that is made for offloaded bytes.
+[[nodiscard]] WorkProgress host_memory_progress(uint64_t done_bytes, uint64_t all_bytes);
+
 enum class RegionState : uint8_t {
   kDiscarded,   ///< No bytes to bring back; no device memory either, unless giving it back failed.
   kResident,    ///< All bytes are in device memory.
@@ -113,8 +116,9 @@ class Region {
   /// discarded.
   RegionChange discard();
   /// Resident (or a failed offload) to offloaded. Each chunk is released behind its copy, while the
-  /// next chunk's copy runs. No other work on the region may be in flight. `leaving` is not called
-  /// for chunks that a failed offload has copied before.
+  /// next chunk's copy runs. Tells the monitor of each chunk's host memory that it had to make. No
+  /// other work on the region may be in flight. `leaving` is not called for chunks that a failed
+  /// offload has copied before.
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                        const ChunkLeaving& leaving = {});
   /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`, and no

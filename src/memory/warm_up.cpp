@@ -53,13 +53,33 @@ void WarmUp::prepare(Task& task, const std::stop_token& stop) {
   task.is_done = true;
 }
 
+/// The bytes of host memory that are there and that will be once a task is done: regions are
+/// prepared in their order.
+std::pair<uint64_t, uint64_t> WarmUp::progress_until(const Task& last) const {
+  uint64_t done = 0;
+  uint64_t all = 0;
+  for (const auto& task : tasks_) {
+    done += task.region->host_bytes();
+    all += task.region->bytes();
+    if (&task == &last) break;
+  }
+  return {done, all};
+}
+
 std::optional<WarmUp::Prepared> WarmUp::finish(const Region& region, const Deadline& deadline,
                                                WaitMonitor& monitor) {
   const auto task = std::find_if(tasks_.begin(), tasks_.end(),
                                  [&](const Task& one) { return one.region == &region; });
   if (task == tasks_.end() || task->is_told) return std::nullopt;
-  wait_until([&] { return task->is_done.load(); }, "the preparation of " + describe(region),
-             deadline, monitor);
+  uint64_t told = 0;
+  const auto is_done = [&] {
+    if (task->is_done) return true;
+    const auto [done, all] = progress_until(*task);
+    if (done > told) monitor.progressed(host_memory_progress(told = done, all));
+    return false;
+  };
+  wait_until(is_done, "the preparation of " + describe(region), deadline, monitor);
+  if (told > 0) monitor.progressed(host_memory_progress(told, told));
   if (task->failure) rethrow(task->failure, region);
   task->is_told = true;
   return Prepared{region.host_bytes(), task->seconds};

@@ -6,6 +6,7 @@
 #include <optional>
 #include <stop_token>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/wait.hpp"
@@ -36,7 +37,8 @@ class WarmUp {
     double seconds = 0;  ///< What it took in the background.
   };
 
-  /// Returns when `region` may be offloaded: its host memory is prepared. Nothing where that was
+  /// Returns when `region` may be offloaded: its host memory is prepared. Tells the monitor how far
+  /// that is meanwhile. Nothing where that was
   /// never asked for or has been told before. Throws what made the preparation fail, with region,
   /// bytes and tag, Error(kDeadline), and what the monitor throws.
   std::optional<Prepared> finish(const Region& region, const Deadline& deadline,
@@ -53,6 +55,7 @@ class WarmUp {
     bool is_told = false;              ///< By `finish`.
   };
 
+  [[nodiscard]] std::pair<uint64_t, uint64_t> progress_until(const Task& last) const;
   static void prepare(Task& task, const std::stop_token& stop);
 
   std::deque<Task> tasks_;

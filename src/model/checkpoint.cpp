@@ -161,6 +161,14 @@ class CheckpointSource final : public WeightSource {
     if (twin_ && tensor == kEmbedding) check_twin(info, first, out);
   }
 
+  [[nodiscard]] uint64_t bytes_to_read(uint32_t tensor, uint64_t first,
+                                       uint64_t elements) const override {
+    const auto& info = catalogue_.tensors().at(tensor);
+    const uint64_t bytes = stored_bytes(places_.at(tensor), info, first, elements);
+    const bool reads_twin = twin_ && tensor == kEmbedding;
+    return reads_twin ? bytes + stored_bytes(*twin_, info, first, elements) : bytes;
+  }
+
   [[nodiscard]] std::vector<std::string> remarks() const override {
     std::string list;
     for (const auto& [dtypes, count] : casts_) {

@@ -74,11 +74,17 @@ uint64_t block_row(const StoredScales& scales, uint64_t cols, uint64_t element) 
   return (scales.first_row + element / cols) / scales.block_rows;
 }
 
+/// How many scales are read for some consecutive elements.
+uint64_t factors_for(const StoredScales& scales, uint64_t cols, uint64_t first, uint64_t count) {
+  const uint64_t rows =
+      block_row(scales, cols, first + count - 1) - block_row(scales, cols, first) + 1;
+  return rows * scales.cols;
+}
+
 Factors read_factors(const StoredScales& scales, uint64_t cols, uint64_t first, uint64_t count) {
   Factors factors;
   factors.top = block_row(scales, cols, first);
-  const uint64_t rows = block_row(scales, cols, first + count - 1) - factors.top + 1;
-  factors.values.resize(rows * scales.cols);
+  factors.values.resize(factors_for(scales, cols, first, count));
   const uint64_t before = factors.top * scales.cols * element_bytes(scales.dtype);
   read_floats(*scales.file, scales.offset_bytes + before, scales.dtype, factors.values);
   return factors;
@@ -124,6 +130,14 @@ void read_stored(const StoredTensor& stored, const TensorInfo& info, uint64_t fi
     out = out.subspan(count * size);
     first += count;
   }
+}
+
+uint64_t stored_bytes(const StoredTensor& stored, const TensorInfo& info, uint64_t first,
+                      uint64_t count) {
+  const uint64_t bytes = count * element_bytes(stored.dtype);
+  if (!stored.scales || stored.dtype == info.dtype || count == 0) return bytes;
+  return bytes +
+         factors_for(*stored.scales, info.cols, first, count) * element_bytes(stored.scales->dtype);
 }
 
 }  // namespace awex

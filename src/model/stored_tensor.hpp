@@ -37,4 +37,8 @@ struct StoredTensor {
 void read_stored(const StoredTensor& stored, const TensorInfo& info, uint64_t first,
                  std::span<std::byte> out);
 
+/// The bytes that read_stored reads from files for `count` elements from `first` on.
+[[nodiscard]] uint64_t stored_bytes(const StoredTensor& stored, const TensorInfo& info,
+                                    uint64_t first, uint64_t count);
+
 }  // namespace awex

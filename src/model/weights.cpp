@@ -26,6 +26,10 @@ Catalogue preset_catalogue(const std::string& model, std::optional<uint64_t> kee
 
 }  // namespace
 
+uint64_t WeightSource::bytes_to_read(uint32_t tensor, uint64_t /*first*/, uint64_t elements) const {
+  return elements * element_bytes(catalogue().tensors().at(tensor).dtype);
+}
+
 std::unique_ptr<WeightSource> open_model(const std::string& model,
                                          std::optional<uint64_t> keep_layers) {
   if (!is_preset(model)) return open_checkpoint(model, keep_layers);

@@ -32,6 +32,11 @@ class WeightSource {
   /// elements that the tensor does not have, and when a disk fails.
   virtual void read(uint32_t tensor, uint64_t first, std::span<std::byte> out) const = 0;
 
+  /// How many bytes such a read counts as done (base/work_progress.hpp): of a checkpoint those that
+  /// the files store, which are others than the tensor's where they are cast.
+  [[nodiscard]] virtual uint64_t bytes_to_read(uint32_t tensor, uint64_t first,
+                                               uint64_t elements) const;
+
   /// What a user should know about how the weights are read, for one rank to say: a line each.
   [[nodiscard]] virtual std::vector<std::string> remarks() const { return {}; }
 };

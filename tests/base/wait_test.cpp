@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "support/renewing_monitor.hpp"
+
 using namespace awex;
 
 namespace {
@@ -20,6 +22,18 @@ TEST_CASE("a wait ends when its work is done, and asks until then") {
   int asked = 0;
   wait_until([&] { return ++asked == 5000; }, "counting", Deadline(Seconds(60)), monitor);
   CHECK(asked == 5000);
+}
+
+TEST_CASE("progress renews the deadline of a wait, and a wait without it ends") {
+  test::RenewingMonitor monitor;
+  const Stopwatch watch;
+  const auto tells = [&] {
+    monitor.progressed({});
+    return watch.seconds() > 1.2;
+  };
+  CHECK_NOTHROW(wait_until(tells, "slow work", Deadline(Seconds(1)), monitor));
+  CHECK_THROWS_AS(wait_until([] { return false; }, "silent work", Deadline(Seconds(0.05)), monitor),
+                  Error);
 }
 
 TEST_CASE("work that is done is done, whatever the monitor and the deadline say") {

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Checkpoints that the public safetensors package wrote, sharded and with an index, are updated with
-the digests that the independent scripts/digest.py computes from their files."""
+the digests that the independent scripts/digest.py computes from their files. Loading tells of as many
+bytes in all as it then has read, also where it casts them."""
 
 import argparse
 import json
@@ -38,7 +39,8 @@ def main():
                 arguments.mpiexec, "--oversubscribe", "-n", "6", arguments.program, "update",
                 "--model", model, "--trainer", "megatron:tp=3",
                 "--inference", "vllm:tp=1,router_dtype=bf16",
-                "--backend", "host", "--verify", "full", "--limits", "off", "--json", "-"]))
+                "--backend", "host", "--verify", "full", "--limits", "off", "--json", "-"],
+                r"loaded the weights: (.+) of \1 in "))
             version = report["versions"][0]
             assert version["committed"] and version["digest"]["mismatched"] == 0, report
             assert version["digest"]["model"] == expected, (version["digest"], expected)

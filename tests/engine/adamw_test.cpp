@@ -13,9 +13,16 @@
 #include "base/error.hpp"
 #include "base/thread_pool.hpp"
 #include "base/wait.hpp"
+#include "base/work_progress.hpp"
 #include "engine/adamw_math.hpp"
+#include "engine/trainer_stand_in.hpp"
+#include "layout/engines.hpp"
 #include "memory/device.hpp"
+#include "memory/ledger.hpp"
 #include "model/convert.hpp"
+#include "model/generated_source.hpp"
+#include "model/presets.hpp"
+#include "support/renewing_monitor.hpp"
 #include "transfer/kernels/kernels.hpp"
 
 using namespace awex;
@@ -315,4 +322,35 @@ TEST_CASE("weights in fp8 cannot be trained") {
       CHECK(error.hint().find("--optimizer none") != std::string::npos);
     }
   }
+}
+
+TEST_CASE("a trainer tells of its loading and then of its optimizer's start, byte by byte") {
+  const auto catalogue =
+      make_catalogue("tiny", keep_first_layers(preset_config("tiny-dense"), 2, "tiny-dense"));
+  const auto source = generate_weights(catalogue);
+  const auto device = make_host_device(0, 2);
+  const auto kernels = make_kernels(*device, 2);
+  const auto queue = device->make_queue();
+  const auto layout = make_trainer_layout("megatron:tp=1", catalogue, 1)->rank_layout(0);
+  LedgerWords words;
+  MemoryLedger ledger(words, 1ULL << 30);
+  ThreadPool threads(2);
+  TrainerStandIn trainer(catalogue, layout, layout.bytes, true, *device, ledger, *kernels, threads);
+  test::RenewingMonitor monitor;
+  const uint64_t before = work::advanced();
+  trainer.load(*source, *device, *queue, Deadline(Seconds(60)), monitor);
+  // Weights in bf16, then master and moments in fp32.
+  CHECK(work::advanced() - before == catalogue.elements() * (2 + 12));
+  bool initialises = false;
+  for (const auto& progress : monitor.told) {
+    CAPTURE(progress.what);
+    const bool is_loading = progress.what == "loading the weights";
+    CHECK(is_loading != (progress.what == "initialising the optimizer after loading"));
+    CHECK_FALSE((initialises && is_loading));
+    initialises = initialises || !is_loading;
+    CHECK(progress.all_bytes == catalogue.bytes());  // what a user sees stays of the weights
+    if (!is_loading || progress.ended) CHECK(progress.done_bytes == catalogue.bytes());
+  }
+  CHECK(initialises);
+  CHECK(monitor.told.back().ended);
 }

@@ -3,15 +3,18 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.hpp"
+#include "support/renewing_monitor.hpp"
 
 using namespace awex;
 
@@ -153,12 +156,15 @@ class FakeDevice final : public Device {
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     script_.call("host", bytes);
+    std::this_thread::sleep_for(host_delay);
     return std::make_unique<FakeBlock>(bytes);
   }
   [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override {
     return std::make_unique<FakeQueue>(script_);
   }
   [[nodiscard]] DeviceMemory memory() const override { return {}; }
+
+  std::chrono::milliseconds host_delay{0};
 
  private:
   Script& script_;
@@ -426,6 +432,25 @@ struct TightFixture final : WaitMonitor {
 };
 
 }  // namespace
+
+TEST_CASE("host memory that comes slowly is waited for as long as it comes") {
+  Script script;
+  FakeDevice device(script);
+  device.host_delay = std::chrono::milliseconds(400);  // two at a time
+  Region region(device, "trainer optimizer", Tag::kOptimizer, 8 * kFakeChunk);
+  const auto queue = device.make_queue();
+  test::RenewingMonitor monitor;
+  region.take(Deadline(Seconds(60)), monitor);
+  CHECK(region.offload(*queue, Deadline(Seconds(1.2)), monitor).moved_bytes == 8 * kFakeChunk);
+  REQUIRE(monitor.told.size() == 8);
+  CHECK(monitor.told[1].done_bytes == 2 * kFakeChunk);
+  CHECK(monitor.told[1].all_bytes == 8 * kFakeChunk);
+  for (size_t i = 0; i < 8; ++i) CHECK(monitor.told[i].ended == (i == 7));
+  // Then it is there, and there is nothing to tell.
+  region.resume(*queue, Deadline(Seconds(60)), monitor);
+  region.offload(*queue, Deadline(Seconds(60)), monitor);
+  CHECK(monitor.told.size() == 8);
+}
 
 TEST_CASE("as much is taken at once as there is room for") {
   TightFixture f;

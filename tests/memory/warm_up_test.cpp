@@ -7,10 +7,12 @@
 #include <functional>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.hpp"
 #include "support/host_blocks_device.hpp"
+#include "support/renewing_monitor.hpp"
 
 using namespace awex;
 using awex::test::HostBlocksDevice;
@@ -148,6 +150,22 @@ TEST_CASE("the wait for a region ends with the deadline and with the job") {
   CHECK_THROWS_WITH_AS(static_cast<void>(warm_up.finish(region, Deadline(Seconds(60)), lost)),
                        "rank 3 is gone", Error);
   gate.open();
+}
+
+TEST_CASE("memory that comes slowly is waited for as long as it comes") {
+  // Eight blocks, two at a time.
+  HostBlocksDevice device(
+      scripted([](int) { std::this_thread::sleep_for(std::chrono::milliseconds(400)); }));
+  Region first(device, "trainer optimizer", Tag::kOptimizer, kThreeChunks);
+  Region second(device, "trainer weights", Tag::kWeights, kThreeChunks + 100 * kMiB);
+  WarmUp warm_up({&first, &second});
+  test::RenewingMonitor monitor;
+  CHECK(warm_up.finish(second, Deadline(Seconds(1.2)), monitor).has_value());
+  REQUIRE(monitor.told.size() > 2);
+  CHECK(monitor.told.front().done_bytes > 0);
+  CHECK(monitor.told.front().all_bytes == 2 * kThreeChunks + 100 * kMiB);
+  CHECK_FALSE(monitor.told.front().ended);
+  CHECK(monitor.told.back().ended);
 }
 
 TEST_CASE("its end gives up what is not prepared yet") {

@@ -24,10 +24,10 @@ class Run:
         self.left = left
 
 
-def output_of(command):
-    """The standard output of a command that must succeed."""
+def output_of(command, stderr_says=""):
+    """The standard output of a command that must succeed; its stderr must match a pattern."""
     done = run_in_session(command, 200, stderr=subprocess.PIPE)
-    if done.returncode != 0:
+    if done.returncode != 0 or not re.search(stderr_says, done.stderr):
         sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
     return done.stdout
 

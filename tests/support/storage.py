@@ -1,4 +1,5 @@
-"""Storage that is slow or hangs: a library for LD_PRELOAD, through which programs read .safetensors files."""
+"""Storage and memory that are slow or hang: a library for LD_PRELOAD, through which programs read
+.safetensors files and get large blocks of host memory."""
 
 import os
 import shutil
@@ -12,6 +13,7 @@ SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -30,6 +32,12 @@ static void delay(int fd) {
   if (hangs && after && rank && !strcmp(rank, hangs) && atomic_fetch_add(&reads, 1) >= atoi(after)) {
     while (1) pause();
   }
+}
+/* Each block of host memory of 16 MiB or more takes STORAGE_MEMORY_MS. */
+int madvise(void *block, size_t bytes, int advice) {
+  const char *ms = getenv("STORAGE_MEMORY_MS");
+  if (ms && bytes >= 16 << 20 && advice == MADV_HUGEPAGE) usleep(1000 * atoi(ms));
+  return ((int (*)(void *, size_t, int))dlsym(RTLD_NEXT, "madvise"))(block, bytes, advice);
 }
 typedef ssize_t (*reader)(int, void *, size_t, off_t);
 ssize_t pread64(int fd, void *to, size_t bytes, off_t at) {
