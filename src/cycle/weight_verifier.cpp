@@ -100,12 +100,10 @@ void WeightVerifier::refuse_diverged_replicas(const DigestComparison& result,
   const uint32_t first = result.diverged_tensors.front();
   const auto& tensors = setup_.held->tensors();
   const auto odd = odd_ranks(gather_copies(first, Role::kTrainer, mine), std::nullopt);
-  blame(Error(ExitCode::kMismatch,
-              fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}{}",
-                          result.diverged_tensors.size(), tensors.size(), tensors[first].name,
-                          odd.empty() ? ", where no bytes are those of most replicas" : ""),
-              "data-parallel ranks have drifted apart: look at the trainer"),
-        odd, first);
+  blame(fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}{}",
+                    result.diverged_tensors.size(), tensors.size(), tensors[first].name,
+                    odd.empty() ? ", where no bytes are those of most replicas" : ""),
+        "data-parallel ranks have drifted apart: look at the trainer", odd, first);
 }
 
 void WeightVerifier::refuse_wrong_copies(const DigestComparison& result,
@@ -114,11 +112,10 @@ void WeightVerifier::refuse_wrong_copies(const DigestComparison& result,
   const uint32_t first = result.wrong_tensors.front();
   const auto& tensors = setup_.held->tensors();
   const auto odd = odd_ranks(gather_copies(first, Role::kInference, mine), trainer[first]);
-  blame(Error(ExitCode::kMismatch,
-              fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
-                          result.wrong_tensors.size(), tensors.size(), tensors[first].name),
-              "its weights are poisoned until an update is committed; the trainer's are whole; "
-              "--verify full finds the first wrong element"),
+  blame(fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
+                    result.wrong_tensors.size(), tensors.size(), tensors[first].name),
+        "its weights are poisoned until an update is committed; the trainer's are whole; "
+        "--verify full finds the first wrong element",
         odd, first);
 }
 
@@ -138,11 +135,10 @@ std::vector<CopySum> WeightVerifier::gather_copies(uint32_t tensor, Role role,
   return all;
 }
 
-void WeightVerifier::blame(Error error, const std::vector<int>& ranks, uint32_t tensor) const {
-  std::string who;
+void WeightVerifier::blame(std::string message, const char* hint, const std::vector<int>& ranks,
+                           uint32_t tensor) const {
   if (ranks.size() == 1) {
-    error.context() = job_.context_of(ranks.front());
-    who = "; this rank holds the wrong bytes";
+    message += "; this rank holds the wrong bytes";
   } else if (!ranks.empty()) {
     std::vector<std::string> names;
     for (const int rank : std::span(ranks).first(std::min(ranks.size(), kNamedRanks))) {
@@ -150,12 +146,12 @@ void WeightVerifier::blame(Error error, const std::vector<int>& ranks, uint32_t 
     }
     if (ranks.size() > kNamedRanks)
       names.push_back(fmt::format("{} more", ranks.size() - kNamedRanks));
-    who = fmt::format("; wrong bytes are held by {}", fmt::join(names, ", "));
+    message += fmt::format("; wrong bytes are held by {}", fmt::join(names, ", "));
   }
-  Error named(error.code(), error.what() + who, error.hint());
-  named.context() = error.context();
+  Error error(ExitCode::kMismatch, message, hint);
+  if (ranks.size() == 1) error.context() = job_.context_of(ranks.front());
   job_.fail_together(
-      std::move(named).about_tag("weights").about_tensor(setup_.held->tensors()[tensor].name));
+      std::move(error).about_tag("weights").about_tensor(setup_.held->tensors()[tensor].name));
 }
 
 }  // namespace awex

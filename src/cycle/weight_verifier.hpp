@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/job.hpp"
@@ -53,8 +54,9 @@ class WeightVerifier {
   /// All that the ranks of `role` hold of a tensor. Collective.
   [[nodiscard]] std::vector<CopySum> gather_copies(uint32_t tensor, Role role,
                                                    std::span<const uint64_t> mine);
-  /// Fails with `error`, which gets the ranks that hold wrong bytes. Collective.
-  [[noreturn]] void blame(Error error, const std::vector<int>& ranks, uint32_t tensor) const;
+  /// Fails with an error of this message, which gets the ranks that hold wrong bytes. Collective.
+  [[noreturn]] void blame(std::string message, const char* hint, const std::vector<int>& ranks,
+                          uint32_t tensor) const;
 
   Job& job_;
   const Setup& setup_;
