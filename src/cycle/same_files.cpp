@@ -30,12 +30,13 @@ struct FileRecord {
 static_assert(std::is_trivially_copyable_v<FileRecord>);
 
 /// What the storage holds back may outlive this call: all that is read into belongs to the work.
-std::vector<FileRecord> own_files(Job& job, const std::string& model) {
-  if (model.starts_with("preset:")) return {};
+std::vector<FileRecord> own_files(Job& job, const std::string& model,
+                                  const std::shared_ptr<const WeightSource>& source) {
+  if (source->files().empty()) return {};
   const auto records = std::make_shared<std::vector<FileRecord>>();
-  const auto read = [records, model] {
+  const auto read = [records, model, source] {
     ThreadPool readers(kReaders);
-    for (const auto& file : checkpoint_identity(model, readers)) {
+    for (const auto& file : checkpoint_identity(model, source->files(), readers)) {
       records->push_back({fixed_text<128>(file.name), file.bytes, file.head, file.sample});
     }
   };
@@ -100,9 +101,10 @@ std::string difference(const FileRecord& one, const FileRecord& other) {
 
 }  // namespace
 
-uint64_t check_same_files(Job& job, const std::string& model) {
+uint64_t check_same_files(Job& job, const std::string& model,
+                          const std::shared_ptr<const WeightSource>& source) {
   std::vector<FileRecord> mine;
-  job.do_and_agree([&] { mine = own_files(job, model); });
+  job.do_and_agree([&] { mine = own_files(job, model, source); });
   const uint64_t fingerprint = fingerprint_of(mine);
   const auto all = job.all_gather_value(fingerprint, "the fingerprints of all checkpoints");
   const bool agree = std::all_of(all.begin(), all.end(), [&](auto f) { return f == all[0]; });

@@ -179,7 +179,7 @@ Setup prepare(Job& job, Command command, const RunOptions& options) {
     lay_out(setup, options);
   });
   check_same_model(job, setup);
-  setup.fingerprint = mix64(setup.fingerprint ^ check_same_files(job, options.model));
+  setup.fingerprint = mix64(setup.fingerprint ^ check_same_files(job, options.model, setup.source));
   // All ranks read the same, so one of them says what is to be said of it.
   if (job.rank() == 0) {
     for (const auto& remark : setup.source->remarks()) log::warning(remark);

@@ -18,8 +18,8 @@ namespace awex {
 /// Everything about a run that is settled before memory is taken. The same on every rank, but for
 /// what concerns this rank's device. Members refer to both catalogues: keep it whole.
 struct Setup {
-  std::unique_ptr<WeightSource> source;
-  std::unique_ptr<Catalogue> held;  ///< What inference holds of the model.
+  std::shared_ptr<WeightSource> source;  ///< Shared with reads that storage holds back.
+  std::unique_ptr<Catalogue> held;       ///< What inference holds of the model.
   RoleMap roles;
   BackendKind backend = BackendKind::kHost;
   std::unique_ptr<Layout> trainer_base;  ///< What the trainer knows of: without scales.

@@ -7,9 +7,11 @@
 #include <cctype>
 #include <cerrno>
 #include <charconv>
+#include <exception>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -169,6 +171,8 @@ class CheckpointSource final : public WeightSource {
     return reads_twin ? bytes + stored_bytes(*twin_, info, first, elements) : bytes;
   }
 
+  [[nodiscard]] const std::vector<SafetensorsFile>& files() const override { return files_; }
+
   [[nodiscard]] std::vector<std::string> remarks() const override {
     std::string list;
     for (const auto& [dtypes, count] : casts_) {
@@ -201,7 +205,27 @@ class CheckpointSource final : public WeightSource {
         }
       }
     }
-    for (const auto& file : needed) files_.emplace_back(directory_ / file);
+    open_all({needed.begin(), needed.end()});
+  }
+
+  /// Many at once: storage is waited for, not the processor. Of several that are no good the first
+  /// is told.
+  void open_all(const std::vector<std::string>& names) {
+    constexpr size_t kReaders = 16;
+    std::vector<std::optional<SafetensorsFile>> files(names.size());
+    std::vector<std::exception_ptr> failures(names.size());
+    ThreadPool readers(std::min(kReaders, names.size()));
+    readers.for_each(names.size(), [&](size_t i) {
+      try {
+        files[i].emplace(directory_ / names[i]);
+      } catch (...) {
+        failures[i] = std::current_exception();
+      }
+    });
+    for (const auto& failure : failures) {
+      if (failure) std::rethrow_exception(failure);
+    }
+    for (auto& file : files) files_.push_back(*std::move(file));
   }
 
   void find_tensors() {

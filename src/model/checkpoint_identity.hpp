@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/thread_pool.hpp"
+#include "model/safetensors.hpp"
 
 namespace awex {
 
@@ -19,12 +20,13 @@ struct FileIdentity {
   bool operator==(const FileIdentity&) const = default;
 };
 
-/// The identities of the files that are read of a valid checkpoint (open_checkpoint): config.json,
-/// the index if there is one, and the safetensors files, by name. A file of at most 64 MiB is
-/// hashed whole. Of larger ones a sample is read: 4 KiB from the middle of a tensor, of every
-/// tensor where the whole checkpoint has at most about a thousand, else of tensors evenly spread.
-/// Reads from all threads of `threads`. Throws what reading files throws.
-[[nodiscard]] std::vector<FileIdentity> checkpoint_identity(const std::filesystem::path& directory,
-                                                            ThreadPool& threads);
+/// The identities of the files that are read of an open checkpoint: config.json, the index if there
+/// is one, and its source's `files`, by name. Their headers are not read again. A file of at most
+/// 64 MiB is hashed whole. Of larger ones a sample is read: 4 KiB from the middle of a tensor, of
+/// every tensor where the whole checkpoint has at most about a thousand, else of tensors evenly
+/// spread. Reads from all threads of `threads`. Throws what reading files throws.
+[[nodiscard]] std::vector<FileIdentity> checkpoint_identity(
+    const std::filesystem::path& directory, const std::vector<SafetensorsFile>& files,
+    ThreadPool& threads);
 
 }  // namespace awex

@@ -13,6 +13,7 @@
 #include "base/error.hpp"
 #include "base/units.hpp"
 #include "base/work_progress.hpp"
+#include "model/digest.hpp"
 
 namespace awex {
 
@@ -56,6 +57,11 @@ void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
     offset += static_cast<uint64_t>(got);
     out = out.subspan(static_cast<size_t>(got));
   }
+}
+
+uint64_t hash_of_part(uint64_t offset, std::span<const std::byte> bytes) {
+  static const uint64_t key = tensor_key("checkpoint");
+  return digest_elements(key, 1, offset, bytes);
 }
 
 void refuse_lfs_pointer(const InputFile& file) {

@@ -31,6 +31,10 @@ class InputFile {
   uint64_t bytes_ = 0;
 };
 
+/// The hash of a file's bytes from `offset` on; those of parts that follow each other add up to
+/// that of the whole.
+[[nodiscard]] uint64_t hash_of_part(uint64_t offset, std::span<const std::byte> bytes);
+
 /// Throws a request error if the file is what git leaves of a large file that git-lfs has not
 /// fetched: a text of three lines.
 void refuse_lfs_pointer(const InputFile& file);

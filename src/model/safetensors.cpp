@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "base/checked.hpp"
+#include "model/digest.hpp"
 #include "model/json_input.hpp"
 
 namespace awex {
@@ -233,6 +234,9 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
       safetensors_header_length(std::span(first).first(available), file_.bytes(), file_.name());
   std::string header(length, '\0');
   file_.read(kLengthBytes, std::as_writable_bytes(std::span(header)));
+  head_bytes_ = kLengthBytes + length;
+  head_hash_ =
+      hash_of_part(0, first) + hash_of_part(kLengthBytes, std::as_bytes(std::span(header)));
   entries_ = parse_safetensors_header(header, file_.bytes(), file_.name());
 }
 

@@ -58,9 +58,14 @@ class SafetensorsFile {
 
   [[nodiscard]] const InputFile& file() const { return file_; }
   [[nodiscard]] const std::vector<SafetensorsEntry>& entries() const { return entries_; }
+  /// All before the first tensor, and its hash.
+  [[nodiscard]] uint64_t head_bytes() const { return head_bytes_; }
+  [[nodiscard]] uint64_t head_hash() const { return head_hash_; }
 
  private:
   InputFile file_;
+  uint64_t head_bytes_ = 0;
+  uint64_t head_hash_ = 0;
   std::vector<SafetensorsEntry> entries_;
 };
 

@@ -8,6 +8,7 @@
 #include "model/digest.hpp"
 #include "model/generated_source.hpp"
 #include "model/presets.hpp"
+#include "model/safetensors.hpp"
 
 namespace awex {
 namespace {
@@ -28,6 +29,11 @@ Catalogue preset_catalogue(const std::string& model, std::optional<uint64_t> kee
 
 uint64_t WeightSource::bytes_to_read(uint32_t tensor, uint64_t /*first*/, uint64_t elements) const {
   return elements * element_bytes(catalogue().tensors().at(tensor).dtype);
+}
+
+const std::vector<SafetensorsFile>& WeightSource::files() const {
+  static const std::vector<SafetensorsFile> none;
+  return none;
 }
 
 std::unique_ptr<WeightSource> open_model(const std::string& model,

@@ -14,6 +14,8 @@
 
 namespace awex {
 
+class SafetensorsFile;
+
 /// Where a model's weights come from: the files of a checkpoint, or values generated for a preset.
 /// Const and safe to read from several threads at once.
 class WeightSource {
@@ -36,6 +38,10 @@ class WeightSource {
   /// the files store, which are others than the tensor's where they are cast.
   [[nodiscard]] virtual uint64_t bytes_to_read(uint32_t tensor, uint64_t first,
                                                uint64_t elements) const;
+
+  /// The files of a checkpoint that hold what is read, by name; none of generated weights. They
+  /// live as long as the source.
+  [[nodiscard]] virtual const std::vector<SafetensorsFile>& files() const;
 
   /// What a user should know about how the weights are read, for one rank to say: a line each.
   [[nodiscard]] virtual std::vector<std::string> remarks() const { return {}; }

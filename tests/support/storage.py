@@ -64,11 +64,19 @@ def build_storage(directory):
     return library
 
 
-def through_storage(library, **settings):
-    """Arguments of mpirun that put the ranks' reads under STORAGE_<setting> each."""
+def variables_of(library, settings):
     # AddressSanitizer minds that another library comes before its own.
     options = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
-    arguments = ["-x", f"LD_PRELOAD={library}", "-x", f"ASAN_OPTIONS={options}"]
-    for name, value in settings.items():
-        arguments += ["-x", f"STORAGE_{name.upper()}={value}"]
-    return arguments
+    return {"LD_PRELOAD": library, "ASAN_OPTIONS": options,
+            **{f"STORAGE_{name.upper()}": str(value) for name, value in settings.items()}}
+
+
+def through_storage(library, **settings):
+    """Arguments of mpirun that put the ranks' reads under STORAGE_<setting> each."""
+    return [argument for name, value in variables_of(library, settings).items()
+            for argument in ("-x", f"{name}={value}")]
+
+
+def environment_of(library, **settings):
+    """The environment of a program that runs alone and reads so."""
+    return {**os.environ, **variables_of(library, settings)}
