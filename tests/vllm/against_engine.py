@@ -2,27 +2,26 @@
 """Compares the layout `vllm:…` with vLLM itself, on the CPU.
 
 For every model and setting, vLLM builds the model on RANKS processes and loads, by its own
-load_weights, checkpoints whose elements tell where they come from: digit by digit of their number,
-a digit a checkpoint, each exact in bf16. Names, shapes, dtypes and every element that a rank then
-holds must be what the layout says, and still be so after vLLM's post-load step.
+load_weights, checkpoints whose elements tell where they come from (MarkedCheckpoint). Names, shapes,
+dtypes and every element that a rank then holds must be what the layout says, and still be so after
+vLLM's post-load step.
 
 usage: against_engine.py --layout-tool PROGRAM --models FOLDER [--write FOLDER] [--only MODEL]
 
 --write FOLDER also writes what vLLM holds as the tables that engine_tables_test reads.
 """
-import argparse
-import datetime
 import json
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
 import torch
 import torch.multiprocessing
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
 import engine
+import engine_comparison as comparison
 
 RANKS = 4
 DENSE = ["tp=1", "tp=2", "tp=4", "tp=2,pp=2", "tp=1,pp=4", "tp=2,dp=2"]
@@ -30,13 +29,12 @@ MOE = [setting for setting in DENSE if setting != "tp=1,pp=4"] + [  # a stage wi
     "tp=4,ep=on", "tp=2,ep=on", "tp=2,dp=2,ep=on", "tp=1,dp=4,ep=on", "tp=1,dp=4",
                "tp=2,pp=2,ep=on"]
 SETTINGS = {"llama": DENSE, "llama-tied": DENSE, "qwen2": DENSE, "qwen3": DENSE,
-            "qwen3-moe": MOE, "qwen3-moe-tied": ["tp=2", "tp=2,pp=2"], "deepseek": [*MOE, "tp=1,pp=2,dp=2,ep=on"],
+            "qwen3-moe": MOE, "qwen3-moe-tied": ["tp=2", "tp=2,pp=2"],
+            "deepseek": [*MOE, "tp=1,pp=2,dp=2,ep=on"],
             "deepseek-one-q": MOE, "glm": MOE}
-DIGITS = 3  # Of an element's number, in base 256.
 # vLLM's kernels for experts on x86 pack them after loading; those for GPUs are not asked here.
 PACKED = re.compile(r"experts\.w(13|2)_weight$")
 DERIVED = re.compile(r"\.(W_UV|W_UK_T)$")  # Of kv_b_proj: copies_of_kv_b looks for those that are no views.
-DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
 
 
 def model_of(folder, name):
@@ -57,88 +55,18 @@ def model_of(folder, name):
     return model
 
 
-def pieces(tool, config, spec):
-    """(tensors: name to shape, ranks: name to (dtype, shape, pieces))."""
-    done = subprocess.run([tool, "pieces", config, spec, str(RANKS)], text=True,
-                          capture_output=True, timeout=100, check=False)
-    if done.returncode != 0:
-        sys.exit(f"layout_tool pieces {config} {spec}\n{done.stderr}")
-    tensors, ranks = {}, []
-    for line in done.stdout.splitlines():
-        kind, *words = line.split()
-        if kind == "tensor":
-            tensors[words[0]] = (int(words[1]), int(words[2]))
-        elif kind == "rank":
-            ranks.append({})
-        elif kind == "parameter":
-            ranks[-1][words[0]] = (words[1], (int(words[2]), int(words[3])), [])
-            last = ranks[-1][words[0]][2]
-        else:
-            last.append((words[0], *map(int, words[1:])))
-    return tensors, ranks
-
-
-def number_elements(tensors):
-    """Every tensor with the numbers of its elements, from 1 on: 0 is for padding."""
-    numbers, first = {}, 1
-    for name, (rows, cols) in tensors.items():
-        numbers[name] = torch.arange(first, first + rows * cols).view(rows, cols)
-        first += rows * cols
-    assert first < 256 ** DIGITS
-    return numbers
-
-
-def expected_of(shape, parts, numbers):
-    expected = torch.zeros(shape[0] * shape[1], dtype=torch.int64)
-    for tensor, row, row_end, col, col_end, offset, stride in parts:
-        box = numbers[tensor][row:row_end, col:col_end]
-        expected.as_strided(box.shape, (stride, 1), offset).copy_(box)
-    return expected.view(shape)
-
-
-def checkpoint_of(tensors, numbers, digit):
-    """What a file would hold: vectors have one dimension."""
-    for name in tensors:
-        values = (numbers[name] // 256 ** digit % 256).to(torch.bfloat16)
-        vector = values.shape[1] == 1 and "proj.weight" not in name
-        yield name, (values.view(-1) if vector else values).clone()
-
-
-def difference(held, layout, numbers):
-    """What the layout has wrong first, or nothing."""
-    for name in sorted(held.keys() | layout.keys()):
-        if name not in held or name not in layout:
-            return f"only {'the layout' if name in layout else 'vLLM'} has {name}"
-        dtype, shape, parts = layout[name]
-        number, real_dtype, real_shape = held[name]
-        if DTYPES[real_dtype] != dtype:
-            return f"{name} is {DTYPES[real_dtype]} in vLLM, {dtype} in the layout"
-        if number.shape[0] * (number[0].numel() if number.dim() > 1 else 1) != shape[0] * shape[1]:
-            return f"{name} is {tuple(real_shape)} in vLLM, {shape} in the layout"
-        if not torch.equal(number.reshape(shape), expected_of(shape, parts, numbers)):
-            return f"{name} holds other elements"
-    return None
-
-
 def work_one(case, rank, tool, folder, number):
-    name, config, setting = case
+    _, config, setting = case
     spec = f"vllm:{setting}"
-    tensors, ranks = pieces(tool, config / "config.json", spec)
-    numbers = number_elements(tensors)
+    tensors, layout = comparison.inference_pieces(tool, config / "config.json", spec, RANKS)
     settings = engine.config_of(config, spec, rank)
     engine.start_groups(settings, rank, RANKS, folder / "store")
     model = engine.build(settings)
-    totals = {}
-    for digit in range(DIGITS):
-        for value in engine.weights_of(model).values():
-            value.zero_()
-        engine.load(settings, model, checkpoint_of(tensors, numbers, digit))
-        for key, value in engine.weights_of(model).items():
-            totals[key] = totals.get(key, 0) + value.to(torch.float64).to(torch.int64) * 256 ** digit
-    held = {key: (totals[key], value.dtype, value.shape)
-            for key, value in engine.weights_of(model).items()}
+    checkpoint = comparison.MarkedCheckpoint(tensors)
+    loaded = checkpoint.load(lambda weights: engine.load(settings, model, weights),
+                             lambda: engine.weights_of(model))
+    wrong = checkpoint.difference("vLLM", loaded, layout[rank])
     before = {key: value.clone() for key, value in engine.weights_of(model).items()}
-    wrong = difference(held, ranks[rank], numbers)
     engine.after_loading(settings, model)
     after = engine.weights_of(model)
     changed = [key for key, value in before.items()
@@ -163,47 +91,16 @@ def work(rank, cases, tool, folder):
         torch.distributed.barrier()
 
 
-# ---- tables
-
-
-def intervals(numbers):
-    result = []
-    for number in sorted(numbers):
-        if result and result[-1][1] == number - 1:
-            result[-1][1] = number
-        else:
-            result.append([number, number])
-    return result
-
-
-def table(spec, ranks):
-    """As tests/layout/engine_tables/README.md says."""
-    lines = [f"spec {spec}", f"ranks {len(ranks)}"]
-    rest = list(range(len(ranks)))
-    while rest:
-        alike = [rank for rank in rest if ranks[rank] == ranks[rest[0]]]
-        lines.append("on " + " ".join(f"{first}-{last}" for first, last in intervals(alike)))
-        lines += [f"{name} {' '.join(map(str, shape))}" for name, shape in ranks[rest[0]].items()]
-        rest = [rank for rank in rest if rank not in alike]
-    return "\n".join(lines) + "\n"
-
-
 def write_tables(folder, models, tables):
     version = ".".join(engine.version().split(".")[:2])
     for name, parts in tables.items():
         (folder / "models" / f"vllm-{name}.json").write_text(json.dumps(models[name], indent=2) + "\n")
-        text = (f"# Written by scripts/test-vllm.sh --write: what vLLM {engine.version()} itself "
-                f"holds.\nmodel vllm-{name}\n\n")
-        (folder / f"vllm-{version}_{name}.txt").write_text(text + "\n".join(parts))
+        comparison.write_table(folder / f"vllm-{version}_{name}.txt", "scripts/test-vllm.sh",
+                               f"vLLM {engine.version()}", f"vllm-{name}", parts)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--layout-tool", required=True, type=pathlib.Path)
-    parser.add_argument("--models", required=True, type=pathlib.Path)
-    parser.add_argument("--write", type=pathlib.Path)
-    parser.add_argument("--only", choices=SETTINGS)
-    arguments = parser.parse_args()
+    arguments = comparison.parse_arguments(__doc__, SETTINGS)
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -229,7 +126,7 @@ def main():
             failed += bool(wrong or changed or copies)
             if not wrong:
                 tables.setdefault(model, []).append(
-                    table(f"vllm:{setting}", [result["shapes"] for result in results]))
+                    comparison.table(f"vllm:{setting}", [result["shapes"] for result in results]))
         if arguments.write:
             write_tables(arguments.write, models, tables)
     print(f"{len(cases) - failed} passed, {failed} failed")

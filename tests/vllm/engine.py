@@ -15,6 +15,7 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
+from vllm.model_executor.models import utils as model_utils
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 
@@ -62,6 +63,8 @@ def start_groups(config, rank, ranks, store):
 
 
 def build(config):
+    # It is keyed by id(), which a model of an earlier case may have had.
+    model_utils._model_to_pp_missing_layer_names.clear()
     with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
         return initialize_model(config)
 
