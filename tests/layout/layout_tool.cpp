@@ -6,8 +6,8 @@
 // `layout_tool pieces CONFIG SPEC RANKS` prints "tensor NAME DTYPE ROWS COLS" for every tensor of
 // the model; then "rank R", the "parameter NAME DTYPE ROWS COLS" of each, and after it its pieces:
 // "piece TENSOR ROW-BEGIN ROW-END COLUMN-BEGIN COLUMN-END OFFSET STRIDE", the latter two in
-// elements. CONFIG is a Hugging Face config.json; SPEC one of a trainer, for pieces one of
-// inference.
+// elements; at the end "note TEXT" for each of the layout's notes. CONFIG is a Hugging Face
+// config.json; SPEC one of a trainer, for pieces one of inference.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -157,6 +157,7 @@ void print_pieces(const std::string& spec, const Catalogue& model, uint32_t rank
       }
     }
   }
+  for (const std::string& note : layout->notes()) fmt::print("note {}\n", note);
 }
 
 void gather(const Layout& layout, const Catalogue& catalogue, const std::filesystem::path& from,

@@ -50,7 +50,7 @@ def trainer_shapes(tool, config, spec, ranks):
 def inference_pieces(tool, config, spec, ranks):
     """(tensors of the model: name to (dtype, shape); for each rank: name to (dtype, shape, pieces)).
     A piece is (tensor, first row, end row, first column, end column, offset, stride), the latter two
-    in elements of the parameter."""
+    in elements of the parameter. Raises what the layout says if it refuses."""
     tensors, layout = {}, []
     for line in run(tool, "pieces", config, spec, str(ranks)).splitlines():
         kind, *words = line.split()
@@ -61,9 +61,15 @@ def inference_pieces(tool, config, spec, ranks):
         elif kind == "parameter":
             pieces = []
             layout[-1][words[0]] = (words[1], (int(words[2]), int(words[3])), pieces)
-        else:
+        elif kind == "piece":
             pieces.append((words[0], *map(int, words[1:])))
     return tensors, layout
+
+
+def inference_notes(tool, config, spec, ranks):
+    """What the user must do or know, as the layout says it."""
+    lines = run(tool, "pieces", config, spec, str(ranks)).splitlines()
+    return [line.removeprefix("note ") for line in lines if line.startswith("note ")]
 
 
 # ---- checkpoints whose elements tell where they come from
