@@ -41,7 +41,7 @@ SETTINGS = {
     "qwen3-moe-tied-stored": ["tp=2,pp=2,stored_head=on"],
     "qwen3-moe-fp8": [f"tp=1,moe_backend=triton,{FP8}", f"tp=2,pp=2,{FP8_EP}"],
     "deepseek": [*MOE, "tp=1,pp=2,dp=2,ep=on", "tp=1,pp=4", "tp=2,dtype=fp16"],
-    "deepseek-few": ["tp=4"], "deepseek-one-q": MOE,
+    "deepseek-few": ["tp=4"], "deepseek-one-q": [*MOE[:4], "tp=1,pp=4", *MOE[4:]],
     "deepseek-fp8": [f"tp=2,moe_backend=triton,{FP8}", f"tp=2,dp=2,{FP8_EP}"],
     "deepseek-one-q-fp8": [f"tp=4,{FP8_EP}"],
     "glm": [*MOE, "tp=2,dtype=fp16"], "glm-air": ["tp=2,ep=on"],
