@@ -183,9 +183,10 @@ void check_model(const EngineSpec& spec, const Options& options, const ModelConf
   if (config.architecture == Architecture::kQwen2 &&
       config.head_dim * config.heads != config.hidden) {
     throw request_error(
-        fmt::format("vLLM's Qwen2 takes hidden_size / num_attention_heads = {} / {} for the size "
-                    "of a head and ignores head_dim = {}: it would load other weights",
-                    config.hidden, config.heads, config.head_dim),
+        fmt::format(
+            "\"{}\": vLLM's Qwen2 takes hidden_size / num_attention_heads = {} / {} for the "
+            "size of a head and ignores head_dim = {}: it would load other weights",
+            spec.text(), config.hidden, config.heads, config.head_dim),
         "serve this model with sglang");
   }
   if (config.architecture == Architecture::kQwen3Moe && options.tp > config.experts) {
@@ -197,8 +198,11 @@ void check_model(const EngineSpec& spec, const Options& options, const ModelConf
                             config.architecture == Architecture::kGlm4Moe;
   if (config.tied_embeddings && ties_nothing) {
     throw request_error(
-        "tie_word_embeddings is true, but vLLM's class of this model builds an lm_head of its own, "
-        "and what the checkpoint stores decides whether vLLM ties it after loading",
+        fmt::format(
+            "\"{}\": tie_word_embeddings is true, but vLLM's class of this model builds an lm_head "
+            "of "
+            "its own, and what the checkpoint stores decides whether vLLM ties it after loading",
+            spec.text()),
         "untie the head: tie_word_embeddings false in config.json, and lm_head.weight stored");
   }
   if (options.stored_head && !config.tied_embeddings) {

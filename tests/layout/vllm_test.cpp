@@ -399,12 +399,12 @@ TEST_CASE("vLLM: the hint for a stage without experts is the largest pp that wor
 
 TEST_CASE("vLLM: models that its classes take otherwise than config.json says are refused") {
   const std::string head =
-      "tie_word_embeddings is true, but vLLM's class of this model builds an lm_head of its own, "
+      ": tie_word_embeddings is true, but vLLM's class of this model builds an lm_head of its own, "
       "and what the checkpoint stores decides whether vLLM ties it after loading";
   for (ModelConfig config : {mla(), glm()}) {
     config.tied_embeddings = true;
-    check_refused(config, "vllm:tp=2", 2, head);
-    check_refused(config, "vllm:pp=2", 2, head);
+    check_refused(config, "vllm:tp=2", 2, "\"vllm:tp=2\"" + head);
+    check_refused(config, "vllm:pp=2", 2, "\"vllm:pp=2\"" + head);
   }
   ModelConfig few = sparse();
   few.experts = 2;
@@ -419,10 +419,10 @@ TEST_CASE("vLLM: models that its classes take otherwise than config.json says ar
   wide.architecture = Architecture::kQwen2;
   wide.qk_norm = false;
   wide.attention_bias = true;
-  check_refused(
-      wide, "vllm:tp=2", 2,
-      "vLLM's Qwen2 takes hidden_size / num_attention_heads = 8 / 8 for the size of a head "
-      "and ignores head_dim = 2: it would load other weights");
+  check_refused(wide, "vllm:tp=2", 2,
+                "\"vllm:tp=2\": vLLM's Qwen2 takes hidden_size / num_attention_heads = 8 / 8 for "
+                "the size of a head "
+                "and ignores head_dim = 2: it would load other weights");
   wide.hidden = 16;
   CHECK(held(wide, "vllm:tp=2", 2, 0, "model.norm.weight") != "none");
 }
