@@ -1,11 +1,13 @@
 #include "layout/vllm.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "base/checked.hpp"
 #include "base/error.hpp"
 #include "layout/fused.hpp"
 #include "layout/held_catalogue.hpp"
@@ -65,6 +67,7 @@ struct Options {
   uint32_t version = kNewest;
   bool deep_gemm = true;
   std::string moe_backend;
+  bool stored_head = false;
 
   /// tp always, the others where they are not what they are by default.
   [[nodiscard]] std::string text() const {
@@ -78,20 +81,22 @@ struct Options {
     if (version != kNewest) text += fmt::format(",version=0.{}", version);
     if (!deep_gemm) text += ",deep_gemm=off";
     if (moe_backend != "auto") text += ",moe_backend=" + moe_backend;
+    if (stored_head) text += ",stored_head=on";
     return text;
   }
 };
 
 Options read(const EngineSpec& spec, const ModelConfig& config) {
   spec.allow_only({"tp", "pp", "dp", "ep", "shared_experts", "version", "deep_gemm", "moe_backend",
-                   "dtype", "router_dtype", "block"});
+                   "stored_head", "dtype", "router_dtype", "block"});
   Options options{.tp = spec.count("tp", 1),
                   .pp = spec.count("pp", 1),
                   .dp = spec.count("dp", 1),
                   .ep = spec.flag("ep", false),
                   .version = read_version(spec),
                   .deep_gemm = spec.flag("deep_gemm", true),
-                  .moe_backend = spec.choice("moe_backend", {"auto", "triton"})};
+                  .moe_backend = spec.choice("moe_backend", {"auto", "triton"}),
+                  .stored_head = spec.flag("stored_head", false)};
   // config/parallel.py, use_sequence_parallel_moe, with its default all2all_backend; of the models
   // with shared experts only models/deepseek_v2.py follows it.
   options.whole_by_default = config.architecture == Architecture::kDeepseekV3 && options.ep &&
@@ -125,9 +130,116 @@ void check_raw_after_loading(const EngineSpec& spec, const Options& options, boo
   }
 }
 
+/// models/qwen3_moe.py and models/glm4_moe.py end with an error on a stage without experts, which
+/// models/deepseek_v2.py only warns of.
+bool needs_experts_everywhere(const ModelConfig& config) {
+  switch (config.architecture) {
+    case Architecture::kQwen3Moe:
+    case Architecture::kGlm4Moe:
+      return true;
+    case Architecture::kLlama:
+    case Architecture::kQwen2:
+    case Architecture::kQwen3:
+    case Architecture::kDeepseekV3:
+      return false;
+  }
+  __builtin_unreachable();
+}
+
+/// distributed/utils.py, get_pp_indices: a remainder goes to the stages before the last.
+std::vector<Range> stages_of(const ModelConfig& config, uint32_t pp) {
+  const uint32_t before_last = pp - 1;
+  return split_layers(config.layers, pp, {before_last - config.layers % pp, before_last});
+}
+
+/// The first stage whose layers are all dense; as many as there are stages if there is none.
+size_t first_dense_stage(const ModelConfig& config, const std::vector<Range>& stages) {
+  const auto is_dense = [&](const Range& layers) {
+    for (uint64_t layer = layers.begin; layer < layers.end; ++layer) {
+      if (config.is_moe_layer(layer)) return false;
+    }
+    return true;
+  };
+  return std::find_if(stages.begin(), stages.end(), is_dense) - stages.begin();
+}
+
+void check_experts_everywhere(const EngineSpec& spec, const ModelConfig& config,
+                              const std::vector<Range>& stages) {
+  if (!needs_experts_everywhere(config)) return;
+  const size_t stage = first_dense_stage(config, stages);
+  if (stage == stages.size()) return;
+  auto fitting = narrow<uint32_t>(stages.size());
+  while (fitting > 0 && first_dense_stage(config, stages_of(config, fitting)) < fitting) --fitting;
+  throw request_error(
+      fmt::format("\"{}\": layers {} to {}, stage {} of {}, have no experts: vLLM's class of this "
+                  "model ends with an error on such a stage",
+                  spec.text(), stages[stage].begin, stages[stage].end - 1, stage, stages.size()),
+      fitting > 0 ? fmt::format("pp={} is the largest that leaves experts to every stage", fitting)
+                  : "no layer of this model has experts: vLLM cannot serve it as what it is");
+}
+
+/// What vLLM's class of the model does not take, or builds otherwise than config.json says.
+void check_model(const EngineSpec& spec, const Options& options, const ModelConfig& config) {
+  if (config.architecture == Architecture::kQwen2 &&
+      config.head_dim * config.heads != config.hidden) {
+    throw request_error(
+        fmt::format(
+            "\"{}\": vLLM's Qwen2 takes hidden_size / num_attention_heads = {} / {} for the "
+            "size of a head and ignores head_dim = {}: it would load other weights",
+            spec.text(), config.hidden, config.heads, config.head_dim),
+        "serve this model with sglang");
+  }
+  if (config.architecture == Architecture::kQwen3Moe && options.tp > config.experts) {
+    throw request_error(fmt::format("\"{}\": vLLM's Qwen3-MoE refuses a tp above the {} experts",
+                                    spec.text(), config.experts),
+                        fmt::format("use a tp of at most {}", config.experts));
+  }
+  const bool ties_nothing = config.architecture == Architecture::kDeepseekV3 ||
+                            config.architecture == Architecture::kGlm4Moe;
+  if (config.tied_embeddings && ties_nothing) {
+    throw request_error(
+        fmt::format(
+            "\"{}\": tie_word_embeddings is true, but vLLM's class of this model builds an lm_head "
+            "of "
+            "its own, and what the checkpoint stores decides whether vLLM ties it after loading",
+            spec.text()),
+        "untie the head: tie_word_embeddings false in config.json, and lm_head.weight stored");
+  }
+  if (options.stored_head && !config.tied_embeddings) {
+    throw request_error(
+        fmt::format("\"{}\": stored_head=on is for tied heads, this model's is not", spec.text()),
+        "leave stored_head out");
+  }
+}
+
 /// models/qwen3_moe.py builds embedding, last norm and head on every pipeline stage.
 bool has_whole_ends(const ModelConfig& config) {
   return config.architecture == Architecture::kQwen3Moe;
+}
+
+/// vLLM 0.32: ModelConfig::maybe_untie_word_embeddings for heads; for latent attention
+/// layers/attention/mla_attention.py, whose W_UV and W_UK_T are views of kv_b_proj unless it is
+/// fp8.
+std::vector<std::string> notes_of(const ModelConfig& config, const Options& options, bool is_fp8) {
+  std::vector<std::string> notes;
+  if (config.is_mla() && is_fp8) {
+    notes.emplace_back(
+        "with dtype=fp8 vLLM computes with dequantised copies of kv_b_proj (W_UV, W_UK_T): call "
+        "process_weights_after_loading(dtype) of every MLAAttention after every update, or it "
+        "serves old attention weights");
+  }
+  if (config.architecture == Architecture::kQwen3Moe && is_fp8) {
+    notes.emplace_back(
+        "with dtype=fp8 vLLM's Qwen3-MoE holds routers in fp8 too, unless modules_to_not_convert "
+        "in "
+        "its checkpoint's config.json names every mlp.gate");
+  }
+  if (config.tied_embeddings && options.pp > 1 && !has_whole_ends(config) && !options.stored_head) {
+    notes.emplace_back(
+        "where the checkpoint that vLLM loads stores a tied lm_head.weight nevertheless, newer "
+        "vLLM (0.32) has it by this name on the last stage: then say stored_head=on");
+  }
+  return notes;
 }
 
 }  // namespace
@@ -137,17 +249,19 @@ std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue
   const ModelConfig& config = catalogue.config();
   const Options options = read(spec, config);
   const auto dtypes = DTypeRules::read(spec, config);
-  if (dtypes.main == DType::kF8E4M3) check_raw_after_loading(spec, options, config.experts > 0);
+  const bool is_fp8 = dtypes.main == DType::kF8E4M3;
+  if (is_fp8) check_raw_after_loading(spec, options, config.experts > 0);
   check_instances(ranks, options.tp, options.pp, options.dp);
+  check_model(spec, options, config);
   const Ways tp{options.tp, {"tp"}};
   const Ways flat{options.tp * options.dp, {options.dp > 1 ? "dp*tp" : "tp", "ep=on"}};
-  const uint32_t before_last = options.pp - 1;
+  const std::vector<Range> stages = stages_of(config, options.pp);
+  check_experts_everywhere(spec, config, stages);
   FusedEngine engine{
       .spec = options.text() + dtypes.text(),
       .tp = options.tp,
       .dp = options.dp,
-      .stages = split_layers(config.layers, options.pp,
-                             {before_last - config.layers % options.pp, before_last}),
+      .stages = stages,
       .embedding = tp,
       .head = tp,
       .attention = tp,
@@ -157,9 +271,10 @@ std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue
                             : Ways{options.tp, {"tp", "shared_experts=replicated"}},
       .experts = options.ep ? Ways{} : flat,
       .fused_qkv_a = "fused_qkv_a_proj",
-      .tied_head = "model.embed_tokens.weight",
+      .tied_head = options.stored_head ? "lm_head.weight" : "model.embed_tokens.weight",
       .experts_module = options.version >= kRoutedExperts ? "experts.routed_experts." : "experts.",
-      .ends_everywhere = has_whole_ends(config)};
+      .ends_everywhere = has_whole_ends(config),
+      .notes = notes_of(config, options, is_fp8)};
   return make_fused_layout(catalogue, std::move(engine), ranks);
 }
 

@@ -34,11 +34,13 @@ def main():
             lines = output_of([sys.executable, os.path.join(arguments.source, "scripts/digest.py"),
                                model])
             expected = lines.strip().splitlines()[-1].split()[0]
-            # As the checkpoint has it; GLM's engines hold the router in fp32.
+            # As the checkpoint has it; GLM's engines hold the router in fp32. This Qwen2 has a head_dim
+            # of its own, which vLLM's class ignores.
+            engine = "sglang" if architecture == "qwen2" else "vllm"
             report = json.loads(output_of([
                 arguments.mpiexec, "--oversubscribe", "-n", "6", arguments.program, "update",
                 "--model", model, "--trainer", "megatron:tp=3",
-                "--inference", "vllm:tp=1,router_dtype=bf16",
+                "--inference", f"{engine}:tp=1,router_dtype=bf16",
                 "--backend", "host", "--verify", "full", "--limits", "off", "--json", "-"],
                 r"loaded the weights: (.+) of \1 in "))
             version = report["versions"][0]

@@ -180,6 +180,11 @@ TEST_CASE("models are laid out as the engines' own code creates them") {
     CHECK(settings[fmt::format("vllm-0.32_{}", model)] >= 6);
     CHECK(settings[fmt::format("megatron-core_small-{}", model)] >= 2);
   }
+  for (const char* model : {"qwen3-fp8", "qwen3-moe-fp8", "deepseek-fp8", "glm-fp8",
+                            "llama-tied-stored", "qwen3-moe-tied-stored"}) {
+    CAPTURE(model);
+    CHECK(settings[fmt::format("vllm-0.32_{}", model)] >= 1);
+  }
 }
 
 }  // namespace awex::test

@@ -384,6 +384,7 @@ TEST_CASE("random models, engines and worlds") {
                                  "vllm ep",
                                  "vllm dp",
                                  "vllm shared_experts",
+                                 "vllm stored_head",
                                  "vllm dtype",
                                  "vllm router_dtype",
                                  "vllm block",

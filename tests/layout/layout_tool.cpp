@@ -3,11 +3,11 @@
 // parameter that the layout gives this rank.
 // `layout_tool gather CONFIG SPEC RANKS FROM TO` writes the Hugging Face checkpoint TO from
 // FROM/rank-R.safetensors, where every rank's parameters have the engine's own names.
-// `layout_tool pieces CONFIG SPEC RANKS` prints "tensor NAME ROWS COLS" for every tensor of the
-// model; then "rank R", the "parameter NAME DTYPE ROWS COLS" of each, and after it its pieces:
+// `layout_tool pieces CONFIG SPEC RANKS` prints "tensor NAME DTYPE ROWS COLS" for every tensor of
+// the model; then "rank R", the "parameter NAME DTYPE ROWS COLS" of each, and after it its pieces:
 // "piece TENSOR ROW-BEGIN ROW-END COLUMN-BEGIN COLUMN-END OFFSET STRIDE", the latter two in
-// elements. CONFIG is a Hugging Face config.json; SPEC one of a trainer, for pieces one of
-// inference.
+// elements; at the end "note TEXT" for each of the layout's notes. CONFIG is a Hugging Face
+// config.json; SPEC one of a trainer, for pieces one of inference.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -137,7 +137,8 @@ void print_pieces(const std::string& spec, const Catalogue& model, uint32_t rank
   const Catalogue held = held_catalogue(spec, model);
   const auto layout = make_inference_layout(spec, held, ranks);
   for (const TensorInfo& tensor : held.tensors()) {
-    fmt::print("tensor {} {} {}\n", tensor.name, tensor.rows, tensor.cols);
+    fmt::print("tensor {} {} {} {}\n", tensor.name, dtype_name(tensor.dtype), tensor.rows,
+               tensor.cols);
   }
   for (uint32_t rank = 0; rank < ranks; ++rank) {
     fmt::print("rank {}\n", rank);
@@ -156,6 +157,7 @@ void print_pieces(const std::string& spec, const Catalogue& model, uint32_t rank
       }
     }
   }
+  for (const std::string& note : layout->notes()) fmt::print("note {}\n", note);
 }
 
 void gather(const Layout& layout, const Catalogue& catalogue, const std::filesystem::path& from,

@@ -48,16 +48,39 @@ ModelConfig mla() {
   return config;
 }
 
+ModelConfig dense() {
+  ModelConfig config = moe();
+  config.architecture = Architecture::kQwen3;
+  config.experts = 0;
+  return config;
+}
+
+/// The Qwen3-MoE with experts in every layer: no stage is without.
+ModelConfig sparse() {
+  ModelConfig config = moe();
+  config.mlp_only_layers = {};
+  return config;
+}
+
+ModelConfig glm() {
+  ModelConfig config = mla();
+  config.architecture = Architecture::kGlm4Moe;
+  config.q_lora_rank = config.kv_lora_rank = 0;
+  config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim = 0;
+  config.kv_heads = config.head_dim = 2;
+  return config;
+}
+
 /// What one rank of `ranks` holds under `name`.
 std::string held(const ModelConfig& config, const std::string& spec, uint32_t ranks, uint32_t rank,
                  const std::string& name) {
-  const Catalogue catalogue = make_catalogue("small", config);
+  const Catalogue catalogue = held_catalogue(spec, make_catalogue("small", config));
   const auto layout = make_inference_layout(spec, catalogue, ranks);
   return parameter_text(catalogue, layout->rank_layout(rank), name);
 }
 
 std::vector<std::string> stages(const std::string& spec, uint32_t ranks, uint64_t layers) {
-  ModelConfig config = moe();
+  ModelConfig config = dense();
   config.layers = layers;
   const Catalogue catalogue = make_catalogue("small", config);
   const auto layout = make_inference_layout(spec, catalogue, ranks);
@@ -90,12 +113,9 @@ TEST_CASE("vLLM: ranks run tp, then pp, then dp, then instances") {
   CHECK(held(moe(), "vllm:tp=2,pp=2,dp=2", 16, 12, qkv) ==
         "12x8: self_attn.q_proj.weight[0,8)x[0,8)#3 self_attn.k_proj.weight[0,2)x[0,8)#3 "
         "self_attn.v_proj.weight[0,2)x[0,8)#3");
-  ModelConfig dense = moe();
-  dense.architecture = Architecture::kQwen3;
-  dense.experts = 0;
-  CHECK(held(dense, "vllm:tp=2,pp=2,dp=2", 16, 7, "lm_head.weight") ==
+  CHECK(held(dense(), "vllm:tp=2,pp=2,dp=2", 16, 7, "lm_head.weight") ==
         "64x8: lm_head.weight[64,100)x[0,8)#1");
-  CHECK(held(dense, "vllm:tp=2,pp=2,dp=2", 16, 5, "lm_head.weight") == "none");
+  CHECK(held(dense(), "vllm:tp=2,pp=2,dp=2", 16, 5, "lm_head.weight") == "none");
   CHECK(held(moe(), "vllm:tp=2,dp=2", 4, 3, "model.layers.1.input_layernorm.weight") ==
         "8x1: input_layernorm.weight[0,8)x[0,1)#3");
   CHECK(held(moe(), "vllm:tp=2,dp=2", 4, 3, "model.layers.0.mlp.gate_up_proj.weight") ==
@@ -172,9 +192,7 @@ TEST_CASE("vLLM: latent attention, shared experts and the correction bias") {
 }
 
 TEST_CASE("vLLM: the last stage has its own tied embedding under the embedding's name") {
-  ModelConfig config = moe();
-  config.architecture = Architecture::kQwen3;
-  config.experts = 0;
+  ModelConfig config = dense();
   config.tied_embeddings = true;
   const std::string name = "model.embed_tokens.weight";
   const std::string spec = "vllm:tp=2,pp=3,dp=2";
@@ -184,6 +202,22 @@ TEST_CASE("vLLM: the last stage has its own tied embedding under the embedding's
   CHECK(held(config, spec, 12, 10, name) == "64x8: model.embed_tokens.weight[0,64)x[0,8)#3");
   CHECK(held(config, spec, 12, 5, "lm_head.weight") == "none");
   CHECK(held(config, "vllm:tp=2", 2, 0, name) == "64x8: model.embed_tokens.weight[0,64)x[0,8)#0");
+}
+
+TEST_CASE("vLLM: a tied head that the checkpoint stores has its own name on the last stage") {
+  ModelConfig config = dense();
+  config.tied_embeddings = true;
+  const std::string spec = "vllm:tp=2,pp=3,dp=2,stored_head=on";
+  CHECK(held(config, spec, 12, 5, "lm_head.weight") ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#2");
+  CHECK(held(config, spec, 12, 5, "model.embed_tokens.weight") == "none");
+  CHECK(held(config, spec, 12, 1, "model.embed_tokens.weight") ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#0");
+  CHECK(held(config, spec, 12, 1, "lm_head.weight") == "none");
+  // On one stage vLLM ties them again when it has found them alike.
+  CHECK(held(config, "vllm:tp=2,stored_head=on", 2, 0, "lm_head.weight") == "none");
+  check_refused(dense(), "vllm:stored_head=on", 1,
+                "\"vllm:stored_head=on\": stored_head=on is for tied heads, this model's is not");
 }
 
 TEST_CASE("vLLM: every stage of a Qwen3-MoE has embedding, last norm and head") {
@@ -261,12 +295,29 @@ TEST_CASE("vLLM: fp8 that the engine changes after loading is refused") {
   }
 }
 
+TEST_CASE("vLLM: what must follow an update, or decides what it holds, is in the notes") {
+  const auto notes = [](const ModelConfig& config, const std::string& spec) {
+    const Catalogue held = held_catalogue(spec, make_catalogue("small", config));
+    std::string text;
+    for (const auto& note : make_inference_layout(spec, held, 2)->notes()) text += note + "\n";
+    return text;
+  };
+  const std::string fp8 = "vllm:tp=1,deep_gemm=off,dtype=fp8,block=1";
+  CHECK(notes(mla(), fp8).find("copies of kv_b_proj (W_UV, W_UK_T)") != std::string::npos);
+  CHECK(notes(mla(), "vllm:tp=2").empty());
+  CHECK(notes(glm(), fp8).empty());
+  CHECK(notes(moe(), fp8).find("routers in fp8") != std::string::npos);
+  CHECK(notes(moe(), "vllm:tp=2").empty());
+  ModelConfig tied = dense();
+  tied.tied_embeddings = true;
+  CHECK(notes(tied, "vllm:pp=2").find("say stored_head=on") != std::string::npos);
+  CHECK(notes(tied, "vllm:pp=2,stored_head=on").empty());
+  CHECK(notes(tied, "vllm:tp=2").empty());
+  CHECK(notes(dense(), "vllm:pp=2").empty());
+}
+
 TEST_CASE("GLM-4.5's router is fp32 in both engines unless the spec says otherwise") {
-  ModelConfig config = mla();
-  config.architecture = Architecture::kGlm4Moe;
-  config.q_lora_rank = config.kv_lora_rank = 0;
-  config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim = 0;
-  config.kv_heads = config.head_dim = 2;
+  const ModelConfig config = glm();
   const auto router = [&](const std::string& spec) {
     const Catalogue held = held_catalogue(spec, make_catalogue("small", config));
     CHECK(make_inference_layout(spec, held, 2)->describe() == spec);
@@ -281,18 +332,99 @@ TEST_CASE("GLM-4.5's router is fp32 in both engines unless the spec says otherwi
 }
 
 TEST_CASE("vLLM: the shards of one replica hold every element once, in every mode") {
-  for (ModelConfig config : {moe(), mla()}) {
+  for (ModelConfig config : {sparse(), mla(), dense()}) {
     for (const bool tied : {false, true}) {
+      if (tied && config.is_mla()) continue;  // refused
       config.tied_embeddings = tied;
       const Catalogue catalogue = make_catalogue("small", config);
-      for (const char* spec : {"vllm:tp=1", "vllm:tp=4", "vllm:tp=2,pp=3", "vllm:tp=1,ep=on,dp=3",
+      for (std::string spec : {"vllm:tp=1", "vllm:tp=4", "vllm:tp=2,pp=3", "vllm:tp=1,ep=on,dp=3",
                                "vllm:tp=2,pp=2,ep=on,dp=2", "vllm:tp=4,pp=5,dp=2",
                                "vllm:tp=4,ep=on,shared_experts=replicated"}) {
         CAPTURE(spec);
         check_replicas(spec, catalogue);
+        if (tied) check_replicas(spec + ",stored_head=on", catalogue);
       }
     }
   }
+}
+
+TEST_CASE("vLLM: a stage without experts is refused where the engine's class ends on it") {
+  ModelConfig config = moe();  // layer 0 of 5 is dense
+  check_refused(config, "vllm:pp=5", 5,
+                "\"vllm:pp=5\": layers 0 to 0, stage 0 of 5, have no experts: vLLM's class of this "
+                "model ends with an error on such a stage");
+  config.mlp_only_layers = {3, 4};
+  check_refused(config, "vllm:pp=3", 3,
+                "\"vllm:pp=3\": layers 4 to 4, stage 2 of 3, have no experts: vLLM's class of this "
+                "model ends with an error on such a stage");
+  config.mlp_only_layers = {};
+  config.decoder_sparse_step = 2;  // experts in layers 1 and 3
+  check_refused(config, "vllm:tp=2,pp=3", 6,
+                "\"vllm:tp=2,pp=3\": layers 4 to 4, stage 2 of 3, have no experts: vLLM's class of "
+                "this model ends with an error on such a stage");
+  config = glm();
+  config.first_k_dense_replace = 2;
+  const std::string first =
+      "have no experts: vLLM's class of this model ends with an error on "
+      "such a stage";
+  check_refused(config, "vllm:pp=4", 4, "\"vllm:pp=4\": layers 0 to 0, stage 0 of 4, " + first);
+  config.first_k_dense_replace = 5;
+  check_refused(config, "vllm:tp=2", 2, "\"vllm:tp=2\": layers 0 to 4, stage 0 of 1, " + first);
+  config = mla();  // its class warns only
+  config.first_k_dense_replace = 2;
+  CHECK(held(config, "vllm:pp=5", 5, 0, "model.layers.0.mlp.gate_up_proj.weight") != "none");
+}
+
+TEST_CASE("vLLM: the hint for a stage without experts is the largest pp that works") {
+  const auto hint = [](const ModelConfig& config, const std::string& spec, uint32_t ranks) {
+    const Catalogue held = held_catalogue(spec, make_catalogue("small", config));
+    std::string text = "accepted";
+    try {
+      (void)make_inference_layout(spec, held, ranks);
+    } catch (const Error& error) {
+      text = error.hint();
+    }
+    return text;
+  };
+  CHECK(hint(moe(), "vllm:pp=5", 5) == "pp=3 is the largest that leaves experts to every stage");
+  CHECK(hint(moe(), "vllm:pp=3", 3) == "accepted");
+  ModelConfig config = glm();
+  config.first_k_dense_replace = 3;
+  CHECK(hint(config, "vllm:pp=5", 5) == "pp=1 is the largest that leaves experts to every stage");
+  CHECK(hint(config, "vllm:pp=2", 2) == "pp=1 is the largest that leaves experts to every stage");
+  CHECK(hint(config, "vllm:pp=1", 1) == "accepted");
+  config.first_k_dense_replace = 9;
+  CHECK(hint(config, "vllm:pp=1", 1).find("no layer of this model has experts") == 0);
+}
+
+TEST_CASE("vLLM: models that its classes take otherwise than config.json says are refused") {
+  const std::string head =
+      ": tie_word_embeddings is true, but vLLM's class of this model builds an lm_head of its own, "
+      "and what the checkpoint stores decides whether vLLM ties it after loading";
+  for (ModelConfig config : {mla(), glm()}) {
+    config.tied_embeddings = true;
+    check_refused(config, "vllm:tp=2", 2, "\"vllm:tp=2\"" + head);
+    check_refused(config, "vllm:pp=2", 2, "\"vllm:pp=2\"" + head);
+  }
+  ModelConfig few = sparse();
+  few.experts = 2;
+  check_refused(few, "vllm:tp=4", 4,
+                "\"vllm:tp=4\": vLLM's Qwen3-MoE refuses a tp above the 2 experts");
+  CHECK(held(few, "vllm:tp=2,dp=2", 4, 0, "model.norm.weight") != "none");
+  for (ModelConfig others : {mla(), glm()}) {
+    others.experts = 2;
+    CHECK(held(others, "vllm:tp=2,dp=2", 4, 0, "model.norm.weight") != "none");
+  }
+  ModelConfig wide = dense();
+  wide.architecture = Architecture::kQwen2;
+  wide.qk_norm = false;
+  wide.attention_bias = true;
+  check_refused(wide, "vllm:tp=2", 2,
+                "\"vllm:tp=2\": vLLM's Qwen2 takes hidden_size / num_attention_heads = 8 / 8 for "
+                "the size of a head "
+                "and ignores head_dim = 2: it would load other weights");
+  wide.hidden = 16;
+  CHECK(held(wide, "vllm:tp=2", 2, 0, "model.norm.weight") != "none");
 }
 
 TEST_CASE("vLLM: what does not fit is refused with size, option and value") {
@@ -300,7 +432,7 @@ TEST_CASE("vLLM: what does not fit is refused with size, option and value") {
                 "6 inference ranks are no multiple of the 4 of one instance (tp=2, pp=1, dp=2)");
   check_refused(moe(), "vllm:pp=6", 6, "pp=6 leaves stages without any of the 5 layers");
   check_refused(moe(), "vllm:tp=3", 3, "num_attention_heads = 8 does not divide by tp=3");
-  check_refused(moe(), "vllm:tp=8,dp=2", 16,
+  check_refused(moe(), "vllm:tp=4,dp=4", 16,
                 "moe_intermediate_size = 8 does not divide by dp*tp=16");
   check_refused(moe(), "vllm:tp=2,ep=on,dp=4", 8,
                 "5 experts are too few for 8 expert parallel ranks");

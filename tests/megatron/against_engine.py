@@ -10,14 +10,12 @@ usage: against_engine.py --layout-tool PROGRAM --models FOLDER [--write FOLDER] 
 
 --write FOLDER also writes what megatron-core holds as the tables that engine_tables_test reads.
 """
-import argparse
 import datetime
 import json
 import logging
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 
@@ -29,7 +27,9 @@ import torch.multiprocessing
 import transformers
 from megatron.core import parallel_state
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
 import engine
+import engine_comparison as comparison
 
 RANKS = 4
 SETTINGS = {
@@ -51,13 +51,6 @@ def spec_of(setting, model):
     tp = "" if setting.startswith("tp=") else "tp=1,"
     experts = ",experts=sequential" if "moe_intermediate_size" in model else ""
     return f"megatron:{tp}{setting}{experts},spec=local"
-
-
-def run(*command):
-    done = subprocess.run(command, text=True, capture_output=True, timeout=100, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\nexit code {done.returncode}\n{done.stderr}")
-    return done.stdout
 
 
 # ---- one process for each rank of megatron-core
@@ -108,17 +101,6 @@ def engine_shapes(folder):
     return ranks
 
 
-def layout_shapes(tool, config, spec):
-    ranks = []
-    for line in run(tool, "list", config, spec, str(RANKS)).splitlines():
-        words = line.split()
-        if words[0] == "rank":
-            ranks.append({})
-        else:
-            ranks[-1][words[0]] = (int(words[1]), int(words[2]))
-    return ranks
-
-
 def difference(engine, layout):
     """What the layout has wrong first, or nothing; its vectors are matrices of one column."""
     for rank, (real, ours) in enumerate(zip(engine, layout, strict=True)):
@@ -134,7 +116,7 @@ def largest_difference(model, config, tool, spec, folder):
     """Between the logits of megatron-core on any rank and those of transformers with the checkpoint
     that the layout makes."""
     checkpoint = folder / "checkpoint"
-    run(tool, "gather", config, spec, str(RANKS), folder, checkpoint)
+    comparison.run(tool, "gather", config, spec, str(RANKS), folder, checkpoint)
     shutil.copy(config, checkpoint / "config.json")  # with what only matters for computing
     reference, loading = transformers.AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
@@ -154,7 +136,7 @@ def largest_difference(model, config, tool, spec, folder):
 def join_numbers(weights):
     """Lines "name shape" with the names of experts, then those of layers, that differ in a number
     alone written as one, {first-last} for the number."""
-    lines = [f"{name} {' '.join(map(str, shape))}" for name, shape in weights.items()]
+    lines = comparison.as_lines(weights)
     for pattern in (r"(.*local_experts\.)(\d+)(\..*)", r"(.*layers\.)(\d+)(\..*)"):
         numbers = {}
         for line in lines:
@@ -168,36 +150,14 @@ def join_numbers(weights):
 def join(head, numbers, tail):
     if numbers == [None]:
         return [head + tail]
-    return [f"{head}{{{first}-{last}}}{tail}" for first, last in intervals(map(int, numbers))]
-
-
-def intervals(numbers):
-    result = []
-    for number in sorted(numbers):
-        if result and result[-1][1] == number - 1:
-            result[-1][1] = number
-        else:
-            result.append([number, number])
-    return result
-
-
-def table(spec, ranks):
-    """As tests/layout/engine_tables/README.md says."""
-    lines = [f"spec {spec}", f"ranks {len(ranks)}"]
-    rest = list(range(len(ranks)))
-    while rest:
-        alike = [rank for rank in rest if ranks[rank] == ranks[rest[0]]]
-        lines.append("on " + " ".join(f"{first}-{last}" for first, last in intervals(alike)))
-        lines += join_numbers(ranks[rest[0]])
-        rest = [rank for rank in rest if rank not in alike]
-    return "\n".join(lines) + "\n"
+    return [f"{head}{{{first}-{last}}}{tail}"
+            for first, last in comparison.intervals(map(int, numbers))]
 
 
 def write_tables(folder, tables):
     for name, parts in tables.items():
-        text = ("# Written by scripts/test-megatron.sh --write: what megatron-core "
-                f"{megatron.core.__version__} itself holds.\nmodel {name}\n\n")
-        (folder / f"megatron-core_{name}.txt").write_text(text + "\n".join(parts))
+        comparison.write_table(folder / f"megatron-core_{name}.txt", "scripts/test-megatron.sh",
+                               f"megatron-core {megatron.core.__version__}", name, parts)
 
 
 def find_cases(folder, only):
@@ -214,7 +174,7 @@ def check(case, shapes, arguments, folder):
     """Whether this case's layout is right; says so."""
     name, model, spec = case
     config = arguments.models / f"{name}.json"
-    wrong = difference(shapes, layout_shapes(arguments.layout_tool, config, spec))
+    wrong = difference(shapes, comparison.trainer_shapes(arguments.layout_tool, config, spec, RANKS))
     if wrong is None:
         largest = largest_difference(model, config, arguments.layout_tool, spec, folder)
         if not largest < TOLERANCE:
@@ -235,19 +195,14 @@ def run_cases(cases, arguments, folder):
     for number, case in enumerate(cases):
         shapes = engine_shapes(folder / str(number))
         passed += check(case, shapes, arguments, folder / str(number))
-        tables.setdefault(case[0], []).append(table(case[2], shapes))
+        tables.setdefault(case[0], []).append(comparison.table(case[2], shapes, join_numbers))
     if arguments.write:
         write_tables(arguments.write, tables)
     return passed
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--layout-tool", required=True, type=pathlib.Path)
-    parser.add_argument("--models", required=True, type=pathlib.Path)
-    parser.add_argument("--write", type=pathlib.Path)
-    parser.add_argument("--only", choices=SETTINGS)
-    arguments = parser.parse_args()
+    arguments = comparison.parse_arguments(__doc__, SETTINGS)
     cases = find_cases(arguments.models, arguments.only)
     with tempfile.TemporaryDirectory() as folder:
         passed = run_cases(cases, arguments, pathlib.Path(folder))

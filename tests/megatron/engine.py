@@ -29,7 +29,9 @@ def run_without_gpu():
     # Without Transformer Engine these names of it are not what the code beside them expects.
     moe_utils.te_general_gemm = None
     multi_latent_attention.TELinear = type("TELinear", (), {})
-    # Without a q_lora_rank it asks for Transformer Engine's projection, though it norms no queries.
+    # Stock megatron-core 0.19 wants Transformer Engine's norm and projection in one for linear_q_proj,
+    # that is where there is no q_lora_rank (small-deepseek-one-q), and refuses without it, whatever
+    # the layer spec says. 0.18 builds what the spec names, as this does: no checkpoint has that norm.
     QKNormConfigResolver._mla_fused_linear_or_default = lambda self, projection, name: projection
     # Only dropout draws from it, and there is none.
     CudaRNGStatesTracker.fork = lambda *_, **__: contextlib.nullcontext()

@@ -3,6 +3,8 @@
 // (distributed/utils.py, model_executor/layers/fused_moe/config.py, models/deepseek_v2.py).
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "support/oracle_writer.hpp"
 
 namespace awex::test {
@@ -95,6 +97,7 @@ class Inference : public Writer {
         sglang_(engine.engine == "sglang"),
         experts_(!sglang_ && engine.text("version", "0.33") >= "0.24" ? "experts.routed_experts."
                                                                       : "experts."),
+        stored_head_(!sglang_ && engine.on("stored_head")),
         stages_(inference_stages(engine, config().layers)),
         seat_(sglang_ ? sglang_seat(engine, config(), rank) : vllm_seat(engine, config(), rank)) {}
 
@@ -105,9 +108,11 @@ class Inference : public Writer {
     const bool first = all || seat_.stage == 0;
     const bool last = all || seat_.stage + 1 == stages_.size();
     const bool tied = !has("lm_head.weight");
-    // vLLM's last stage uses an embedding of its own as the tied output; SGLang's has an lm_head.
+    // vLLM's last stage uses an embedding of its own as the tied output, by the head's name where
+    // files store one; SGLang's has an lm_head.
     if (first || (last && tied && !sglang_)) {
-      put("model.embed_tokens.weight", vocabulary("model.embed_tokens.weight", seat_.embedding));
+      put(first || !stored_head_ ? "model.embed_tokens.weight" : "lm_head.weight",
+          vocabulary("model.embed_tokens.weight", seat_.embedding));
     }
     for (const uint64_t layer : stages_.at(seat_.stage)) {
       write_layer(fmt::format("model.layers.{}.", layer));
@@ -136,12 +141,42 @@ class Inference : public Writer {
     return config().architecture != Architecture::kLlama && last && !first;
   }
 
+  [[nodiscard]] bool is_sparse(uint64_t layer) const {
+    return has(fmt::format("model.layers.{}.mlp.gate.weight", layer));
+  }
+
+  void check_sglang() const {
+    const bool all_sparse = config().architecture == Architecture::kQwen3Moe;
+    for (uint64_t layer = 0; all_sparse && layer < config().layers; ++layer) {
+      if (!is_sparse(layer)) throw DoesNotDivide("SGLang's Qwen3-MoE has experts in every layer");
+    }
+  }
+
+  /// What tests/vllm/against_engine.py found that vLLM 0.32 refuses or builds otherwise.
+  void check_vllm() const {
+    const Architecture kind = config().architecture;
+    const bool qwen3 = kind == Architecture::kQwen3Moe;
+    const bool glm = kind == Architecture::kGlm4Moe;
+    if (kind == Architecture::kQwen2 && config().hidden != config().heads * config().head_dim) {
+      throw DoesNotDivide("vLLM's Qwen2 knows no head_dim");
+    }
+    if (qwen3 && seat_.dense.count > config().experts) throw DoesNotDivide("tp above experts");
+    if ((glm || kind == Architecture::kDeepseekV3) && !has("lm_head.weight")) {
+      throw DoesNotDivide("vLLM's classes of GLM and DeepSeek tie no head");
+    }
+    for (const auto& layers : stages_) {
+      const bool any = std::any_of(layers.begin(), layers.end(),
+                                   [&](uint64_t layer) { return is_sparse(layer); });
+      if ((qwen3 || glm) && !any) throw DoesNotDivide("a stage without experts");
+    }
+  }
+
   /// A size may not divide on a stage that this rank is not in.
   void check_all_ranks() const {
-    const bool all_sparse = sglang_ && config().architecture == Architecture::kQwen3Moe;
-    for (uint64_t layer = 0; all_sparse && layer < config().layers; ++layer) {
-      const bool sparse = has(fmt::format("model.layers.{}.mlp.gate.weight", layer));
-      if (!sparse) throw DoesNotDivide("SGLang's Qwen3-MoE has experts in every layer");
+    if (sglang_) {
+      check_sglang();
+    } else {
+      check_vllm();
     }
     must_divide(config().heads, seat_.attention.count, "attention heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
@@ -249,6 +284,7 @@ class Inference : public Writer {
 
   bool sglang_;
   std::string experts_;
+  bool stored_head_;
   std::vector<std::vector<uint64_t>> stages_;
   Seat seat_;
 };

@@ -2,236 +2,256 @@
 """Compares the layout `vllm:…` with vLLM itself, on the CPU.
 
 For every model and setting, vLLM builds the model on RANKS processes and loads, by its own
-load_weights, checkpoints whose elements tell where they come from: digit by digit of their number,
-a digit a checkpoint, each exact in bf16. Names, shapes, dtypes and every element that a rank then
-holds must be what the layout says, and still be so after vLLM's post-load step.
+load_weights, checkpoints whose elements tell where they come from (MarkedCheckpoint). Names, shapes,
+dtypes and every element that a rank then holds must be what the layout says, and still be so after
+vLLM's post-load step. What vLLM derives from weights must be views of them, or a note of the layout
+must ask for a step after updates, which then helps. What a layout refuses, vLLM must refuse or build
+otherwise.
 
 usage: against_engine.py --layout-tool PROGRAM --models FOLDER [--write FOLDER] [--only MODEL]
 
 --write FOLDER also writes what vLLM holds as the tables that engine_tables_test reads.
 """
-import argparse
-import datetime
 import json
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
+import safetensors.torch
 import torch
 import torch.multiprocessing
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
 import engine
+import engine_comparison as comparison
 
 RANKS = 4
 DENSE = ["tp=1", "tp=2", "tp=4", "tp=2,pp=2", "tp=1,pp=4", "tp=2,dp=2"]
-MOE = [setting for setting in DENSE if setting != "tp=1,pp=4"] + [  # a stage without experts is refused
-    "tp=4,ep=on", "tp=2,ep=on", "tp=2,dp=2,ep=on", "tp=1,dp=4,ep=on", "tp=1,dp=4",
-               "tp=2,pp=2,ep=on"]
-SETTINGS = {"llama": DENSE, "llama-tied": DENSE, "qwen2": DENSE, "qwen3": DENSE,
-            "qwen3-moe": MOE, "qwen3-moe-tied": ["tp=2", "tp=2,pp=2"], "deepseek": [*MOE, "tp=1,pp=2,dp=2,ep=on"],
-            "deepseek-one-q": MOE, "glm": MOE}
-DIGITS = 3  # Of an element's number, in base 256.
+MOE = ["tp=1", "tp=2", "tp=4", "tp=2,pp=2", "tp=2,dp=2", "tp=4,ep=on", "tp=2,ep=on", "tp=2,dp=2,ep=on",
+       "tp=1,dp=4,ep=on", "tp=1,dp=4", "tp=2,pp=2,ep=on"]
+FP8 = "deep_gemm=off,dtype=fp8,block=32"
+FP8_EP = "ep=on,deep_gemm=off,moe_backend=triton,dtype=fp8,block=32"
+SETTINGS = {
+    "llama": [*DENSE, "tp=2,dtype=fp16"], "llama-tied": DENSE,
+    "llama-tied-stored": ["tp=2,stored_head=on", "tp=2,pp=2,stored_head=on"],
+    "qwen2": DENSE, "qwen3": DENSE, "qwen3-tied": ["tp=2", "tp=1,pp=4"],
+    "qwen3-fp8": [f"tp=2,{FP8}", f"tp=2,pp=2,{FP8}"],
+    "qwen3-moe": [*MOE, "tp=2,dtype=fp16"], "qwen3-moe-tied": ["tp=2", "tp=2,pp=2"],
+    "qwen3-moe-tied-stored": ["tp=2,pp=2,stored_head=on"],
+    "qwen3-moe-fp8": [f"tp=1,moe_backend=triton,{FP8}", f"tp=2,pp=2,{FP8_EP}"],
+    "deepseek": [*MOE, "tp=1,pp=2,dp=2,ep=on", "tp=1,pp=4", "tp=2,dtype=fp16"],
+    "deepseek-few": ["tp=4"], "deepseek-one-q": [*MOE[:4], "tp=1,pp=4", *MOE[4:]],
+    "deepseek-fp8": [f"tp=2,moe_backend=triton,{FP8}", f"tp=2,dp=2,{FP8_EP}"],
+    "deepseek-one-q-fp8": [f"tp=4,{FP8_EP}"],
+    "glm": [*MOE, "tp=2,dtype=fp16"], "glm-air": ["tp=2,ep=on"],
+    "glm-fp8": [f"tp=2,{FP8_EP}"],
+}
+# Of a parameter's name and shape, or of an error, that vLLM has where the layout refuses.
+REFUSED = {
+    "qwen2-wide-heads": {"tp=2": r"layers\.0\.self_attn\.o_proj\.weight 96 48$"},
+    "qwen3-moe": {"tp=1,pp=4": "No Qwen3MoE layer found"},
+    "qwen3-moe-few": {"tp=4": "Tensor parallel size 4 is greater than the number of experts 2"},
+    "deepseek-tied": {"tp=2": "lm_head.weight", "tp=2,pp=2": "lm_head.weight"},
+    "glm": {"tp=1,pp=4": "No Glm4MoE layer found"},
+    "glm-tied": {"tp=2": "lm_head.weight", "tp=2,pp=2": "lm_head.weight"},
+}
+MODELS = sorted(SETTINGS.keys() | REFUSED.keys())
 # vLLM's kernels for experts on x86 pack them after loading; those for GPUs are not asked here.
 PACKED = re.compile(r"experts\.w(13|2)_weight$")
-DERIVED = re.compile(r"\.(W_UV|W_UK_T)$")  # Of kv_b_proj: copies_of_kv_b looks for those that are no views.
-DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
+PASSING = re.compile(r"\.attn\.(q|k|v|prob)_scale$")  # Of an fp8 cache, gone after loading.
+DERIVED = re.compile(r"\.(W_UV|W_UK_T)$")  # Of kv_b_proj.
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def model_of(folder, name):
     """A small model that vLLM's attention takes: heads of 32, bf16, experts that are not so many that
-    every number of ranks divides them."""
-    model = json.loads((folder / f"small-{name.removesuffix('-tied')}.json").read_text())
+    every number of ranks divides them. What follows a base's name changes it."""
+    base = next(base for base in ("deepseek-one-q", "deepseek", "qwen3-moe", "qwen3", "qwen2", "llama",
+                                  "glm") if name.startswith(base))
+    changes = name.removeprefix(base)
+    model = json.loads((folder / f"small-{base}.json").read_text())
     model |= {"torch_dtype": "bfloat16", "hidden_size": 128, "intermediate_size": 64,
-              "tie_word_embeddings": name.endswith("-tied")}
+              "tie_word_embeddings": "-tied" in changes}
     if "kv_lora_rank" in model:
         model |= {"kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32,
                   "v_head_dim": 32, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
         if model.get("q_lora_rank"):
-            model["q_lora_rank"] = 48
+            model["q_lora_rank"] = 64 if "-fp8" in changes else 48
     else:
         model["head_dim"] = 32
     if "moe_intermediate_size" in model:
         model["moe_intermediate_size"] = 32
+    if base == "qwen3" and "-tied" in changes:
+        model |= {"hidden_size": 96, "num_hidden_layers": 6}
+    if "-wide-heads" in changes:
+        model["hidden_size"] = 96
+    if "-few" in changes:
+        experts = "num_experts" if "num_experts" in model else "n_routed_experts"
+        model |= {experts: 2, "num_experts_per_tok": 2}
+    if "-air" in changes:
+        model["use_qk_norm"] = False
+    if "-fp8" in changes:
+        model |= {"intermediate_size": 128, "moe_intermediate_size": 64, "quantization_config": {
+            "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+            "weight_block_size": [32, 32],
+            "modules_to_not_convert": [f"model.layers.{layer}.mlp.gate" for layer in (0, 2, 3)]}}
+        model = {key: value for key, value in model.items()
+                 if key != "moe_intermediate_size" or "num_experts_per_tok" in model}
     return model
 
 
-def pieces(tool, config, spec):
-    """(tensors: name to shape, ranks: name to (dtype, shape, pieces))."""
-    done = subprocess.run([tool, "pieces", config, spec, str(RANKS)], text=True,
-                          capture_output=True, timeout=100, check=False)
-    if done.returncode != 0:
-        sys.exit(f"layout_tool pieces {config} {spec}\n{done.stderr}")
-    tensors, ranks = {}, []
-    for line in done.stdout.splitlines():
-        kind, *words = line.split()
-        if kind == "tensor":
-            tensors[words[0]] = (int(words[1]), int(words[2]))
-        elif kind == "rank":
-            ranks.append({})
-        elif kind == "parameter":
-            ranks[-1][words[0]] = (words[1], (int(words[2]), int(words[3])), [])
-            last = ranks[-1][words[0]][2]
-        else:
-            last.append((words[0], *map(int, words[1:])))
-    return tensors, ranks
+def write_model(folder, name, model):
+    """What vLLM reads before it loads: config.json, and whether files store a head."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(model))
+    if name.endswith("-stored"):
+        safetensors.torch.save_file({HEAD: torch.zeros(1)}, folder / "model.safetensors")
 
 
-def number_elements(tensors):
-    """Every tensor with the numbers of its elements, from 1 on: 0 is for padding."""
-    numbers, first = {}, 1
-    for name, (rows, cols) in tensors.items():
-        numbers[name] = torch.arange(first, first + rows * cols).view(rows, cols)
-        first += rows * cols
-    assert first < 256 ** DIGITS
-    return numbers
+def start(case, rank, folder):
+    """vLLM's configuration of this rank, and its groups."""
+    _, config, setting = case
+    settings = engine.config_of(config, f"vllm:{setting}", rank)
+    engine.start_groups(settings, rank, RANKS, folder / "store")
+    return settings
 
 
-def expected_of(shape, parts, numbers):
-    expected = torch.zeros(shape[0] * shape[1], dtype=torch.int64)
-    for tensor, row, row_end, col, col_end, offset, stride in parts:
-        box = numbers[tensor][row:row_end, col:col_end]
-        expected.as_strided(box.shape, (stride, 1), offset).copy_(box)
-    return expected.view(shape)
+def with_head(weights):
+    for name, value in weights:
+        yield name, value
+        if name == EMBEDDING:
+            yield HEAD, value
 
 
-def checkpoint_of(tensors, numbers, digit):
-    """What a file would hold: vectors have one dimension."""
-    for name in tensors:
-        values = (numbers[name] // 256 ** digit % 256).to(torch.bfloat16)
-        vector = values.shape[1] == 1 and "proj.weight" not in name
-        yield name, (values.view(-1) if vector else values).clone()
-
-
-def difference(held, layout, numbers):
-    """What the layout has wrong first, or nothing."""
-    for name in sorted(held.keys() | layout.keys()):
-        if name not in held or name not in layout:
-            return f"only {'the layout' if name in layout else 'vLLM'} has {name}"
-        dtype, shape, parts = layout[name]
-        number, real_dtype, real_shape = held[name]
-        if DTYPES[real_dtype] != dtype:
-            return f"{name} is {DTYPES[real_dtype]} in vLLM, {dtype} in the layout"
-        if number.shape[0] * (number[0].numel() if number.dim() > 1 else 1) != shape[0] * shape[1]:
-            return f"{name} is {tuple(real_shape)} in vLLM, {shape} in the layout"
-        if not torch.equal(number.reshape(shape), expected_of(shape, parts, numbers)):
-            return f"{name} holds other elements"
+def notes_answer(notes, model, settings):
+    """What is wrong with what the layout says of copies, or nothing."""
+    has_note = any("kv_b_proj" in note for note in notes)
+    if engine.has_copies_of_kv_b(model) != has_note:
+        return "vLLM copies kv_b_proj, or the layout has a note of it: one alone"
+    if has_note and not engine.follow_update(settings, model):
+        return "the step that the layout's note asks for does not bring the copies up to date"
     return None
 
 
-def work_one(case, rank, tool, folder, number):
+def compare(case, rank, tool, folder):
+    """(what is wrong, or nothing; the shapes that vLLM has)."""
     name, config, setting = case
-    spec = f"vllm:{setting}"
-    tensors, ranks = pieces(tool, config / "config.json", spec)
-    numbers = number_elements(tensors)
-    settings = engine.config_of(config, spec, rank)
-    engine.start_groups(settings, rank, RANKS, folder / "store")
+    command = tool, config / "config.json", f"vllm:{setting}", RANKS
+    tensors, layout = comparison.inference_pieces(*command)
+    notes = comparison.inference_notes(*command)
+    settings = start(case, rank, folder)
     model = engine.build(settings)
-    totals = {}
-    for digit in range(DIGITS):
-        for value in engine.weights_of(model).values():
-            value.zero_()
-        engine.load(settings, model, checkpoint_of(tensors, numbers, digit))
-        for key, value in engine.weights_of(model).items():
-            totals[key] = totals.get(key, 0) + value.to(torch.float64).to(torch.int64) * 256 ** digit
-    held = {key: (totals[key], value.dtype, value.shape)
-            for key, value in engine.weights_of(model).items()}
+    checkpoint = comparison.MarkedCheckpoint(tensors)
+    stored = with_head if name.endswith("-stored") else iter
+    loaded = checkpoint.load(lambda weights: engine.load(settings, model, stored(weights)),
+                             lambda: engine.weights_of(model))
     before = {key: value.clone() for key, value in engine.weights_of(model).items()}
-    wrong = difference(held, ranks[rank], numbers)
     engine.after_loading(settings, model)
     after = engine.weights_of(model)
+    passing = [key for key in before if key not in after and PASSING.search(key)]
+    if name.endswith("-stored") and HEAD not in after:  # vLLM tied it when it found a copy
+        passing.append(HEAD)
+    for key in passing:
+        loaded.pop(key, None)
+        before.pop(key, None)
+    shapes = {key: tuple(value.shape) for key, value in before.items()}
     changed = [key for key, value in before.items()
                if not PACKED.search(key) and (key not in after or not torch.equal(after[key], value))]
     changed += [key for key in after if key not in before and not DERIVED.search(key)]
-    torch.save({"wrong": wrong, "changed": changed, "copies": engine.copies_of_kv_b(model),
-                "shapes": {key: tuple(value.shape) for key, value in before.items()}},
-               folder / f"{number}-{rank}.pt")
-    engine.stop_groups()
+    return (checkpoint.difference("vLLM", loaded, layout[rank]) or
+            (f"changed after loading: {changed[:3]}" if changed else None) or
+            notes_answer(notes, model, settings)), shapes
+
+
+def engine_of_refused(case, rank, tool, folder):
+    """The words of vLLM about a case that the layout refuses: its error, or what it builds."""
+    _, config, setting = case
+    try:
+        comparison.inference_pieces(tool, config / "config.json", f"vllm:{setting}", RANKS)
+        return ["the layout does not refuse"]
+    except RuntimeError:
+        pass
+    try:
+        return comparison.as_lines({key: tuple(value.shape) for key, value in engine.weights_of(
+            engine.build(start(case, rank, folder))).items()})
+    except Exception as error:
+        return [str(error)]
 
 
 def work(rank, cases, tool, folder):
+    """Leaves for every case what compare or engine_of_refused says of this rank."""
     torch.set_num_threads(1)
     engine.keep_weights_plain()
     for number, case in enumerate(cases):
         try:
-            work_one(case, rank, tool, folder, number)
+            result = (engine_of_refused if is_refused(case) else compare)(case, rank, tool, folder)
         except Exception as error:  # the other cases tell more
-            torch.save({"wrong": f"{type(error).__name__}: {error}"[:300], "changed": [], "copies": [],
-                        "shapes": {}}, folder / f"{number}-{rank}.pt")
-            engine.stop_groups()
+            result = f"{type(error).__name__}: {error}"[:300], {}
+        torch.save(result, folder / f"{number}-{rank}.pt")
+        engine.stop_groups()
         torch.distributed.barrier()
 
 
+def is_refused(case):
+    name, _, setting = case
+    return setting in REFUSED.get(name, {})
+
+
 # ---- tables
-
-
-def intervals(numbers):
-    result = []
-    for number in sorted(numbers):
-        if result and result[-1][1] == number - 1:
-            result[-1][1] = number
-        else:
-            result.append([number, number])
-    return result
-
-
-def table(spec, ranks):
-    """As tests/layout/engine_tables/README.md says."""
-    lines = [f"spec {spec}", f"ranks {len(ranks)}"]
-    rest = list(range(len(ranks)))
-    while rest:
-        alike = [rank for rank in rest if ranks[rank] == ranks[rest[0]]]
-        lines.append("on " + " ".join(f"{first}-{last}" for first, last in intervals(alike)))
-        lines += [f"{name} {' '.join(map(str, shape))}" for name, shape in ranks[rest[0]].items()]
-        rest = [rank for rank in rest if rank not in alike]
-    return "\n".join(lines) + "\n"
 
 
 def write_tables(folder, models, tables):
     version = ".".join(engine.version().split(".")[:2])
     for name, parts in tables.items():
         (folder / "models" / f"vllm-{name}.json").write_text(json.dumps(models[name], indent=2) + "\n")
-        text = (f"# Written by scripts/test-vllm.sh --write: what vLLM {engine.version()} itself "
-                f"holds.\nmodel vllm-{name}\n\n")
-        (folder / f"vllm-{version}_{name}.txt").write_text(text + "\n".join(parts))
+        comparison.write_table(folder / f"vllm-{version}_{name}.txt", "scripts/test-vllm.sh",
+                               f"vLLM {engine.version()}", f"vllm-{name}", parts)
+
+
+def find_cases(models, folder, only):
+    """(model's name, the folder with its config.json, setting), and the models."""
+    cases, configs = [], {}
+    for name in MODELS:
+        if only in (None, name):
+            configs[name] = model_of(models, name)
+            write_model(folder / name, name, configs[name])
+            cases += [(name, folder / name, setting)
+                      for setting in [*SETTINGS.get(name, []), *REFUSED.get(name, [])]]
+    return cases, configs
+
+
+def judge(case, results):
+    """What is wrong with a case, or nothing."""
+    name, _, setting = case
+    if is_refused(case):
+        words = [word for result in results for word in result]
+        expected = REFUSED[name][setting]
+        return None if any(re.search(expected, word) for word in words) else (
+            f"vLLM says nothing of '{expected}', but {words[0]}")
+    return next((f"rank {rank}: {wrong}" for rank, (wrong, _) in enumerate(results) if wrong), None)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--layout-tool", required=True, type=pathlib.Path)
-    parser.add_argument("--models", required=True, type=pathlib.Path)
-    parser.add_argument("--write", type=pathlib.Path)
-    parser.add_argument("--only", choices=SETTINGS)
-    arguments = parser.parse_args()
-    failed = 0
+    arguments = comparison.parse_arguments(__doc__, MODELS)
+    failed, tables = 0, {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        models, cases, tables = {}, [], {}
-        for model, settings in SETTINGS.items():
-            if arguments.only not in (None, model):
-                continue
-            models[model] = model_of(arguments.models, model)
-            (folder / model).mkdir()
-            (folder / model / "config.json").write_text(json.dumps(models[model]))
-            cases += [(model, folder / model, setting) for setting in settings]
+        cases, models = find_cases(arguments.models, folder, arguments.only)
         torch.multiprocessing.spawn(work, (cases, arguments.layout_tool, folder), nprocs=RANKS)
-        for number, (model, _, setting) in enumerate(cases):
+        for number, case in enumerate(cases):
+            model, _, setting = case
             results = [torch.load(folder / f"{number}-{rank}.pt") for rank in range(RANKS)]
-            wrong = [f"rank {rank}: {result['wrong']}" for rank, result in enumerate(results)
-                     if result["wrong"]]
-            changed = sorted({key for result in results for key in result["changed"]})
-            copies = sorted({key for result in results for key in result["copies"]})
-            text = wrong[0] if wrong else f"ok, {sum(len(r['shapes']) for r in results)} weights"
-            text += f"; changed after loading: {changed[:3]}" if changed else ""
-            text += f"; copies of kv_b_proj: {copies[:2]}" if copies else ""
-            print(f"{model} vllm:{setting}: {text}", flush=True)
-            failed += bool(wrong or changed or copies)
-            if not wrong:
+            wrong = judge(case, results)
+            right = ("ok, refused" if is_refused(case) else
+                     f"ok, {sum(len(shapes) for _, shapes in results)} weights")
+            print(f"{model} vllm:{setting}: {wrong or right}", flush=True)
+            failed += wrong is not None
+            if not is_refused(case):
                 tables.setdefault(model, []).append(
-                    table(f"vllm:{setting}", [result["shapes"] for result in results]))
-        if arguments.write:
-            write_tables(arguments.write, models, tables)
+                    comparison.table(f"vllm:{setting}", [shapes for _, shapes in results]))
+    if arguments.write:
+        write_tables(arguments.write, models, tables)
     print(f"{len(cases) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
