@@ -13,31 +13,10 @@
 
 #include "base/error.hpp"
 #include "base/wait.hpp"
-#include "comm/signals.hpp"
-#include "memory/device.hpp"
+#include "comm/mpi_start.hpp"
+#include "comm/peer.hpp"
 
 namespace awex {
-
-enum class Role : uint8_t { kTrainer, kInference };
-
-/// "trainer" or "inference".
-[[nodiscard]] const char* role_name(Role role);
-
-/// A rank as all others know it.
-struct Peer {
-  int rank = 0;
-  Role role = Role::kTrainer;
-  uint32_t role_rank = 0;  ///< Position among the ranks of its role, by rank.
-  int pid = 0;
-  std::string host;
-  DeviceIdentity device;
-
-  /// "rank 3 (inference, host a, gpu 1)".
-  [[nodiscard]] std::string describe() const;
-};
-
-/// World ranks of a role's ranks, by role rank.
-[[nodiscard]] std::vector<int> ranks_of(const std::vector<Peer>& peers, Role role);
 
 /// Bytes for another rank. The receiver must expect exactly as many.
 struct Outgoing {
@@ -69,14 +48,9 @@ struct Late {
 ///     } job.announce_failure(e); job.await_turn_to_report(code); report(e); job.abort(code);
 class Job final : public WaitMonitor {
  public:
-  /// How long MPI may take to start, and what is said when it does not.
-  struct Start {
-    Seconds allowance{5};              ///< On top of the timeout, for processes that begin.
-    std::optional<int> launched_rank;  ///< As the launcher tells it.
-    LastReport report;                 ///< To leave in a file.
-  };
+  using Start = MpiStart;
 
-  /// Initialises MPI (thread level funneled, errors returned), learns the ranks of this node and
+  /// Initialises MPI (thread level funneled, errors returned), learns the nodes of all ranks and
   /// notes SIGTERM and SIGINT from then on. `timeout` bounds each wait; MPI's own start, which
   /// cannot be polled, gets some seconds more, and ends the process with exit code 4. Collective.
   Job(int* argc, char*** argv, Seconds timeout) : Job(argc, argv, timeout, Start{}) {}
@@ -90,11 +64,11 @@ class Job final : public WaitMonitor {
 
   [[nodiscard]] int rank() const;
   [[nodiscard]] int size() const;
-  /// Rank and size among this node's ranks.
-  [[nodiscard]] int node_rank() const;
-  [[nodiscard]] int node_size() const;
+  /// How many nodes the job has.
   [[nodiscard]] int nodes() const;
-  [[nodiscard]] const std::string& host() const;
+  [[nodiscard]] const NodeIdentity& node_of(int rank) const;
+  /// This rank's.
+  [[nodiscard]] const NodeIdentity& node() const { return node_of(rank()); }
   /// A fresh deadline of the job's timeout.
   [[nodiscard]] Deadline deadline() const;
   /// Seconds since the common start (the last `synchronise_clocks`).
@@ -214,8 +188,8 @@ class Job final : public WaitMonitor {
   [[nodiscard]] bool overdue(const Deadline& deadline) const override;
   [[noreturn]] void fail_late(const Late& late);
 
-  struct State;
-  std::unique_ptr<State> state_;
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
 };
 
 }  // namespace awex

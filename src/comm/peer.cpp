@@ -1,4 +1,6 @@
-#include "comm/job.hpp"
+#include "comm/peer.hpp"
+
+#include <fmt/format.h>
 
 namespace awex {
 
@@ -13,7 +15,8 @@ const char* role_name(Role role) {
 }
 
 std::string Peer::describe() const {
-  return fmt::format("rank {} ({}, host {}, gpu {})", rank, role_name(role), host, device.index);
+  return fmt::format("rank {} ({}, host {}, gpu {})", rank, role_name(role), node.name(),
+                     device.index);
 }
 
 std::vector<int> ranks_of(const std::vector<Peer>& peers, Role role) {

@@ -19,7 +19,7 @@ constexpr const char* kRemedies =
     "container), or hold less: fewer --layers, --optimizer none, a layout over more nodes";
 
 HostClaim claim_here(const Job& job, uint64_t wanted_bytes) {
-  HostClaim claim{fixed_text<64>(job.host()), wanted_bytes, {}};
+  HostClaim claim{job.node(), wanted_bytes, {}};
   const auto bounds = host_memory_bounds();
   // The list begins with the closest ones; more are hardly ever set.
   const size_t count = std::min(bounds.size(), claim.bounds.size());
@@ -46,14 +46,14 @@ std::string HostShortage::describe() const {
 
 std::vector<HostShortage> host_shortages(std::span<const HostClaim> claims) {
   // Ranks of one host may be in cgroups of their own: a limit is compared with those in it alone.
-  using Key = std::tuple<std::string, uint64_t, FixedText<192>>;
+  using Key = std::tuple<NodeIdentity, uint64_t, FixedText<192>>;
   std::map<Key, HostShortage> sums;
   for (const auto& claim : claims) {
     if (claim.wanted_bytes == 0) continue;
     for (const auto& bound : claim.bounds) {
       if (!bound) continue;
-      const auto host = text_of(claim.host);
-      auto& sum = sums.try_emplace({host, bound->group, bound->name}, HostShortage{host, *bound})
+      auto& sum = sums.try_emplace({claim.node, bound->group, bound->name},
+                                   HostShortage{claim.node.name(), *bound})
                       .first->second;
       sum.bound.left_bytes = std::min(sum.bound.left_bytes, bound->left_bytes);
       sum.wanted_bytes = checked_add(sum.wanted_bytes, claim.wanted_bytes, "host memory");

@@ -15,7 +15,7 @@ namespace awex {
 
 /// The host memory that one rank will hold, and what bounds it. Plain data.
 struct HostClaim {
-  FixedText<64> host{};
+  NodeIdentity node;
   uint64_t wanted_bytes = 0;
   std::array<std::optional<HostBound>, 8> bounds{};
 };

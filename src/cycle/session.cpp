@@ -207,7 +207,7 @@ class Session {
     report_.gpus = setup_.devices.gpus;
     report_.one_core_ranks = setup_.one_core_ranks;
     for (const auto& peer : job_.peers()) {
-      report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.host,
+      report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.node.name(),
                                     fmt::format("{} {}", peer.device.index, peer.device.name)});
     }
     report_.plan =

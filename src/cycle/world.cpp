@@ -22,34 +22,14 @@
 namespace awex {
 namespace {
 
-/// A node: its name, and which start of which kernel, as machines may have the same name.
-struct HostName {
-  FixedText<64> name;
-  FixedText<40> boot;
-  bool operator==(const HostName&) const = default;
-  bool operator<(const HostName& other) const {
-    return std::tie(name, boot) < std::tie(other.name, other.boot);
-  }
-};
-
-std::string host_text(const HostName& host) { return text_of(host.name); }
-
-/// What each rank says of where it is.
-struct Place {
-  HostName host;
-  uint64_t pid_namespace;  ///< 0 where it cannot be known.
-};
-
 /// What each rank says before roles are known.
 struct RoleRequest {
-  HostName host;
   int32_t has_role;
   Role role;
 };
 
 /// What each rank says of itself and its device.
 struct DeviceRecord {
-  HostName host;
   int32_t pid;
   int32_t index;
   std::array<uint8_t, 16> uuid;
@@ -63,11 +43,6 @@ std::string first_line(const char* path) {
   return line;
 }
 
-HostName host_of(const Job& job) {
-  static const std::string boot = first_line("/proc/sys/kernel/random/boot_id");
-  return {fixed_text<64>(job.host()), fixed_text<40>(boot)};
-}
-
 uint64_t own_pid_namespace() {
   struct stat about {};
   return ::stat("/proc/self/ns/pid", &about) == 0 ? about.st_ino : 0;
@@ -77,13 +52,19 @@ const char* const kShareProcesses =
     "start both roles in one container, or let their containers share processes and the host's "
     "name: docker or podman run --pid=host --uts=host, in Kubernetes shareProcessNamespace: true";
 
-std::vector<Role> roles_by_position(const std::vector<HostName>& hosts) {
-  std::map<HostName, uint32_t> size;
-  for (const auto& host : hosts) ++size[host];
-  std::map<HostName, uint32_t> seen;
+std::vector<NodeIdentity> nodes_of(const Job& job) {
+  std::vector<NodeIdentity> nodes;
+  for (int rank = 0; rank < job.size(); ++rank) nodes.push_back(job.node_of(rank));
+  return nodes;
+}
+
+std::vector<Role> roles_by_position(const std::vector<NodeIdentity>& nodes) {
+  std::map<NodeIdentity, uint32_t> size;
+  for (const auto& node : nodes) ++size[node];
+  std::map<NodeIdentity, uint32_t> seen;
   std::vector<Role> roles;
-  for (const auto& host : hosts) {
-    roles.push_back(seen[host]++ < size[host] / 2 ? Role::kTrainer : Role::kInference);
+  for (const auto& node : nodes) {
+    roles.push_back(seen[node]++ < size[node] / 2 ? Role::kTrainer : Role::kInference);
   }
   return roles;
 }
@@ -111,21 +92,23 @@ std::string same_on_every_node() {
       per_node_command(this_launch(), "2"), per_node_command(this_launch(), "16"));
 }
 
-std::vector<std::string> names_of(const std::vector<HostName>& hosts) {
+std::vector<std::string> names_of(const std::vector<NodeIdentity>& nodes) {
   std::vector<std::string> names;
-  for (const auto& host : hosts) names.push_back(host_text(host));
+  for (const auto& node : nodes) names.push_back(node.name());
   return names;
 }
 
 /// Whether two ranks are on one machine under different host names: in containers.
-bool are_in_containers(const std::vector<HostName>& hosts) {
-  std::map<FixedText<40>, HostName> first;
-  return std::any_of(hosts.begin(), hosts.end(), [&](const HostName& host) {
-    return host.boot.front() != '\0' && first.try_emplace(host.boot, host).first->second != host;
+bool are_in_containers(const std::vector<NodeIdentity>& nodes) {
+  return std::any_of(nodes.begin(), nodes.end(), [&](const NodeIdentity& one) {
+    return std::any_of(nodes.begin(), nodes.end(), [&](const NodeIdentity& other) {
+      return one != other && one.is_same_machine(other);
+    });
   });
 }
 
-std::vector<Peer> make_peers(const RoleMap& roles, const std::vector<DeviceRecord>& records) {
+std::vector<Peer> make_peers(const Job& job, const RoleMap& roles,
+                             const std::vector<DeviceRecord>& records) {
   std::vector<Peer> peers;
   for (size_t rank = 0; rank < records.size(); ++rank) {
     const auto& record = records[rank];
@@ -133,22 +116,24 @@ std::vector<Peer> make_peers(const RoleMap& roles, const std::vector<DeviceRecor
                      .role = roles.role[rank],
                      .role_rank = roles.role_rank[rank],
                      .pid = record.pid,
-                     .host = host_text(record.host),
+                     .node = job.node_of(static_cast<int>(rank)),
                      .device = {record.uuid, record.index, text_of(record.name)}});
   }
   return peers;
 }
 
 /// A GPU, and which of the pairs that share it.
-using DeviceKey = std::tuple<HostName, std::array<uint8_t, 16>, uint32_t>;
+using DeviceKey = std::tuple<NodeIdentity, std::array<uint8_t, 16>, uint32_t>;
 
 /// By rank: its GPU, and how many ranks of its role come before it there.
-std::vector<DeviceKey> device_keys(const RoleMap& roles, const std::vector<DeviceRecord>& records) {
-  std::map<std::tuple<HostName, std::array<uint8_t, 16>, Role>, uint32_t> seen;
+std::vector<DeviceKey> device_keys(const Job& job, const RoleMap& roles,
+                                   const std::vector<DeviceRecord>& records) {
+  std::map<std::tuple<NodeIdentity, std::array<uint8_t, 16>, Role>, uint32_t> seen;
   std::vector<DeviceKey> keys;
   for (size_t rank = 0; rank < records.size(); ++rank) {
-    const auto& [host, pid, index, uuid, name] = records[rank];
-    keys.emplace_back(host, uuid, seen[{host, uuid, roles.role[rank]}]++);
+    const auto& node = job.node_of(static_cast<int>(rank));
+    const auto& uuid = records[rank].uuid;
+    keys.emplace_back(node, uuid, seen[{node, uuid, roles.role[rank]}]++);
   }
   return keys;
 }
@@ -164,7 +149,7 @@ void refuse_shared(Job& job, const std::vector<Peer>& peers, const std::vector<D
     size_t other = 0;
     while (!same_role(other)) ++other;
     std::vector<std::string> hosts;
-    for (const auto& peer : peers) hosts.push_back(peer.host);
+    for (const auto& peer : peers) hosts.push_back(peer.node.name());
     job.fail_together(request_error(
         fmt::format("{} and {} are on the same GPU; ranks: {}", peers[other].describe(),
                     peers[rank].describe(), ranks_by_host(hosts)),
@@ -196,15 +181,15 @@ DeviceMap map_devices(Job& job, const RoleMap& roles, const std::vector<DeviceKe
   DeviceMap map;
   std::map<DeviceKey, uint32_t> devices;
   std::map<DeviceKey, uint32_t> gpus;
-  std::map<HostName, uint32_t> nodes;
+  std::map<NodeIdentity, uint32_t> nodes;
   const auto me = static_cast<size_t>(job.rank());
   for (size_t rank = 0; rank < keys.size(); ++rank) {
-    const auto& [host, uuid, turn] = keys[rank];
+    const auto& [node, uuid, turn] = keys[rank];
     const uint32_t device = number(devices, keys[rank]);
-    map.physical.push_back(number(gpus, DeviceKey{host, uuid, 0}));
+    map.physical.push_back(number(gpus, DeviceKey{node, uuid, 0}));
     auto& placement = map.placement;
     if (device == placement.device_node.size()) {
-      placement.device_node.push_back(number(nodes, host));
+      placement.device_node.push_back(number(nodes, node));
     }
     (roles.role[rank] == Role::kTrainer ? placement.trainer_device : placement.inference_device)
         .push_back(device);
@@ -296,39 +281,38 @@ std::optional<Error> misplaced_ranks(const std::vector<std::string>& hosts,
 }
 
 void check_places(Job& job) {
-  const auto all =
-      job.all_gather_value(Place{host_of(job), own_pid_namespace()}, "the places of all ranks");
-  std::map<HostName, size_t> first;
+  const auto all = job.all_gather_value(own_pid_namespace(), "the pid namespaces of all ranks");
+  std::map<NodeIdentity, size_t> first;
   for (size_t rank = 0; rank < all.size(); ++rank) {
-    const auto other = first.try_emplace(all[rank].host, rank).first->second;
-    const auto one = all[other].pid_namespace;
-    const auto two = all[rank].pid_namespace;
+    const auto& node = job.node_of(static_cast<int>(rank));
+    const auto other = first.try_emplace(node, rank).first->second;
+    const auto one = all[other];
+    const auto two = all[rank];
     if (one == two || one == 0 || two == 0) continue;
     job.fail_together(request_error(
         fmt::format("rank {} and rank {} on host {} are in different PID namespaces (containers): "
                     "they cannot see each other's processes",
-                    other, rank, host_text(all[rank].host)),
+                    other, rank, node.name()),
         kShareProcesses));
   }
 }
 
 RoleMap assign_roles(Job& job, std::optional<Role> requested) {
-  const RoleRequest mine{host_of(job), requested ? 1 : 0, requested.value_or(Role::kTrainer)};
+  const RoleRequest mine{requested ? 1 : 0, requested.value_or(Role::kTrainer)};
   const auto all = job.all_gather_value(mine, "the roles of all ranks");
-  std::vector<HostName> hosts;
-  for (const auto& one : all) hosts.push_back(one.host);
+  const auto nodes = nodes_of(job);
   RoleMap roles;
-  roles.role = roles_by_position(hosts);
+  roles.role = roles_by_position(nodes);
   std::array<uint32_t, 2> counts{};
-  std::map<std::pair<HostName, Role>, int> on_node;
+  std::map<std::pair<NodeIdentity, Role>, int> on_node;
   for (size_t rank = 0; rank < all.size(); ++rank) {
     Role& role = roles.role[rank];
     if (all[rank].has_role != 0) role = all[rank].role;
     roles.role_rank.push_back(counts.at(static_cast<size_t>(role))++);
-    roles.node_position.push_back(on_node[{all[rank].host, role}]++);
+    roles.node_position.push_back(on_node[{nodes[rank], role}]++);
   }
-  if (auto error = misplaced_ranks(names_of(hosts), roles.role)) {
-    if (are_in_containers(hosts)) {
+  if (auto error = misplaced_ranks(names_of(nodes), roles.role)) {
+    if (are_in_containers(nodes)) {
       *error = request_error(error->what(),
                              fmt::format("{}; if the hosts are containers of one machine, {}",
                                          error->hint(), kShareProcesses));
@@ -375,32 +359,34 @@ std::unique_ptr<Device> open_device(const Job& job, const RoleMap& roles, Backen
 }
 
 DeviceMap pair_devices(Job& job, const RoleMap& roles, const Device& device, bool share_gpu) {
-  const DeviceRecord mine{host_of(job), ::getpid(), device.identity().index, device.identity().uuid,
+  const DeviceRecord mine{::getpid(), device.identity().index, device.identity().uuid,
                           fixed_text<96>(device.identity().name)};
   const auto records = job.all_gather_value(mine, "the devices of all ranks");
-  job.set_peers(make_peers(roles, records));
-  const auto keys = device_keys(roles, records);
+  job.set_peers(make_peers(job, roles, records));
+  const auto keys = device_keys(job, roles, records);
   if (!share_gpu) refuse_shared(job, job.peers(), keys);
   return map_devices(job, roles, keys);
 }
 
 HostShare host_share(Job& job) {
   struct Processors {
-    HostName host;
     cpu_set_t allowed;
     int32_t one_core;
-  } mine{host_of(job), {}, 0};
+  } mine{{}, 0};
   CPU_ZERO(&mine.allowed);
   if (::sched_getaffinity(0, sizeof(mine.allowed), &mine.allowed) != 0) {
     throw errno_error("learn the processors of this process", "sched_getaffinity", errno);
   }
   mine.one_core = is_one_core(mine.allowed) ? 1 : 0;
   const auto all = job.all_gather_value(mine, "the processors of all ranks");
-  const auto sharers = std::count_if(all.begin(), all.end(), [&](const Processors& other) {
-    return other.host == mine.host && CPU_EQUAL(&other.allowed, &mine.allowed) != 0;
-  });
+  size_t sharers = 0;
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    const bool shares = job.node_of(static_cast<int>(rank)) == job.node() &&
+                        CPU_EQUAL(&all[rank].allowed, &mine.allowed) != 0;
+    sharers += shares ? 1 : 0;
+  }
   // The two ranks of a GPU take turns.
-  const auto teams = std::max<size_t>(1, static_cast<size_t>(sharers) / 2);
+  const auto teams = std::max<size_t>(1, sharers / 2);
   HostShare share;
   share.threads = std::max<size_t>(1, static_cast<size_t>(CPU_COUNT(&mine.allowed)) / teams);
   for (size_t rank = 0; rank < all.size(); ++rank) {

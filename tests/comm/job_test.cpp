@@ -68,13 +68,12 @@ TEST_CASE("a common clock starts at zero on all ranks") {
 
 TEST_CASE("ranks are described with role, host and gpu") {
   const auto text = job().describe(0);
-  CHECK(text == "rank 0 (trainer, host " + job().host() + ", gpu 0)");
+  CHECK(text == "rank 0 (trainer, host " + job().node().name() + ", gpu 0)");
   const auto context = job().context();
   CHECK(context.rank == job().rank());
-  CHECK(context.host == job().host());
+  CHECK(context.host == job().node().name());
   CHECK(job().nodes() == 1);
-  CHECK(job().node_size() == job().size());
-  CHECK(job().node_rank() == job().rank());
+  for (int rank = 0; rank < job().size(); ++rank) CHECK(job().node_of(rank) == job().node());
 }
 
 TEST_CASE("agreement on success throws nowhere") {
@@ -97,7 +96,7 @@ TEST_CASE("one failing rank fails all, with its context") {
     CHECK(outcome->context().tensor == "model.norm.weight");
     CHECK(outcome->context().tag == "weights");
     CHECK(outcome->context().phase == "one fails");
-    CHECK(outcome->context().host == job().peers()[static_cast<size_t>(failing)].host);
+    CHECK(outcome->context().host == job().peers()[static_cast<size_t>(failing)].node.name());
     CHECK(outcome->context().role == role_name(job().peers()[static_cast<size_t>(failing)].role));
   }
 }
@@ -132,7 +131,7 @@ TEST_CASE("what all ranks find is of nobody, or of the rank that is to blame") {
     check_same_everywhere(outcome, ExitCode::kMismatch, guilty);
     const auto& peer = job().peers()[static_cast<size_t>(guilty)];
     CHECK(outcome->context().phase == "compare");
-    CHECK(outcome->context().host == peer.host);
+    CHECK(outcome->context().host == peer.node.name());
     CHECK(outcome->context().gpu == std::to_string(peer.device.index));
     CHECK(outcome->context().role == role_name(peer.role));
   }

@@ -22,7 +22,7 @@ HostBound cgroup(uint64_t group, uint64_t most, uint64_t left) {
 }
 
 HostClaim claim(const std::string& host, uint64_t wanted, const std::vector<HostBound>& bounds) {
-  HostClaim result{fixed_text<64>(host), wanted, {}};
+  HostClaim result{{.host = fixed_text<72>(host)}, wanted, {}};
   for (size_t i = 0; i < bounds.size(); ++i) result.bounds.at(i) = bounds[i];
   return result;
 }

@@ -64,7 +64,7 @@ TEST_CASE(
     CHECK(std::string(error->what()).find("4.10 kB") != std::string::npos);
     const auto& context = error->context();
     const auto& peer = job().peers()[static_cast<size_t>(leaking)];
-    CHECK(context.host == peer.host);
+    CHECK(context.host == peer.node.name());
     CHECK(context.gpu == std::to_string(peer.device.index));
     CHECK(context.phase == "discard");
     CHECK_FALSE(context.rank.has_value());

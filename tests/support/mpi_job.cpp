@@ -15,7 +15,7 @@ std::vector<Peer> gather_peers(Job& job) {
     peer.role = trains ? Role::kTrainer : Role::kInference;
     peer.role_rank = static_cast<uint32_t>(trains ? rank : rank - trainers);
     peer.pid = pids[static_cast<size_t>(rank)];
-    peer.host = job.host();
+    peer.node = job.node_of(rank);
     peer.device.index = static_cast<int>(peer.role_rank);
     peer.device.uuid[0] = static_cast<uint8_t>(peer.role_rank);
     peers.push_back(peer);

@@ -1,10 +1,8 @@
 #include "transfer/move/peer_reach.hpp"
 
 #include <cuda_runtime_api.h>
-#include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <vector>
 
 #include "memory/cuda_check.hpp"
@@ -15,22 +13,6 @@
 namespace awex {
 namespace {
 
-/// Where a process's pid means something, and so its descriptors can be fetched.
-struct PidSpace {
-  uint64_t device = 0;
-  uint64_t inode = 0;
-
-  [[nodiscard]] bool operator==(const PidSpace&) const = default;
-};
-
-PidSpace pid_space() {
-  struct stat status {};
-  if (::stat("/proc/self/ns/pid", &status) != 0) {
-    throw errno_error("learn the namespace of this process's id", "stat", errno);
-  }
-  return {status.st_dev, status.st_ino};
-}
-
 /// Channels that this rank's device runs at once for each of its inference ranks: where they do not
 /// take turns, all of them must find room.
 uint32_t channels_on(const Job& job, const Device& device) {
@@ -40,23 +22,21 @@ uint32_t channels_on(const Job& job, const Device& device) {
              device.identity().index);
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   const auto sharing = std::count_if(job.peers().begin(), job.peers().end(), [&](const Peer& peer) {
-    return peer.role == Role::kInference && peer.host == me.host &&
+    return peer.role == Role::kInference && peer.node == me.node &&
            peer.device.uuid == me.device.uuid;
   });
   return channels / static_cast<uint32_t>(sharing);
 }
 
 /// The first rank whose memory this inference rank cannot write, itself if its GPU is too small.
-std::optional<int> find_obstacle(Job& job, Device& device, const std::vector<PidSpace>& spaces) {
+std::optional<int> find_obstacle(Job& job, Device& device) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   if (me.role == Role::kTrainer) return std::nullopt;
   if (channels_on(job, device) < kStreamsAtOnce) return me.rank;
   for (const auto& peer : job.peers()) {
     if (peer.role == Role::kTrainer || peer.rank == me.rank) continue;
     const bool reached =
-        peer.host == me.host &&
-        spaces[static_cast<size_t>(peer.rank)] == spaces[static_cast<size_t>(me.rank)] &&
-        reaches_device(device.identity().index, peer.device);
+        peer.node == me.node && reaches_device(device.identity().index, peer.device);
     if (!reached) return peer.rank;
   }
   return std::nullopt;
@@ -67,16 +47,15 @@ std::string describe_obstacle(const Peer& one, const Peer& other) {
     return one.describe() + " has too few multiprocessors to serve enough peers at once";
   }
   return fmt::format("{} cannot map memory of {}: {}", one.describe(), other.describe(),
-                     one.host == other.host
-                         ? "the one does not see the other's GPU or process, or no link joins them"
+                     one.node == other.node
+                         ? "the one does not see the other's GPU, or no link joins them"
                          : "they are on different hosts");
 }
 
 }  // namespace
 
 std::optional<std::string> find_unreachable_peer(Job& job, Device& device) {
-  const auto spaces = job.all_gather_value(pid_space(), "the pid namespaces of all ranks");
-  const int32_t obstacle = find_obstacle(job, device, spaces).value_or(-1);
+  const int32_t obstacle = find_obstacle(job, device).value_or(-1);
   const auto all = job.all_gather_value(obstacle, "which GPUs reach each other");
   for (size_t rank = 0; rank < all.size(); ++rank) {
     if (all[rank] < 0) continue;

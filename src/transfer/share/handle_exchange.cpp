@@ -8,7 +8,7 @@ namespace {
 
 std::string describe(const HandleRecord& record) {
   return fmt::format("rank {} ({}, host {})", record.rank, role_name(record.role),
-                     text_of(record.host));
+                     record.node.name());
 }
 
 std::string uuid_text(const HandleRecord& record) {
@@ -36,7 +36,7 @@ void check_pair(const HandleRecord& mine, const HandleRecord& theirs) {
     throw request_error(fmt::format("{} takes {} for its partner, whose partner is rank {}",
                                     describe(mine), describe(theirs), theirs.partner));
   }
-  if (mine.host != theirs.host) {
+  if (mine.node != theirs.node) {
     throw request_error(
         fmt::format("{} and {} are partners on different hosts", describe(mine), describe(theirs)),
         "start the trainer and the inference rank of a GPU on the same host");
@@ -69,7 +69,7 @@ HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint6
   record.rank = job.rank();
   record.partner = partner_rank;
   record.role = me.role;
-  record.host = fixed_text<64>(job.host());
+  record.node = job.node();
   record.device_uuid = me.device.uuid;
   record.fingerprint = fingerprint;
   if (offered != nullptr) record.offered = offer(*offered);

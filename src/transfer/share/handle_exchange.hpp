@@ -22,7 +22,7 @@ struct HandleRecord {
   int32_t rank = 0;
   int32_t partner = 0;  ///< Rank of the other role on the same device.
   Role role = Role::kTrainer;
-  FixedText<64> host{};  ///< Zero-terminated.
+  NodeIdentity node;
   std::array<uint8_t, 16> device_uuid{};
   uint64_t fingerprint = 0;  ///< Of model, both layouts and program version.
   OfferedRange offered;

@@ -28,7 +28,7 @@ std::vector<HandleRecord> good_records(int pairs) {
     record.rank = rank;
     record.partner = trains ? rank + pairs : rank - pairs;
     record.role = trains ? Role::kTrainer : Role::kInference;
-    record.host = {'a'};
+    record.node.host = {'a'};
     record.device_uuid[0] = static_cast<uint8_t>(rank % pairs);
     record.fingerprint = kFingerprint;
     if (!trains) continue;
@@ -146,7 +146,7 @@ TEST_CASE("another protocol is named before anything else") {
 
 TEST_CASE("partners must share host and device and name each other") {
   auto records = good_records(2);
-  records[3].host = {'b'};
+  records[3].node.host = {'b'};
   CHECK(contains(verdict(records), "on different hosts"));
   records = good_records(2);
   records[3].device_uuid[15] = 0xAB;

@@ -1,0 +1,82 @@
+#include "comm/ending.hpp"
+
+#include <mpi.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <thread>
+
+#include "comm/signals.hpp"
+
+namespace awex {
+namespace {
+
+// How long abort lets rank 0, or mpirun, end the job first.
+constexpr Seconds kAbortGrace{1.5};
+// What MPI_Abort itself may take.
+constexpr Seconds kAbortAllowance{5};
+// How long a rank lets those before it report and end the job: all of them, then each one more.
+constexpr Seconds kReportGrace{3};
+constexpr Seconds kNextReportGrace{0.2};
+// Signals that come together are one: only later ones say that the job is being ended by others.
+constexpr Seconds kSignalBurst{0.3};
+
+}  // namespace
+
+bool Ending::is_reporter() const {
+  for (int lower = 0; lower < world_.rank(); ++lower) {
+    if (!failures_.is_lost(lower)) return false;
+  }
+  return true;
+}
+
+void Ending::finish() {
+  collectives_.barrier("the end of the job");
+  failures_.stop_watching();  // from here on processes end, as they should
+  world_.finalise();
+}
+
+/// Whether others end this job, rather than that it was told to end and reports it.
+bool Ending::told_to_end_now() {
+  if (signal_burst_ && !signal_burst_->expired()) known_signals_ = termination_signals();
+  return termination_signals() > known_signals_;
+}
+
+/// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: after a failure MPI
+/// may still have requests on memory that has been freed while unwinding.
+void Ending::pause_until_ended(Seconds longest) {
+  const Deadline deadline(longest);
+  while (!told_to_end_now() && !deadline.expired()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+void Ending::await_turn_to_report(ExitCode code) {
+  if (termination_signal() != 0) signal_burst_.emplace(kSignalBurst);
+  failures_.push();
+  Seconds grace = kReportGrace;
+  for (int earlier = 0; earlier < world_.rank(); ++earlier) {
+    if (failures_.is_lost(earlier)) continue;
+    pause_until_ended(grace);
+    if (told_to_end_now()) std::_Exit(static_cast<int>(code));
+    failures_.give_up_on(earlier);
+    grace = kNextReportGrace;
+  }
+}
+
+void Ending::abort(ExitCode code) {
+  const Watchdog watchdog(
+      kAbortGrace + kAbortAllowance, code,
+      fmt::format("{}: MPI_Abort does not end the job", world_.describe(world_.rank())));
+  failures_.push();
+  const bool mpirun_comes_first = code == ExitCode::kPeerLost;
+  const bool reporter_comes_first = !is_reporter();
+  if (mpirun_comes_first || reporter_comes_first) {
+    pause_until_ended(kAbortGrace);
+    if (told_to_end_now()) std::_Exit(static_cast<int>(code));
+  }
+  MPI_Abort(world_.comm(), static_cast<int>(code));
+  std::_Exit(static_cast<int>(code));
+}
+
+}  // namespace awex

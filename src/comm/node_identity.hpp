@@ -1,0 +1,29 @@
+#pragma once
+
+#include <string>
+#include <type_traits>
+
+#include "base/fixed_text.hpp"
+
+namespace awex {
+
+/// The machine that a process runs on: what "the same host" means everywhere. Two processes are on
+/// one host when their identities are equal: then they share memory and GPUs, and (as
+/// check_places makes sure) see each other's pids. Plain data.
+struct NodeIdentity {
+  FixedText<72> host{};  ///< Its name. Containers of one machine count as hosts of their own.
+  FixedText<40> boot{};  ///< Which start of which kernel, as machines may have the same name.
+
+  [[nodiscard]] std::string name() const { return text_of(host); }
+  /// Whether one kernel runs both, under whatever names.
+  [[nodiscard]] bool is_same_machine(const NodeIdentity& other) const {
+    return boot.front() != '\0' && boot == other.boot;
+  }
+  friend auto operator<=>(const NodeIdentity&, const NodeIdentity&) = default;
+};
+static_assert(std::is_trivially_copyable_v<NodeIdentity>);
+
+/// This process's. Throws Error(kRuntime).
+[[nodiscard]] NodeIdentity read_node_identity();
+
+}  // namespace awex

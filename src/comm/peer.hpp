@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/node_identity.hpp"
+#include "memory/device.hpp"
+
+namespace awex {
+
+enum class Role : uint8_t { kTrainer, kInference };
+
+/// "trainer" or "inference".
+[[nodiscard]] const char* role_name(Role role);
+
+/// A rank as all others know it.
+struct Peer {
+  int rank = 0;
+  Role role = Role::kTrainer;
+  uint32_t role_rank = 0;  ///< Position among the ranks of its role, by rank.
+  int pid = 0;
+  NodeIdentity node;
+  DeviceIdentity device;
+
+  /// "rank 3 (inference, host a, gpu 1)".
+  [[nodiscard]] std::string describe() const;
+};
+
+/// World ranks of a role's ranks, by role rank.
+[[nodiscard]] std::vector<int> ranks_of(const std::vector<Peer>& peers, Role role);
+
+}  // namespace awex

@@ -1,0 +1,124 @@
+#include "comm/progress.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "comm/mpi_check.hpp"
+#include "comm/requests.hpp"
+#include "comm/waits.hpp"
+
+namespace awex {
+namespace {
+
+// How often a rank tells of progress: the timeout is long against it.
+constexpr Seconds kLongestTellInterval{0.25};
+constexpr double kTellsPerTimeout = 20;
+
+std::string describe(const WireProgress& progress) {
+  const auto amount = progress.all_bytes == 0
+                          ? format_bytes(progress.done_bytes)
+                          : fmt::format("{} of {}", format_bytes(progress.done_bytes),
+                                        format_bytes(progress.all_bytes));
+  const auto file = text_of(progress.file);
+  return fmt::format("{}: {} read{}", text_of(progress.what), amount,
+                     file.empty() ? "" : ", last from " + file);
+}
+
+}  // namespace
+
+void Progress::watch(Watcher watcher) {
+  watcher_ = std::move(watcher);
+  told_.clear();
+}
+
+void Progress::progressed(const WorkProgress& progress) {
+  last_ = Clock::now();
+  news_ = true;
+  const bool turns = own_.ended || progress.ended;
+  own_ = {fixed_text<64>(progress.what), fixed_text<512>(progress.file), progress.done_bytes,
+          progress.all_bytes, progress.ended};
+  if (world_.rank() == 0) show(0, own_);
+  if (turns || last_ >= next_tell_) tell();
+}
+
+void Progress::exchange() {
+  hear();
+  if (world_.rank() == 0 && news_ && Clock::now() >= next_tell_) tell();
+}
+
+/// Rank 0 tells all what it knows to go on; the others tell rank 0.
+void Progress::tell() {
+  news_ = false;
+  next_tell_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(
+                                  kLongestTellInterval, world_.timeout() / kTellsPerTimeout));
+  outbox_.remove_if([](auto& sent) {
+    int done = 0;
+    MPI_Test(&sent.second, &done, MPI_STATUS_IGNORE);
+    return done != 0;
+  });
+  if (world_.rank() != 0) return send(0);
+  for (int other = 1; other < world_.size(); ++other) send(other);
+}
+
+void Progress::send(int to) {
+  auto& [message, request] = outbox_.emplace_back(own_, MPI_REQUEST_NULL);
+  AWEX_MPI(
+      MPI_Isend(&message, sizeof(message), MPI_BYTE, to, kProgressTag, world_.comm(), &request),
+      "tell rank {} of progress", to);
+}
+
+void Progress::hear() {
+  while (true) {
+    int found = 0;
+    MPI_Status status{};
+    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kProgressTag, world_.comm(), &found, &status),
+             "look for other ranks' progress");
+    if (found == 0) return;
+    WireProgress wire;
+    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kProgressTag, world_.comm(),
+                      MPI_STATUS_IGNORE),
+             "receive the progress of rank {}", status.MPI_SOURCE);
+    last_ = Clock::now();
+    news_ = world_.rank() == 0;
+    if (world_.rank() == 0) show(status.MPI_SOURCE, wire);
+    if (wire.ended) {
+      working_.erase(status.MPI_SOURCE);
+    } else {
+      working_[status.MPI_SOURCE] = {wire, last_};
+    }
+  }
+}
+
+/// Shows how far all ranks are together.
+void Progress::show(int of, const WireProgress& progress) {
+  told_[of] = progress;
+  if (!watcher_) return;
+  uint64_t done = 0;
+  uint64_t all = 0;
+  for (const auto& [other, work] : told_) {
+    done += work.done_bytes;
+    all += work.all_bytes;
+  }
+  watcher_(done, all);
+}
+
+void Progress::look_for_silent() {
+  const auto limit = world_.timeout() + (world_.rank() == 0 ? kRankZeroGrace : kOthersGrace);
+  for (const auto& [other, heard] : working_) {
+    if (Clock::now() - heard.when < limit) continue;
+    failures_.give_up_on(other);
+    failures_.announce_and_fail(
+        Error(ExitCode::kDeadline,
+              fmt::format("{} has told of no progress for {}: {}{}", world_.describe(other),
+                          format_seconds(world_.timeout().count()), describe(heard.progress),
+                          world_.describe_stopped()),
+              kDeadlineHint));
+  }
+}
+
+bool Progress::overdue(const Deadline& deadline, Seconds grace) const {
+  return deadline.expired() && Clock::now() - last_ >= world_.timeout() + grace;
+}
+
+}  // namespace awex
