@@ -18,7 +18,7 @@ namespace {
 
 /// Rank 0 alone writes files; in launches of several programs it may be another rank that was
 /// asked.
-void warn_of_lost_outputs(Job& job, const JobOptions& options) {
+void warn_of_lost_outputs(Job& job, const JobArguments& options) {
   const bool wants_files = !options.json_path.empty() || !options.trace_path.empty();
   const auto all = job.all_gather_value(wants_files ? 1 : 0, "who writes files");
   if (job.rank() != 0 || all[0] != 0) return;
@@ -30,19 +30,19 @@ void warn_of_lost_outputs(Job& job, const JobOptions& options) {
                   other - all.begin()));
 }
 
-Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles& files) {
-  auto unfinished = begin_report(command, options.run, job);
-  Progress progress(job.rank() == 0, options.run.versions, files);
+Report do_work(const JobArguments& options, Job& job, ReportFiles& files) {
+  auto unfinished = begin_report(options.request, job);
+  Progress progress(job.rank() == 0, options.request.command.versions, files);
   try {
     job.do_and_agree([&] {
       if (job.rank() == 0) {
         files.open(options.json_path, options.trace_path, unfinished,
-                   {options.run.timeout, [&job] { job.poll(); }});
+                   {options.request.job.timeout, [&job] { job.poll(); }});
       }
-      if (job.size() < 2) throw too_few_ranks(command);
+      if (job.size() < 2) throw too_few_ranks(options.request.command.command);
     });
     warn_of_lost_outputs(job, options);
-    return run_command(command, options.run, job, progress);
+    return run_command(options.request, job, progress);
   } catch (const Error& error) {
     unfinished.error = job.failure_is_agreed() ? error : job.announce_failure(error);
   } catch (const std::exception& error) {
@@ -52,7 +52,7 @@ Report do_work(Command command, const JobOptions& options, Job& job, ReportFiles
 }
 
 /// What stdout carries; nothing where the job failed before it had anything to report.
-std::string report_text(const Report& report, const JobOptions& options) {
+std::string report_text(const Report& report, const JobArguments& options) {
   if (options.json_path == "-") return render_json(report);
   if (report.error && report.versions.empty()) return {};
   return render_table(
@@ -61,7 +61,7 @@ std::string report_text(const Report& report, const JobOptions& options) {
 
 /// Rank 0: writes every output. Returns the exit code: a report that cannot be written is a
 /// failure.
-ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& files) {
+ExitCode publish(const Report& report, const JobArguments& options, ReportFiles& files) {
   auto code = report.exit_code();
   if (report.error) log::error(*report.error);
   const auto attempt = [&code](const auto& write) {
@@ -74,10 +74,10 @@ ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& f
       code = error.code();
     }
   };
-  files.be_patient(options.run.timeout);
+  files.be_patient(options.request.job.timeout);
   attempt([&] { files.write(report); });
   attempt([&] {
-    const Seconds patience = code == ExitCode::kDeadline ? Seconds(1) : options.run.timeout;
+    const Seconds patience = code == ExitCode::kDeadline ? Seconds(1) : options.request.job.timeout;
     write_all(STDOUT_FILENO, report_text(report, options), "stdout", {patience, {}});
   });
   return code;
@@ -85,12 +85,12 @@ ExitCode publish(const Report& report, const JobOptions& options, ReportFiles& f
 
 /// The rank that reports writes every output: rank 0, or another where that is lost. Returns the
 /// exit code.
-ExitCode end_with(const Report& report, const JobOptions& options, const Job& job,
+ExitCode end_with(const Report& report, const JobArguments& options, const Job& job,
                   ReportFiles& files) {
   if (job.rank() == 0) return publish(report, options, files);
   if (!report.error || !job.is_reporter()) return report.exit_code();
   try {
-    files.open(options.json_path, options.trace_path, report, {options.run.timeout, {}});
+    files.open(options.json_path, options.trace_path, report, {options.request.job.timeout, {}});
   } catch (const Error& error) {
     log::warning(error.what());  // the report's own error is the one that counts
   }
@@ -98,21 +98,21 @@ ExitCode end_with(const Report& report, const JobOptions& options, const Job& jo
 }
 
 /// Ends a job whose failure not all ranks have agreed on.
-[[noreturn]] void break_off(const Report& report, const JobOptions& options, Job& job,
+[[noreturn]] void break_off(const Report& report, const JobArguments& options, Job& job,
                             ReportFiles& files) {
   job.await_turn_to_report(report.exit_code());
   job.abort(end_with(report, options, job, files));
 }
 
 /// What rank 0 leaves behind when MPI does not start.
-Job::Start when_mpi_does_not_start(Command command, const JobOptions& options) {
+Job::Start when_mpi_does_not_start(const JobArguments& options) {
   Job::Start start;
   start.launched_rank = launched_rank();
   const bool writes = start.launched_rank.value_or(0) == 0;
   if (!writes || options.json_path.empty() || options.json_path == "-") return start;
   Report report;
-  report.command = command_name(command);
-  const Seconds allowed = options.run.timeout + start.allowance;
+  report.command = command_name(options.request.command.command);
+  const Seconds allowed = options.request.job.timeout + start.allowance;
   report.error =
       Error(ExitCode::kDeadline,
             fmt::format("rank {} has not got through MPI's start after {}",
@@ -125,15 +125,15 @@ Job::Start when_mpi_does_not_start(Command command, const JobOptions& options) {
 
 }  // namespace
 
-ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv) {
-  if (const auto refused = refuse_wrong_launch(command)) return *refused;
-  Job job(argc, argv, options.run.timeout, when_mpi_does_not_start(command, options));
+ExitCode run_job(const JobArguments& options, int* argc, char*** argv) {
+  if (const auto refused = refuse_wrong_launch(options.request.command.command)) return *refused;
+  Job job(argc, argv, options.request.job.timeout, when_mpi_does_not_start(options));
   log::configure(options.talk.level, fmt::format("rank {}", job.rank()),
                  use_color(options.talk.color, STDERR_FILENO));
   // Others wait for a rank that tells something: that must be short against the timeout.
-  log::set_patience(std::min(Seconds(10), options.run.timeout / 4));
+  log::set_patience(std::min(Seconds(10), options.request.job.timeout / 4));
   ReportFiles files;
-  auto report = do_work(command, options, job, files);
+  auto report = do_work(options, job, files);
   try {
     if (report.error && !job.failure_is_agreed()) break_off(report, options, job, files);
     const auto code = end_with(report, options, job, files);
@@ -147,18 +147,17 @@ ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** 
 }
 
 Subcommand add_job_command(CLI::App& root, Command command, const char* description) {
-  const auto options = std::make_shared<JobOptions>();
+  const auto options = std::make_shared<JobArguments>();
   auto* parser = root.add_subcommand(command_name(command), description);
   add_job_options(*parser, command, *options);
   const auto complete = [parser, options] {
     complete_job_options(*parser, *options);
     // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
     // what others do not find on their nodes they tell with their names, later.
-    if (launched_rank().value_or(0) == 0) check_model_and_layouts(options->run);
+    if (launched_rank().value_or(0) == 0) check_model_and_layouts(options->request.job);
   };
-  return {parser, complete, [command, options](int* argc, char*** argv) {
-            return run_job(command, *options, argc, argv);
-          }};
+  return {parser, complete,
+          [options](int* argc, char*** argv) { return run_job(*options, argc, argv); }};
 }
 
 }  // namespace awex

@@ -6,88 +6,92 @@
 namespace awex {
 namespace {
 
-void add_model_options(CLI::App& parser, RunOptions& run) {
+void add_model_options(CLI::App& parser, JobArguments& options) {
+  JobOptions& job = options.request.job;
   add_value(parser, "--model", "DIR|preset:NAME",
             "A Hugging Face checkpoint, or a published shape with generated weights; required", "",
-            [&run](const std::string& text) { run.model = text; });
+            [&job](const std::string& text) { job.model = text; });
   add_value(parser, "--layers", "N", "Keep the first N layers of the model", "all",
-            [&run](const std::string& text) { run.layers = parse_count(text); });
+            [&job](const std::string& text) { job.layers = parse_count(text); });
   add_value(parser, "--trainer", "SPEC",
-            "Layout of the trainer, ENGINE[:key=value,...]: megatron:tp=2, hf", run.trainer,
-            [&run](const std::string& text) { run.trainer = text; });
+            "Layout of the trainer, ENGINE[:key=value,...]: megatron:tp=2, hf", options.trainer,
+            [&options](const std::string& text) { options.trainer = text; });
   add_value(parser, "--inference", "SPEC",
             "Layout of the inference engine, ENGINE[:key=value,...]: sglang:tp=2, hf",
-            run.inference, [&run](const std::string& text) { run.inference = text; });
+            options.inference, [&options](const std::string& text) { options.inference = text; });
 }
 
-void add_placement_options(CLI::App& parser, RunOptions& run) {
+void add_placement_options(CLI::App& parser, JobOptions& job) {
   add_value(parser, "--role", "ROLE",
             "Role of these ranks, trainer or inference, for MPMD launches",
             "first half of each node's ranks trainer, second half inference",
-            [&run](const std::string& text) {
-              run.role = parse_choice<Role>(
+            [&job](const std::string& text) {
+              job.role = parse_choice<Role>(
                   text, {{"trainer", Role::kTrainer}, {"inference", Role::kInference}});
             });
   add_value(
       parser, "--backend", "BACKEND",
       "auto, cuda, or host (the same on shared host memory); auto is cuda where there is a GPU",
-      "auto", [&run](const std::string& text) {
+      "auto", [&job](const std::string& text) {
         using Choice = std::optional<BackendKind>;
-        run.backend = parse_choice<Choice>(
+        job.backend = parse_choice<Choice>(
             text, {{"auto", Choice{}}, {"cuda", BackendKind::kCuda}, {"host", BackendKind::kHost}});
       });
   add_value(parser, "--exchange", "HOW",
             "How weights travel between GPUs: peer (written into the receiver's memory), nccl, or "
             "auto: peer where every GPU reaches every other; no matter on host",
-            "auto", [&run](const std::string& text) {
-              run.exchange = parse_choice<ExchangeKind>(text, {{"auto", ExchangeKind::kAuto},
+            "auto", [&job](const std::string& text) {
+              job.exchange = parse_choice<ExchangeKind>(text, {{"auto", ExchangeKind::kAuto},
                                                                {"peer", ExchangeKind::kPeer},
                                                                {"nccl", ExchangeKind::kNccl}});
             });
-  parser.add_flag("--share-gpu", run.share_gpu,
+  parser.add_flag("--share-gpu", job.share_gpu,
                   "Let several ranks of a role be on one GPU, for tests");
   add_value(parser, "--gpu-memory", "SIZE",
             "Budget of a GPU for both roles together; phases overlap as far as it allows",
             "what is free",
-            [&run](const std::string& text) { run.gpu_memory = parse_bytes(text); });
+            [&job](const std::string& text) { job.gpu_memory = parse_bytes(text); });
 }
 
-void add_work_options(CLI::App& parser, Command command, RunOptions& run) {
+void add_work_options(CLI::App& parser, Request& request) {
+  JobOptions& job = request.job;
+  CommandOptions& command = request.command;
   add_value(parser, "--optimizer", "NAME",
             "Optimizer state that the trainer holds: adamw (12 bytes an element) or none", "adamw",
-            [&run](const std::string& text) {
-              run.optimizer = parse_choice<bool>(text, {{"adamw", true}, {"none", false}});
+            [&job](const std::string& text) {
+              job.optimizer = parse_choice<bool>(text, {{"adamw", true}, {"none", false}});
             });
   add_value(parser, "--kv-cache", "SIZE", "KV cache of each inference rank; 0 for none",
-            fmt::format("{}MiB", run.kv_cache_bytes >> 20),
-            [&run](const std::string& text) { run.kv_cache_bytes = parse_bytes(text); });
-  if (command == Command::kUpdate) {
+            fmt::format("{}MiB", job.kv_cache_bytes >> 20),
+            [&job](const std::string& text) { job.kv_cache_bytes = parse_bytes(text); });
+  if (command.command == Command::kUpdate) {
     add_value(parser, "--versions", "N", "How many times to train, hand over and commit",
-              fmt::format("{}", run.versions),
-              [&run](const std::string& text) { run.versions = parse_count(text); });
+              fmt::format("{}", command.versions),
+              [&command](const std::string& text) { command.versions = parse_count(text); });
     parser.add_flag_callback(
-        "--no-offload", [&run] { run.offload = false; },
+        "--no-offload", [&job] { job.offload = false; },
         "The cycle without giving memory back, to compare with");
   }
-  parser.add_flag("--warm-host-memory", run.warm_host_memory,
+  parser.add_flag("--warm-host-memory", job.warm_host_memory,
                   "Prepare the pinned host memory for offloads in the background from the start");
   add_value(parser, "--timeout", "DURATION", "How long a single wait may take: 30s, 500ms, 5m",
-            fmt::format("{:.0f}s", run.timeout.count()),
-            [&run](const std::string& text) { run.timeout = parse_duration(text); });
+            fmt::format("{:.0f}s", job.timeout.count()),
+            [&job](const std::string& text) { job.timeout = parse_duration(text); });
   add_value(parser, "--verify", "HOW",
             "Proof of the transfer: digest, full (brings and compares every byte "
             "once more) or off",
-            "digest", [&run](const std::string& text) {
-              run.verify = parse_choice<Verify>(
+            "digest", [&command](const std::string& text) {
+              command.verify = parse_choice<Verify>(
                   text,
                   {{"digest", Verify::kDigest}, {"full", Verify::kFull}, {"off", Verify::kOff}});
             });
 }
 
-void add_output_options(CLI::App& parser, JobOptions& options) {
+void add_output_options(CLI::App& parser, JobArguments& options) {
   add_value(parser, "--limits", "on|off", "Measure the links' limits to compare the phases with",
             "on", [&options](const std::string& text) {
-              options.run.measure_limits = parse_choice<bool>(text, {{"on", true}, {"off", false}});
+              options.request.job.measure_limits =
+                  parse_choice<bool>(text, {{"on", true}, {"off", false}});
             });
   add_value(parser, "--config", "FILE",
             "Options as a JSON object, keys without dashes; the command line wins", "",
@@ -101,17 +105,18 @@ void add_output_options(CLI::App& parser, JobOptions& options) {
 
 }  // namespace
 
-void add_job_options(CLI::App& parser, Command command, JobOptions& options) {
-  add_model_options(parser, options.run);
-  add_placement_options(parser, options.run);
-  add_work_options(parser, command, options.run);
+void add_job_options(CLI::App& parser, Command command, JobArguments& options) {
+  options.request.command.command = command;
+  add_model_options(parser, options);
+  add_placement_options(parser, options.request.job);
+  add_work_options(parser, options.request);
   add_output_options(parser, options);
   add_talk_options(parser, options.talk);
 }
 
-void complete_job_options(CLI::App& parser, const JobOptions& options) {
+void complete_job_options(CLI::App& parser, JobArguments& options) {
   if (!options.config_path.empty()) apply_config(parser, options.config_path);
-  if (options.run.model.empty()) {
+  if (options.request.job.model.empty()) {
     throw request_error("--model is missing",
                         "name a checkpoint directory, or try --model preset:tiny-dense");
   }
@@ -124,6 +129,8 @@ void complete_job_options(CLI::App& parser, const JobOptions& options) {
         fmt::format("--json and --trace both name the file \"{}\"", options.trace_path),
         "name two files");
   }
+  options.request.job.trainer = options.trainer;
+  options.request.job.inference = options.inference;
 }
 
 }  // namespace awex

@@ -3,7 +3,7 @@
 #include <optional>
 
 #include "base/error.hpp"
-#include "cycle/run_options.hpp"
+#include "cycle/options.hpp"
 
 namespace awex {
 

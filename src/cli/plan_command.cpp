@@ -23,9 +23,11 @@ namespace {
 constexpr uint32_t kMostGpus = 65536;
 
 struct PlanOptions {
-  std::string model;
+  ModelName model;
   std::optional<uint64_t> layers;
   ForecastOptions forecast;
+  std::string trainer = forecast.trainer.text();  ///< As typed, for `forecast`.
+  std::string inference = forecast.inference.text();
   std::optional<uint32_t> listed_gpu;
   std::string config_path;
   std::string json_path;
@@ -59,10 +61,9 @@ void add_job(CLI::App& parser, PlanOptions& options) {
   add_value(parser, "--layers", "N", "Keep the first N layers of the model", "all",
             [&options](const std::string& text) { options.layers = parse_count(text); });
   add_value(parser, "--trainer", "SPEC", "Layout of the trainer, ENGINE[:key=value,...]",
-            forecast.trainer, [&forecast](const std::string& text) { forecast.trainer = text; });
+            options.trainer, [&options](const std::string& text) { options.trainer = text; });
   add_value(parser, "--inference", "SPEC", "Layout of the inference engine, ENGINE[:key=value,...]",
-            forecast.inference,
-            [&forecast](const std::string& text) { forecast.inference = text; });
+            options.inference, [&options](const std::string& text) { options.inference = text; });
   add_value(parser, "--gpus", "N", "GPUs of the cluster, each with a rank of both roles", "1",
             [&forecast](const std::string& text) { forecast.gpus = parse_gpus(text); });
   add_value(parser, "--gpus-per-node", "G", "GPUs of a node", "8",
@@ -147,7 +148,7 @@ UniqueFd open_json(const std::string& path) {
   throw request_error(error.what(), "name a file in a directory that exists and can be written");
 }
 
-ExitCode run_plan(const PlanOptions& options) {
+ExitCode run_plan(PlanOptions& options) {
   log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
   const UniqueFd json = open_json(options.json_path);
   const auto write_json = [&](const std::string& text) {
@@ -156,6 +157,8 @@ ExitCode run_plan(const PlanOptions& options) {
   };
   try {
     const auto model = read_model_shape(options.model, options.layers);
+    options.forecast.trainer = options.trainer;
+    options.forecast.inference = options.inference;
     for (const auto& remark : model.remarks) log::warning(remark);
     const auto& catalogue = model.catalogue;
     const auto forecast = make_forecast(catalogue, options.forecast, options.listed_gpu);

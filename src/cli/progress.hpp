@@ -5,7 +5,7 @@
 #include "base/wait.hpp"
 #include "cli/report_files.hpp"
 #include "cycle/observer.hpp"
-#include "cycle/run_options.hpp"
+#include "cycle/options.hpp"
 
 namespace awex {
 

@@ -3,7 +3,7 @@
 #include <functional>
 
 #include "base/error.hpp"
-#include "cycle/run_options.hpp"
+#include "cycle/options.hpp"
 
 namespace CLI {
 class App;
@@ -11,7 +11,7 @@ class App;
 
 namespace awex {
 
-struct JobOptions;
+struct JobArguments;
 
 /// A command of the program. Options live as long as the functions.
 struct Subcommand {
@@ -36,6 +36,6 @@ struct Subcommand {
 
 /// Runs such a command as this process's part of the job: report, outputs, the job's end.
 /// Collective. Does not return where the job has to be aborted.
-[[nodiscard]] ExitCode run_job(Command command, const JobOptions& options, int* argc, char*** argv);
+[[nodiscard]] ExitCode run_job(const JobArguments& options, int* argc, char*** argv);
 
 }  // namespace awex

@@ -4,6 +4,8 @@
 #include <initializer_list>
 
 #include "base/checked.hpp"
+#include "base/units.hpp"
+#include "cycle/accounting.hpp"
 #include "memory/chunking.hpp"
 
 namespace awex {
@@ -73,6 +75,42 @@ uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload) {
   uint64_t most = 0;
   for (const auto& phase : phases_of_cycle(needs, offload)) most = std::max(most, phase.host_bytes);
   return most;
+}
+
+void GpuNeeds::add(const DeviceNeeds& needs, bool offload) {
+  const auto pair = peak_of_cycle(needs, offload);
+  peak = checked_add(peak, pair.bytes, "the memory of a GPU");
+  moment = pair.moment;
+  pinned += host_bytes_of_cycle(needs, offload);
+}
+
+std::optional<Error> lack_of_memory(const GpuNeeds& gpu, const BudgetRequest& request,
+                                    const std::string& who) {
+  const uint64_t budget = request.gpu_memory.value_or(gpu.free);
+  if (gpu.peak <= std::min(budget, gpu.free)) return std::nullopt;
+  return request_error(fmt::format("the GPU of {} needs {} in {}, and has {}", who,
+                                   format_bytes(gpu.peak), gpu.moment,
+                                   budget < gpu.free ? format_bytes(budget) + " by --gpu-memory"
+                                                     : format_bytes(gpu.free) + " free"),
+                       request.offload
+                           ? "spread the model over more GPUs, keep fewer --layers, or shrink "
+                             "--kv-cache"
+                           : "leave out --no-offload");
+}
+
+uint64_t gpu_budget(const GpuNeeds& gpu, const BudgetRequest& request, BackendKind backend,
+                    size_t gpus) {
+  constexpr uint64_t kDriverBytes = 1ULL << 30;  // contexts, NCCL
+  uint64_t spare = 0;
+  switch (backend) {
+    case BackendKind::kCuda:
+      spare = gpu.free - std::min(gpu.free, kDriverBytes + page_table_bytes(gpu.pinned));
+      break;
+    case BackendKind::kHost:
+      spare = gpu.free / 2 / gpus;
+      break;
+  }
+  return std::max(gpu.peak, std::min(request.gpu_memory.value_or(spare), gpu.free));
 }
 
 }  // namespace awex

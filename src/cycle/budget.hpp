@@ -1,9 +1,14 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "base/error.hpp"
+#include "memory/device.hpp"
 
 namespace awex {
 
@@ -47,5 +52,39 @@ struct DevicePeak {
 
 /// The most host memory that the trainer's offloaded bytes take at a time.
 [[nodiscard]] uint64_t host_bytes_of_cycle(const DeviceNeeds& needs, bool offload);
+
+/// What the pairs of ranks on a GPU need together, at least, and may have.
+struct GpuNeeds {
+  uint64_t peak = 0;
+  std::string moment;   ///< Of the fullest pair.
+  uint64_t pinned = 0;  ///< Host memory for what they offload.
+  uint64_t free = std::numeric_limits<uint64_t>::max();
+
+  /// Adds what a pair needs.
+  void add(const DeviceNeeds& needs, bool offload);
+};
+
+/// Who asks for how much of a GPU.
+struct BudgetRequest {
+  std::optional<uint64_t> gpu_memory;  ///< As typed; absent: what is free.
+  bool offload = true;
+};
+
+/// The error when a GPU has not the least that the cycles on it need; `who` is a rank on it.
+[[nodiscard]] std::optional<Error> lack_of_memory(const GpuNeeds& gpu, const BudgetRequest& request,
+                                                  const std::string& who);
+
+/// What the ranks on a GPU may hold together: as asked for, or what is free, less what the driver
+/// will take for itself; on host, where one memory serves all `gpus` of a node and what they
+/// offload, a part. At least what they need.
+[[nodiscard]] uint64_t gpu_budget(const GpuNeeds& gpu, const BudgetRequest& request,
+                                  BackendKind backend, size_t gpus);
+
+/// The memory that may be held.
+struct Budget {
+  uint64_t gpu_bytes = 0;   ///< By all ranks on this rank's GPU together.
+  uint64_t host_bytes = 0;  ///< By this rank: what it offloads, and on host what stands in for the
+                            ///< memory of its device.
+};
 
 }  // namespace awex

@@ -39,7 +39,7 @@ std::string exchange_name(ExchangeKind exchange) {
   return "";
 }
 
-std::string backend_text(const RunOptions& options) {
+std::string backend_text(const JobOptions& options) {
   return options.backend ? backend_name(*options.backend) : "auto";
 }
 
@@ -49,18 +49,20 @@ Field field(const char* name, const std::string& value) {
 
 Field flag(const char* name, bool value) { return field(name, value ? "on" : "off"); }
 
-Fields fields_of(Command command, const RunOptions& options) {
+Fields fields_of(const Request& request) {
+  const JobOptions& options = request.job;
+  const CommandOptions& command = request.command;
   const auto budget = options.gpu_memory ? std::to_string(*options.gpu_memory) : "unlimited";
   return {field("awex-colocate", build_identity()),
-          field("command", command_name(command)),
-          field("--trainer", options.trainer),
-          field("--inference", options.inference),
+          field("command", command_name(command.command)),
+          field("--trainer", options.trainer.text()),
+          field("--inference", options.inference.text()),
           field("--backend", backend_text(options)),
           field("--optimizer", options.optimizer ? "adamw" : "none"),
           field("--kv-cache", std::to_string(options.kv_cache_bytes)),
-          field("--versions", std::to_string(options.versions)),
+          field("--versions", std::to_string(command.versions)),
           field("--timeout", format_seconds(options.timeout.count())),
-          field("--verify", verify_name(options.verify)),
+          field("--verify", verify_name(command.verify)),
           flag("offload", options.offload),
           field("--exchange", exchange_name(options.exchange)),
           flag("--share-gpu", options.share_gpu),
@@ -71,8 +73,8 @@ Fields fields_of(Command command, const RunOptions& options) {
 
 }  // namespace
 
-void check_common_options(Job& job, Command command, const RunOptions& options) {
-  const auto all = job.all_gather_value(fields_of(command, options), "the options of all ranks");
+void check_common_options(Job& job, const Request& request) {
+  const auto all = job.all_gather_value(fields_of(request), "the options of all ranks");
   for (size_t rank = 1; rank < all.size(); ++rank) {
     for (size_t i = 0; i < all[rank].size(); ++i) {
       if (all[rank][i] == all[0][i]) continue;

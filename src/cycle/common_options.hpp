@@ -1,7 +1,7 @@
 #pragma once
 
 #include "comm/job.hpp"
-#include "cycle/run_options.hpp"
+#include "cycle/options.hpp"
 
 namespace awex {
 
@@ -9,6 +9,6 @@ namespace awex {
 /// phases there are, and so which collective calls meet. Launches of several programs (--role) can
 /// get this wrong. Throws an agreed request error that names both sides of the first difference.
 /// Collective.
-void check_common_options(Job& job, Command command, const RunOptions& options);
+void check_common_options(Job& job, const Request& request);
 
 }  // namespace awex

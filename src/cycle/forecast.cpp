@@ -145,18 +145,6 @@ bool fits(const std::vector<DeviceNeeds>& needs, const ForecastOptions& options)
   return !gpu_misfit(needs, options) && !host_misfit(needs, options);
 }
 
-/// "megatron:tp=2" with another value of an option, or with the option added.
-std::string with_option(const std::string& spec, const std::string& key, uint32_t value) {
-  const auto entry = fmt::format("{}={}", key, value);
-  for (const char* before : {":", ","}) {
-    const auto at = spec.find(before + key + "=");
-    if (at == std::string::npos) continue;
-    const auto end = spec.find(',', at + 1);
-    return spec.substr(0, at + 1) + entry + (end == std::string::npos ? "" : spec.substr(end));
-  }
-  return spec + (spec.find(':') == std::string::npos ? ":" : ",") + entry;
-}
-
 /// Searches for one changed option that makes everything fit. Every suggestion has been tried.
 class Adviser {
  public:
@@ -219,14 +207,14 @@ class Adviser {
                          &ForecastOptions::inference);
   }
 
-  [[nodiscard]] std::string split_further(const char* option, const std::string& spec,
+  [[nodiscard]] std::string split_further(const char* option, const EngineSpec& spec,
                                           const std::vector<std::string>& keys,
-                                          std::string ForecastOptions::*side) const {
+                                          EngineSpec ForecastOptions::*side) const {
     for (uint32_t value = 2; value <= options_.gpus; value *= 2) {
       for (const auto& key : keys) {
         auto changed = options_;
-        changed.*side = with_option(spec, key, value);
-        if (would_fit(changed)) return fmt::format("{} {}", option, changed.*side);
+        changed.*side = spec.with(key, value);
+        if (would_fit(changed)) return fmt::format("{} {}", option, (changed.*side).text());
       }
     }
     return {};

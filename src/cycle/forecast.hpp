@@ -8,6 +8,7 @@
 
 #include "cycle/budget.hpp"
 #include "layout/layout.hpp"
+#include "layout/spec.hpp"
 #include "model/catalogue.hpp"
 #include "plan/plan.hpp"
 #include "plan/planner.hpp"
@@ -24,8 +25,8 @@ struct LinkSpeeds {
 
 /// What a user asks of `plan`. Plain data.
 struct ForecastOptions {
-  std::string trainer = "megatron:tp=1";  ///< Layout spec.
-  std::string inference = "sglang:tp=1";  ///< Layout spec.
+  EngineSpec trainer{"megatron:tp=1"};
+  EngineSpec inference{"sglang:tp=1"};
   uint32_t gpus = 1;
   uint32_t gpus_per_node = 8;  ///< The last node may have fewer.
   bool optimizer = true;

@@ -14,22 +14,24 @@ uint32_t role_rank_of(const Job& job, int rank) {
 
 }  // namespace
 
-InferenceMember::InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, bool proves,
-                                 MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
-                                 RemoteCopies& remote)
+InferenceMember::InferenceMember(Job& job, const World& world, const HandOver& hand_over,
+                                 uint64_t kv_cache_bytes, bool proves, MemoryLedger& ledger,
+                                 Kernels& kernels, CopyQueue& queue, RemoteCopies& remote)
     : job_(job),
       queue_(queue),
       remote_(remote),
-      trainer_bytes_(setup.trainer_here.bytes),
-      inference_(*setup.held, setup.inference_here, kv_cache_bytes, *setup.device, ledger) {
-  trainer_weights_ = setup.device->reserve_import("trainer weights", trainer_bytes_,
+      trainer_bytes_(hand_over.trainer_here.bytes),
+      inference_(*hand_over.model.held, hand_over.inference_here, kv_cache_bytes, *world.device,
+                 ledger) {
+  trainer_weights_ = world.device->reserve_import("trainer weights", trainer_bytes_,
                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(
-      *setup.held, setup.plan, setup.devices.placement, role_rank_of(job, job.rank()),
+      *hand_over.model.held, hand_over.plan, world.devices.placement, role_rank_of(job, job.rank()),
       trainer_weights_->data(), inference_.weights().data(), kernels, remote);
   if (proves) {
-    transfer_->prove(shard_views(*setup.held, setup.inference_here, inference_.weights().data()),
-                     narrow<uint32_t>(held_copies(setup.inference_here).size()));
+    transfer_->prove(
+        shard_views(*hand_over.model.held, hand_over.inference_here, inference_.weights().data()),
+        narrow<uint32_t>(held_copies(hand_over.inference_here).size()));
   }
 }
 

@@ -6,7 +6,8 @@
 #include <span>
 
 #include "comm/job.hpp"
-#include "cycle/setup.hpp"
+#include "cycle/hand_over.hpp"
+#include "cycle/world.hpp"
 #include "engine/inference_stand_in.hpp"
 #include "transfer/move/remote_copies.hpp"
 #include "transfer/move/weight_transfer.hpp"
@@ -19,8 +20,9 @@ namespace awex {
 class InferenceMember {
  public:
   /// With `proves`, transfers digest what they bring.
-  InferenceMember(Job& job, const Setup& setup, uint64_t kv_cache_bytes, bool proves,
-                  MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, RemoteCopies& remote);
+  InferenceMember(Job& job, const World& world, const HandOver& hand_over, uint64_t kv_cache_bytes,
+                  bool proves, MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
+                  RemoteCopies& remote);
 
   [[nodiscard]] Region* region(Tag tag);
   [[nodiscard]] uint64_t staging_bytes() const { return remote_.staging_bytes(); }

@@ -30,13 +30,13 @@ struct FileRecord {
 static_assert(std::is_trivially_copyable_v<FileRecord>);
 
 /// What the storage holds back may outlive this call: all that is read into belongs to the work.
-std::vector<FileRecord> own_files(Job& job, const std::string& model,
+std::vector<FileRecord> own_files(Job& job, const ModelName& model,
                                   const std::shared_ptr<const WeightSource>& source) {
   if (source->files().empty()) return {};
   const auto records = std::make_shared<std::vector<FileRecord>>();
-  const auto read = [records, model, source] {
+  const auto read = [records, directory = model.name(), source] {
     ThreadPool readers(kReaders);
-    for (const auto& file : checkpoint_identity(model, source->files(), readers)) {
+    for (const auto& file : checkpoint_identity(directory, source->files(), readers)) {
       records->push_back({fixed_text<128>(file.name), file.bytes, file.head, file.sample});
     }
   };
@@ -101,7 +101,7 @@ std::string difference(const FileRecord& one, const FileRecord& other) {
 
 }  // namespace
 
-uint64_t check_same_files(Job& job, const std::string& model,
+uint64_t check_same_files(Job& job, const ModelName& model,
                           const std::shared_ptr<const WeightSource>& source) {
   std::vector<FileRecord> mine;
   job.do_and_agree([&] { mine = own_files(job, model, source); });

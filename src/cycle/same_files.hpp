@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 
 #include "comm/job.hpp"
 #include "model/weights.hpp"
@@ -14,7 +13,7 @@ namespace awex {
 /// would agree. `source` is what was opened of `model`. Returns a fingerprint of the files; that of
 /// a preset is always the same. Throws an agreed request error that names two ranks, the file and
 /// what differs. Collective.
-uint64_t check_same_files(Job& job, const std::string& model,
+uint64_t check_same_files(Job& job, const ModelName& model,
                           const std::shared_ptr<const WeightSource>& source);
 
 }  // namespace awex

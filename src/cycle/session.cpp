@@ -28,17 +28,16 @@ std::string utc_now() {
 class Session {
  public:
   /// Settles what the run is about; holds no memory and no work in flight yet. Collective.
-  Session(Command command, const RunOptions& options, Job& job, CycleObserver& observer,
-          Report& report)
-      : command_(command),
-        options_(options),
+  Session(const Request& request, Job& job, CycleObserver& observer, Report& report)
+      : request_(request),
+        options_(request.job),
         job_(job),
         observer_(observer),
         report_(report),
-        setup_(prepare(job, command, options)),
-        kernels_(make_kernels(*setup_.device, setup_.host_threads)),
-        queue_(setup_.device->make_queue()),
-        account_(setup_.backend, job.peers(), setup_.devices),
+        setup_(prepare(job, request)),
+        kernels_(make_kernels(*world().device, world().host_threads)),
+        queue_(world().device->make_queue()),
+        account_(world().backend, job.peers(), world().devices),
         phases_(
             job, observer, account_, [this] { return steps_->sample(); }, report) {
     describe_run();
@@ -49,12 +48,12 @@ class Session {
   /// destroyed.
   void run() {
     observer_.run_started(report_);
-    ledger_ = std::make_unique<GpuLedger>(job_, setup_.devices, setup_.gpu_budget);
+    ledger_ = std::make_unique<GpuLedger>(job_, world().devices, setup_.budget.gpu_bytes);
     connect();
     if (options_.measure_limits) measure_limits();
-    steps_ = std::make_unique<CycleSteps>(job_, setup_, options_, ledger_->ledger(), *kernels_,
-                                          *queue_, remote_.get());
-    if (options_.warm_host_memory) steps_->warm_up(offloaded_tags(command_, options_));
+    steps_ = std::make_unique<CycleSteps>(job_, world(), hand_over(), request_, ledger_->ledger(),
+                                          *kernels_, *queue_, remote_.get());
+    if (options_.warm_host_memory) steps_->warm_up(offloaded_tags(command(), options_));
     job_.set_phase("load");
     job_.watch_progress([this](uint64_t done, uint64_t all) { observer_.loading(done, all); });
     steps_->load(transfers());
@@ -75,18 +74,18 @@ class Session {
  private:
   /// Makes the remote copies, whose memory is booked like all other.
   void connect() {
-    const bool needed = setup_.plan.remote_bytes > 0;
+    const bool needed = hand_over().plan.remote_bytes > 0;
     if (needed && role() == Role::kInference) {
       ledger_->ledger().reserve(kStagingBytes, "staging memory", job_.deadline(), job_);
     }
-    remote_ = make_remote_copies(job_, *setup_.device, *kernels_, options_.exchange, needed,
+    remote_ = make_remote_copies(job_, *world().device, *kernels_, options_.exchange, needed,
                                  options_.share_gpu);
   }
 
   void run_phases() {
-    switch (command_) {
+    switch (command()) {
       case Command::kUpdate:
-        for (uint64_t version = 1; version <= options_.versions; ++version) update(version);
+        for (uint64_t version = 1; version <= request_.command.versions; ++version) update(version);
         return;
       case Command::kOffload:
         begin_version(1);
@@ -135,7 +134,7 @@ class Session {
       inference.push_back(steps_->unmap());
     }
     run({together(std::move(trainer)), together(std::move(inference))});
-    if (options_.verify != Verify::kOff) {
+    if (request_.command.verify != Verify::kOff) {
       run({steps_->verify(report_.versions.back().digest)});
     }
     run({steps_->commit()});
@@ -153,7 +152,7 @@ class Session {
   }
 
   [[nodiscard]] bool transfers() const {
-    return command_ == Command::kUpdate || command_ == Command::kTransfer;
+    return command() == Command::kUpdate || command() == Command::kTransfer;
   }
 
   void run(std::vector<Steps> lists) {
@@ -173,6 +172,9 @@ class Session {
     observer_.version_finished(report_);
   }
 
+  [[nodiscard]] const World& world() const { return setup_.world; }
+  [[nodiscard]] const HandOver& hand_over() const { return setup_.hand_over; }
+  [[nodiscard]] Command command() const { return request_.command.command; }
   [[nodiscard]] Role role() const { return job_.peers()[static_cast<size_t>(job_.rank())].role; }
 
   /// Trainers measure their devices' links while inference ranks wait; the mean is the limit.
@@ -180,8 +182,8 @@ class Session {
     job_.set_phase("limits");
     LinkLimits mine;
     if (role() == Role::kTrainer) {
-      mine = measure_link_limits(*setup_.device, job_.deadline(), job_,
-                                 link_probe_bytes(setup_.backend));
+      mine = measure_link_limits(*world().device, job_.deadline(), job_,
+                                 link_probe_bytes(world().backend));
     }
     const auto all = job_.all_gather_value(mine, "the limits of the links");
     LinkLimits sum;
@@ -190,33 +192,33 @@ class Session {
       sum.host_to_device += one.host_to_device;
       sum.device_to_device += one.device_to_device;
     }
-    const double devices = setup_.roles.per_role;
+    const double devices = world().roles.per_role;
     report_.limits = {sum.device_to_host / devices, sum.host_to_device / devices,
                       sum.device_to_device / devices};
   }
 
   void describe_run() {
-    const Catalogue& catalogue = setup_.catalogue();
-    report_.backend = backend_name(setup_.backend);
+    const Catalogue& catalogue = hand_over().model.catalogue();
+    report_.backend = backend_name(world().backend);
     report_.model_name = catalogue.model_name();
     report_.model_tensors = catalogue.tensors().size();
     report_.model_bytes = catalogue.bytes();
-    report_.trainer = setup_.trainer->describe();
-    report_.inference = setup_.inference->describe();
-    report_.notes = setup_.inference->notes();
-    report_.gpus = setup_.devices.gpus;
-    report_.one_core_ranks = setup_.one_core_ranks;
+    report_.trainer = hand_over().model.trainer->describe();
+    report_.inference = hand_over().model.inference->describe();
+    report_.notes = hand_over().model.inference->notes();
+    report_.gpus = world().devices.gpus;
+    report_.one_core_ranks = world().one_core_ranks;
     for (const auto& peer : job_.peers()) {
       report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.node.name(),
                                     fmt::format("{} {}", peer.device.index, peer.device.name)});
     }
-    report_.plan =
-        PlanReport{setup_.plan_seconds, setup_.plan.total_pieces, setup_.plan.local_bytes,
-                   setup_.plan.remote_bytes, setup_.plan.remote_bytes_lower_bound};
+    report_.plan = PlanReport{hand_over().plan_seconds, hand_over().plan.total_pieces,
+                              hand_over().plan.local_bytes, hand_over().plan.remote_bytes,
+                              hand_over().plan.remote_bytes_lower_bound};
   }
 
-  Command command_;
-  const RunOptions& options_;
+  const Request& request_;
+  const JobOptions& options_;
   Job& job_;
   CycleObserver& observer_;
   Report& report_;
@@ -232,9 +234,8 @@ class Session {
 };
 
 /// Runs the session; what it measured gets into the report also when it fails.
-void run_session(Command command, const RunOptions& options, Job& job, CycleObserver& observer,
-                 Report& report) {
-  auto session = std::make_unique<Session>(command, options, job, observer, report);
+void run_session(const Request& request, Job& job, CycleObserver& observer, Report& report) {
+  auto session = std::make_unique<Session>(request, job, observer, report);
   try {
     session->run();
     report.memory = session->memory();
@@ -250,23 +251,23 @@ void run_session(Command command, const RunOptions& options, Job& job, CycleObse
 
 }  // namespace
 
-Report begin_report(Command command, const RunOptions& options, const Job& job) {
+Report begin_report(const Request& request, const Job& job) {
   Report report;
-  report.command = command_name(command);
+  report.command = command_name(request.command.command);
   report.started_at = utc_now();
-  report.trainer = options.trainer;
-  report.inference = options.inference;
+  report.trainer = request.job.trainer.text();
+  report.inference = request.job.inference.text();
   report.ranks = job.size();
   report.nodes = job.nodes();
-  report.offload = options.offload;
+  report.offload = request.job.offload;
   return report;
 }
 
-Report run_command(Command command, const RunOptions& options, Job& job, CycleObserver& observer) {
-  Report report = begin_report(command, options, job);
+Report run_command(const Request& request, Job& job, CycleObserver& observer) {
+  Report report = begin_report(request, job);
   try {
     job.set_phase("setup");
-    run_session(command, options, job, observer, report);
+    run_session(request, job, observer, report);
     job.set_phase("the end of the job");
     job.agree(nullptr);
     report.finished = true;

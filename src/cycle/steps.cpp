@@ -22,25 +22,32 @@ Steps together(std::vector<Steps> lists) {
   return steps;
 }
 
-CycleSteps::CycleSteps(Job& job, const Setup& setup, const RunOptions& options,
-                       MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
-                       RemoteCopies* remote)
-    : job_(job), setup_(setup), options_(options), ledger_(ledger) {
+CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
+                       const Request& request, MemoryLedger& ledger, Kernels& kernels,
+                       CopyQueue& queue, RemoteCopies* remote)
+    : job_(job),
+      world_(world),
+      hand_over_(hand_over),
+      options_(request.job),
+      verify_(request.command.verify),
+      ledger_(ledger) {
   if (job.peers()[static_cast<size_t>(job.rank())].role == Role::kInference) {
-    inference_ = std::make_unique<InferenceMember>(job, setup, options.kv_cache_bytes, proves(),
-                                                   ledger, kernels, queue, *remote);
+    inference_ = std::make_unique<InferenceMember>(job, world, hand_over, options_.kv_cache_bytes,
+                                                   proves(), ledger, kernels, queue, *remote);
   } else {
-    trainer_ =
-        std::make_unique<TrainerMember>(job, setup, options.optimizer, ledger, kernels, queue);
+    trainer_ = std::make_unique<TrainerMember>(job, world, hand_over, options_.optimizer, ledger,
+                                               kernels, queue);
   }
-  const Catalogue& held = *setup.held;
+  const HeldModel& model = hand_over.model;
+  const Catalogue& held = *model.held;
   std::byte* weights = region(Tag::kWeights)->data();
   if (model_tensors(held) < held.tensors().size()) {
     scales_ = std::make_unique<ScaleSearch>(
-        job, held, setup.trainer_here, trainer_ ? weights : nullptr,
-        shared_blocks(*setup.trainer_base, held), *setup.device, kernels, queue);
+        job, held, hand_over.trainer_here, trainer_ ? weights : nullptr,
+        shared_blocks(*model.trainer_base, held), *world.device, kernels, queue);
   }
-  verifier_ = std::make_unique<WeightVerifier>(job, setup, kernels, trainer_ ? weights : nullptr);
+  verifier_ =
+      std::make_unique<WeightVerifier>(job, hand_over, kernels, trainer_ ? weights : nullptr);
 }
 
 void CycleSteps::warm_up(const std::vector<Tag>& tags) {
@@ -117,7 +124,7 @@ Steps CycleSteps::digest() {
 }
 
 Steps CycleSteps::compare() {
-  if (options_.verify != Verify::kFull) return {};
+  if (verify_ != Verify::kFull) return {};
   return {{{"compare", kInference, Tag::kWeights}, region(Tag::kWeights), [this]() -> uint64_t {
              wrong_ = inference_->compare();
              return 0;
@@ -166,7 +173,7 @@ MemorySample CycleSteps::sample() {
     sample.host.at(static_cast<size_t>(tag)) = memory->host_bytes();
   }
   if (inference_) sample.other_held = inference_->staging_bytes();
-  sample.free_bytes = setup_.device->memory().free_bytes;
+  sample.free_bytes = world_.device->memory().free_bytes;
   sample.device_peak = ledger_.peak_bytes();
   return sample;
 }
@@ -193,20 +200,20 @@ Region* CycleSteps::region(Tag tag) {
 /// run side by side but take turns, at a cost.
 void CycleSteps::tell_of_digest() {
   const std::byte done{};
-  const Outgoing message{setup_.devices.partner, {&done, 1}};
+  const Outgoing message{world_.devices.partner, {&done, 1}};
   job_.exchange({&message, 1}, {}, kEndOfDigest);
 }
 
 void CycleSteps::hear_of_digest() {
   std::byte done{};
-  const Incoming message{setup_.devices.partner, {&done, 1}};
+  const Incoming message{world_.devices.partner, {&done, 1}};
   job_.exchange({}, {&message, 1}, kEndOfDigest);
 }
 
 /// Collective.
 void CycleSteps::map_trainer() {
   auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
-  auto received = swap_handles(job_, offered, setup_.devices.partner, setup_.fingerprint);
+  auto received = swap_handles(job_, offered, world_.devices.partner, hand_over_.model.fingerprint);
   if (inference_) inference_->map_trainer(std::move(received));
 }
 

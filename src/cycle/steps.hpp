@@ -4,11 +4,13 @@
 #include <optional>
 #include <vector>
 
+#include "cycle/hand_over.hpp"
 #include "cycle/inference_member.hpp"
+#include "cycle/options.hpp"
 #include "cycle/phases.hpp"
-#include "cycle/setup.hpp"
 #include "cycle/trainer_member.hpp"
 #include "cycle/weight_verifier.hpp"
+#include "cycle/world.hpp"
 #include "transfer/move/scale_search.hpp"
 
 namespace awex {
@@ -25,8 +27,8 @@ using Steps = std::vector<Step>;
 class CycleSteps {
  public:
   /// Makes this rank's engine, which reserves addresses. All references must outlive the steps.
-  CycleSteps(Job& job, const Setup& setup, const RunOptions& options, MemoryLedger& ledger,
-             Kernels& kernels, CopyQueue& queue, RemoteCopies* remote);
+  CycleSteps(Job& job, const World& world, const HandOver& hand_over, const Request& request,
+             MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, RemoteCopies* remote);
 
   /// Trainers begin to prepare the host memory of these tags in the background, in their order;
   /// the first offload of each waits for it.
@@ -69,15 +71,17 @@ class CycleSteps {
 
  private:
   [[nodiscard]] bool has(Tag tag) const;
-  [[nodiscard]] bool proves() const { return options_.verify != Verify::kOff; }
+  [[nodiscard]] bool proves() const { return verify_ != Verify::kOff; }
   [[nodiscard]] Region* region(Tag tag);
   void tell_of_digest();
   void hear_of_digest();
   void map_trainer();
 
   Job& job_;
-  const Setup& setup_;
-  const RunOptions& options_;
+  const World& world_;
+  const HandOver& hand_over_;
+  const JobOptions& options_;
+  Verify verify_;
   MemoryLedger& ledger_;
   std::unique_ptr<TrainerMember> trainer_;      ///< On a trainer rank.
   std::unique_ptr<InferenceMember> inference_;  ///< On an inference rank.

@@ -4,14 +4,16 @@
 
 namespace awex {
 
-TrainerMember::TrainerMember(Job& job, const Setup& setup, bool with_optimizer,
-                             MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue)
+TrainerMember::TrainerMember(Job& job, const World& world, const HandOver& hand_over,
+                             bool with_optimizer, MemoryLedger& ledger, Kernels& kernels,
+                             CopyQueue& queue)
     : job_(job),
-      setup_(setup),
+      device_(*world.device),
+      source_(*hand_over.model.source),
       queue_(queue),
-      threads_(setup.host_threads),
-      trainer_(setup.catalogue(), setup.base_here, setup.trainer_here.bytes, with_optimizer,
-               *setup.device, ledger, kernels, threads_) {
+      threads_(world.host_threads),
+      trainer_(hand_over.model.catalogue(), hand_over.base_here, hand_over.trainer_here.bytes,
+               with_optimizer, *world.device, ledger, kernels, threads_) {
   proofs_.try_emplace(Tag::kWeights, trainer_.weights(), trainer_.weight_segments(), kernels);
   if (trainer_.optimizer() == nullptr) return;
   proofs_.try_emplace(Tag::kOptimizer, *trainer_.optimizer(), trainer_.optimizer_segments(),
@@ -50,9 +52,7 @@ void TrainerMember::finish_warm_up(const Region& region) {
                   format_seconds(watch.seconds())));
 }
 
-void TrainerMember::load() {
-  trainer_.load(*setup_.source, *setup_.device, queue_, job_.deadline(), job_);
-}
+void TrainerMember::load() { trainer_.load(source_, device_, queue_, job_.deadline(), job_); }
 
 uint64_t TrainerMember::offload(Tag tag, bool proven) {
   finish_warm_up(*region(tag));

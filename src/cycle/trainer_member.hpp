@@ -7,7 +7,8 @@
 
 #include "base/thread_pool.hpp"
 #include "comm/job.hpp"
-#include "cycle/setup.hpp"
+#include "cycle/hand_over.hpp"
+#include "cycle/world.hpp"
 #include "engine/trainer_stand_in.hpp"
 #include "memory/warm_up.hpp"
 #include "transfer/prove/region_proof.hpp"
@@ -18,8 +19,8 @@ namespace awex {
 /// read; they throw on this rank alone.
 class TrainerMember {
  public:
-  TrainerMember(Job& job, const Setup& setup, bool with_optimizer, MemoryLedger& ledger,
-                Kernels& kernels, CopyQueue& queue);
+  TrainerMember(Job& job, const World& world, const HandOver& hand_over, bool with_optimizer,
+                MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue);
 
   [[nodiscard]] Region* region(Tag tag);
 
@@ -45,7 +46,8 @@ class TrainerMember {
   void finish_warm_up(const Region& region);
 
   Job& job_;
-  const Setup& setup_;
+  Device& device_;
+  const WeightSource& source_;
   CopyQueue& queue_;
   ThreadPool threads_;
   TrainerStandIn trainer_;

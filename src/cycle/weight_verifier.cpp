@@ -15,15 +15,15 @@ constexpr size_t kNamedRanks = 4;
 
 }  // namespace
 
-WeightVerifier::WeightVerifier(Job& job, const Setup& setup, Kernels& kernels,
+WeightVerifier::WeightVerifier(Job& job, const HandOver& hand_over, Kernels& kernels,
                                const std::byte* trainer_weights)
-    : job_(job), setup_(setup), kernels_(kernels) {
+    : job_(job), model_(hand_over.model), kernels_(kernels) {
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;
   const bool trains = role_ == Role::kTrainer;
-  copies_ = held_copies(trains ? setup.trainer_here : setup.inference_here);
+  copies_ = held_copies(trains ? hand_over.trainer_here : hand_over.inference_here);
   if (!trains) return;
-  const auto views = shard_views(*setup.held, setup.trainer_here, trainer_weights);
+  const auto views = shard_views(*model_.held, hand_over.trainer_here, trainer_weights);
   for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
   batch_ = kernels.prepare_digests(views, narrow<uint32_t>(copies_.size()));
 }
@@ -46,8 +46,8 @@ void WeightVerifier::verify(std::span<const uint64_t> mine,
   const auto verdicts = job_.all_gather_value(verdict, "the comparison of bytes");
   const size_t half = sums.size() / 2;
   const auto result =
-      compare_digests(*setup_.held, std::span(sums).first(half), setup_.trainer_copies,
-                      std::span(sums).subspan(half), setup_.inference_copies);
+      compare_digests(*model_.held, std::span(sums).first(half), model_.trainer_copies,
+                      std::span(sums).subspan(half), model_.inference_copies);
   report = report_of(result);
   refuse_wrong_bytes(verdicts);
   refuse_diverged_replicas(result, mine);
@@ -55,7 +55,7 @@ void WeightVerifier::verify(std::span<const uint64_t> mine,
 }
 
 DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
-  const auto& tensors = setup_.held->tensors();
+  const auto& tensors = model_.held->tensors();
   DigestReport report;
   report.tensors = tensors.size();
   report.model = result.model;
@@ -73,7 +73,7 @@ DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
 
 /// The trainers' sums over all ranks, then inference's.
 std::vector<uint64_t> WeightVerifier::reduce_sums(std::span<const uint64_t> mine) {
-  const auto terms = rank_terms(setup_.held->tensors().size(), copies_, mine);
+  const auto terms = rank_terms(model_.held->tensors().size(), copies_, mine);
   std::vector<uint64_t> sums(2 * terms.size(), 0);
   std::copy(terms.begin(), terms.end(),
             sums.begin() + static_cast<ptrdiff_t>(role_ == Role::kTrainer ? 0 : terms.size()));
@@ -84,7 +84,7 @@ std::vector<uint64_t> WeightVerifier::reduce_sums(std::span<const uint64_t> mine
 void WeightVerifier::refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts) const {
   for (size_t rank = 0; rank < verdicts.size(); ++rank) {
     if (verdicts[rank].is_wrong == 0) continue;
-    const auto& name = setup_.held->tensors()[verdicts[rank].element.tensor].name;
+    const auto& name = model_.held->tensors()[verdicts[rank].element.tensor].name;
     Error error(ExitCode::kMismatch,
                 fmt::format("these weights are not the trainer's: {} differs first at element {}",
                             name, verdicts[rank].element.index),
@@ -98,7 +98,7 @@ void WeightVerifier::refuse_diverged_replicas(const DigestComparison& result,
                                               std::span<const uint64_t> mine) {
   if (result.diverged_tensors.empty()) return;
   const uint32_t first = result.diverged_tensors.front();
-  const auto& tensors = setup_.held->tensors();
+  const auto& tensors = model_.held->tensors();
   const auto odd = odd_ranks(gather_copies(first, Role::kTrainer, mine), std::nullopt);
   blame(fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}{}",
                     result.diverged_tensors.size(), tensors.size(), tensors[first].name,
@@ -110,7 +110,7 @@ void WeightVerifier::refuse_wrong_copies(const DigestComparison& result,
                                          std::span<const uint64_t> mine, RoleSums trainer) {
   if (result.wrong_tensors.empty()) return;
   const uint32_t first = result.wrong_tensors.front();
-  const auto& tensors = setup_.held->tensors();
+  const auto& tensors = model_.held->tensors();
   const auto odd = odd_ranks(gather_copies(first, Role::kInference, mine), trainer[first]);
   blame(fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
                     result.wrong_tensors.size(), tensors.size(), tensors[first].name),
@@ -151,7 +151,7 @@ void WeightVerifier::blame(std::string message, const char* hint, const std::vec
   Error error(ExitCode::kMismatch, message, hint);
   if (ranks.size() == 1) error.context() = job_.context_of(ranks.front());
   job_.fail_together(
-      std::move(error).about_tag("weights").about_tensor(setup_.held->tensors()[tensor].name));
+      std::move(error).about_tag("weights").about_tensor(model_.held->tensors()[tensor].name));
 }
 
 }  // namespace awex

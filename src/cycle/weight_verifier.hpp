@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "comm/job.hpp"
+#include "cycle/hand_over.hpp"
 #include "cycle/report.hpp"
-#include "cycle/setup.hpp"
 #include "transfer/kernels/kernels.hpp"
 #include "transfer/move/weight_transfer.hpp"
 #include "transfer/prove/odd_copies.hpp"
@@ -23,7 +23,8 @@ namespace awex {
 class WeightVerifier {
  public:
   /// `trainer_weights` is the base of a trainer rank's own weights region, null on inference ranks.
-  WeightVerifier(Job& job, const Setup& setup, Kernels& kernels, const std::byte* trainer_weights);
+  WeightVerifier(Job& job, const HandOver& hand_over, Kernels& kernels,
+                 const std::byte* trainer_weights);
 
   /// Digests this trainer's weights, which must be resident. Returns the bytes read.
   uint64_t digest();
@@ -59,7 +60,7 @@ class WeightVerifier {
                           uint32_t tensor) const;
 
   Job& job_;
-  const Setup& setup_;
+  const HeldModel& model_;
   Kernels& kernels_;
   Role role_;
   std::vector<HeldCopy> copies_;  ///< What this rank's sums are of.

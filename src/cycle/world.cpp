@@ -395,4 +395,17 @@ HostShare host_share(Job& job) {
   return share;
 }
 
+World open_world(Job& job, RoleMap roles, const JobOptions& options) {
+  World world;
+  world.roles = std::move(roles);
+  world.backend = choose_backend(job, options.backend);
+  auto share = host_share(job);
+  world.host_threads = share.threads;
+  world.one_core_ranks = std::move(share.one_core_ranks);
+  job.do_and_agree(
+      [&] { world.device = open_device(job, world.roles, world.backend, world.host_threads); });
+  world.devices = pair_devices(job, world.roles, *world.device, options.share_gpu);
+  return world;
+}
+
 }  // namespace awex

@@ -8,7 +8,7 @@
 
 #include "comm/job.hpp"
 #include "comm/mpi_library.hpp"
-#include "cycle/run_options.hpp"
+#include "cycle/options.hpp"
 #include "memory/device.hpp"
 #include "plan/plan.hpp"
 
@@ -69,5 +69,20 @@ struct HostShare {
 
 /// Collective.
 [[nodiscard]] HostShare host_share(Job& job);
+
+/// Who the ranks of a job are and what they run on; whatever model they hold, and whatever they do.
+/// The same on every rank, but for this rank's device and threads.
+struct World {
+  RoleMap roles;
+  BackendKind backend = BackendKind::kHost;
+  size_t host_threads = 1;          ///< HostShare::threads.
+  std::vector<int> one_core_ranks;  ///< HostShare::one_core_ranks.
+  std::unique_ptr<Device> device;
+  DeviceMap devices;
+};
+
+/// Opens the devices of ranks that have their roles, and pairs them. Lets the job know its peers.
+/// Throws agreed errors. Collective.
+[[nodiscard]] World open_world(Job& job, RoleMap roles, const JobOptions& options);
 
 }  // namespace awex

@@ -16,9 +16,8 @@ namespace {
 using Maker = std::unique_ptr<Layout> (*)(const EngineSpec&, const Catalogue&, uint32_t);
 
 std::unique_ptr<Layout> make_layout(const char* role, const std::map<std::string, Maker>& engines,
-                                    std::string_view text, const Catalogue& catalogue,
+                                    const EngineSpec& spec, const Catalogue& catalogue,
                                     uint32_t ranks) {
-  const EngineSpec spec(text);
   const auto found = engines.find(spec.engine());
   if (found == engines.end()) {
     std::vector<std::string> names;
@@ -31,7 +30,7 @@ std::unique_ptr<Layout> make_layout(const char* role, const std::map<std::string
 
 }  // namespace
 
-std::unique_ptr<Layout> make_trainer_layout(std::string_view spec, const Catalogue& catalogue,
+std::unique_ptr<Layout> make_trainer_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                             uint32_t ranks) {
   return make_layout(
       "trainer",
@@ -39,9 +38,9 @@ std::unique_ptr<Layout> make_trainer_layout(std::string_view spec, const Catalog
       spec, catalogue, ranks);
 }
 
-std::unique_ptr<Layout> make_inference_layout(std::string_view spec, const Catalogue& catalogue,
+std::unique_ptr<Layout> make_inference_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                               uint32_t ranks) {
-  check_held(DTypeRules::read(EngineSpec(spec), catalogue.config()), catalogue);
+  check_held(DTypeRules::read(spec, catalogue.config()), catalogue);
   return make_layout("inference",
                      {{"hf", make_hf_inference_layout},
                       {"sglang", make_sglang_layout},

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <memory>
-#include <string_view>
 
 #include "layout/layout.hpp"
+#include "layout/spec.hpp"
 
 namespace awex {
 
@@ -11,14 +11,14 @@ namespace awex {
 /// ranks is data parallel. Keeps a reference to the catalogue. Throws a request error when the
 /// engine or an option is unknown, or the model or the ranks do not divide. With 0 `ranks` only
 /// what any number of ranks has in common is checked, and the layout is of no use.
-[[nodiscard]] std::unique_ptr<Layout> make_trainer_layout(std::string_view spec,
+[[nodiscard]] std::unique_ptr<Layout> make_trainer_layout(const EngineSpec& spec,
                                                           const Catalogue& catalogue,
                                                           uint32_t ranks);
 
 /// The same for an inference engine ("sglang:tp=2", "hf"); what the spec leaves of the ranks are
 /// further instances of the engine. `catalogue` is what the engine holds: held_catalogue of the
 /// same spec.
-[[nodiscard]] std::unique_ptr<Layout> make_inference_layout(std::string_view spec,
+[[nodiscard]] std::unique_ptr<Layout> make_inference_layout(const EngineSpec& spec,
                                                             const Catalogue& catalogue,
                                                             uint32_t ranks);
 

@@ -98,8 +98,8 @@ std::string DTypeRules::text() const {
   return text;
 }
 
-Catalogue held_catalogue(std::string_view inference_spec, const Catalogue& model) {
-  const auto rules = DTypeRules::read(EngineSpec(inference_spec), model.config());
+Catalogue held_catalogue(const EngineSpec& inference, const Catalogue& model) {
+  const auto rules = DTypeRules::read(inference, model.config());
   std::vector<TensorInfo> tensors = model.tensors();
   std::vector<TensorInfo> scales;
   for (auto& tensor : tensors) {

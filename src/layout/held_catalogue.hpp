@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "layout/spec.hpp"
@@ -40,7 +39,7 @@ struct DTypeRules {
 /// fp32, in the same order. Scales are ordinary tensors for planning, moving and digests. Without
 /// rules it is the model's own catalogue. Throws a request error when the rules make no sense;
 /// the spec's other options are make_inference_layout's.
-[[nodiscard]] Catalogue held_catalogue(std::string_view inference_spec, const Catalogue& model);
+[[nodiscard]] Catalogue held_catalogue(const EngineSpec& inference, const Catalogue& model);
 
 /// How many tensors of a held catalogue are the model's own: the indices before the scales'.
 [[nodiscard]] uint32_t model_tensors(const Catalogue& held);

@@ -141,4 +141,15 @@ std::string EngineSpec::choice(const std::string& key,
   return *std::move(text);
 }
 
+EngineSpec EngineSpec::with(const std::string& key, uint32_t value) const {
+  const auto entry = fmt::format("{}={}", key, value);
+  for (const char* before : {":", ","}) {
+    const auto at = text_.find(before + key + "=");
+    if (at == std::string::npos) continue;
+    const auto end = text_.find(',', at + 1);
+    return {text_.substr(0, at + 1) + entry + (end == std::string::npos ? "" : text_.substr(end))};
+  }
+  return {text_ + (text_.find(':') == std::string::npos ? ":" : ",") + entry};
+}
+
 }  // namespace awex

@@ -9,13 +9,16 @@
 
 namespace awex {
 
-/// An engine and its options as a user writes them: "megatron:tp=2,pp=2".
+/// An engine and its options as a user writes them: "megatron:tp=2,pp=2". Made once of what was
+/// typed; a text in code is one wherever a spec is asked for.
 class EngineSpec {
  public:
   /// Splits the text at commas; those within the value of "layout" belong to it, as Megatron's
   /// pipeline layouts have them ("layout=Et,t|tL"). Throws a request error for empty names, missing
   /// '=' and repeated keys.
-  explicit EngineSpec(std::string_view text);
+  EngineSpec(std::string_view text);
+  EngineSpec(const std::string& text) : EngineSpec(std::string_view(text)) {}
+  EngineSpec(const char* text) : EngineSpec(std::string_view(text)) {}
 
   [[nodiscard]] const std::string& engine() const { return engine_; }
   [[nodiscard]] const std::string& text() const { return text_; }
@@ -33,6 +36,9 @@ class EngineSpec {
                                    const std::vector<std::string>& choices) const;
   /// The value as written.
   [[nodiscard]] std::optional<std::string> text_of(const std::string& key) const;
+
+  /// The same spec with another number for a key, or with the key added.
+  [[nodiscard]] EngineSpec with(const std::string& key, uint32_t value) const;
 
  private:
   void add(std::string_view item, std::string& last_key);

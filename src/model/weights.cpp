@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <string_view>
+#include <utility>
 
 #include "base/checked.hpp"
 #include "model/checkpoint.hpp"
@@ -16,16 +18,18 @@ namespace {
 constexpr uint64_t kChunkBytes = 4U << 20;
 constexpr std::string_view kPresetPrefix = "preset:";
 
-bool is_preset(const std::string& model) { return model.starts_with(kPresetPrefix); }
-
-Catalogue preset_catalogue(const std::string& model, std::optional<uint64_t> keep_layers) {
-  const auto name = model.substr(kPresetPrefix.size());
+Catalogue preset_catalogue(const std::string& name, std::optional<uint64_t> keep_layers) {
   auto config = preset_config(name);
   if (keep_layers) config = keep_first_layers(std::move(config), *keep_layers, name);
   return make_catalogue(name, config);
 }
 
 }  // namespace
+
+ModelName::ModelName(std::string text) : name_(std::move(text)) {
+  is_preset_ = name_.starts_with(kPresetPrefix);
+  if (is_preset_) name_.erase(0, kPresetPrefix.size());
+}
 
 uint64_t WeightSource::bytes_to_read(uint32_t tensor, uint64_t /*first*/, uint64_t elements) const {
   return elements * element_bytes(catalogue().tensors().at(tensor).dtype);
@@ -36,16 +40,16 @@ const std::vector<SafetensorsFile>& WeightSource::files() const {
   return none;
 }
 
-std::unique_ptr<WeightSource> open_model(const std::string& model,
+std::unique_ptr<WeightSource> open_model(const ModelName& model,
                                          std::optional<uint64_t> keep_layers) {
-  if (!is_preset(model)) return open_checkpoint(model, keep_layers);
-  return generate_weights(preset_catalogue(model, keep_layers));
+  if (!model.is_preset()) return open_checkpoint(model.name(), keep_layers);
+  return generate_weights(preset_catalogue(model.name(), keep_layers));
 }
 
-ModelShape read_model_shape(const std::string& model, std::optional<uint64_t> keep_layers) {
-  if (is_preset(model)) return {preset_catalogue(model, keep_layers), {}};
+ModelShape read_model_shape(const ModelName& model, std::optional<uint64_t> keep_layers) {
+  if (model.is_preset()) return {preset_catalogue(model.name(), keep_layers), {}};
   std::vector<std::string> remarks;
-  auto catalogue = checkpoint_catalogue(model, keep_layers, remarks);
+  auto catalogue = checkpoint_catalogue(model.name(), keep_layers, remarks);
   return {std::move(catalogue), std::move(remarks)};
 }
 

@@ -16,6 +16,24 @@ namespace awex {
 
 class SafetensorsFile;
 
+/// Which model, as a user names it: "DIR" of a checkpoint, or "preset:NAME" of a published shape.
+/// Made once of what was typed; a text in code is one wherever a model is asked for.
+class ModelName {
+ public:
+  ModelName() = default;
+  ModelName(std::string text);
+  ModelName(const char* text) : ModelName(std::string(text)) {}
+
+  [[nodiscard]] bool empty() const { return name_.empty() && !is_preset_; }
+  [[nodiscard]] bool is_preset() const { return is_preset_; }
+  /// The directory, or the preset's name.
+  [[nodiscard]] const std::string& name() const { return name_; }
+
+ private:
+  std::string name_;
+  bool is_preset_ = false;
+};
+
 /// Where a model's weights come from: the files of a checkpoint, or values generated for a preset.
 /// Const and safe to read from several threads at once.
 class WeightSource {
@@ -47,10 +65,10 @@ class WeightSource {
   [[nodiscard]] virtual std::vector<std::string> remarks() const { return {}; }
 };
 
-/// Opens "DIR" (config.json and *.safetensors, single or sharded with index) or "preset:NAME".
+/// Opens a checkpoint (config.json and *.safetensors, single or sharded with index) or a preset.
 /// `keep_layers` keeps the first N layers only (tensors of later layers are ignored). Everything is
 /// validated before this returns; throws a request error otherwise.
-[[nodiscard]] std::unique_ptr<WeightSource> open_model(const std::string& model,
+[[nodiscard]] std::unique_ptr<WeightSource> open_model(const ModelName& model,
                                                        std::optional<uint64_t> keep_layers);
 
 /// What open_model's source has as its catalogue, and remarks as WeightSource has them. Needs no
@@ -59,7 +77,7 @@ struct ModelShape {
   Catalogue catalogue;
   std::vector<std::string> remarks;
 };
-[[nodiscard]] ModelShape read_model_shape(const std::string& model,
+[[nodiscard]] ModelShape read_model_shape(const ModelName& model,
                                           std::optional<uint64_t> keep_layers);
 
 /// Throws a run-time error that names the tensor unless `bytes` are whole elements of it, from

@@ -19,8 +19,8 @@ namespace awex {
 namespace {
 
 /// Options as the program would parse them.
-JobOptions parsed(std::vector<std::string> arguments, Command command = Command::kUpdate) {
-  JobOptions options;
+JobArguments parsed(std::vector<std::string> arguments, Command command = Command::kUpdate) {
+  JobArguments options;
   CLI::App parser("test", command_name(command));
   parser.allow_extras();
   add_job_options(parser, command, options);
@@ -65,23 +65,24 @@ class Config {
 };
 
 TEST_CASE("only the model must be given") {
-  const auto run = parsed({"--model", "preset:tiny-dense"}).run;
-  CHECK(run.model == "preset:tiny-dense");
-  CHECK(!run.layers);
-  CHECK(run.trainer == "megatron:tp=1");
-  CHECK(run.inference == "sglang:tp=1");
-  CHECK(!run.role);
-  CHECK(!run.backend);
-  CHECK(run.optimizer);
-  CHECK(run.kv_cache_bytes == 64 * 1024 * 1024);
-  CHECK(run.versions == 1);
-  CHECK(run.timeout == Seconds(300));
-  CHECK(run.verify == Verify::kDigest);
-  CHECK(run.offload);
-  CHECK(!run.share_gpu);
-  CHECK(!run.gpu_memory);
-  CHECK(run.measure_limits);
-  CHECK_FALSE(run.warm_host_memory);
+  const auto run = parsed({"--model", "preset:tiny-dense"}).request;
+  CHECK(run.job.model.is_preset());
+  CHECK(run.job.model.name() == "tiny-dense");
+  CHECK(!run.job.layers);
+  CHECK(run.job.trainer.text() == "megatron:tp=1");
+  CHECK(run.job.inference.text() == "sglang:tp=1");
+  CHECK(!run.job.role);
+  CHECK(!run.job.backend);
+  CHECK(run.job.optimizer);
+  CHECK(run.job.kv_cache_bytes == 64 * 1024 * 1024);
+  CHECK(run.command.versions == 1);
+  CHECK(run.job.timeout == Seconds(300));
+  CHECK(run.command.verify == Verify::kDigest);
+  CHECK(run.job.offload);
+  CHECK(!run.job.share_gpu);
+  CHECK(!run.job.gpu_memory);
+  CHECK(run.job.measure_limits);
+  CHECK_FALSE(run.job.warm_host_memory);
   CHECK(refusal({}).message == "--model is missing");
 }
 
@@ -121,43 +122,43 @@ TEST_CASE("every option arrives where it belongs") {
                                "-v",
                                "--color",
                                "never"});
-  CHECK(options.run.model == "m");
-  CHECK(options.run.layers == std::optional<uint64_t>(4));
-  CHECK(options.run.trainer == "megatron:tp=2");
-  CHECK(options.run.inference == "hf");
-  CHECK((options.run.role == Role::kInference));
-  CHECK((options.run.backend == BackendKind::kHost));
-  CHECK(!options.run.optimizer);
-  CHECK(options.run.kv_cache_bytes == uint64_t{2} << 30);
-  CHECK(options.run.versions == 9);
-  CHECK(options.run.timeout == Seconds(0.5));
-  CHECK(options.run.verify == Verify::kFull);
-  CHECK(!options.run.offload);
-  CHECK(options.run.share_gpu);
-  CHECK(options.run.gpu_memory == std::optional<uint64_t>(80'000'000'000));
-  CHECK(!options.run.measure_limits);
-  CHECK(options.run.warm_host_memory);
+  CHECK(options.request.job.model.name() == "m");
+  CHECK(options.request.job.layers == std::optional<uint64_t>(4));
+  CHECK(options.request.job.trainer.text() == "megatron:tp=2");
+  CHECK(options.request.job.inference.text() == "hf");
+  CHECK((options.request.job.role == Role::kInference));
+  CHECK((options.request.job.backend == BackendKind::kHost));
+  CHECK(!options.request.job.optimizer);
+  CHECK(options.request.job.kv_cache_bytes == uint64_t{2} << 30);
+  CHECK(options.request.command.versions == 9);
+  CHECK(options.request.job.timeout == Seconds(0.5));
+  CHECK(options.request.command.verify == Verify::kFull);
+  CHECK(!options.request.job.offload);
+  CHECK(options.request.job.share_gpu);
+  CHECK(options.request.job.gpu_memory == std::optional<uint64_t>(80'000'000'000));
+  CHECK(!options.request.job.measure_limits);
+  CHECK(options.request.job.warm_host_memory);
   CHECK(options.json_path == "-");
   CHECK(options.trace_path == "t.json");
   CHECK(options.talk.level == log::Level::kVerbose);
   CHECK((options.talk.color == Color::kNever));
-  CHECK((parsed({"--model", "m", "--backend", "cuda"}).run.backend == BackendKind::kCuda));
-  CHECK(!parsed({"--model", "m", "--backend", "auto"}).run.backend);
+  CHECK((parsed({"--model", "m", "--backend", "cuda"}).request.job.backend == BackendKind::kCuda));
+  CHECK(!parsed({"--model", "m", "--backend", "auto"}).request.job.backend);
 }
 
 TEST_CASE("the command line wins over the config file, which wins over the defaults") {
   const Config config(
       R"({"model": "from-file", "versions": 3, "timeout": 1.5, "no-offload": true,
           "share-gpu": false, "verify": "off", "kv-cache": "1MiB"})");
-  const auto run = parsed({"--versions", "5", "--config", config.path(), "--verify=full"}).run;
-  CHECK(run.model == "from-file");
-  CHECK(run.versions == 5);
-  CHECK(run.timeout == Seconds(1.5));
-  CHECK(!run.offload);
-  CHECK(!run.share_gpu);
-  CHECK(run.verify == Verify::kFull);
-  CHECK(run.kv_cache_bytes == 1 << 20);
-  CHECK(run.inference == "sglang:tp=1");
+  const auto run = parsed({"--versions", "5", "--config", config.path(), "--verify=full"}).request;
+  CHECK(run.job.model.name() == "from-file");
+  CHECK(run.command.versions == 5);
+  CHECK(run.job.timeout == Seconds(1.5));
+  CHECK(!run.job.offload);
+  CHECK(!run.job.share_gpu);
+  CHECK(run.command.verify == Verify::kFull);
+  CHECK(run.job.kv_cache_bytes == 1 << 20);
+  CHECK(run.job.inference.text() == "sglang:tp=1");
 }
 
 TEST_CASE("of options that exclude each other the command line's wins, and a file has one") {

@@ -99,22 +99,22 @@ class Disturber final : public awex::CycleObserver {
   const awex::Job& job_;
 };
 
-awex::RunOptions options_from(int argc, char** argv) {
-  awex::RunOptions options;
-  options.timeout = awex::Seconds(std::stod(argv[6]));
+awex::Request options_from(int argc, char** argv) {
+  awex::Request options;
+  options.job.timeout = awex::Seconds(std::stod(argv[6]));
   const std::string how = argv[7];
-  options.verify = how == "full" ? awex::Verify::kFull : awex::Verify::kDigest;
-  options.warm_host_memory = how == "warm";
-  options.share_gpu = how == "share";
-  options.model = "preset:tiny-dense";
+  options.command.verify = how == "full" ? awex::Verify::kFull : awex::Verify::kDigest;
+  options.job.warm_host_memory = how == "warm";
+  options.job.share_gpu = how == "share";
+  options.job.model = "preset:tiny-dense";
   const bool is_default = argc == 8;
-  options.trainer = is_default ? "megatron:tp=2" : argv[9];
-  options.inference = is_default ? "sglang:tp=1" : argv[10];
+  options.job.trainer = is_default ? "megatron:tp=2" : argv[9];
+  options.job.inference = is_default ? "sglang:tp=1" : argv[10];
   const bool is_cuda = !is_default && std::string(argv[8]) == "cuda";
-  options.backend = is_cuda ? awex::BackendKind::kCuda : awex::BackendKind::kHost;
-  options.kv_cache_bytes = 1 << 20;
-  options.versions = 2;
-  options.measure_limits = false;
+  options.job.backend = is_cuda ? awex::BackendKind::kCuda : awex::BackendKind::kHost;
+  options.job.kv_cache_bytes = 1 << 20;
+  options.command.versions = 2;
+  options.job.measure_limits = false;
   return options;
 }
 
@@ -145,9 +145,9 @@ int main(int argc, char** argv) {
   const auto options = options_from(argc, argv);
   // Many such jobs start at once, on machines with fewer cores than ranks.
   const awex::Job::Start start{.allowance = awex::Seconds(20), .launched_rank = {}, .report = {}};
-  awex::Job job(&argc, &argv, options.timeout, start);
+  awex::Job job(&argc, &argv, options.job.timeout, start);
   Disturber disturber({argv[1], parse_steps(argv[2]), argv[3], argv[4], argv[5]}, job);
-  const auto report = awex::run_command(awex::Command::kUpdate, options, job, disturber);
+  const auto report = awex::run_command(options, job, disturber);
   const bool broken_off = report.error && !job.failure_is_agreed();
   if (broken_off) job.await_turn_to_report(report.error->code());
   if (report.error && job.is_reporter()) {

@@ -14,11 +14,11 @@ using Calls = std::map<std::string, CallCounts>;
 
 constexpr uint64_t kMiB = 1 << 20;
 
-RunOptions options_for(const std::string& model, bool optimizer) {
+Request options_for(const std::string& model, bool optimizer) {
   auto options = counted_options(BackendKind::kHost, model, 2);
-  options.trainer = fmt::format("megatron:tp={}", job().size() / 2);
-  options.optimizer = optimizer;
-  options.gpu_memory = 2ULL << 30;  // room for both roles, so that nobody waits for it
+  options.job.trainer = fmt::format("megatron:tp={}", job().size() / 2);
+  options.job.optimizer = optimizer;
+  options.job.gpu_memory = 2ULL << 30;  // room for both roles, so that nobody waits for it
   return options;
 }
 
@@ -85,7 +85,7 @@ TEST_CASE("a version takes nothing but its chunks from the system") {
 
 TEST_CASE("the same with weights of several chunks") {
   auto options = options_for("preset:qwen3-0.6b", false);
-  options.layers = 1;
+  options.job.layers = 1;
   const auto update = count_update(options);
   CHECK(update.chunks.weights > 1);
   check_steady_state(update, expected(update));
@@ -93,7 +93,7 @@ TEST_CASE("the same with weights of several chunks") {
 
 TEST_CASE("without offloading a version takes nothing at all") {
   auto options = options_for("preset:tiny-dense", true);
-  options.offload = false;
+  options.job.offload = false;
   check_steady_state(count_update(options), {});
 }
 

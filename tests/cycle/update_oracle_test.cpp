@@ -45,19 +45,19 @@ struct UpdateCase {
     return fmt::format("{}: {} -> {}, {} versions{}", model, trainer.spec(), inference.spec(),
                        versions, offload ? "" : ", no offload");
   }
-  [[nodiscard]] RunOptions options() const {
-    RunOptions options;
-    options.model = model;
-    options.layers = layers;
-    options.trainer = trainer.spec();
-    options.inference = inference.spec();
-    options.backend = BackendKind::kHost;
-    options.optimizer = versions > 1;
-    options.kv_cache_bytes = 1 << 20;
-    options.versions = versions;
-    options.timeout = Seconds{60};
-    options.offload = offload;
-    options.measure_limits = false;
+  [[nodiscard]] Request options() const {
+    Request options;
+    options.job.model = model;
+    options.job.layers = layers;
+    options.job.trainer = trainer.spec();
+    options.job.inference = inference.spec();
+    options.job.backend = BackendKind::kHost;
+    options.job.optimizer = versions > 1;
+    options.job.kv_cache_bytes = 1 << 20;
+    options.command.versions = versions;
+    options.job.timeout = Seconds{60};
+    options.job.offload = offload;
+    options.job.measure_limits = false;
     return options;
   }
 };
@@ -204,7 +204,7 @@ bool run_update(const UpdateCase& update) {
   CAPTURE(update.text());
   const auto source = open_model(update.model, update.layers);
   Comparer comparer(update, *source);
-  const Report report = run_command(Command::kUpdate, update.options(), job(), comparer);
+  const Report report = run_command(update.options(), job(), comparer);
   if (report.error) {
     FAIL_CHECK(report.error->what());
     return false;

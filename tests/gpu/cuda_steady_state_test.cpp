@@ -117,7 +117,7 @@ TEST_CASE("the same with weights of several chunks") {
 
 TEST_CASE("without offloading a version takes nothing at all") {
   auto options = counted_options(BackendKind::kCuda, "preset:tiny-moe", 2);
-  options.offload = false;
+  options.job.offload = false;
   check_steady_state(count_update(options), {});
 }
 

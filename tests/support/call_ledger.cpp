@@ -64,22 +64,22 @@ class CallLedger final : public CycleObserver {
 
 }  // namespace
 
-RunOptions counted_options(BackendKind backend, const std::string& model, uint64_t layers) {
-  RunOptions options;
-  options.model = model;
-  options.layers = layers;
-  options.backend = backend;
-  options.kv_cache_bytes = 130ULL << 20;
-  options.versions = kCountedVersions;
-  options.timeout = Seconds{60};
-  options.measure_limits = false;
+Request counted_options(BackendKind backend, const std::string& model, uint64_t layers) {
+  Request options;
+  options.job.model = model;
+  options.job.layers = layers;
+  options.job.backend = backend;
+  options.job.kv_cache_bytes = 130ULL << 20;
+  options.command.versions = kCountedVersions;
+  options.job.timeout = Seconds{60};
+  options.job.measure_limits = false;
   return options;
 }
 
-CountedUpdate count_update(const RunOptions& options) {
+CountedUpdate count_update(const Request& options) {
   CountedUpdate update;
   CallLedger ledger(update);
-  const Report report = run_command(Command::kUpdate, options, job(), ledger);
+  const Report report = run_command(options, job(), ledger);
   if (report.error) throw Error(*report.error);
   const int trainers = job().size() / 2;
   update.is_trainer = job().rank() < trainers;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cycle/observer.hpp"
-#include "cycle/run_options.hpp"
+#include "cycle/options.hpp"
 #include "support/call_counts.hpp"
 
 namespace awex::test {
@@ -36,12 +36,12 @@ struct CountedUpdate {
 inline constexpr uint64_t kCountedVersions = 4;
 
 /// Options of an update of kCountedVersions, in which every region of both roles has its turn.
-[[nodiscard]] RunOptions counted_options(BackendKind backend, const std::string& model,
-                                         uint64_t layers);
+[[nodiscard]] Request counted_options(BackendKind backend, const std::string& model,
+                                      uint64_t layers);
 
-/// Runs an update of options.versions on the test's job, with half of its ranks trainers, and
-/// counts this rank's calls. Throws the run's failure, on every rank. Collective.
-[[nodiscard]] CountedUpdate count_update(const RunOptions& options);
+/// Runs an update of options.command.versions on the test's job, with half of its ranks trainers,
+/// and counts this rank's calls. Throws the run's failure, on every rank. Collective.
+[[nodiscard]] CountedUpdate count_update(const Request& options);
 
 /// "offload trainer weights: {"fallocate": 3}; …" for failed checks.
 [[nodiscard]] std::string describe(const std::map<std::string, CallCounts>& by_phase);

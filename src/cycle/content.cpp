@@ -1,0 +1,37 @@
+#include "cycle/content.hpp"
+
+#include "base/error.hpp"
+
+namespace awex {
+
+const char* content_name(ContentState state) {
+  switch (state) {
+    case ContentState::kEmpty:
+      return "empty";
+    case ContentState::kPoisoned:
+      return "poisoned";
+    case ContentState::kCommitted:
+      return "committed";
+  }
+  return "unknown";
+}
+
+void Content::commit(uint64_t version) {
+  enter(ContentState::kCommitted);
+  committed_ = version;
+}
+
+void Content::discard() {
+  if (state_ != ContentState::kPoisoned) enter(ContentState::kEmpty);
+}
+
+void Content::enter(ContentState to) {
+  if (!is_legal_move(state_, to)) {
+    throw runtime_error(fmt::format("cannot move the content of inference's weights from {} to {}",
+                                    content_name(state_), content_name(to)),
+                        "transfer weights before committing them");
+  }
+  state_ = to;
+}
+
+}  // namespace awex

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "base/units.hpp"
+#include "comm/job.hpp"
+#include "layout/spec.hpp"
+#include "memory/device.hpp"
+#include "model/weights.hpp"
+#include "transfer/move/remote_copies.hpp"
+
+namespace awex {
+
+/// The commands that run under mpirun.
+enum class Command : uint8_t { kUpdate, kOffload, kTransfer, kResume };
+
+/// "update", "offload", "transfer" or "resume".
+[[nodiscard]] constexpr const char* command_name(Command command) {
+  switch (command) {
+    case Command::kUpdate:
+      return "update";
+    case Command::kOffload:
+      return "offload";
+    case Command::kTransfer:
+      return "transfer";
+    case Command::kResume:
+      return "resume";
+  }
+  return "";
+}
+
+/// How a transfer is proven.
+enum class Verify : uint8_t {
+  kDigest,  ///< Digests of what the trainer holds against what inference holds.
+  kFull,    ///< As kDigest, and every byte is compared with its source.
+  kOff,
+};
+
+/// What a user asks of a whole job: what its ranks are and hold, whatever they do. The same on
+/// every rank but for `role`. Plain data: read from text once, by the command line, and checked for
+/// sense by the cycle.
+struct JobOptions {
+  ModelName model;
+  std::optional<uint64_t> layers;       ///< Keep the first N layers; at least 1.
+  EngineSpec trainer{"megatron:tp=1"};  ///< Layout of the trainer.
+  EngineSpec inference{"sglang:tp=1"};  ///< Layout of the inference engine.
+  std::optional<Role> role;             ///< This rank's; by position in the node when absent.
+  std::optional<BackendKind> backend;   ///< Absent: cuda where there is a GPU, host otherwise.
+  bool optimizer = true;                ///< Whether the trainer holds AdamW state.
+  uint64_t kv_cache_bytes = uint64_t{64} << 20;  ///< Of each inference rank; 0 for none.
+  Seconds timeout{300};                          ///< Of every single wait.
+  bool offload = true;                           ///< False: no memory is ever given back.
+  ExchangeKind exchange = ExchangeKind::kAuto;   ///< How bytes travel between GPUs.
+  bool share_gpu = false;                        ///< Several ranks of a role may be on one GPU.
+  std::optional<uint64_t> gpu_memory;  ///< Budget in bytes per GPU for both roles together.
+  bool measure_limits = true;          ///< Measure the links' limits to compare phases with.
+  bool warm_host_memory = false;       ///< Prepare what offloads need in the background at start.
+};
+
+/// What a user asks of one command. The same on every rank.
+struct CommandOptions {
+  Command command = Command::kUpdate;
+  uint64_t versions = 1;  ///< At least 1; 1 for all commands but update.
+  Verify verify = Verify::kDigest;
+};
+
+/// A job that does one command and ends.
+struct Request {
+  JobOptions job;
+  CommandOptions command;
+};
+
+}  // namespace awex

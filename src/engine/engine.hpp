@@ -1,0 +1,121 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/thread_pool.hpp"
+#include "base/wait.hpp"
+#include "layout/layout.hpp"
+#include "memory/device.hpp"
+#include "memory/ledger.hpp"
+#include "memory/region.hpp"
+#include "model/weights.hpp"
+#include "transfer/kernels/kernels.hpp"
+
+namespace awex {
+
+/// What has become of an engine's memory of a tag.
+struct Change {
+  enum class Kind : uint8_t {
+    kTaken,      ///< Its memory is there, with undefined content.
+    kResumed,    ///< Its memory is there, with the bytes that it had when it was released.
+    kCommitted,  ///< Its weights are those of a version that every rank has agreed on.
+  };
+  Kind kind = Kind::kTaken;
+  uint64_t version = 0;  ///< Of kCommitted.
+};
+
+/// What plays a role on a rank: memory by tag, the tensors that lie in it, and what has to be done
+/// when that memory goes and comes. Everything that a cycle needs to know of a trainer or an
+/// inference engine is here; what they compute is theirs.
+///
+/// The cycle offloads, discards, takes, reads and writes the memory; the engine does not touch a
+/// tag's memory between before_release and the after_change that says that it is back, and
+/// inference does not touch its weights until they are committed. Calls block until done and are
+/// not collective; they throw on this rank alone, Error(kDeadline) and what the monitor throws
+/// included.
+class Engine {
+ public:
+  Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  Engine(Engine&&) = delete;
+  Engine& operator=(Engine&&) = delete;
+  virtual ~Engine() = default;
+
+  /// Its memory of a tag, the same for life; null where it holds none. Every engine has weights.
+  [[nodiscard]] virtual Region* region(Tag tag) = 0;
+  /// The tensors that it declares in its memory of a tag, by its own names; places count from the
+  /// region's start. What no tensor covers is not proven over an offload. None for a tag that it
+  /// does not hold.
+  [[nodiscard]] virtual std::vector<Parameter> tensors(Tag tag) const = 0;
+
+  /// Before the cycle begins: a trainer takes its memory and fills it; inference may do so.
+  virtual void load(const Deadline& deadline, WaitMonitor& monitor) = 0;
+  /// The memory of a tag is about to be given back; no work of the engine on it may be in flight on
+  /// return.
+  virtual void before_release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) = 0;
+  /// The memory of a tag is back, or its content is another. Not called where a call of the cycle
+  /// changed nothing.
+  virtual void after_change(Tag tag, const Change& change, const Deadline& deadline,
+                            WaitMonitor& monitor) = 0;
+};
+
+/// An engine that trains.
+class TrainerEngine : public Engine {
+ public:
+  /// A training step on all weights; all its memory is there.
+  virtual void train(const Deadline& deadline, WaitMonitor& monitor) = 0;
+};
+
+/// What an engine is made of and with. All of it outlives the engine.
+struct EngineParts {
+  const Catalogue& catalogue;  ///< The layout's: for inference the held one.
+  const RankLayout& layout;    ///< What the rank holds, and where in its weights region.
+  Device& device;
+  MemoryLedger& ledger;  ///< On which its regions book their memory.
+  Kernels& kernels;
+  CopyQueue& queue;
+};
+
+struct TrainerParts {
+  EngineParts common;
+  const WeightSource& source;  ///< What it begins with.
+  uint64_t weights_bytes = 0;  ///< Of the weights region: what lies behind the layout's is not its
+                               ///< own (layout/trainer_scales.hpp).
+  bool optimizer = true;       ///< Whether it holds an optimizer's state.
+  ThreadPool& threads;
+};
+
+struct InferenceParts {
+  EngineParts common;
+  uint64_t kv_cache_bytes = 0;  ///< 0 for none.
+};
+
+/// Makes the engines of a job's ranks. A call makes this rank's; it reserves addresses and takes no
+/// memory.
+class EngineFactory {
+ public:
+  EngineFactory() = default;
+  EngineFactory(const EngineFactory&) = delete;
+  EngineFactory& operator=(const EngineFactory&) = delete;
+  EngineFactory(EngineFactory&&) = delete;
+  EngineFactory& operator=(EngineFactory&&) = delete;
+  virtual ~EngineFactory() = default;
+
+  [[nodiscard]] virtual std::unique_ptr<TrainerEngine> make_trainer(
+      const TrainerParts& parts) const = 0;
+  [[nodiscard]] virtual std::unique_ptr<Engine> make_inference(
+      const InferenceParts& parts) const = 0;
+};
+
+/// Makes the engines that are built in (docs/design.md, "Built-in roles are stand-ins, not mocks").
+[[nodiscard]] const EngineFactory& built_in_engines();
+
+/// Throws a request error that names the first tensor that an engine declares otherwise than its
+/// rank's layout has it, or that one of them lacks: name, dtype, shape or place.
+void check_declared(const std::vector<Parameter>& declared, const RankLayout& layout);
+
+}  // namespace awex

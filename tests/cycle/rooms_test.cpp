@@ -1,0 +1,131 @@
+// The values that a job is settled in, made without MPI and without a device.
+#include <doctest/doctest.h>
+
+#include <string>
+
+#include "cycle/budget.hpp"
+#include "cycle/hand_over.hpp"
+#include "layout/spec.hpp"
+#include "model/weights.hpp"
+
+namespace awex {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kGiB = 1 << 30;
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+/// Two devices of a node, whose ranks have the device's number as their role rank.
+Placement two_devices() { return {{0, 1}, {0, 1}, {0, 0}}; }
+
+HeldModel model_of(const char* trainer, const char* inference) {
+  return hold_model(open_model("preset:tiny-dense", 1), trainer, inference, 2);
+}
+
+uint64_t bytes_of(const std::vector<Piece>& pieces, uint32_t source, uint32_t target) {
+  uint64_t bytes = 0;
+  for (const auto& piece : pieces) {
+    if (piece.source == source && piece.target == target) bytes += piece.bytes();
+  }
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("a model's name is a directory or a preset, whatever they are called") {
+  CHECK(ModelName().empty());
+  CHECK_FALSE(ModelName("preset:").empty());
+  CHECK(ModelName("preset:tiny-dense").is_preset());
+  CHECK(ModelName("preset:tiny-dense").name() == "tiny-dense");
+  CHECK_FALSE(ModelName("dir/preset:tiny-dense").is_preset());
+  CHECK(ModelName("dir/preset:tiny-dense").name() == "dir/preset:tiny-dense");
+}
+
+TEST_CASE("a spec with another number keeps all else as it was written") {
+  CHECK(EngineSpec("megatron").with("tp", 2).text() == "megatron:tp=2");
+  CHECK(EngineSpec("megatron:tp=8,pp=2").with("tp", 2).text() == "megatron:tp=2,pp=2");
+  CHECK(EngineSpec("megatron:etp=4,tp=8").with("tp", 2).text() == "megatron:etp=4,tp=2");
+  CHECK(EngineSpec("megatron:etp=4").with("tp", 2).text() == "megatron:etp=4,tp=2");
+  CHECK(EngineSpec("megatron:pp=2,tp=16").with("tp", 4).count("tp") == 4U);
+}
+
+TEST_CASE("a model is laid out for both roles, and two layouts have two fingerprints") {
+  const auto one = model_of("megatron:tp=2", "sglang:tp=1");
+  const auto other = model_of("megatron:tp=1", "sglang:tp=1");
+  CHECK(one.trainer->describe() == "megatron:tp=2");
+  CHECK(one.inference->describe() == "sglang:tp=1");
+  CHECK(one.fingerprint != other.fingerprint);
+  CHECK(one.fingerprint == model_of("megatron:tp=2", "sglang:tp=1").fingerprint);
+  for (const uint64_t copies : one.inference_copies) CHECK(copies == 2);
+  CHECK_THROWS_WITH_AS(model_of("megatorn:tp=2", "sglang:tp=1"),
+                       "\"megatorn\" is no trainer engine", Error);
+}
+
+TEST_CASE("a device's part of the plan is what its inference rank receives and its trainer sends") {
+  // Both trainers hold halves that both engine instances want whole.
+  auto hand_over = plan_hand_over(model_of("megatron:tp=2", "sglang:tp=1"), two_devices(), {0, 0});
+  const auto& pieces = hand_over.plan.pieces;
+  const uint64_t own = bytes_of(pieces, 0, 0);
+  CHECK(own > 0);
+  CHECK(bytes_of(pieces, 1, 0) > 0);
+  CHECK(bytes_of(pieces, 0, 1) > 0);
+  CHECK(bytes_of(pieces, 1, 1) == 0);
+  CHECK(own + bytes_of(pieces, 1, 0) == hand_over.model.held->bytes());
+  CHECK(hand_over.trainer_here.bytes == hand_over.model.trainer->rank_layout(0).bytes);
+  CHECK(hand_over.inference_here.bytes == hand_over.model.inference->rank_layout(0).bytes);
+  prove_hand_over(hand_over, 0);
+  // A plan that leaves out a piece is found out.
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    if (pieces[i].target != 0) continue;
+    hand_over.plan.pieces.erase(hand_over.plan.pieces.begin() + static_cast<ptrdiff_t>(i));
+    break;
+  }
+  CHECK_THROWS_AS(prove_hand_over(hand_over, 0), Error);
+}
+
+TEST_CASE("a GPU needs what its pairs need together, and is refused by whose GPU has less") {
+  DeviceNeeds needs;
+  needs.trainer_weights = 4 * kMiB;
+  needs.optimizer = 24 * kMiB;
+  needs.inference_weights = 4 * kMiB;
+  GpuNeeds gpu;
+  gpu.free = kGiB;
+  gpu.add(needs, true);
+  CHECK(gpu.peak == 28 * kMiB);
+  CHECK(gpu.pinned == 28 * kMiB);
+  CHECK(gpu.moment == "the train step");
+  gpu.add(needs, true);
+  CHECK(gpu.peak == 56 * kMiB);
+  CHECK_FALSE(lack_of_memory(gpu, {std::nullopt, true}, "rank 3"));
+  CHECK_FALSE(lack_of_memory(gpu, {56 * kMiB, true}, "rank 3"));
+  const auto lack = lack_of_memory(gpu, {56 * kMiB - 1, true}, "rank 3");
+  REQUIRE(lack);
+  CHECK(lack->code() == ExitCode::kRequest);
+  CHECK(contains(lack->what(), "the GPU of rank 3 needs 58.7 MB in the train step"));
+  CHECK(contains(lack->what(), "by --gpu-memory"));
+  gpu.free = 56 * kMiB - 1;
+  const auto used = lack_of_memory(gpu, {std::nullopt, false}, "rank 3");
+  REQUIRE(used);
+  CHECK(contains(used->what(), "free"));
+  CHECK(used->hint() == "leave out --no-offload");
+}
+
+TEST_CASE("what may be held is what was asked for, or what is free but for the driver's part") {
+  GpuNeeds gpu;
+  gpu.peak = 3 * kGiB;
+  gpu.pinned = kGiB;
+  gpu.free = 10 * kGiB;
+  // The driver takes 1 GiB and 8 bytes for each 4 KiB of pinned memory.
+  CHECK(gpu_budget(gpu, {}, BackendKind::kCuda, 2) == 9 * kGiB - 2 * kMiB);
+  CHECK(gpu_budget(gpu, {}, BackendKind::kHost, 1) == 5 * kGiB);
+  CHECK(gpu_budget(gpu, {4 * kGiB, true}, BackendKind::kCuda, 1) == 4 * kGiB);
+  CHECK(gpu_budget(gpu, {20 * kGiB, true}, BackendKind::kCuda, 1) == 10 * kGiB);
+  // Never less than the least.
+  CHECK(gpu_budget(gpu, {}, BackendKind::kHost, 4) == 3 * kGiB);
+  CHECK(gpu_budget(gpu, {kGiB, true}, BackendKind::kCuda, 1) == 3 * kGiB);
+}
+
+}  // namespace awex
