@@ -14,54 +14,50 @@ uint32_t role_rank_of(const Job& job, int rank) {
 
 }  // namespace
 
-InferenceMember::InferenceMember(Job& job, const World& world, const HandOver& hand_over,
-                                 uint64_t kv_cache_bytes, bool proves, MemoryLedger& ledger,
-                                 Kernels& kernels, CopyQueue& queue, RemoteCopies& remote)
+InferenceMember::InferenceMember(Job& job, Engine& engine, const World& world,
+                                 const HandOver& hand_over, Kernels& kernels, RemoteCopies& remote)
     : job_(job),
-      queue_(queue),
+      engine_(engine),
       remote_(remote),
-      trainer_bytes_(hand_over.trainer_here.bytes),
-      inference_(*hand_over.model.held, hand_over.inference_here, kv_cache_bytes, *world.device,
-                 ledger) {
+      hand_over_(hand_over),
+      trainer_bytes_(hand_over.trainer_here.bytes) {
+  check_declared(engine.tensors(Tag::kWeights), hand_over.inference_here);
   trainer_weights_ = world.device->reserve_import("trainer weights", trainer_bytes_,
                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(
       *hand_over.model.held, hand_over.plan, world.devices.placement, role_rank_of(job, job.rank()),
-      trainer_weights_->data(), inference_.weights().data(), kernels, remote);
-  if (proves) {
-    transfer_->prove(
-        shard_views(*hand_over.model.held, hand_over.inference_here, inference_.weights().data()),
-        narrow<uint32_t>(held_copies(hand_over.inference_here).size()));
-  }
+      trainer_weights_->data(), region(Tag::kWeights)->data(), kernels, remote);
 }
 
-Region* InferenceMember::region(Tag tag) {
-  switch (tag) {
-    case Tag::kWeights:
-      return &inference_.weights();
-    case Tag::kKvCache:
-      return inference_.kv_cache();
-    case Tag::kOptimizer:
-      return nullptr;
-  }
-  return nullptr;
+void InferenceMember::prove() {
+  if (std::exchange(proves_, true)) return;
+  const auto& layout = hand_over_.inference_here;
+  transfer_->prove(shard_views(*hand_over_.model.held, layout, region(Tag::kWeights)->data()),
+                   narrow<uint32_t>(held_copies(layout).size()));
+}
+
+void InferenceMember::load() {
+  remote_.connect();
+  engine_.load(job_.deadline(), job_);
 }
 
 uint64_t InferenceMember::take(Tag tag) {
-  if (tag == Tag::kWeights) {
-    inference_.take_weights(queue_, job_.deadline(), job_);
-  } else {
-    region(tag)->take(job_.deadline(), job_);
+  Region* held = region(tag);
+  if (held != nullptr && held->take(job_.deadline(), job_).changed) {
+    engine_.after_change(tag, {Change::Kind::kTaken}, job_.deadline(), job_);
   }
   return 0;
 }
 
 uint64_t InferenceMember::discard(Tag tag) {
-  region(tag)->discard();
+  Region* held = region(tag);
+  if (held == nullptr) return 0;
+  if (held->state() == RegionState::kResident) {
+    engine_.before_release(tag, job_.deadline(), job_);
+  }
+  held->discard();
   return 0;
 }
-
-void InferenceMember::connect() { remote_.connect(); }
 
 void InferenceMember::map_trainer(ReceivedRange received) {
   if (received.bytes != trainer_bytes_ || received.chunk_bytes != chunk_bytes_for(trainer_bytes_)) {
@@ -71,15 +67,21 @@ void InferenceMember::map_trainer(ReceivedRange received) {
         "this is a fault of awex-colocate: please report it");
   }
   trainer_weights_->map(std::move(received.fds));
+  has_mapped_ = true;
 }
 
-void InferenceMember::unmap_trainer() { trainer_weights_->unmap(); }
+void InferenceMember::unmap_trainer() {
+  trainer_weights_->unmap();
+  has_mapped_ = false;
+}
 
 uint64_t InferenceMember::transfer() {
   transfer_->copy();
   return transfer_->bytes();
 }
 
-std::optional<WrongElement> InferenceMember::compare() { return transfer_->compare(); }
+void InferenceMember::commit(uint64_t version) {
+  engine_.after_change(Tag::kWeights, {Change::Kind::kCommitted, version}, job_.deadline(), job_);
+}
 
 }  // namespace awex

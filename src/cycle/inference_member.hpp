@@ -8,48 +8,56 @@
 #include "comm/job.hpp"
 #include "cycle/hand_over.hpp"
 #include "cycle/world.hpp"
-#include "engine/inference_stand_in.hpp"
+#include "engine/engine.hpp"
 #include "transfer/move/remote_copies.hpp"
 #include "transfer/move/weight_transfer.hpp"
 #include "transfer/share/handle_exchange.hpp"
 
 namespace awex {
 
-/// What an inference rank does in a cycle. Calls block until done and return the bytes they moved;
-/// they throw on this rank alone.
+/// What an inference rank does in a cycle, with whatever engine serves there. Calls block until
+/// done and return the bytes they moved; they throw on this rank alone.
 class InferenceMember {
  public:
-  /// With `proves`, transfers digest what they bring.
-  InferenceMember(Job& job, const World& world, const HandOver& hand_over, uint64_t kv_cache_bytes,
-                  bool proves, MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
-                  RemoteCopies& remote);
+  /// All referred objects must outlive it. Throws a request error when the engine does not hold
+  /// what its layout says.
+  InferenceMember(Job& job, Engine& engine, const World& world, const HandOver& hand_over,
+                  Kernels& kernels, RemoteCopies& remote);
 
-  [[nodiscard]] Region* region(Tag tag);
+  [[nodiscard]] Region* region(Tag tag) { return engine_.region(tag); }
   [[nodiscard]] uint64_t staging_bytes() const { return remote_.staging_bytes(); }
 
-  /// Makes the connections to other inference ranks. All inference ranks together.
-  void connect();
-  /// Takes a tag's memory; padding of weights is cleared.
+  /// From now on transfers digest what they bring. Again is nothing.
+  void prove();
+  /// Makes the connections to other inference ranks, and loads what the engine has to load. All
+  /// inference ranks together.
+  void load();
+  /// Takes a tag's memory, if it is not there.
   uint64_t take(Tag tag);
   uint64_t discard(Tag tag);
   /// Maps the weights of the trainer on this device.
   void map_trainer(ReceivedRange received);
   void unmap_trainer();
+  [[nodiscard]] bool has_mapped() const { return has_mapped_; }
   /// Brings all weights here; the trainer must be mapped. All inference ranks together.
   uint64_t transfer();
   /// The digests of the last transfer, by slot of shard_views.
   [[nodiscard]] std::span<const uint64_t> sums() const { return transfer_->sums(); }
   /// Brings them once more and compares. The same conditions.
-  [[nodiscard]] std::optional<WrongElement> compare();
+  [[nodiscard]] std::optional<WrongElement> compare() { return transfer_->compare(); }
+  /// Its weights are those of `version` now.
+  void commit(uint64_t version);
 
  private:
   Job& job_;
-  CopyQueue& queue_;
+  Engine& engine_;
   RemoteCopies& remote_;
+  const HandOver& hand_over_;
   uint64_t trainer_bytes_;
-  InferenceStandIn inference_;
   std::unique_ptr<ImportedRange> trainer_weights_;
   std::unique_ptr<WeightTransfer> transfer_;
+  bool has_mapped_ = false;
+  bool proves_ = false;
 };
 
 }  // namespace awex

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "engine/trainer_stand_in.hpp"
+#include "engine/optimizer_state.hpp"
 #include "layout/trainer_scales.hpp"
 #include "transfer/move/remote_copies.hpp"
 
@@ -24,7 +24,7 @@ std::vector<Held> held_by_ranks(const Layout& layout, const Catalogue* scaled) {
       continue;
     }
     RankLayout own = layout.rank_layout(rank);
-    const uint64_t optimizer = TrainerStandIn::optimizer_bytes(own);
+    const uint64_t optimizer = OptimizerState(own).bytes();
     if (scaled != nullptr) own = add_scales(std::move(own), *scaled);
     held.push_back({own.bytes, optimizer});
   }

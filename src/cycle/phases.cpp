@@ -53,6 +53,9 @@ void PhaseRunner::take_baseline() {
 }
 
 void PhaseRunner::run(std::span<const Step> steps) {
+  for (const auto& step : steps) {
+    if (step.begins) step.begins();
+  }
   Sample sample = perform(steps);
   job_.agree(nullptr);
   // Nobody works between the agreement and the gathering of samples.
@@ -62,6 +65,9 @@ void PhaseRunner::run(std::span<const Step> steps) {
   std::vector<MemorySample> memory;
   for (const auto& one : samples) memory.push_back(one.memory);
   check_leaks(memory);
+  for (const auto& step : steps) {
+    if (step.ended) step.ended();
+  }
 }
 
 PhaseEvent PhaseRunner::event_of(const Step& step) const {

@@ -30,6 +30,8 @@ struct Step {
   Phase phase;
   Region* region = nullptr;
   std::function<uint64_t()> work;
+  std::function<void()> begins{};  ///< On every rank, before any of the phases beside it begins.
+  std::function<void()> ended{};   ///< On every rank, when all ranks have finished them.
 };
 
 /// Runs phases as collective steps that end in agreement: every rank finishes or all learn why not.

@@ -1,17 +1,85 @@
 #pragma once
 
+#include <memory>
+#include <vector>
+
 #include "comm/job.hpp"
+#include "cycle/accounting.hpp"
+#include "cycle/gpu_ledger.hpp"
 #include "cycle/observer.hpp"
 #include "cycle/options.hpp"
+#include "cycle/phases.hpp"
 #include "cycle/report.hpp"
+#include "cycle/setup.hpp"
+#include "cycle/steps.hpp"
+#include "engine/engine.hpp"
+#include "transfer/kernels/kernels.hpp"
+#include "transfer/move/remote_copies.hpp"
 
 namespace awex {
+
+/// One rank's part of a job: its engine, and the order of the phases of every command. All calls
+/// are collective over all ranks of the job.
+class Session {
+ public:
+  /// Settles what the job is about; holds no memory and no work in flight yet. All references must
+  /// outlive the session; `report` gains a version for each that a command makes.
+  Session(const Request& request, Job& job, CycleObserver& observer, Report& report,
+          const EngineFactory& engines);
+
+  /// Connects the ranks and takes the trainer's memory. After a failure of this or of `run` that is
+  /// not agreed on, device work may be in flight: the session must then not be destroyed.
+  void start();
+  /// Runs a command. Commands may come in any order: each first brings what it needs into the state
+  /// that it needs (cycle/readiness.hpp). Versions are numbered on from one command to the next.
+  void run(const CommandOptions& command);
+
+  /// Brings the report up to date with memory and content, also after a failure.
+  void conclude();
+  /// Lets no further work begin that goes on beside the phases. Does not wait.
+  void stop_background();
+
+ private:
+  void connect();
+  void measure_limits();
+  void describe_run();
+  void make_ready(Command command);
+  void update();
+  void bring_weights(const CommandOptions& command);
+  void restore();
+  void run_steps(std::vector<Steps> lists);
+  void begin_version();
+  void end_version();
+
+  [[nodiscard]] const World& world() const { return setup_.world; }
+  [[nodiscard]] const HandOver& hand_over() const { return setup_.hand_over; }
+  [[nodiscard]] Role role() const { return job_.peers()[static_cast<size_t>(job_.rank())].role; }
+
+  const Request& request_;
+  const JobOptions& options_;
+  Job& job_;
+  CycleObserver& observer_;
+  Report& report_;
+  const EngineFactory& engines_;
+  Setup setup_;
+  std::unique_ptr<Kernels> kernels_;
+  std::unique_ptr<CopyQueue> queue_;
+  std::unique_ptr<GpuLedger> ledger_;
+  std::unique_ptr<RemoteCopies> remote_;  ///< On inference ranks.
+  std::unique_ptr<CycleSteps> steps_;
+  MemoryAccount account_;
+  PhaseRunner phases_;
+  bool has_given_over_ = false;  ///< Some of the trainer's memory, at least once.
+  double version_start_ = 0;
+};
 
 /// What is known of a run before it has done anything.
 [[nodiscard]] Report begin_report(const Request& request, const Job& job);
 
 /// Runs a request on this rank and returns what happened: complete on rank 0, with the same `error`
-/// on every rank that lives. Never throws an Error. Collective over all ranks of the job.
-[[nodiscard]] Report run_command(const Request& request, Job& job, CycleObserver& observer);
+/// on every rank that lives. Never throws an Error. `engines` play the roles. Collective over all
+/// ranks of the job.
+[[nodiscard]] Report run_command(const Request& request, Job& job, CycleObserver& observer,
+                                 const EngineFactory& engines = built_in_engines());
 
 }  // namespace awex

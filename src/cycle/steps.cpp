@@ -23,20 +23,29 @@ Steps together(std::vector<Steps> lists) {
 }
 
 CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
-                       const Request& request, MemoryLedger& ledger, Kernels& kernels,
-                       CopyQueue& queue, RemoteCopies* remote)
-    : job_(job),
-      world_(world),
-      hand_over_(hand_over),
-      options_(request.job),
-      verify_(request.command.verify),
-      ledger_(ledger) {
+                       const JobOptions& options, const EngineFactory& engines,
+                       MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
+                       RemoteCopies* remote)
+    : job_(job), world_(world), hand_over_(hand_over), options_(options), ledger_(ledger) {
+  Device& device = *world.device;
   if (job.peers()[static_cast<size_t>(job.rank())].role == Role::kInference) {
-    inference_ = std::make_unique<InferenceMember>(job, world, hand_over, options_.kv_cache_bytes,
-                                                   proves(), ledger, kernels, queue, *remote);
+    inference_engine_ =
+        engines.make_inference({.common = {*hand_over.model.held, hand_over.inference_here, device,
+                                           ledger, kernels, queue},
+                                .kv_cache_bytes = options.kv_cache_bytes});
+    inference_ = std::make_unique<InferenceMember>(job, *inference_engine_, world, hand_over,
+                                                   kernels, *remote);
   } else {
-    trainer_ = std::make_unique<TrainerMember>(job, world, hand_over, options_.optimizer, ledger,
-                                               kernels, queue);
+    threads_.emplace(world.host_threads);
+    trainer_engine_ =
+        engines.make_trainer({.common = {hand_over.model.catalogue(), hand_over.base_here, device,
+                                         ledger, kernels, queue},
+                              .source = *hand_over.model.source,
+                              .weights_bytes = hand_over.trainer_here.bytes,
+                              .optimizer = options.optimizer,
+                              .threads = *threads_});
+    trainer_ = std::make_unique<TrainerMember>(job, *trainer_engine_, hand_over.base_here, kernels,
+                                               queue, *threads_);
   }
   const HeldModel& model = hand_over.model;
   const Catalogue& held = *model.held;
@@ -50,6 +59,11 @@ CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
       std::make_unique<WeightVerifier>(job, hand_over, kernels, trainer_ ? weights : nullptr);
 }
 
+void CycleSteps::prove(Verify verify) {
+  verify_ = verify;
+  if (proves() && inference_) inference_->prove();
+}
+
 void CycleSteps::warm_up(const std::vector<Tag>& tags) {
   if (trainer_) trainer_->warm_up(tags);
 }
@@ -59,7 +73,7 @@ void CycleSteps::stop_warm_up() {
 }
 
 void CycleSteps::load(bool with_mapping) {
-  if (inference_) inference_->connect();
+  if (inference_) inference_->load();
   if (trainer_) trainer_->load();
   if (with_mapping) map_trainer();
 }
@@ -100,8 +114,12 @@ Steps CycleSteps::take(Tag tag) {
 
 Steps CycleSteps::discard(Tag tag) {
   if (!has(tag)) return {};
-  return {{{"discard", kInference, tag}, region(tag), [this, tag] {
-             return inference_->discard(tag);
+  return {{{"discard", kInference, tag},
+           region(tag),
+           [this, tag] { return inference_->discard(tag); },
+           {},
+           [this, tag] {
+             if (tag == Tag::kWeights) content_.discard();
            }}};
 }
 
@@ -111,7 +129,8 @@ Steps CycleSteps::transfer() {
            [this] {
              if (proves()) hear_of_digest();
              return inference_->transfer();
-           }}};
+           },
+           [this] { content_.poison(); }}};
 }
 
 Steps CycleSteps::digest() {
@@ -153,9 +172,14 @@ Steps CycleSteps::verify(std::optional<DigestReport>& report) {
        }}};
 }
 
-Steps CycleSteps::commit() {
-  return {{{"commit", kEveryone, Tag::kWeights}, region(Tag::kWeights), []() -> uint64_t {
-             return 0;
+Steps CycleSteps::commit(uint64_t version) {
+  return {{{"commit", kEveryone, Tag::kWeights},
+           region(Tag::kWeights),
+           []() -> uint64_t { return 0; },
+           {},
+           [this, version] {
+             content_.commit(version);
+             if (inference_) inference_->commit(version);
            }}};
 }
 
@@ -176,6 +200,17 @@ MemorySample CycleSteps::sample() {
   sample.free_bytes = world_.device->memory().free_bytes;
   sample.device_peak = ledger_.peak_bytes();
   return sample;
+}
+
+Holding CycleSteps::holding() {
+  Holding holding{.role = trainer_ ? Role::kTrainer : Role::kInference};
+  for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
+    if (const Region* memory = region(tag)) {
+      holding.regions.at(static_cast<size_t>(tag)) = memory->state();
+    }
+  }
+  holding.has_mapped = inference_ && inference_->has_mapped();
+  return holding;
 }
 
 /// Whether any rank of a role holds the tag; the same on every rank.

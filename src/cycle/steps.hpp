@@ -1,16 +1,20 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "cycle/content.hpp"
 #include "cycle/hand_over.hpp"
 #include "cycle/inference_member.hpp"
 #include "cycle/options.hpp"
 #include "cycle/phases.hpp"
+#include "cycle/readiness.hpp"
 #include "cycle/trainer_member.hpp"
 #include "cycle/weight_verifier.hpp"
 #include "cycle/world.hpp"
+#include "engine/engine.hpp"
 #include "transfer/move/scale_search.hpp"
 
 namespace awex {
@@ -27,15 +31,20 @@ using Steps = std::vector<Step>;
 class CycleSteps {
  public:
   /// Makes this rank's engine, which reserves addresses. All references must outlive the steps.
-  CycleSteps(Job& job, const World& world, const HandOver& hand_over, const Request& request,
-             MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue, RemoteCopies* remote);
+  /// `remote` is null on trainer ranks.
+  CycleSteps(Job& job, const World& world, const HandOver& hand_over, const JobOptions& options,
+             const EngineFactory& engines, MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
+             RemoteCopies* remote);
+
+  /// How the steps made from now on prove what they do.
+  void prove(Verify verify);
 
   /// Trainers begin to prepare the host memory of these tags in the background, in their order;
   /// the first offload of each waits for it.
   void warm_up(const std::vector<Tag>& tags);
   /// Gives it up, without waiting.
   void stop_warm_up();
-  /// Connects the inference ranks, and loads and maps what the trainers hold. Collective.
+  /// Connects the inference ranks, loads the engines and maps what the trainers hold. Collective.
   void load(bool with_mapping);
 
   /// The trainer finds the scales of what is quantised on its way.
@@ -63,11 +72,14 @@ class CycleSteps {
   /// All ranks compare what they digested; fills `report`.
   [[nodiscard]] Steps verify(std::optional<DigestReport>& report);
   /// All ranks agree that the version is right.
-  [[nodiscard]] Steps commit();
+  [[nodiscard]] Steps commit(uint64_t version);
   [[nodiscard]] Steps train();
 
   /// This rank's memory at a quiet moment.
   [[nodiscard]] MemorySample sample();
+  [[nodiscard]] Holding holding();
+  /// Of inference's weights, over all ranks.
+  [[nodiscard]] const Content& content() const { return content_; }
 
  private:
   [[nodiscard]] bool has(Tag tag) const;
@@ -81,12 +93,16 @@ class CycleSteps {
   const World& world_;
   const HandOver& hand_over_;
   const JobOptions& options_;
-  Verify verify_;
+  Verify verify_ = Verify::kOff;
   MemoryLedger& ledger_;
-  std::unique_ptr<TrainerMember> trainer_;      ///< On a trainer rank.
-  std::unique_ptr<InferenceMember> inference_;  ///< On an inference rank.
-  std::unique_ptr<ScaleSearch> scales_;         ///< Where anything is quantised.
+  std::optional<ThreadPool> threads_;              ///< On a trainer rank.
+  std::unique_ptr<TrainerEngine> trainer_engine_;  ///< On a trainer rank.
+  std::unique_ptr<Engine> inference_engine_;       ///< On an inference rank.
+  std::unique_ptr<TrainerMember> trainer_;         ///< On a trainer rank.
+  std::unique_ptr<InferenceMember> inference_;     ///< On an inference rank.
+  std::unique_ptr<ScaleSearch> scales_;            ///< Where anything is quantised.
   std::unique_ptr<WeightVerifier> verifier_;
+  Content content_;
   std::optional<WrongElement> wrong_;  ///< What the last comparison of bytes found here.
 };
 

@@ -1,35 +1,32 @@
 #include "cycle/trainer_member.hpp"
 
+#include "base/checked.hpp"
 #include "base/log.hpp"
 
 namespace awex {
+namespace {
 
-TrainerMember::TrainerMember(Job& job, const World& world, const HandOver& hand_over,
-                             bool with_optimizer, MemoryLedger& ledger, Kernels& kernels,
-                             CopyQueue& queue)
-    : job_(job),
-      device_(*world.device),
-      source_(*hand_over.model.source),
-      queue_(queue),
-      threads_(world.host_threads),
-      trainer_(hand_over.model.catalogue(), hand_over.base_here, hand_over.trainer_here.bytes,
-               with_optimizer, *world.device, ledger, kernels, threads_) {
-  proofs_.try_emplace(Tag::kWeights, trainer_.weights(), trainer_.weight_segments(), kernels);
-  if (trainer_.optimizer() == nullptr) return;
-  proofs_.try_emplace(Tag::kOptimizer, *trainer_.optimizer(), trainer_.optimizer_segments(),
-                      kernels);
+/// An engine's tensors as runs of elements, whose digests prove an offload.
+std::vector<Segment> segments_of(const std::vector<Parameter>& tensors) {
+  std::vector<Segment> segments;
+  for (const auto& tensor : tensors) {
+    segments.push_back({tensor.name, tensor.offset_bytes, tensor.bytes(),
+                        narrow<uint32_t>(element_bytes(tensor.dtype))});
+  }
+  return segments;
 }
 
-Region* TrainerMember::region(Tag tag) {
-  switch (tag) {
-    case Tag::kWeights:
-      return &trainer_.weights();
-    case Tag::kOptimizer:
-      return trainer_.optimizer();
-    case Tag::kKvCache:
-      return nullptr;
+}  // namespace
+
+TrainerMember::TrainerMember(Job& job, TrainerEngine& engine, const RankLayout& layout,
+                             Kernels& kernels, CopyQueue& queue, ThreadPool& threads)
+    : job_(job), engine_(engine), queue_(queue), threads_(threads) {
+  check_declared(engine.tensors(Tag::kWeights), layout);
+  for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+    Region* held = region(tag);
+    if (held == nullptr) continue;
+    proofs_.try_emplace(tag, *held, segments_of(engine.tensors(tag)), kernels);
   }
-  return nullptr;
 }
 
 void TrainerMember::warm_up(const std::vector<Tag>& tags) {
@@ -52,28 +49,36 @@ void TrainerMember::finish_warm_up(const Region& region) {
                   format_seconds(watch.seconds())));
 }
 
-void TrainerMember::load() { trainer_.load(source_, device_, queue_, job_.deadline(), job_); }
-
 uint64_t TrainerMember::offload(Tag tag, bool proven) {
-  finish_warm_up(*region(tag));
-  const auto change = proven ? proof(tag).offload(queue_, job_.deadline(), job_)
-                             : region(tag)->offload(queue_, job_.deadline(), job_);
+  Region* held = region(tag);
+  if (held == nullptr) return 0;
+  finish_warm_up(*held);
+  if (held->state() == RegionState::kResident) {
+    engine_.before_release(tag, job_.deadline(), job_);
+  }
+  const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_)
+                             : held->offload(queue_, job_.deadline(), job_);
   return change.moved_bytes;
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {
-  const auto change = proven ? proof(tag).resume(queue_, job_.deadline(), job_)
-                             : region(tag)->resume(queue_, job_.deadline(), job_);
+  Region* held = region(tag);
+  if (held == nullptr) return 0;
+  const auto change = proven ? proofs_.at(tag).resume(queue_, job_.deadline(), job_)
+                             : held->resume(queue_, job_.deadline(), job_);
+  if (change.changed) {
+    engine_.after_change(tag, {Change::Kind::kResumed}, job_.deadline(), job_);
+  }
   return change.moved_bytes;
 }
 
-uint64_t TrainerMember::check_backup(Tag tag) { return proof(tag).check_backup(threads_); }
-
-uint64_t TrainerMember::train() {
-  trainer_.train(job_.deadline(), job_);
-  return 0;
+uint64_t TrainerMember::check_backup(Tag tag) {
+  return region(tag) == nullptr ? 0 : proofs_.at(tag).check_backup(threads_);
 }
 
-RegionProof& TrainerMember::proof(Tag tag) { return proofs_.at(tag); }
+uint64_t TrainerMember::train() {
+  engine_.train(job_.deadline(), job_);
+  return 0;
+}
 
 }  // namespace awex

@@ -1,5 +1,6 @@
 #include "engine/engine.hpp"
 
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -13,6 +14,11 @@ std::string describe(const Parameter& tensor) {
                      tensor.offset_bytes);
 }
 
+bool are_same(const Parameter& a, const Parameter& b) {
+  return a.dtype == b.dtype && a.rows == b.rows && a.cols == b.cols &&
+         a.offset_bytes == b.offset_bytes;
+}
+
 constexpr auto kRemedy =
     "the engine and its spec must agree: look at tp, ep, pp, the dtype and the padding of the "
     "vocabulary";
@@ -20,28 +26,29 @@ constexpr auto kRemedy =
 }  // namespace
 
 void check_declared(const std::vector<Parameter>& declared, const RankLayout& layout) {
-  std::map<std::string, const Parameter*> found;
-  for (const auto& tensor : declared) {
-    if (found.emplace(tensor.name, &tensor).second) continue;
-    throw request_error(fmt::format("the engine declares {} twice", tensor.name), kRemedy)
-        .about_tensor(tensor.name);
-  }
+  // Parts of a pipeline may have tensors of the same name.
+  std::multimap<std::string, const Parameter*> left;
+  for (const auto& tensor : declared) left.emplace(tensor.name, &tensor);
   for (const auto& wanted : layout.parameters) {
-    const auto same = found.extract(wanted.name);
-    if (same.empty()) {
+    const auto [first, last] = left.equal_range(wanted.name);
+    if (first == last) {
       throw request_error(fmt::format("the engine does not declare {}, which its layout has as {}",
                                       wanted.name, describe(wanted)),
                           kRemedy)
           .about_tensor(wanted.name);
     }
-    if (describe(*same.mapped()) == describe(wanted)) continue;
-    throw request_error(fmt::format("the engine declares {} as {}, its layout has it as {}",
-                                    wanted.name, describe(*same.mapped()), describe(wanted)),
-                        kRemedy)
-        .about_tensor(wanted.name);
+    const auto same =
+        std::find_if(first, last, [&](const auto& one) { return are_same(*one.second, wanted); });
+    if (same == last) {
+      throw request_error(fmt::format("the engine declares {} as {}, its layout has it as {}",
+                                      wanted.name, describe(*first->second), describe(wanted)),
+                          kRemedy)
+          .about_tensor(wanted.name);
+    }
+    left.erase(same);
   }
-  if (found.empty()) return;
-  const auto& unknown = *found.begin()->second;
+  if (left.empty()) return;
+  const auto& unknown = *left.begin()->second;
   throw request_error(fmt::format("the engine declares {} as {}, its layout has no such tensor",
                                   unknown.name, describe(unknown)),
                       kRemedy)

@@ -1,24 +1,41 @@
 #include "engine/inference_stand_in.hpp"
 
-#include <utility>
-
 namespace awex {
 
-InferenceStandIn::InferenceStandIn(const Catalogue& catalogue, RankLayout layout,
-                                   uint64_t kv_cache_bytes, Device& device, MemoryLedger& ledger)
-    : layout_(std::move(layout)),
-      gaps_(layout_.gaps(catalogue)),
-      weights_(device, "inference weights", Tag::kWeights, layout_.bytes, &ledger) {
-  if (kv_cache_bytes > 0) {
-    kv_cache_.emplace(device, "inference KV cache", Tag::kKvCache, kv_cache_bytes, &ledger);
+InferenceStandIn::InferenceStandIn(const InferenceParts& parts)
+    : layout_(parts.common.layout),
+      queue_(parts.common.queue),
+      gaps_(layout_.gaps(parts.common.catalogue)),
+      weights_(parts.common.device, "inference weights", Tag::kWeights, layout_.bytes,
+               &parts.common.ledger) {
+  if (parts.kv_cache_bytes > 0) {
+    kv_cache_.emplace(parts.common.device, "inference KV cache", Tag::kKvCache,
+                      parts.kv_cache_bytes, &parts.common.ledger);
   }
 }
 
-void InferenceStandIn::take_weights(CopyQueue& queue, const Deadline& deadline,
+Region* InferenceStandIn::region(Tag tag) {
+  switch (tag) {
+    case Tag::kWeights:
+      return &weights_;
+    case Tag::kKvCache:
+      return kv_cache_ ? &*kv_cache_ : nullptr;
+    case Tag::kOptimizer:
+      return nullptr;
+  }
+  return nullptr;
+}
+
+std::vector<Parameter> InferenceStandIn::tensors(Tag tag) const {
+  if (tag == Tag::kWeights) return layout_.parameters;
+  return {};
+}
+
+void InferenceStandIn::after_change(Tag tag, const Change& change, const Deadline& deadline,
                                     WaitMonitor& monitor) {
-  if (!weights_.take(deadline, monitor).changed) return;
-  for (const auto& gap : gaps_) queue.fill_zero(weights_.data() + gap.offset_bytes, gap.bytes);
-  queue.finish("clearing the padding of the weights", deadline, monitor);
+  if (tag != Tag::kWeights || change.kind != Change::Kind::kTaken) return;
+  for (const auto& gap : gaps_) queue_.fill_zero(weights_.data() + gap.offset_bytes, gap.bytes);
+  queue_.finish("clearing the padding of the weights", deadline, monitor);
 }
 
 }  // namespace awex

@@ -1,34 +1,33 @@
 #pragma once
 
-#include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "layout/layout.hpp"
-#include "memory/region.hpp"
-#include "model/catalogue.hpp"
+#include "engine/engine.hpp"
 
 namespace awex {
 
 /// The built-in inference engine of one rank: holds its fused weights and a KV cache.
-class InferenceStandIn {
+class InferenceStandIn final : public Engine {
  public:
-  /// Reserves addresses; takes no memory. `kv_cache_bytes` 0 means none. `device` and `ledger`
-  /// must outlive it.
-  InferenceStandIn(const Catalogue& catalogue, RankLayout layout, uint64_t kv_cache_bytes,
-                   Device& device, MemoryLedger& ledger);
+  /// Reserves addresses; takes no memory.
+  explicit InferenceStandIn(const InferenceParts& parts);
 
-  [[nodiscard]] const RankLayout& layout() const { return layout_; }
-  [[nodiscard]] Region& weights() { return weights_; }
-  /// Null without a KV cache.
-  [[nodiscard]] Region* kv_cache() { return kv_cache_ ? &*kv_cache_ : nullptr; }
+  [[nodiscard]] Region* region(Tag tag) override;
+  [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override;
 
-  /// Takes the weights' memory and clears what no tensor will fill (vocabulary padding), as engines
-  /// do when they load.
-  void take_weights(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// Nothing: its weights come from the trainer.
+  void load(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {}
+  void before_release(Tag /*tag*/, const Deadline& /*deadline*/,
+                      WaitMonitor& /*monitor*/) override {}
+  /// When its weights' memory is there, clears what no tensor will fill (vocabulary padding), as
+  /// engines do when they load.
+  void after_change(Tag tag, const Change& change, const Deadline& deadline,
+                    WaitMonitor& monitor) override;
 
  private:
-  RankLayout layout_;
+  const RankLayout& layout_;
+  CopyQueue& queue_;
   std::vector<Gap> gaps_;
   Region weights_;
   std::optional<Region> kv_cache_;

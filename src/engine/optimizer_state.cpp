@@ -22,6 +22,12 @@ OptimizerState::OptimizerState(const RankLayout& layout) : starts_{0} {
 
 uint64_t OptimizerState::bytes() const { return starts_.back() * kArrays.size() * sizeof(float); }
 
+uint64_t OptimizerState::initialised_bytes(const RankLayout& layout) {
+  uint64_t elements = 0;
+  for (const auto& shard : layout.shards) elements += shard.box.elements();
+  return elements * kArrays.size() * sizeof(float);
+}
+
 std::vector<Parameter> OptimizerState::tensors(const RankLayout& layout) const {
   std::vector<Parameter> tensors;
   for (uint64_t array = 0; array < kArrays.size(); ++array) {

@@ -16,6 +16,8 @@ class OptimizerState {
 
   /// Of all three arrays.
   [[nodiscard]] uint64_t bytes() const;
+  /// Of what a rank's shards initialise; the rest pads parameters.
+  [[nodiscard]] static uint64_t initialised_bytes(const RankLayout& layout);
   /// Elements of one array.
   [[nodiscard]] uint64_t array_elements() const { return starts_.back(); }
   /// Where a parameter's state begins in each array, in elements.

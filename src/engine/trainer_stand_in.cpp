@@ -1,36 +1,13 @@
 #include "engine/trainer_stand_in.hpp"
 
 #include <algorithm>
-#include <array>
 #include <set>
-#include <utility>
 
-#include "base/checked.hpp"
 #include "base/work_progress.hpp"
 #include "engine/region_loader.hpp"
 
 namespace awex {
 namespace {
-
-constexpr std::array<const char*, 3> kStates{"master", "exp_avg", "exp_avg_sq"};
-
-/// Where each parameter's state begins in each of the three fp32 arrays, in elements, and behind
-/// the last one the length of an array. Starts are aligned like parameters are.
-std::vector<uint64_t> state_starts(const RankLayout& layout) {
-  constexpr uint64_t kStep = kParameterAlignment / sizeof(float);
-  std::vector<uint64_t> starts{0};
-  for (const auto& parameter : layout.parameters) {
-    starts.push_back(starts.back() + round_up(parameter.elements(), kStep));
-  }
-  return starts;
-}
-
-/// Of what shards initialise.
-uint64_t state_bytes(const RankLayout& layout) {
-  uint64_t elements = 0;
-  for (const auto& shard : layout.shards) elements += shard.box.rows.size() * shard.box.cols.size();
-  return elements * kStates.size() * sizeof(float);
-}
 
 constexpr const char* kInitialising = "initialising the optimizer after loading";
 
@@ -56,47 +33,67 @@ class AfterLoading final : public WaitMonitor {
 
 }  // namespace
 
-uint64_t TrainerStandIn::optimizer_bytes(const RankLayout& layout) {
-  return state_starts(layout).back() * kStates.size() * sizeof(float);
-}
-
-TrainerStandIn::TrainerStandIn(const Catalogue& catalogue, RankLayout layout,
-                               uint64_t weights_bytes, bool with_optimizer, Device& device,
-                               MemoryLedger& ledger, Kernels& kernels, ThreadPool& threads)
-    : catalogue_(catalogue),
-      layout_(std::move(layout)),
-      kernels_(kernels),
-      threads_(threads),
-      weights_(device, "trainer weights", Tag::kWeights, weights_bytes, &ledger) {
-  if (!with_optimizer) return;
-  optimizer_.emplace(device, "trainer optimizer", Tag::kOptimizer, optimizer_bytes(layout_),
-                     &ledger);
+TrainerStandIn::TrainerStandIn(const TrainerParts& parts)
+    : parts_(parts),
+      state_(parts.common.layout),
+      weights_(parts.common.device, "trainer weights", Tag::kWeights, parts.weights_bytes,
+               &parts.common.ledger) {
+  if (!parts.optimizer) return;
+  optimizer_.emplace(parts.common.device, "trainer optimizer", Tag::kOptimizer, state_.bytes(),
+                     &parts.common.ledger);
   // Routers' correction biases are fp32 among bf16 weights.
   std::set<DType> dtypes;
-  for (const auto& parameter : layout_.parameters) dtypes.insert(parameter.dtype);
+  for (const auto& parameter : parts.common.layout.parameters) dtypes.insert(parameter.dtype);
   for (const DType dtype : dtypes) {
-    adamw_.push_back(make_adamw(device, kernels, optimizer_views(dtype), dtype, threads));
+    adamw_.push_back(make_adamw(parts.common.device, parts.common.kernels, optimizer_views(dtype),
+                                dtype, parts.threads));
   }
 }
 
-void TrainerStandIn::load(const WeightSource& source, Device& device, CopyQueue& queue,
-                          const Deadline& deadline, WaitMonitor& monitor) {
+Region* TrainerStandIn::region(Tag tag) {
+  switch (tag) {
+    case Tag::kWeights:
+      return &weights_;
+    case Tag::kOptimizer:
+      return optimizer_ ? &*optimizer_ : nullptr;
+    case Tag::kKvCache:
+      return nullptr;
+  }
+  return nullptr;
+}
+
+std::vector<Parameter> TrainerStandIn::tensors(Tag tag) const {
+  switch (tag) {
+    case Tag::kWeights:
+      return parts_.common.layout.parameters;
+    case Tag::kOptimizer:
+      if (optimizer_) return state_.tensors(parts_.common.layout);
+      return {};
+    case Tag::kKvCache:
+      return {};
+  }
+  return {};
+}
+
+void TrainerStandIn::load(const Deadline& deadline, WaitMonitor& monitor) {
+  auto& [catalogue, layout, device, ledger, kernels, queue] = parts_.common;
   weights_.take(deadline, monitor);
-  window_ = device.allocate_host(load_window_bytes(catalogue_, layout_));
-  const uint64_t loaded = load_region(source, layout_, weights_, *window_, queue,
-                                      threads_.threads(), deadline, monitor);
+  window_ = device.allocate_host(load_window_bytes(catalogue, layout));
+  const uint64_t loaded = load_region(parts_.source, layout, weights_, *window_, queue,
+                                      parts_.threads.threads(), deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
   optimizer_->take(Deadline(deadline.allowed()), monitor);
   AfterLoading after(monitor, loaded);
-  clear_optimizer(queue, deadline.allowed(), after);
-  initialise_optimizer(device, deadline.allowed(), after);
+  clear_optimizer(deadline.allowed(), after);
+  initialise_optimizer(deadline.allowed(), after);
 }
 
 /// Rows that pad a parameter (of the vocabulary) are proven with it, and no shard initialises them:
 /// their state is zero, as the weights there are.
-void TrainerStandIn::clear_optimizer(CopyQueue& queue, Seconds silence, WaitMonitor& monitor) {
+void TrainerStandIn::clear_optimizer(Seconds silence, WaitMonitor& monitor) {
   constexpr uint64_t kAtOnce = 256ULL << 20;
+  auto& queue = parts_.common.queue;
   const uint64_t bytes = optimizer_->bytes();
   for (uint64_t at = 0; at < bytes; at += kAtOnce) {
     queue.fill_zero(optimizer_->data() + at, std::min(kAtOnce, bytes - at));
@@ -105,18 +102,20 @@ void TrainerStandIn::clear_optimizer(CopyQueue& queue, Seconds silence, WaitMoni
   }
 }
 
-void TrainerStandIn::initialise_optimizer(const Device& device, Seconds silence,
-                                          WaitMonitor& monitor) {
+void TrainerStandIn::initialise_optimizer(Seconds silence, WaitMonitor& monitor) {
   const auto initialise = [this] {
     for (const auto& adamw : adamw_) adamw->initialise();
   };
-  switch (device.kind()) {
+  switch (parts_.common.device.kind()) {
     case BackendKind::kHost:  // this thread goes on telling how far it is
-      work::attend(initialise, {kInitialising, 0, state_bytes(layout_), false}, silence, monitor);
+      work::attend(
+          initialise,
+          {kInitialising, 0, OptimizerState::initialised_bytes(parts_.common.layout), false},
+          silence, monitor);
       return;
     case BackendKind::kCuda:
       initialise();
-      kernels_.wait(kInitialising, Deadline(silence), monitor);
+      parts_.common.kernels.wait(kInitialising, Deadline(silence), monitor);
       monitor.progressed({kInitialising, "", 0, 0, true});
       return;
   }
@@ -126,24 +125,24 @@ void TrainerStandIn::train(const Deadline& deadline, WaitMonitor& monitor) {
   if (!optimizer_) return;
   const AdamWStep step = make_step({}, ++steps_);
   for (const auto& adamw : adamw_) adamw->step(step);
-  kernels_.wait(fmt::format("train step {}", steps_), deadline, monitor);
+  parts_.common.kernels.wait(fmt::format("train step {}", steps_), deadline, monitor);
 }
 
 std::vector<AdamWView> TrainerStandIn::optimizer_views(DType dtype) const {
-  const auto starts = state_starts(layout_);
   auto* state = reinterpret_cast<float*>(optimizer_->data());
+  const auto& layout = parts_.common.layout;
   std::vector<AdamWView> views;
-  for (const auto& shard : layout_.shards) {
-    const TensorInfo& tensor = catalogue_.tensors()[shard.tensor];
+  for (const auto& shard : layout.shards) {
+    const TensorInfo& tensor = parts_.common.catalogue.tensors()[shard.tensor];
     if (tensor.dtype != dtype) continue;
-    const Parameter& parameter = layout_.parameters[shard.parameter];
+    const Parameter& parameter = layout.parameters[shard.parameter];
     const uint64_t in_parameter =
         (shard.offset_bytes - parameter.offset_bytes) / element_bytes(tensor.dtype);
-    float* master = state + starts[shard.parameter] + in_parameter;
+    float* master = state + state_.start(shard.parameter) + in_parameter;
     views.push_back({.weights = weights_.data() + shard.offset_bytes,
                      .master = master,
-                     .exp_avg = master + starts.back(),
-                     .exp_avg_sq = master + 2 * starts.back(),
+                     .exp_avg = master + state_.array_elements(),
+                     .exp_avg_sq = master + 2 * state_.array_elements(),
                      .rows = shard.box.rows.size(),
                      .cols = shard.box.cols.size(),
                      .row_stride = shard.row_stride,
@@ -152,29 +151,6 @@ std::vector<AdamWView> TrainerStandIn::optimizer_views(DType dtype) const {
                      .key = tensor_key(tensor.name)});
   }
   return views;
-}
-
-std::vector<Segment> TrainerStandIn::weight_segments() const {
-  std::vector<Segment> segments;
-  for (const auto& parameter : layout_.parameters) {
-    segments.push_back({parameter.name, parameter.offset_bytes, parameter.bytes(),
-                        narrow<uint32_t>(element_bytes(parameter.dtype))});
-  }
-  return segments;
-}
-
-std::vector<Segment> TrainerStandIn::optimizer_segments() const {
-  const auto starts = state_starts(layout_);
-  std::vector<Segment> segments;
-  for (uint64_t s = 0; s < kStates.size(); ++s) {
-    for (size_t p = 0; p < layout_.parameters.size(); ++p) {
-      const auto& parameter = layout_.parameters[p];
-      segments.push_back({fmt::format("{} of {}", kStates.at(s), parameter.name),
-                          (s * starts.back() + starts[p]) * sizeof(float),
-                          parameter.elements() * sizeof(float), sizeof(float)});
-    }
-  }
-  return segments;
 }
 
 }  // namespace awex

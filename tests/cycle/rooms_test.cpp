@@ -1,10 +1,15 @@
-// The values that a job is settled in, made without MPI and without a device.
+// The values that a job is settled in and what is decided from states, made without MPI and without
+// a device.
 #include <doctest/doctest.h>
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "cycle/budget.hpp"
+#include "cycle/content.hpp"
 #include "cycle/hand_over.hpp"
+#include "cycle/readiness.hpp"
 #include "layout/spec.hpp"
 #include "model/weights.hpp"
 
@@ -126,6 +131,111 @@ TEST_CASE("what may be held is what was asked for, or what is free but for the d
   // Never less than the least.
   CHECK(gpu_budget(gpu, {}, BackendKind::kHost, 4) == 3 * kGiB);
   CHECK(gpu_budget(gpu, {kGiB, true}, BackendKind::kCuda, 1) == 3 * kGiB);
+}
+
+TEST_CASE("weights are committed only after a transfer, and stay poisoned until then") {
+  Content content;
+  CHECK((content.state() == ContentState::kEmpty));
+  CHECK_THROWS_WITH_AS(content.commit(1),
+                       "cannot move the content of inference's weights from empty to committed",
+                       Error);
+  content.discard();
+  CHECK((content.state() == ContentState::kEmpty));
+  content.poison();
+  content.discard();
+  content.poison();
+  CHECK((content.state() == ContentState::kPoisoned));
+  CHECK(!content.committed());
+  content.commit(3);
+  CHECK((content.state() == ContentState::kCommitted));
+  CHECK(content.committed() == 3U);
+  CHECK_THROWS_AS(content.commit(4), Error);
+  content.discard();
+  CHECK((content.state() == ContentState::kEmpty));
+  CHECK(content.committed() == 3U);
+  content.poison();
+  CHECK((content.state() == ContentState::kPoisoned));
+  CHECK(content.committed() == 3U);
+}
+
+TEST_CASE("of the moves between contents exactly these are legal") {
+  const auto states = {ContentState::kEmpty, ContentState::kPoisoned, ContentState::kCommitted};
+  std::string legal;
+  for (const auto from : states) {
+    for (const auto to : states) {
+      if (is_legal_move(from, to)) {
+        legal += std::string(content_name(from)) + ">" + content_name(to) + " ";
+      }
+    }
+  }
+  CHECK(legal ==
+        "empty>empty empty>poisoned poisoned>poisoned poisoned>committed committed>empty "
+        "committed>poisoned ");
+}
+
+namespace {
+
+using State = RegionState;
+
+Holding trainer_with(State weights, std::optional<State> optimizer) {
+  Holding holding{.role = Role::kTrainer};
+  holding.regions = {weights, optimizer, std::nullopt};
+  return holding;
+}
+
+Holding inference_with(State weights, State kv_cache, bool has_mapped) {
+  Holding holding{.role = Role::kInference, .has_mapped = has_mapped};
+  holding.regions = {weights, std::nullopt, kv_cache};
+  return holding;
+}
+
+const Command kCommands[] = {Command::kUpdate, Command::kOffload, Command::kTransfer,
+                             Command::kResume};
+
+}  // namespace
+
+TEST_CASE("a job that has just begun lacks nothing but what an offload must not have") {
+  const std::vector<Holding> ranks{trainer_with(State::kResident, State::kResident),
+                                   inference_with(State::kDiscarded, State::kDiscarded, true)};
+  for (const Command command : kCommands) {
+    Preparation nothing;
+    nothing.unmap = command == Command::kOffload;
+    CHECK(preparation_for(command, ranks) == nothing);
+  }
+}
+
+TEST_CASE("what was handed over comes back before it is used, and inference makes room") {
+  const std::vector<Holding> ranks{trainer_with(State::kResident, State::kResident),
+                                   inference_with(State::kResident, State::kResident, false),
+                                   trainer_with(State::kOffloaded, State::kOffloaded),
+                                   inference_with(State::kDiscarded, State::kDiscarded, false)};
+  CHECK(preparation_for(Command::kUpdate, ranks) == Preparation{.discard_kv_cache = true,
+                                                                .discard_weights = true,
+                                                                .restore_optimizer = true,
+                                                                .restore_weights = true,
+                                                                .map = true});
+  // A transfer needs no optimizer, and inference's weights have room.
+  CHECK(preparation_for(Command::kTransfer, ranks) ==
+        Preparation{.discard_kv_cache = true, .restore_weights = true, .map = true});
+  CHECK(preparation_for(Command::kOffload, ranks) == Preparation{});
+  CHECK(preparation_for(Command::kResume, ranks) ==
+        Preparation{.discard_kv_cache = true, .discard_weights = true});
+}
+
+TEST_CASE("old chunks are let go before new ones are mapped, on all ranks or none") {
+  const auto trainer = trainer_with(State::kResident, std::nullopt);
+  const std::vector<Holding> ranks{
+      trainer, inference_with(State::kDiscarded, State::kDiscarded, true), trainer,
+      inference_with(State::kDiscarded, State::kDiscarded, false)};
+  CHECK(preparation_for(Command::kTransfer, ranks) == Preparation{.unmap = true, .map = true});
+}
+
+TEST_CASE("an offload that failed midway is undone before it is repeated") {
+  for (const State midway : {State::kOffloading, State::kResuming}) {
+    const std::vector<Holding> ranks{trainer_with(midway, State::kOffloaded),
+                                     inference_with(State::kDiscarded, State::kDiscarded, false)};
+    CHECK(preparation_for(Command::kOffload, ranks) == Preparation{.restore_weights = true});
+  }
 }
 
 }  // namespace awex

@@ -1,0 +1,87 @@
+#include "cycle/readiness.hpp"
+
+#include <algorithm>
+
+namespace awex {
+namespace {
+
+/// What is looked for among the ranks of a role.
+class Holdings {
+ public:
+  explicit Holdings(std::span<const Holding> ranks) : ranks_(ranks) {}
+
+  /// Whether some trainer's memory of a tag is anywhere but on the device.
+  [[nodiscard]] bool is_away(Tag tag) const {
+    return any(Role::kTrainer, tag, [](RegionState state) {
+      return state != RegionState::kResident && state != RegionState::kDiscarded;
+    });
+  }
+  /// Whether a move of some trainer's memory of a tag has failed midway.
+  [[nodiscard]] bool is_midway(Tag tag) const {
+    return any(Role::kTrainer, tag, [](RegionState state) {
+      return state == RegionState::kOffloading || state == RegionState::kResuming;
+    });
+  }
+  [[nodiscard]] bool inference_holds(Tag tag) const {
+    return any(Role::kInference, tag,
+               [](RegionState state) { return state == RegionState::kResident; });
+  }
+  [[nodiscard]] bool any_has_mapped() const { return some_inference(true); }
+  [[nodiscard]] bool any_has_not_mapped() const { return some_inference(false); }
+
+ private:
+  template <class Is>
+  [[nodiscard]] bool any(Role role, Tag tag, const Is& is) const {
+    return std::any_of(ranks_.begin(), ranks_.end(), [&](const Holding& rank) {
+      const auto& state = rank.regions.at(static_cast<size_t>(tag));
+      return rank.role == role && state && is(*state);
+    });
+  }
+  [[nodiscard]] bool some_inference(bool has_mapped) const {
+    return std::any_of(ranks_.begin(), ranks_.end(), [&](const Holding& rank) {
+      return rank.role == Role::kInference && rank.has_mapped == has_mapped;
+    });
+  }
+
+  std::span<const Holding> ranks_;
+};
+
+/// Weights that come back lie in other chunks than those that are mapped.
+void prepare_mapping(const Holdings& ranks, Preparation& needed) {
+  needed.map = needed.restore_weights || ranks.any_has_not_mapped();
+  needed.unmap = needed.map && ranks.any_has_mapped();
+}
+
+}  // namespace
+
+Preparation preparation_for(Command command, std::span<const Holding> ranks) {
+  const Holdings all(ranks);
+  Preparation needed;
+  switch (command) {
+    case Command::kUpdate:
+      needed.restore_optimizer = all.is_away(Tag::kOptimizer);
+      needed.restore_weights = all.is_away(Tag::kWeights);
+      prepare_mapping(all, needed);
+      break;
+    case Command::kTransfer:
+      needed.restore_weights = all.is_away(Tag::kWeights);
+      prepare_mapping(all, needed);
+      break;
+    case Command::kOffload:
+      needed.restore_optimizer = all.is_midway(Tag::kOptimizer);
+      needed.restore_weights = all.is_midway(Tag::kWeights);
+      needed.unmap = all.any_has_mapped();
+      break;
+    case Command::kResume:
+      needed.discard_kv_cache = all.inference_holds(Tag::kKvCache);
+      needed.discard_weights = all.inference_holds(Tag::kWeights);
+      return needed;
+  }
+  // The trainers' weights and inference's have room side by side; nothing else beside them has.
+  const bool restores = needed.restore_optimizer || needed.restore_weights;
+  needed.discard_kv_cache = restores && all.inference_holds(Tag::kKvCache);
+  needed.discard_weights = needed.restore_optimizer && all.inference_holds(Tag::kWeights);
+  return needed;
+}
+
+}  // namespace awex

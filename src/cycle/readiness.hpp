@@ -1,0 +1,42 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <type_traits>
+
+#include "cycle/accounting.hpp"
+#include "cycle/options.hpp"
+#include "memory/region.hpp"
+
+namespace awex {
+
+/// What one rank holds at a quiet moment. Plain data, to be gathered.
+struct Holding {
+  Role role = Role::kTrainer;
+  std::array<std::optional<RegionState>, kTags> regions{};  ///< By Tag; absent: holds none of it.
+  bool has_mapped = false;  ///< An inference rank: its trainer's weights.
+};
+static_assert(std::is_trivially_copyable_v<Holding>);
+
+/// What has to be done before a command can begin, in this order.
+struct Preparation {
+  bool unmap = false;             ///< Inference lets the trainers' weights go.
+  bool discard_kv_cache = false;  ///< Inference gives its memory back, to make room.
+  bool discard_weights = false;
+  bool restore_optimizer = false;  ///< The trainers' memory comes back.
+  bool restore_weights = false;
+  bool map = false;  ///< Inference maps the trainers' weights.
+
+  constexpr bool operator==(const Preparation&) const = default;
+};
+
+/// What a command finds missing when the ranks hold what they hold. An update needs all of the
+/// trainers' memory and their weights mapped, a transfer their weights, resident and mapped; an
+/// offload needs nobody to have them mapped, for what is mapped does not become free, and goes on
+/// only from what is whole; a resume needs inference to have given its memory back. Pure; the same
+/// on every rank.
+[[nodiscard]] Preparation preparation_for(Command command, std::span<const Holding> ranks);
+
+}  // namespace awex

@@ -1,0 +1,315 @@
+// Engines that are none of the built-in ones go through whole updates and single commands: what the
+// Engine interface says is all that a cycle needs.
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cycle/session.hpp"
+#include "engine/engine.hpp"
+#include "support/mpi_job.hpp"
+
+namespace awex::test {
+namespace {
+
+using Events = std::vector<std::string>;
+
+/// The bits of an element after so many training steps: no two elements of a model, nor two steps
+/// of one, have bits in common for long.
+uint16_t pattern(uint64_t step, uint32_t tensor, uint64_t index) {
+  uint64_t bits = (step * 1000003 + tensor) * 1000033 + index;
+  bits ^= bits >> 17;
+  bits *= 0xed5ad4bbU;
+  return static_cast<uint16_t>(bits ^ (bits >> 16));
+}
+
+/// Calls work(address of the element, tensor, canonical index) for all elements that a rank holds.
+template <class Work>
+void for_each_element(const EngineParts& parts, std::byte* base, const Work& work) {
+  for (const auto& shard : parts.layout.shards) {
+    const auto& tensor = parts.catalogue.tensors()[shard.tensor];
+    for (uint64_t row = 0; row < shard.box.rows.size(); ++row) {
+      for (uint64_t col = 0; col < shard.box.cols.size(); ++col) {
+        const uint64_t at = shard.offset_bytes + (row * shard.row_stride + col) * sizeof(uint16_t);
+        work(base + at, shard.tensor,
+             (shard.box.rows.begin + row) * tensor.cols + shard.box.cols.begin + col);
+      }
+    }
+  }
+}
+
+/// Holds weights alone, whose memory it takes long before the cycle begins.
+class PatternTrainer final : public TrainerEngine {
+ public:
+  PatternTrainer(const TrainerParts& parts, Events& events)
+      : parts_(parts.common),
+        events_(events),
+        weights_(parts_.device, "somebody else's weights", Tag::kWeights, parts.weights_bytes,
+                 &parts_.ledger) {
+    weights_.take(job().deadline(), job());
+    std::memset(weights_.data(), 0, weights_.bytes());
+  }
+
+  [[nodiscard]] Region* region(Tag tag) override {
+    return tag == Tag::kWeights ? &weights_ : nullptr;
+  }
+  [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override {
+    return tag == Tag::kWeights ? parts_.layout.parameters : std::vector<Parameter>{};
+  }
+  void load(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {
+    events_.emplace_back("load");
+    write();
+  }
+  void before_release(Tag tag, const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {
+    CHECK((weights_.state() == RegionState::kResident));
+    events_.push_back(fmt::format("release {}", tag_name(tag)));
+  }
+  void after_change(Tag tag, const Change& change, const Deadline& /*deadline*/,
+                    WaitMonitor& /*monitor*/) override {
+    CHECK((change.kind == Change::Kind::kResumed));
+    CHECK((weights_.state() == RegionState::kResident));
+    events_.push_back(fmt::format("resumed {}", tag_name(tag)));
+  }
+  void train(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {
+    events_.emplace_back("train");
+    ++steps_;
+    write();
+  }
+
+ private:
+  void write() {
+    for_each_element(parts_, weights_.data(), [&](std::byte* at, uint32_t tensor, uint64_t index) {
+      const uint16_t bits = pattern(steps_, tensor, index);
+      std::memcpy(at, &bits, sizeof(bits));
+    });
+  }
+
+  EngineParts parts_;
+  Events& events_;
+  Region weights_;
+  uint64_t steps_ = 0;
+};
+
+/// Compares its weights with what the trainer must have had, whenever a version is committed.
+class PatternInference final : public Engine {
+ public:
+  PatternInference(const InferenceParts& parts, const uint64_t& steps, Events& events)
+      : parts_(parts.common),
+        steps_(steps),
+        events_(events),
+        weights_(parts_.device, "somebody else's weights", Tag::kWeights, parts_.layout.bytes,
+                 &parts_.ledger) {}
+
+  [[nodiscard]] Region* region(Tag tag) override {
+    return tag == Tag::kWeights ? &weights_ : nullptr;
+  }
+  [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override {
+    return tag == Tag::kWeights ? parts_.layout.parameters : std::vector<Parameter>{};
+  }
+  void load(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {
+    events_.emplace_back("load");
+  }
+  void before_release(Tag tag, const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {
+    events_.push_back(fmt::format("release {}", tag_name(tag)));
+  }
+  void after_change(Tag tag, const Change& change, const Deadline& /*deadline*/,
+                    WaitMonitor& /*monitor*/) override {
+    switch (change.kind) {
+      case Change::Kind::kTaken:
+        std::memset(weights_.data(), 0xa5, weights_.bytes());
+        events_.push_back(fmt::format("taken {}", tag_name(tag)));
+        return;
+      case Change::Kind::kResumed:
+        FAIL_CHECK("inference's memory was offloaded");
+        return;
+      case Change::Kind::kCommitted:
+        events_.push_back(fmt::format("committed {} {}", tag_name(tag), change.version));
+        compare();
+        return;
+    }
+  }
+
+ private:
+  void compare() {
+    uint64_t elements = 0;
+    uint64_t wrong = 0;
+    for_each_element(parts_, weights_.data(), [&](std::byte* at, uint32_t tensor, uint64_t index) {
+      const uint16_t bits = pattern(steps_, tensor, index);
+      wrong += std::memcmp(at, &bits, sizeof(bits)) == 0 ? 0 : 1;
+      ++elements;
+    });
+    CHECK(elements > 0);
+    CHECK(wrong == 0);
+  }
+
+  EngineParts parts_;
+  const uint64_t& steps_;
+  Events& events_;
+  Region weights_;
+};
+
+class PatternEngines final : public EngineFactory {
+ public:
+  [[nodiscard]] std::unique_ptr<TrainerEngine> make_trainer(
+      const TrainerParts& parts) const override {
+    return std::make_unique<PatternTrainer>(parts, events);
+  }
+  [[nodiscard]] std::unique_ptr<Engine> make_inference(const InferenceParts& parts) const override {
+    return std::make_unique<PatternInference>(parts, steps, events);
+  }
+
+  mutable Events events;  ///< Of this rank's engine.
+  uint64_t steps = 0;     ///< That the trainers have taken when the next version is committed.
+};
+
+/// Counts the training steps of the job.
+class StepCounter final : public CycleObserver {
+ public:
+  explicit StepCounter(uint64_t& steps) : steps_(steps) {}
+  void phase_started(const PhaseEvent& /*event*/) override {}
+  void phase_finished(const PhaseEvent& event, double /*seconds*/, uint64_t /*bytes*/) override {
+    if (event.phase == "train") ++steps_;
+  }
+
+ private:
+  uint64_t& steps_;
+};
+
+Request request_for(bool offload) {
+  Request request;
+  request.job.model = "preset:tiny-dense";
+  request.job.layers = 2;
+  request.job.trainer = fmt::format("megatron:tp={}", job().size() / 2);
+  request.job.backend = BackendKind::kHost;
+  request.job.kv_cache_bytes = 1 << 20;
+  request.job.timeout = Seconds{60};
+  request.job.offload = offload;
+  request.job.measure_limits = false;
+  return request;
+}
+
+bool is_trainer() { return job().rank() < job().size() / 2; }
+
+/// The phases of the last version: "offload trainer weights" and the like.
+std::vector<std::string> phases_of(const VersionReport& version) {
+  std::vector<std::string> phases;
+  for (const auto& phase : version.phases) {
+    phases.push_back(phase.phase + " " + phase.role + (phase.tag.empty() ? "" : " ") + phase.tag);
+  }
+  return phases;
+}
+
+}  // namespace
+
+TEST_CASE("an engine of another kind goes through whole updates") {
+  for (const bool offload : {true, false}) {
+    CAPTURE(offload);
+    PatternEngines engines;
+    StepCounter counter(engines.steps);
+    auto request = request_for(offload);
+    request.command.versions = 2;
+    const Report report = run_command(request, job(), counter, engines);
+    REQUIRE_MESSAGE(!report.error, report.error->what());
+    CHECK(report.committed_version == 2U);
+    CHECK_FALSE(report.poisoned);
+    CHECK(report.versions[0].digest->mismatched == 0);
+    CHECK(report.versions[0].digest->model != report.versions[1].digest->model);
+    Events wanted{"load"};
+    for (const char* version : {"1", "2"}) {
+      if (!is_trainer()) {
+        if (offload || *version == '1') wanted.emplace_back("taken weights");
+        wanted.push_back(std::string("committed weights ") + version);
+        if (offload) wanted.emplace_back("release weights");
+        continue;
+      }
+      if (offload) {
+        wanted.emplace_back("release weights");
+        wanted.emplace_back("resumed weights");
+      }
+      wanted.emplace_back("train");
+    }
+    CHECK(engines.events == wanted);
+  }
+}
+
+TEST_CASE("a session runs commands in any order, each from what the one before it left") {
+  PatternEngines engines;
+  StepCounter counter(engines.steps);
+  const auto request = request_for(true);
+  Report report = begin_report(request, job());
+  Session session(request, job(), counter, report, engines);
+  session.start();
+  const auto run = [&](Command command) {
+    session.run({.command = command, .versions = 1, .verify = Verify::kDigest});
+    return phases_of(report.versions.back());
+  };
+  const auto begins_with = [](const std::vector<std::string>& phases,
+                              const std::vector<std::string>& wanted) {
+    return phases.size() >= wanted.size() &&
+           std::equal(wanted.begin(), wanted.end(), phases.begin());
+  };
+  // The mapping that was made at the start has to go: what is mapped does not become free.
+  CHECK(
+      begins_with(run(Command::kOffload), {"unmap inference weights", "offload trainer weights"}));
+  CHECK(!report.committed_version);
+  // Offloaded weights are brought back and mapped before they are transferred.
+  CHECK(begins_with(run(Command::kTransfer),
+                    {"resume trainer weights", "map all weights", "digest trainer weights"}));
+  CHECK(report.committed_version == 2U);
+  CHECK(begins_with(run(Command::kTransfer), {"map all weights", "digest trainer weights"}));
+  CHECK(report.committed_version == 3U);
+  run(Command::kOffload);
+  run(Command::kOffload);
+  CHECK(report.versions.back().phases.front().bytes == 0);
+  const auto resumed = run(Command::kResume);
+  CHECK(begins_with(resumed, {"discard inference weights", "resume trainer optimizer",
+                              "resume trainer weights"}));
+  CHECK(begins_with(run(Command::kUpdate), {"map all weights", "digest trainer weights"}));
+  CHECK(begins_with(run(Command::kUpdate), {"digest trainer weights"}));
+  CHECK(engines.steps == 2);
+  CHECK(report.committed_version == 8U);
+  CHECK(report.versions.size() == 8);
+  run(Command::kResume);
+  CHECK(begins_with(run(Command::kTransfer), {"digest trainer weights"}));
+  CHECK(report.committed_version == 10U);
+  CHECK_FALSE(report.poisoned);
+}
+
+TEST_CASE("an engine that declares other tensors than its layout has is refused by name") {
+  const RankLayout layout{
+      .parameters =
+          {{.name = "a", .dtype = DType::kBf16, .rows = 4, .cols = 8, .offset_bytes = 0},
+           {.name = "b", .dtype = DType::kF32, .rows = 2, .cols = 1, .offset_bytes = 256},
+           {.name = "b", .dtype = DType::kF32, .rows = 2, .cols = 1, .offset_bytes = 512}},
+      .shards = {},
+      .bytes = 768};
+  const auto declared = layout.parameters;
+  check_declared(declared, layout);
+  const auto refused = [&](const auto& change) -> std::string {
+    auto changed = declared;
+    change(changed);
+    try {
+      check_declared(changed, layout);
+    } catch (const Error& error) {
+      CHECK(error.code() == ExitCode::kRequest);
+      return error.what();
+    }
+    return "";
+  };
+  using Tensors = std::vector<Parameter>;
+  CHECK(refused([](Tensors& all) { std::swap(all[0], all[2]); }) == "");
+  CHECK(refused([](Tensors& all) { all[0].rows = 8; }) ==
+        "the engine declares a as BF16 8 x 8 at byte 0, its layout has it as BF16 4 x 8 at byte 0");
+  CHECK(refused([](Tensors& all) { all[2].offset_bytes = 256; }) ==
+        "the engine declares b as F32 2 x 1 at byte 256, its layout has it as F32 2 x 1 at byte "
+        "512");
+  CHECK(refused([](Tensors& all) { all.pop_back(); }) ==
+        "the engine does not declare b, which its layout has as F32 2 x 1 at byte 512");
+  CHECK(refused([](Tensors& all) { all.push_back({.name = "c"}); }) ==
+        "the engine declares c as BF16 0 x 0 at byte 0, its layout has no such tensor");
+}
+
+}  // namespace awex::test
