@@ -67,28 +67,16 @@ struct Plan {
   uint64_t remote_bytes_lower_bound = 0;
 };
 
-/// What one role's ranks hold, evaluated once: for small worlds.
-[[nodiscard]] std::vector<RankLayout> all_rank_layouts(const Layout& layout);
-
 /// "on the same GPU", "the only source on the node", "one of 8 sources in the cluster": why a piece
 /// comes from where it does.
 [[nodiscard]] std::string describe_choice(const Piece& piece);
 
-/// The whole plan (Planner::whole) of roles whose ranks' layouts are all at hand: for small worlds.
-/// `catalogue`, here and below, is what inference holds (layout/held_catalogue.hpp), and trainers'
-/// layouts have its scales (layout/trainer_scales.hpp).
-[[nodiscard]] Plan make_plan(const Catalogue& catalogue, const std::vector<RankLayout>& trainers,
-                             const std::vector<RankLayout>& inference, const Placement& placement);
-
-/// Proves a finished plan from the layouts alone: the pieces of every inference shard lie in
-/// it, are disjoint, and add up to it; every piece's source holds its box, in the dtype that the
-/// piece converts from, and the scale of every one of its blocks where the piece reads it. Throws a
-/// run-time error.
-void prove_plan(const Plan& plan, const Catalogue& catalogue,
-                const std::vector<RankLayout>& trainers, const std::vector<RankLayout>& inference);
-
-/// Proves what one inference rank receives, in the same way; `plan` may hold other ranks' pieces.
-/// Evaluates the layouts of that rank and of its sources alone.
+/// Proves what one inference rank receives from the layouts alone, its own and its sources': the
+/// pieces of each of its shards lie in it, are disjoint, and add up to it; every piece's source
+/// holds its box, in the dtype that the piece converts from, and the scale of every one of its
+/// blocks where the piece reads it. `plan` may hold other ranks' pieces. `catalogue` is what
+/// inference holds (layout/held_catalogue.hpp), and the trainer's layout has its scales
+/// (layout/trainer_scales.hpp). Throws a run-time error.
 void prove_received(const Plan& plan, const Catalogue& catalogue, const Layout& trainer,
                     const Layout& inference, uint32_t target);
 

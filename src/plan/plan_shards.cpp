@@ -29,16 +29,6 @@ RoleShards::RoleShards(const Catalogue& catalogue, const Layout& layout) {
   sort_by_tensor(catalogue.tensors().size(), {contents.begin(), contents.end()});
 }
 
-RoleShards::RoleShards(const Catalogue& catalogue, const std::vector<RankLayout>& ranks) {
-  std::vector<std::span<const Shard>> contents;
-  for (uint32_t rank = 0; rank < ranks.size(); ++rank) {
-    contents.emplace_back(ranks[rank].shards);
-    content_.push_back(rank);
-    members_.push_back({rank});
-  }
-  sort_by_tensor(catalogue.tensors().size(), contents);
-}
-
 std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) const {
   std::vector<uint64_t> copies;
   for (uint32_t tensor = 0; tensor < catalogue.tensors().size(); ++tensor) {

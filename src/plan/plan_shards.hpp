@@ -27,8 +27,6 @@ class RoleShards {
   RoleShards() = default;
   /// Evaluates the layout of one rank of each content (Layout::first_like).
   RoleShards(const Catalogue& catalogue, const Layout& layout);
-  /// Takes each rank as a content of its own.
-  RoleShards(const Catalogue& catalogue, const std::vector<RankLayout>& ranks);
 
   [[nodiscard]] uint32_t ranks() const { return static_cast<uint32_t>(content_.size()); }
   [[nodiscard]] uint32_t content_of(uint32_t rank) const { return content_[rank]; }

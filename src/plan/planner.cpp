@@ -422,20 +422,6 @@ Plan Planner::sorted(std::vector<Piece> pieces) const {
   return plan;
 }
 
-Plan Planner::whole() const {
-  std::vector<Piece> pieces;
-  for (const auto& kind : kinds_) {
-    for (const auto& route : kind.routes) {
-      for (size_t target = 0; target < route.targets.size(); ++target) {
-        for (size_t i = 0; i < kind.tensors.size(); ++i) {
-          pieces.push_back(piece_of(kind, route, target, i));
-        }
-      }
-    }
-  }
-  return sorted(std::move(pieces));
-}
-
 Plan Planner::part(uint32_t device) const {
   const uint32_t sender = trainer_on_[device];
   const auto is_sender = [sender](const Source& source) { return source.rank == sender; };

@@ -38,8 +38,6 @@ class Planner {
 
   /// The bytes of the whole plan, without pieces.
   [[nodiscard]] const Plan& totals() const { return totals_; }
-  /// All pieces: for small worlds.
-  [[nodiscard]] Plan whole() const;
   /// The pieces that one device's inference rank receives, and those that its trainer sends.
   [[nodiscard]] Plan part(uint32_t device) const;
   /// Calls `visit` for all that moves, in no particular order; a pair of ranks may come often.
