@@ -31,8 +31,8 @@ inline constexpr uint32_t kNobody = ~uint32_t{0};
 enum class Near : uint8_t { kDevice, kNode, kCluster };
 
 /// A box that goes from a trainer's weights to an inference rank's. Offsets are bytes from the
-/// start of the two weights regions; strides are bytes from one row of the box to the next, as the
-/// end that they are of holds it. Where the ends have different dtypes, elements are converted as
+/// start of the two weights regions; strides are bytes from one row of the box to the next, in the
+/// region of that end. Where the ends have different dtypes, elements are converted as
 /// they leave the source.
 struct Piece {
   uint32_t source = 0;  ///< Trainer role rank.
@@ -48,8 +48,7 @@ struct Piece {
   uint64_t target_stride = 0;
   std::optional<ScalePlace> scales{};  ///< In the source's region, where `to` is kF8E4M3.
   Near near = Near::kDevice;
-  uint32_t choices =
-      1;  ///< Equally near trainers that hold the box, among which the load is spread.
+  uint32_t choices = 1;  ///< Equally near trainers that hold the box, among which load is spread.
 
   [[nodiscard]] bool converts() const { return from != to; }
   /// What moves.
