@@ -6,6 +6,9 @@
 #include "base/error.hpp"
 #include "base/units.hpp"
 
+// No logging library: spdlog's sinks, too, block on a stderr that nobody reads, its queue does so
+// at the end, and what our lines say (rank, phase, hint) would stay to be written.
+
 namespace awex::log {
 
 enum class Level { kQuiet, kNormal, kVerbose };

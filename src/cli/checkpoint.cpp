@@ -41,7 +41,7 @@ std::atomic<int> g_signal{0};
 
 void note_signal(int number) { g_signal = number; }
 
-/// What is half written is removed before the end.
+/// Signals are noted, not obeyed at once: a half written checkpoint is removed first.
 void note_signals() {
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::signal(number, note_signal);
 }

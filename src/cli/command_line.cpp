@@ -59,7 +59,7 @@ void describe_program(CLI::App& root) {
   root.footer(kExamples);
   root.set_version_flag("--version", version_text(), "Print the version and the built-in backends");
   root.get_formatter()->column_width(34);
-  // What nobody takes is told by us, with the nearest name.
+  // refuse_unknown_arguments tells of what is unknown, with the nearest name.
   root.allow_extras();
 }
 
@@ -125,7 +125,7 @@ std::string json_path_in(const std::vector<std::string_view>& arguments,
   return {};
 }
 
-/// When to colour errors of options; as ever where that option is wrong itself.
+/// When to colour errors of options: kAuto where --color itself is wrong.
 Color color_in(const std::vector<std::string_view>& arguments) {
   const auto text = value_in(arguments, "--color");
   try {
@@ -135,8 +135,8 @@ Color color_in(const std::vector<std::string_view>& arguments) {
   }
 }
 
-/// Tells of options that are wrong. Rank 0, which alone writes reports, does so in its file as
-/// well: an old report there must not stay.
+/// Tells of options that are wrong, on stderr and, on rank 0, in the report: one of an earlier run
+/// must not stay there.
 void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments,
                           const std::vector<Subcommand>& commands) {
   log::error(error);

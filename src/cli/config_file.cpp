@@ -7,6 +7,10 @@
 #include "model/input_file.hpp"
 #include "model/json_input.hpp"
 
+// CLI11's own reading of config files (2.1 and 2.4 alike) does not do: it reads the main command's
+// file alone, while each of our commands has its own options; it calls "quiet" in a file and -v on
+// the command line a contradiction; and it tells neither the nearest key nor whose value is wrong.
+
 namespace awex {
 namespace {
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "base/work_progress.hpp"
 #include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/progress.hpp"
@@ -154,7 +155,10 @@ Subcommand add_job_command(CLI::App& root, Command command, const char* descript
     complete_job_options(*parser, *options);
     // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
     // what others do not find on their nodes they tell with their names, later.
-    if (launched_rank().value_or(0) == 0) check_model_and_layouts(options->request.job);
+    if (launched_rank().value_or(0) != 0) return;
+    NoMonitor nobody;
+    work::attend([options] { check_model_and_layouts(options->request.job); },
+                 {"reading the model's config", 0, 0}, options->request.job.timeout, nobody);
   };
   return {parser, complete,
           [options](int* argc, char*** argv) { return run_job(*options, argc, argv); }};

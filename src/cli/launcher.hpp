@@ -11,8 +11,9 @@ namespace awex {
 /// initialised; absent when it was started alone.
 [[nodiscard]] std::optional<int> launched_rank();
 
-/// A launcher ends a job with the first rank that fails: the others give rank 0 time to speak, and
-/// are gone then. Who is still there has an error of its own, which nobody has told.
+/// For ranks other than 0 with wrong options, before they tell their error: waits until rank 0 has
+/// told its own. A launcher ends all ranks when the first has failed, so this returns only where
+/// rank 0 found nothing wrong.
 void let_rank_0_speak();
 
 /// Before MPI is initialised: refuses a start from which MPI cannot make one job (srun without

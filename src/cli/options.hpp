@@ -44,7 +44,7 @@ enum class Color : uint8_t { kAuto, kAlways, kNever };
 /// "auto", "always" or "never"; throws a request error.
 [[nodiscard]] Color parse_color(std::string_view text);
 
-/// What every command lets one choose about its own talking.
+/// What every command is told about its lines on stderr.
 struct TalkOptions {
   log::Level level = log::Level::kNormal;
   Color color = Color::kAuto;

@@ -29,7 +29,8 @@ struct Row {
   double end = 0;      ///< When its last bar ends.
 };
 
-struct Lane {
+/// The phases of one role and tag.
+struct Track {
   std::string role;
   std::string tag;
   std::vector<Row> rows;
@@ -55,32 +56,32 @@ void draw_bar(Row& row, const PhaseReport& phase, const Span& span, bool unicode
   row.end = phase.start_s + phase.seconds;
 }
 
-Row& free_row(Lane& lane, double start) {
+Row& free_row(Track& track, double start) {
   // Phases that follow each other share a row although their clocks may differ by a microsecond.
   constexpr double kSlackSeconds = 1e-6;
-  for (auto& row : lane.rows) {
+  for (auto& row : track.rows) {
     if (row.end <= start + kSlackSeconds) return row;
   }
-  return lane.rows.emplace_back();
+  return track.rows.emplace_back();
 }
 
-Lane& lane_of(std::vector<Lane>& lanes, const PhaseReport& phase) {
-  for (auto& lane : lanes) {
-    if (lane.role == phase.role && lane.tag == phase.tag) return lane;
+Track& track_of(std::vector<Track>& tracks, const PhaseReport& phase) {
+  for (auto& track : tracks) {
+    if (track.role == phase.role && track.tag == phase.tag) return track;
   }
-  return lanes.emplace_back(Lane{phase.role, phase.tag, {}});
+  return tracks.emplace_back(Track{phase.role, phase.tag, {}});
 }
 
-std::vector<Lane> draw_lanes(std::vector<PhaseReport> phases, const Span& span, bool unicode) {
+std::vector<Track> draw_tracks(std::vector<PhaseReport> phases, const Span& span, bool unicode) {
   std::stable_sort(phases.begin(), phases.end(),
                    [](const auto& a, const auto& b) { return a.start_s < b.start_s; });
-  std::vector<Lane> lanes;
+  std::vector<Track> tracks;
   for (const auto& phase : phases) {
-    draw_bar(free_row(lane_of(lanes, phase), phase.start_s), phase, span, unicode);
+    draw_bar(free_row(track_of(tracks, phase), phase.start_s), phase, span, unicode);
   }
-  std::stable_sort(lanes.begin(), lanes.end(),
-                   [](const Lane& a, const Lane& b) { return a.role > b.role; });
-  return lanes;
+  std::stable_sort(tracks.begin(), tracks.end(),
+                   [](const Track& a, const Track& b) { return a.role > b.role; });
+  return tracks;
 }
 
 }  // namespace
@@ -89,21 +90,21 @@ std::string render_timeline(const VersionReport& version, bool unicode) {
   if (version.phases.empty()) return {};
   const Span span = span_of(version.phases);
   const double seconds = span.end - span.begin;
-  const auto lanes = draw_lanes(version.phases, span, unicode);
+  const auto tracks = draw_tracks(version.phases, span, unicode);
   size_t role_width = 0;
   size_t tag_width = 0;
-  for (const auto& lane : lanes) {
-    role_width = std::max(role_width, lane.role.size());
-    tag_width = std::max(tag_width, lane.tag.size());
+  for (const auto& track : tracks) {
+    role_width = std::max(role_width, track.role.size());
+    tag_width = std::max(tag_width, track.tag.size());
   }
   const char* edge = unicode ? "│" : "|";
   std::string out =
       fmt::format("timeline of version {}: {}, one column is {}\n", version.version,
                   format_seconds(seconds), format_seconds(seconds / double{kTimelineColumns}));
-  for (const auto& lane : lanes) {
-    for (const auto& row : lane.rows) {
+  for (const auto& track : tracks) {
+    for (const auto& row : track.rows) {
       const std::string blanks(kTimelineColumns - std::min(row.columns, kTimelineColumns), ' ');
-      out += fmt::format("{:<{}}  {:<{}}  {}{}{}{}\n", lane.role, role_width, lane.tag, tag_width,
+      out += fmt::format("{:<{}}  {:<{}}  {}{}{}{}\n", track.role, role_width, track.tag, tag_width,
                          edge, row.text, blanks, edge);
     }
   }

@@ -134,7 +134,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
         keep_backup(chunk, ahead.next());
         monitor.progressed(host_memory_progress(host_bytes(), bytes()));
       }
-      const auto host = mutable_backup(chunk);
+      const auto host = chunks_[chunk].host->bytes();
       queue.copy(host.data(), chunk_data(chunk), host.size());
       change.moved_bytes += host.size();
       const auto before = std::exchange(behind, InFlight{chunk, queue.mark()});
@@ -185,11 +185,6 @@ void Region::prepare_backup(const std::stop_token& stop) {
 }
 
 std::span<const std::byte> Region::backup(uint64_t chunk) const {
-  const auto& host = chunks_.at(chunk).host;
-  return host ? host->bytes() : std::span<std::byte>();
-}
-
-std::span<std::byte> Region::mutable_backup(uint64_t chunk) {
   const auto& host = chunks_.at(chunk).host;
   return host ? host->bytes() : std::span<std::byte>();
 }

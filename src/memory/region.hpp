@@ -133,8 +133,6 @@ class Region {
   /// The host memory of a chunk, empty where there is none yet. Holds the chunk's bytes while they
   /// are in host memory.
   [[nodiscard]] std::span<const std::byte> backup(uint64_t chunk) const;
-  /// The same, writable, for tests that damage offloaded bytes to see that it is found out.
-  [[nodiscard]] std::span<std::byte> mutable_backup(uint64_t chunk);
 
  private:
   struct Chunk {

@@ -13,35 +13,37 @@
 
 namespace awex {
 
-/// Of a rank and direction, the same on all ranks: what the smallest of their GPUs runs at once,
-/// but no fewer than kStreamsAtOnce.
+/// The most channels of a rank in each direction. All ranks have as many as the smallest of their
+/// GPUs runs at once, but no fewer than kStreamsAtOnce.
 inline constexpr uint32_t kMostChannels = 64;
 inline constexpr uint32_t kChannelSlots = 2;
 inline constexpr uint32_t kPacketBytes = 256U << 10;
-/// Of a rank's channels, from the begin of its staging memory: slot by slot, channel by channel.
+/// All slots of the channels that a rank receives on, at the begin of its staging memory: those of
+/// channel 0, then those of channel 1, and so on.
 inline constexpr uint64_t kSlotsBytes = uint64_t{kMostChannels} * kChannelSlots * kPacketBytes;
-/// Peers that share a rank's channels at a time: all of a machine with eight GPUs or fewer.
+/// Packed streams, one for each peer, that share a rank's channels at a time: all of a machine with
+/// eight GPUs or fewer.
 inline constexpr uint32_t kStreamsAtOnce = 8;
-/// Where copies begin in a stream: a multiple of this many bytes, of which packets are made, so
-/// that no unit of a copy lies in two packets.
+/// Copies begin in a packed stream at multiples of this many bytes, and packets do too, so that no
+/// unit of a copy lies in two packets.
 inline constexpr uint64_t kStreamAlignment = 32;
 static_assert(kPacketBytes % kStreamAlignment == 0);
 static_assert(kStreamsAtOnce <= kMostChannels);
 
-/// Which packets of which stream a channel carries: `first_packet` and every `packet_step`-th from
-/// there on, each in the slot after the last one's.
+/// Which packets of which packed stream a channel carries: `first_packet` and every
+/// `packet_step`-th from there on, each in the slot after the last one's.
 struct ChannelShare {
   uint32_t stream = 0;
   uint32_t first_packet = 0;
   uint32_t packet_step = 0;
 };
 
-/// Streams go in groups of kStreamsAtOnce, one group after the other.
+/// A rank goes through its packed streams in groups of kStreamsAtOnce.
 [[nodiscard]] constexpr uint32_t stream_groups(uint32_t streams) {
   return (streams + kStreamsAtOnce - 1) / kStreamsAtOnce;
 }
 
-/// The share of a channel, which is one of `channels`, in a group of a rank's `streams`.
+/// The share of channel `channel` of `channels` in a group of a rank's packed streams.
 [[nodiscard]] constexpr ChannelShare channel_share(uint32_t group, uint32_t streams,
                                                    uint32_t channel, uint32_t channels) {
   const uint32_t first = group * kStreamsAtOnce;

@@ -7,8 +7,8 @@
 
 namespace awex {
 
-/// A copy of 1 GiB at most, or a part of one, and where its first byte lies in a stream; its rows
-/// follow one another.
+/// A copy of 1 GiB at most, or a part of one, and where its first byte lies in its packed stream;
+/// its rows follow one another.
 struct StreamedCopy {
   MergedCopy copy;
   uint64_t begin = 0;
@@ -24,7 +24,7 @@ struct PackedStream {
   [[nodiscard]] uint64_t bytes() const { return copies.empty() ? 0 : copies.back().end(); }
 };
 
-/// One stream for every other rank, also where nothing goes: rank r sends stream d to rank
+/// One packed stream for every other rank, also where nothing goes: rank r sends stream d to rank
 /// r + d + 1 and receives stream d from rank r - d - 1 (mod ranks). So both ends of a stream give
 /// it the same number, and channels agree on its packets. A channel goes through streams in this
 /// order on all ranks, which therefore never wait for each other in a circle.

@@ -5,7 +5,6 @@
 #include <span>
 
 #include "base/checked.hpp"
-#include "plan/planner.hpp"
 
 namespace awex {
 namespace {
@@ -47,12 +46,6 @@ class ShardsByTensor {
 
 /// Shards of ranks by rank number; ranks without an entry do not matter to the proof.
 using RankShards = std::map<uint32_t, ShardsByTensor>;
-
-RankShards index_shards(const std::vector<RankLayout>& ranks) {
-  RankShards shards;
-  for (uint32_t rank = 0; rank < ranks.size(); ++rank) shards.emplace(rank, ranks[rank]);
-  return shards;
-}
 
 [[noreturn]] void refuse(const Piece& piece, const Catalogue& catalogue, const char* what) {
   throw runtime_error(fmt::format("the plan is wrong: the piece {} of {} from trainer rank {} to "
@@ -166,12 +159,6 @@ std::vector<uint32_t> rank_on_devices(const std::vector<uint32_t>& device_of, si
   return rank_on;
 }
 
-std::vector<RankLayout> all_rank_layouts(const Layout& layout) {
-  std::vector<RankLayout> ranks;
-  for (uint32_t rank = 0; rank < layout.ranks(); ++rank) ranks.push_back(layout.rank_layout(rank));
-  return ranks;
-}
-
 std::string describe_choice(const Piece& piece) {
   const auto one_of = [&](const char* where) {
     return piece.choices == 1 ? fmt::format("the only source {}", where)
@@ -186,26 +173,6 @@ std::string describe_choice(const Piece& piece) {
       return one_of("in the cluster");
   }
   return {};
-}
-
-Plan make_plan(const Catalogue& catalogue, const std::vector<RankLayout>& trainers,
-               const std::vector<RankLayout>& inference, const Placement& placement) {
-  const RoleShards from(catalogue, trainers);
-  const RoleShards to(catalogue, inference);
-  return Planner(catalogue, from, to, placement).whole();
-}
-
-void prove_plan(const Plan& plan, const Catalogue& catalogue,
-                const std::vector<RankLayout>& trainers, const std::vector<RankLayout>& inference) {
-  const auto trainer_shards = index_shards(trainers);
-  const auto inference_shards = index_shards(inference);
-  PiecesByShard by_shard;
-  for (const auto& piece : plan.pieces) {
-    by_shard[check_ends(piece, catalogue, trainer_shards, inference_shards)].push_back(&piece);
-  }
-  for (uint32_t rank = 0; rank < inference.size(); ++rank) {
-    check_rank(rank, inference[rank], by_shard, catalogue);
-  }
 }
 
 void prove_received(const Plan& plan, const Catalogue& catalogue, const Layout& trainer,

@@ -31,8 +31,8 @@ inline constexpr uint32_t kNobody = ~uint32_t{0};
 enum class Near : uint8_t { kDevice, kNode, kCluster };
 
 /// A box that goes from a trainer's weights to an inference rank's. Offsets are bytes from the
-/// start of the two weights regions; strides are bytes from one row of the box to the next, as the
-/// end that they are of holds it. Where the ends have different dtypes, elements are converted as
+/// start of the two weights regions; strides are bytes from one row of the box to the next, in the
+/// region of that end. Where the ends have different dtypes, elements are converted as
 /// they leave the source.
 struct Piece {
   uint32_t source = 0;  ///< Trainer role rank.
@@ -48,8 +48,7 @@ struct Piece {
   uint64_t target_stride = 0;
   std::optional<ScalePlace> scales{};  ///< In the source's region, where `to` is kF8E4M3.
   Near near = Near::kDevice;
-  uint32_t choices =
-      1;  ///< Equally near trainers that hold the box, among which the load is spread.
+  uint32_t choices = 1;  ///< Equally near trainers that hold the box, among which load is spread.
 
   [[nodiscard]] bool converts() const { return from != to; }
   /// What moves.
@@ -67,28 +66,16 @@ struct Plan {
   uint64_t remote_bytes_lower_bound = 0;
 };
 
-/// What one role's ranks hold, evaluated once: for small worlds.
-[[nodiscard]] std::vector<RankLayout> all_rank_layouts(const Layout& layout);
-
 /// "on the same GPU", "the only source on the node", "one of 8 sources in the cluster": why a piece
 /// comes from where it does.
 [[nodiscard]] std::string describe_choice(const Piece& piece);
 
-/// The whole plan (Planner::whole) of roles whose ranks' layouts are all at hand: for small worlds.
-/// `catalogue`, here and below, is what inference holds (layout/held_catalogue.hpp), and trainers'
-/// layouts have its scales (layout/trainer_scales.hpp).
-[[nodiscard]] Plan make_plan(const Catalogue& catalogue, const std::vector<RankLayout>& trainers,
-                             const std::vector<RankLayout>& inference, const Placement& placement);
-
-/// Proves a finished plan from the layouts alone: the pieces of every inference shard lie in
-/// it, are disjoint, and add up to it; every piece's source holds its box, in the dtype that the
-/// piece converts from, and the scale of every one of its blocks where the piece reads it. Throws a
-/// run-time error.
-void prove_plan(const Plan& plan, const Catalogue& catalogue,
-                const std::vector<RankLayout>& trainers, const std::vector<RankLayout>& inference);
-
-/// Proves what one inference rank receives, in the same way; `plan` may hold other ranks' pieces.
-/// Evaluates the layouts of that rank and of its sources alone.
+/// Proves what one inference rank receives from the layouts alone, its own and its sources': the
+/// pieces of each of its shards lie in it, are disjoint, and add up to it; every piece's source
+/// holds its box, in the dtype that the piece converts from, and the scale of every one of its
+/// blocks where the piece reads it. `plan` may hold other ranks' pieces. `catalogue` is what
+/// inference holds (layout/held_catalogue.hpp), and the trainer's layout has its scales
+/// (layout/trainer_scales.hpp). Throws a run-time error.
 void prove_received(const Plan& plan, const Catalogue& catalogue, const Layout& trainer,
                     const Layout& inference, uint32_t target);
 

@@ -7,7 +7,7 @@
 namespace awex {
 
 RoleShards::RoleShards(const Catalogue& catalogue, const Layout& layout) {
-  std::vector<std::vector<Shard>> contents;
+  std::vector<std::vector<Shard>> groups;
   for (uint32_t rank = 0; rank < layout.ranks(); ++rank) {
     const uint32_t like = layout.first_like(rank);
     if (like > rank || (like < rank && layout.first_like(like) != like)) {
@@ -18,25 +18,15 @@ RoleShards::RoleShards(const Catalogue& catalogue, const Layout& layout) {
           "this is a bug in the layout: please report it with the command line");
     }
     if (like == rank) {
-      contents.push_back(layout.rank_layout(rank).shards);
+      groups.push_back(layout.rank_layout(rank).shards);
       members_.emplace_back();
-      content_.push_back(narrow<uint32_t>(members_.size() - 1));
+      group_.push_back(narrow<uint32_t>(members_.size() - 1));
     } else {
-      content_.push_back(content_[like]);
+      group_.push_back(group_[like]);
     }
-    members_[content_.back()].push_back(rank);
+    members_[group_.back()].push_back(rank);
   }
-  sort_by_tensor(catalogue.tensors().size(), {contents.begin(), contents.end()});
-}
-
-RoleShards::RoleShards(const Catalogue& catalogue, const std::vector<RankLayout>& ranks) {
-  std::vector<std::span<const Shard>> contents;
-  for (uint32_t rank = 0; rank < ranks.size(); ++rank) {
-    contents.emplace_back(ranks[rank].shards);
-    content_.push_back(rank);
-    members_.push_back({rank});
-  }
-  sort_by_tensor(catalogue.tensors().size(), contents);
+  sort_by_tensor(catalogue.tensors().size(), {groups.begin(), groups.end()});
 }
 
 std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) const {
@@ -44,25 +34,24 @@ std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) 
   for (uint32_t tensor = 0; tensor < catalogue.tensors().size(); ++tensor) {
     uint64_t held = 0;
     for (const auto& shard : of(tensor)) {
-      held += shard.box.elements() * ranks_of(shard.content).size();
+      held += shard.box.elements() * ranks_of(shard.group).size();
     }
     copies.push_back(held / catalogue.tensors()[tensor].elements());
   }
   return copies;
 }
 
-void RoleShards::sort_by_tensor(size_t tensors,
-                                const std::vector<std::span<const Shard>>& contents) {
+void RoleShards::sort_by_tensor(size_t tensors, const std::vector<std::span<const Shard>>& groups) {
   first_.assign(tensors + 1, 0);
-  for (const auto& shards : contents) {
+  for (const auto& shards : groups) {
     for (const auto& shard : shards) ++first_[shard.tensor + 1];
   }
   std::partial_sum(first_.begin(), first_.end(), first_.begin());
   shards_.resize(first_.back());
   auto next = first_;
-  for (uint32_t content = 0; content < contents.size(); ++content) {
-    for (const auto& shard : contents[content]) {
-      shards_[next[shard.tensor]++] = {content, shard.box, shard.offset_bytes, shard.row_stride,
+  for (uint32_t group = 0; group < groups.size(); ++group) {
+    for (const auto& shard : groups[group]) {
+      shards_[next[shard.tensor]++] = {group, shard.box, shard.offset_bytes, shard.row_stride,
                                        shard.scales};
     }
   }

@@ -52,7 +52,7 @@ std::optional<ScalePlace> scales_of(const HeldShard& shard, const Box& part,
 /// Says what equal_spread compares: equal spreads have equal hashes.
 uint64_t hash_of(std::span<const HeldShard> shards, uint64_t hash) {
   for (const auto& shard : shards) {
-    uint64_t word = shard.content;
+    uint64_t word = shard.group;
     for (const uint64_t bound : key_of(shard.box)) word = word * kHashFactor + bound;
     hash = mix64(hash ^ word);
   }
@@ -61,7 +61,7 @@ uint64_t hash_of(std::span<const HeldShard> shards, uint64_t hash) {
 
 bool equal_spread(std::span<const HeldShard> a, std::span<const HeldShard> b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
-    return x.content == y.content && x.box == y.box;
+    return x.group == y.group && x.box == y.box;
   });
 }
 
@@ -116,7 +116,7 @@ class Planner::Router {
       const auto [at, is_new] = by_box.emplace(key_of(holders[i].box), supplies_.size());
       if (is_new) supplies_.push_back({holders[i].box, {}});
       auto& sources = supplies_[at->second].sources;
-      for (const uint32_t rank : planner_.trainers_.ranks_of(holders[i].content)) {
+      for (const uint32_t rank : planner_.trainers_.ranks_of(holders[i].group)) {
         sources.push_back({rank, i});
       }
     }
@@ -130,15 +130,15 @@ class Planner::Router {
     }
   }
 
-  /// Adds the routes of all targets that hold the demanded shard: neighbours that see the sources
-  /// equally near are served together.
+  /// Adds the routes of all targets that hold the demanded shard. Consecutive targets that find the
+  /// same sources equally near share their routes.
   void serve(uint32_t index, const HeldShard& demand) {
     deals_.clear();
     hits_.clear();
     for (const auto& supply : supplies_) {
       if (!intersect(supply.box, demand.box).empty()) hits_.push_back({.supply = &supply});
     }
-    auto targets = planner_.inference_.ranks_of(demand.content);
+    auto targets = planner_.inference_.ranks_of(demand.group);
     while (!targets.empty()) {
       look_from(targets.front());
       size_t alike = 1;
@@ -154,7 +154,8 @@ class Planner::Router {
     for (auto& hit : hits_) look_from(target, hit);
   }
 
-  /// Whether the target sees all hits as the one looked from does.
+  /// Whether, for all hits, the target finds the same sources equally near as the one last looked
+  /// from.
   [[nodiscard]] bool sees_the_same(uint32_t target) const {
     return std::all_of(hits_.begin(), hits_.end(), [&](const Hit& hit) {
       Hit seen = hit;
@@ -340,7 +341,8 @@ void Planner::share_out(Deal& deal, std::vector<uint64_t>& sent) const {
     sent[sources[i].rank] += shares[i] * deal.piece_bytes;
     deal.shares_end.push_back(shares[i] + (i == 0 ? 0 : deal.shares_end.back()));
   }
-  // Walk through the shares in long strides: targets that ask at the same time ask others.
+  // Pieces walk through the shares in long strides, so that what is copied at about the same time
+  // comes from different sources.
   deal.stride = pieces / 8 * 5 + 1;
   while (std::gcd(deal.stride, pieces) != 1) ++deal.stride;
 }
@@ -397,15 +399,15 @@ uint64_t Planner::missing_on_device(const Kind& kind) const {
   const auto holders = trainers_.of(tensor);
   uint64_t missing = 0;
   for (const auto& demand : inference_.of(tensor)) {
-    for (const uint32_t target : inference_.ranks_of(demand.content)) {
+    for (const uint32_t target : inference_.ranks_of(demand.group)) {
       missing += demand.box.elements();
       const uint32_t local = trainer_on_[placement_.inference_device[target]];
       if (local == kNobody) continue;
-      const uint32_t content = trainers_.content_of(local);
+      const uint32_t group = trainers_.group_of(local);
       auto held = std::lower_bound(
-          holders.begin(), holders.end(), content,
-          [](const HeldShard& shard, uint32_t wanted) { return shard.content < wanted; });
-      for (; held != holders.end() && held->content == content; ++held) {
+          holders.begin(), holders.end(), group,
+          [](const HeldShard& shard, uint32_t wanted) { return shard.group < wanted; });
+      for (; held != holders.end() && held->group == group; ++held) {
         missing -= intersect(demand.box, held->box).elements();
       }
     }
@@ -420,20 +422,6 @@ Plan Planner::sorted(std::vector<Piece> pieces) const {
   Plan plan = totals_;
   plan.pieces = std::move(pieces);
   return plan;
-}
-
-Plan Planner::whole() const {
-  std::vector<Piece> pieces;
-  for (const auto& kind : kinds_) {
-    for (const auto& route : kind.routes) {
-      for (size_t target = 0; target < route.targets.size(); ++target) {
-        for (size_t i = 0; i < kind.tensors.size(); ++i) {
-          pieces.push_back(piece_of(kind, route, target, i));
-        }
-      }
-    }
-  }
-  return sorted(std::move(pieces));
 }
 
 Plan Planner::part(uint32_t device) const {

@@ -26,9 +26,9 @@ struct Flow {
 /// fewest choices is assigned first, and the rest goes to those that send least.
 ///
 /// Tensors that are spread alike over both roles (the same weight of different layers, say) are of
-/// one *kind*, whose routes are found once; so time and memory grow with the distinct contents of
-/// the roles and with the ranks, not with their product. Pure: every rank evaluates the same
-/// function, and asks for its own part of the result.
+/// one *kind*, whose routes are found once; so time and memory grow with the groups of
+/// ranks (RoleShards) and with the ranks, not with their product. Pure: every rank evaluates the
+/// same function, and asks for its own part of the result.
 class Planner {
  public:
   /// Keeps references to all arguments. Throws a run-time error that names tensor and box if the
@@ -38,8 +38,6 @@ class Planner {
 
   /// The bytes of the whole plan, without pieces.
   [[nodiscard]] const Plan& totals() const { return totals_; }
-  /// All pieces: for small worlds.
-  [[nodiscard]] Plan whole() const;
   /// The pieces that one device's inference rank receives, and those that its trainer sends.
   [[nodiscard]] Plan part(uint32_t device) const;
   /// Calls `visit` for all that moves, in no particular order; a pair of ranks may come often.
@@ -62,16 +60,16 @@ class Planner {
     uint32_t demand = 0;                ///< Which of the tensor's inference shards.
     Box part;
     Near near = Near::kDevice;
-    Source only = {};                   ///< When there is no choice.
-    std::optional<uint32_t> deal = {};  ///< When there is one; the targets' places in it begin
-    uint32_t first_turn = 0;            ///< here.
+    Source only = {};                   ///< Where there is no choice.
+    std::optional<uint32_t> deal = {};  ///< Where there is: index of the deal that chooses.
+    uint32_t first_turn = 0;            ///< The first target's number among the deal's.
   };
 
   /// Equal boxes for which several sources are equally near: how many pieces each of them sends.
   struct Deal {
     uint32_t kind = 0;
     uint64_t piece_bytes = 0;
-    uint32_t turns = 0;  ///< Targets; each has a piece for every tensor of the kind.
+    uint32_t turns = 0;  ///< How many targets; each gets a piece of every tensor of the kind.
     std::vector<Source> sources = {};
     std::vector<uint64_t> shares_end = {};  ///< By source: sum of the shares up to its own.
     uint64_t stride = 1;

@@ -33,7 +33,7 @@ std::vector<PackedMessage> pack(uint32_t peer, const std::vector<MergedCopy>& co
   return messages;
 }
 
-/// The order in which all ranks go through rounds: group of distances, then message of the pair.
+/// Number of a round on all ranks: which kMostPeersAtOnce distances, then which message of a pair.
 using Step = std::pair<uint32_t, uint32_t>;
 
 /// One rank's rounds in the making.

@@ -33,7 +33,7 @@ struct PackedMessage {
 
 /// One step of the remote exchange as one inference rank sees it.
 struct Round {
-  uint32_t turn = 0;  ///< Which message of its pair each one is, from 0: both ends take the same.
+  uint32_t turn = 0;  ///< Number of its messages among those of their pair of ranks.
   std::vector<PackedMessage> sends;
   std::vector<PackedMessage> receives;
 };

@@ -8,12 +8,17 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+# pylint: disable=wrong-import-position
+from storage import build_storage, through_storage  # noqa: E402
 
 BINARY = ""
 MPIEXEC = ""
@@ -173,6 +178,20 @@ class Usage(unittest.TestCase):
             config = os.path.join(directory, "run.json")
             pathlib.Path(config).write_text('{"model": "m", "version": 1}', encoding="utf-8")
             self.refused("update", "--config", config, says=config, hint='"versions"')
+
+    @unittest.skipUnless(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"), "no C compiler")
+    def test_a_config_on_storage_that_hangs_is_given_up(self):
+        with tempfile.TemporaryDirectory() as directory:
+            # The storage holds back what is read of files with .safetensors in their names.
+            held_back = pathlib.Path(directory, "config.safetensors.json")
+            held_back.write_text("{}", encoding="utf-8")
+            pathlib.Path(directory, "config.json").symlink_to(held_back)
+            variables = through_storage(build_storage(directory), hang_rank=0, hang_after=0)[1::2]
+            environment = dict(variable.split("=", 1) for variable in variables)
+            result = run("update", "--model", directory, "--timeout", "1s",
+                         env={**environment, "OMPI_COMM_WORLD_RANK": "0"})
+            self.assertEqual(result.returncode, 4, result.stderr)
+            self.assertIn("reading the model's config: 0 B read, then nothing more for 1.00 s", result.stderr)
 
     def test_rank_0_speaks_first_of_wrong_options(self):
         for variable in LAUNCHER_VARIABLES:

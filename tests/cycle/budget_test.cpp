@@ -13,6 +13,7 @@
 #include "model/weights.hpp"
 #include "support/mpi_job.hpp"
 #include "support/random_model.hpp"
+#include "support/whole_plan.hpp"
 
 namespace awex::test {
 namespace {

@@ -18,6 +18,7 @@
 
 #include "base/log.hpp"
 #include "cycle/session.hpp"
+#include "support/offloaded_bytes.hpp"
 
 namespace {
 
@@ -32,7 +33,7 @@ struct Fault {
 void damage(awex::Region& region) {
   constexpr auto kBit = std::byte{0x10};
   const bool is_away = region.state() == awex::RegionState::kOffloaded;
-  std::byte* bytes = is_away ? region.mutable_backup(0).data() : region.data();
+  std::byte* bytes = is_away ? awex::test::offloaded_bytes(region, 0).data() : region.data();
   bytes[region.range().chunking().used_bytes(0) / 2] ^= kBit;
 }
 

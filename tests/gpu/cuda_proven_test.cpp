@@ -50,7 +50,7 @@ void check_case(GpuBench& bench, const ProvenCase& c, const cuda::LaunchShape& s
 TEST_CASE("copies and their digests in one launch are those of a byte by byte copy") {
   GpuBench bench;
   for (const auto& shape : kShapes) {
-    CAPTURE(shape.segment_steps);
+    CAPTURE(shape.stretch_steps);
     CAPTURE(shape.lag_steps);
     for (uint32_t seed = 0; seed < 6; ++seed) {
       CAPTURE(seed);
@@ -62,7 +62,7 @@ TEST_CASE("copies and their digests in one launch are those of a byte by byte co
 TEST_CASE("so they are with more blocks than run at once") {
   GpuBench bench;
   for (const auto& shape : kShapes) {
-    CAPTURE(shape.segment_steps);
+    CAPTURE(shape.stretch_steps);
     CAPTURE(shape.lag_steps);
     check_case(bench, ProvenCase(100, 30, 5'000'000), shape);
   }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "support/offloaded_bytes.hpp"
 #include "support/renewing_monitor.hpp"
 
 using namespace awex;
@@ -645,7 +646,7 @@ TEST_CASE("damage to offloaded bytes comes back, so that verification can find i
   Fixture f;
   f.take_and_fill();
   f.offload();
-  f.region.mutable_backup(1)[2] ^= std::byte{1};
+  test::offloaded_bytes(f.region, 1)[2] ^= std::byte{1};
   f.resume();
   CHECK(f.region.data()[kFakeChunk + 2] == (named(kFakeChunk + 2) ^ std::byte{1}));
   CHECK_FALSE(f.is_whole());

@@ -10,6 +10,7 @@
 #include "layout/trainer_scales.hpp"
 #include "model/presets.hpp"
 #include "support/random_model.hpp"
+#include "support/whole_plan.hpp"
 
 namespace awex::test {
 namespace {

@@ -24,6 +24,7 @@
 #include "support/oracle.hpp"
 #include "support/oracle_writer.hpp"
 #include "support/random_model.hpp"
+#include "support/whole_plan.hpp"
 
 namespace awex::test {
 namespace {
@@ -737,7 +738,8 @@ TEST_CASE("copies of tensors are counted over the role") {
         if (id != kPadding && id != kRest) ++elements.at(tensor_of(id));
       }
     }
-    const auto copies = RoleShards(world.catalogue, ranks).copies_of_tensors(world.catalogue);
+    const auto copies =
+        RoleShards(world.catalogue, GivenLayout(ranks)).copies_of_tensors(world.catalogue);
     REQUIRE(copies.size() == elements.size());
     for (size_t tensor = 0; tensor < copies.size(); ++tensor) {
       CAPTURE(world.catalogue.tensors()[tensor].name);

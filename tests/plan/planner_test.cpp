@@ -15,6 +15,7 @@
 #include "model/presets.hpp"
 #include "support/large_layouts.hpp"
 #include "support/random_model.hpp"
+#include "support/whole_plan.hpp"
 
 namespace awex::test {
 namespace {
@@ -119,7 +120,7 @@ TEST_CASE("every device's own plan is its part of the whole, also with replicas 
     const auto trainer = with_scales(make_trainer_layout(trainer_spec, model, ranks), catalogue);
     const auto inference = make_inference_layout(spec, catalogue, ranks);
     const Planned world(catalogue, *trainer, *inference, colocated(ranks, 4));
-    const Plan whole = world.planner.whole();
+    const Plan whole = whole_plan(world.planner, world.placement);
     const auto trainers = all_rank_layouts(*trainer);
     const auto receivers = all_rank_layouts(*inference);
     prove_plan(whole, catalogue, trainers, receivers);
@@ -226,7 +227,7 @@ TEST_CASE("stages, spread experts and instances: complete, minimal and level") {
   const LargeLayout trainer(catalogue, model, ranks, 4, 4, 8);
   const LargeLayout inference(catalogue, model, ranks, 16, 1, 16);
   const Planned world(catalogue, trainer, inference, colocated(ranks, 8));
-  const Plan whole = world.planner.whole();
+  const Plan whole = whole_plan(world.planner, world.placement);
   prove_plan(whole, catalogue, all_rank_layouts(trainer), all_rank_layouts(inference));
   CHECK(whole.remote_bytes == whole.remote_bytes_lower_bound);
   CHECK(whole.local_bytes > 0);
@@ -252,7 +253,7 @@ TEST_CASE("flows add up to the plan") {
     flows[{flow.source, flow.target}] += flow.bytes;
     count += flow.pieces;
   });
-  const Plan whole = world.planner.whole();
+  const Plan whole = whole_plan(world.planner, world.placement);
   for (const auto& piece : whole.pieces) pieces[{piece.source, piece.target}] += piece.bytes();
   CHECK(flows == pieces);
   CHECK(count == whole.pieces.size());

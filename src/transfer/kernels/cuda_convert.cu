@@ -77,7 +77,7 @@ __device__ uint64_t compare_tile(const ConvertPiece& piece) {
   return position;
 }
 
-/// The part of a group of canonical elements that lies in a row; the last group may lie behind it.
+/// The part of a group of canonical elements that lies in a row; nothing of a group behind the row.
 __device__ Place place_in_group(const ConvertedDigestPiece& piece, const UnitWalk& walk) {
   const uint64_t row_begin = piece.first_index + walk.row() * piece.canonical_cols;
   const uint64_t row_end = row_begin + piece.from.cols;

@@ -12,8 +12,8 @@ namespace {
 
 uint64_t address(const std::byte* data) { return reinterpret_cast<uintptr_t>(data); }
 
-/// The widest access, 16 bytes at most, that an address or distance which is a multiple of `bits`'
-/// lowest one allows.
+/// The widest access, 16 bytes at most, for addresses and distances that are all multiples of the
+/// lowest bit that is set in `bits`.
 uint32_t widest_access(uint64_t bits) {
   uint32_t width = 16;
   while (bits % width != 0) width /= 2;
@@ -45,7 +45,7 @@ bool has_whole_units(uint64_t cols, uint64_t places, uint64_t element_size) {
          places % std::min<uint64_t>(kUnitElements * element_size, 16) == 0;
 }
 
-/// Rows matter to scales alone.
+/// Whether an element's row matters: to its scale alone.
 bool depends_on_rows(const Conversion& conversion) { return conversion.to == DType::kF8E4M3; }
 
 ConvertPiece describe_converting_copy(const StridedCopy& copy, uint64_t first_byte) {

@@ -9,9 +9,9 @@
 #include "transfer/kernels/kernels.hpp"
 
 /// What the device reads instead of a caller's copies and views: each in the widest accesses that
-/// its addresses allow, as one row where rows have no gaps. Tiles are not numbered yet. Those that
-/// keep their dtype and those that change it are apart, each in the caller's order; all throw a
-/// run-time error for what the kernels cannot do.
+/// its addresses allow, as one row where rows have no gaps. Their tiles are numbered later
+/// (cuda_batch.hpp). What keeps its dtype and what changes it are in lists of their own, each in
+/// the caller's order. All throw a run-time error for what the kernels cannot do.
 
 namespace awex::cuda {
 

@@ -135,8 +135,9 @@ __device__ uint64_t sum_lanes(const Elements& group, std::index_sequence<kLane..
   return kSumOfKeys + ((LaneKey<kLane>::value * group.template bits<kLane>()) + ...);
 }
 
-/// One row of whole groups, which most views are: what a group's key is made of counts on, so that
-/// no registers are needed to find its place. As many groups at a time as kLoads wide loads fetch.
+/// One row of whole groups, which most views are. Groups have consecutive numbers, from which keys
+/// are made, so that no registers are needed to find a group's place. As many groups at a time as
+/// kLoads wide loads fetch.
 template <uint32_t kElementSize, class Memory, uint32_t kLoads>
 __device__ uint64_t digest_one_row(const DigestPiece& piece, uint64_t tile) {
   constexpr uint32_t kAtOnce = kElementSize == 4 ? kLoads / 2 : kLoads;

@@ -68,9 +68,9 @@ class OneLaunch {
   void run(uint64_t* sums, cudaStream_t stream) {
     if (steps_.size() == 0) return;
     if (left_.size() > 0) {
-      AWEX_CHECK(cudaMemcpyAsync(left_.data(), segment_tiles_.data(), left_.bytes(),
+      AWEX_CHECK(cudaMemcpyAsync(left_.data(), stretch_tiles_.data(), left_.bytes(),
                                  cudaMemcpyDeviceToDevice, stream),
-                 "reset the counters of {} segments of copies", left_.size());
+                 "reset the counters of {} stretches of copies", left_.size());
     }
     const cuda::ProvenBatch batch{.steps = steps_.data(),
                                   .copies = copies_.data(),
@@ -88,13 +88,13 @@ class OneLaunch {
       : copies_(std::span(copies), stream),
         views_(std::span(views), stream),
         steps_(std::span(order.steps), stream),
-        segment_tiles_(std::span(order.segment_tiles), stream),
-        left_(order.segment_tiles.size()) {}
+        stretch_tiles_(std::span(order.stretch_tiles), stream),
+        left_(order.stretch_tiles.size()) {}
 
   DeviceArray<CopyPiece> copies_;
   DeviceArray<DigestPiece> views_;
   DeviceArray<LaunchStep> steps_;
-  DeviceArray<uint32_t> segment_tiles_;
+  DeviceArray<uint32_t> stretch_tiles_;
   DeviceArray<uint32_t> left_;
 };
 

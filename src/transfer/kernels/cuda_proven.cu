@@ -16,12 +16,12 @@ __device__ void count_down(uint32_t& left) {
   if (threadIdx.x == 0) TilesLeft(left).fetch_sub(1, ::cuda::std::memory_order_release);
 }
 
-/// Returns when the copies of a step's segments are done and what they stored can be read. They are
-/// in blocks before this one and wait for nothing; the device starts blocks in the order of their
-/// numbers, so they have begun and will end, however few blocks run at once.
+/// Returns when the copies of a step's stretches are done and what they stored can be read. They
+/// are in blocks before this one and wait for nothing; the device starts blocks in the order of
+/// their numbers, so they have begun and will end, however few blocks run at once.
 __device__ void wait_for_copies(uint32_t* left, const LaunchStep& step) {
   constexpr uint32_t kPauseNs = 100;
-  for (uint32_t i = step.first_segment + threadIdx.x; i < step.end_segment; i += kTileThreads) {
+  for (uint32_t i = step.first_stretch + threadIdx.x; i < step.end_stretch; i += kTileThreads) {
     while (TilesLeft(left[i]).load(::cuda::std::memory_order_acquire) != 0) __nanosleep(kPauseNs);
   }
   __syncthreads();
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kTileThreads, 4) proven_copies_kernel(const Pr
     const CopyPiece piece = batch.copies[step.piece];
     if (tile * kTileUnits >= piece.grid.units) return;
     copy_tile<Shared>(piece, tile);
-    count_down(batch.left[step.first_segment]);
+    count_down(batch.left[step.first_stretch]);
   } else {
     const DigestPiece piece = batch.views[step.piece - batch.copy_count];
     wait_for_copies(batch.left, step);

@@ -11,9 +11,9 @@
 
 namespace awex {
 
-/// Of 2 to 20 MiB of lag and 0.5 to 8 MiB a segment, 8 MiB and 0.5 MiB were fastest on an H100:
+/// Of 2 to 20 MiB of lag and 0.5 to 8 MiB a stretch, 8 MiB and 0.5 MiB were fastest on an H100:
 /// more than its blocks copy at once, and little beside its 50 MB of cache.
-inline constexpr cuda::LaunchShape kProvenShape{.segment_steps = 4, .lag_steps = 64};
+inline constexpr cuda::LaunchShape kProvenShape{.stretch_steps = 4, .lag_steps = 64};
 
 /// Kernels::prepare_proven_copies on a stream of a CUDA device: copies that convert, then one
 /// launch of the other copies and the views behind them, then views that convert. Takes 4 bytes of

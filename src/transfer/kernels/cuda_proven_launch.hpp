@@ -15,7 +15,7 @@ struct ProvenBatch {
   const CopyPiece* copies = nullptr;
   const DigestPiece* views = nullptr;
   uint32_t copy_count = 0;
-  /// By segment: tiles that copy and are not done yet. All, when the launch begins.
+  /// By stretch: tiles that copy and are not done yet. All, when the launch begins.
   uint32_t* left = nullptr;
   uint64_t* sums = nullptr;  ///< Every view's sum is added to its slot.
 };

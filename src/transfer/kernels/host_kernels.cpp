@@ -378,7 +378,7 @@ class HostKernels final : public Kernels {
   void fork() override {}
   void join() override {}
 
-  /// The work is done already; the job's other ranks may still have something to say.
+  /// The work is done already, but another rank may have announced a failure.
   void wait(const std::string& /*what*/, const Deadline& /*deadline*/,
             WaitMonitor& monitor) override {
     monitor.poll();

@@ -51,7 +51,7 @@ inline void finish_streaming() {}
 /// Copies `rows` rows of `bytes` bytes, which are `from_stride` and `to_stride` bytes apart.
 inline void stream_rows(std::byte* to, uint64_t to_stride, const std::byte* from,
                         uint64_t from_stride, uint64_t rows, uint64_t bytes) {
-  // The processor foresees what a row reads, and not where the next one begins.
+  // The processor prefetches within a row, but does not know where the next one begins.
   constexpr uint64_t kAheadBytes = 4096;
   const uint64_t ahead = kAheadBytes / bytes;
   for (uint64_t row = 0; row < rows; ++row) {

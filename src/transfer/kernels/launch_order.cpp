@@ -16,7 +16,7 @@ struct Range {
   uint64_t end = 0;
 };
 
-/// From the first to the last byte of units [first, end) of a piece, which are not none.
+/// From the first to the last byte of units [first, end) of a piece, at least one.
 Range range_of_units(const TouchedRows& rows, uint64_t first, uint64_t end) {
   const uint64_t last = end - 1;
   const uint64_t first_row = first / rows.grid.row_units;
@@ -41,8 +41,8 @@ uint32_t tiles_of_step(const UnitGrid& grid, uint32_t first_tile) {
 }
 
 struct CopyStep {
-  uint64_t begin = 0;  ///< Of what it writes.
-  uint64_t reach = 0;  ///< Where that ends; in the order of the launch, of all steps up to this.
+  uint64_t begin = 0;  ///< Address where what it writes begins.
+  uint64_t reach = 0;  ///< The highest end of what it and the steps before it write.
   uint32_t piece = 0;
   uint32_t first_tile = 0;
 };
@@ -64,7 +64,7 @@ std::vector<CopyStep> sorted_copies(std::span<const TouchedByCopy> copies) {
   return steps;
 }
 
-/// Where in the order of copies memory is read.
+/// Finds the step of copies that reads a place in memory.
 class ReadPlaces {
  public:
   ReadPlaces(std::span<const TouchedByCopy> copies, const std::vector<CopyStep>& steps) {
@@ -77,7 +77,8 @@ class ReadPlaces {
               [](const Place& a, const Place& b) { return a.begin < b.begin; });
   }
 
-  /// Of the copy whose source begins last before `address`, or first of all.
+  /// The place of the step whose source is the last to begin at or before `address`; of the step
+  /// whose source is the first of all where none does.
   [[nodiscard]] uint32_t at(uint64_t address) const {
     if (places_.empty()) return 0;
     const auto after =
@@ -100,15 +101,15 @@ struct ViewStep {
 };
 
 /// Finds the places of views' steps among the copies'.
-class Placement {
+class ViewPlacement {
  public:
-  Placement(std::span<const TouchedByCopy> copies, const std::vector<CopyStep>& steps,
-            const LaunchShape& shape)
+  ViewPlacement(std::span<const TouchedByCopy> copies, const std::vector<CopyStep>& steps,
+                const LaunchShape& shape)
       : steps_(steps), shape_(shape), read_places_(copies, steps) {}
 
   [[nodiscard]] ViewStep place(uint32_t piece, uint32_t first_tile, const Range& read) const {
-    // Those that begin before the end of what is read, but for those before the first that reaches
-    // its begin.
+    // The view waits for steps [first, end): all that may write what it reads. Those before `first`
+    // end before it; those from `end` on begin behind it.
     const auto first =
         std::partition_point(steps_.begin(), steps_.end(),
                              [&](const CopyStep& step) { return step.reach <= read.begin; });
@@ -118,14 +119,14 @@ class Placement {
       const auto before = std::min<uint64_t>(read_places_.at(read.begin) + 1, steps_.size());
       return {static_cast<uint32_t>(before), {piece, first_tile, 0, 0}};
     }
-    const auto first_segment = static_cast<uint64_t>(first - steps_.begin()) / shape_.segment_steps;
-    const uint64_t end_segment =
-        ceil_div(static_cast<uint64_t>(end - steps_.begin()), shape_.segment_steps);
+    const auto first_stretch = static_cast<uint64_t>(first - steps_.begin()) / shape_.stretch_steps;
+    const uint64_t end_stretch =
+        ceil_div(static_cast<uint64_t>(end - steps_.begin()), shape_.stretch_steps);
     const uint64_t before =
-        std::min(end_segment * shape_.segment_steps + shape_.lag_steps, steps_.size());
+        std::min(end_stretch * shape_.stretch_steps + shape_.lag_steps, steps_.size());
     return {static_cast<uint32_t>(before),
-            {piece, first_tile, static_cast<uint32_t>(first_segment),
-             static_cast<uint32_t>(end_segment)}};
+            {piece, first_tile, static_cast<uint32_t>(first_stretch),
+             static_cast<uint32_t>(end_stretch)}};
   }
 
  private:
@@ -135,8 +136,8 @@ class Placement {
 };
 
 /// The views' steps by their places.
-std::vector<ViewStep> sorted_views(std::span<const TouchedRows> views, const Placement& placement,
-                                   uint32_t first_piece) {
+std::vector<ViewStep> sorted_views(std::span<const TouchedRows> views,
+                                   const ViewPlacement& placement, uint32_t first_piece) {
   std::vector<ViewStep> steps;
   for (uint32_t i = 0; i < views.size(); ++i) {
     const uint64_t count = steps_of(views[i].grid);
@@ -171,11 +172,11 @@ LaunchOrder order_launch(std::span<const TouchedByCopy> copies, std::span<const 
                          const LaunchShape& shape) {
   check_size(copies, views);
   const auto copy_steps = sorted_copies(copies);
-  const auto view_steps = sorted_views(views, Placement(copies, copy_steps, shape),
+  const auto view_steps = sorted_views(views, ViewPlacement(copies, copy_steps, shape),
                                        static_cast<uint32_t>(copies.size()));
   LaunchOrder order;
   order.steps.reserve(copy_steps.size() + view_steps.size());
-  order.segment_tiles.resize(ceil_div(copy_steps.size(), shape.segment_steps));
+  order.stretch_tiles.resize(ceil_div(copy_steps.size(), shape.stretch_steps));
   auto view = view_steps.begin();
   for (uint32_t i = 0; i <= copy_steps.size(); ++i) {
     for (; view != view_steps.end() && view->copies_before == i; ++view) {
@@ -183,9 +184,9 @@ LaunchOrder order_launch(std::span<const TouchedByCopy> copies, std::span<const 
     }
     if (i == copy_steps.size()) break;
     const auto& copy = copy_steps[i];
-    const uint32_t segment = i / shape.segment_steps;
-    order.steps.push_back({copy.piece, copy.first_tile, segment, segment});
-    order.segment_tiles[segment] += tiles_of_step(copies[copy.piece].to.grid, copy.first_tile);
+    const uint32_t stretch = i / shape.stretch_steps;
+    order.steps.push_back({copy.piece, copy.first_tile, stretch, stretch});
+    order.stretch_tiles[stretch] += tiles_of_step(copies[copy.piece].to.grid, copy.first_tile);
   }
   return order;
 }

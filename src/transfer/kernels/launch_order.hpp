@@ -30,24 +30,24 @@ struct TouchedByCopy {
   TouchedRows to;
 };
 
-/// One step of a launch. Copies are counted down in segments; what reads their targets waits until
-/// all copies of some segments are done.
+/// One step of a launch. The copies' steps, in their order, are cut into *stretches*, each of which
+/// counts the tiles that are not done; what reads the copies' targets waits until some are at zero.
 struct LaunchStep {
   uint32_t piece = 0;  ///< Index of a copy, or number of copies + index of a view.
   uint32_t first_tile = 0;
-  /// Of a copy: its own segment, twice. Of a view: those it waits for, half-open, maybe none.
-  uint32_t first_segment = 0;
-  uint32_t end_segment = 0;
+  /// Of a copy: its own stretch, twice. Of a view: those it waits for, half-open, maybe none.
+  uint32_t first_stretch = 0;
+  uint32_t end_stretch = 0;
 };
 
 struct LaunchOrder {
   std::vector<LaunchStep> steps;
-  std::vector<uint32_t> segment_tiles;  ///< Tiles that copy, by segment.
+  std::vector<uint32_t> stretch_tiles;  ///< Tiles that copy, by stretch.
 };
 
 /// How coarsely copies are counted, and how far behind them they are read.
 struct LaunchShape {
-  uint32_t segment_steps = 0;
+  uint32_t stretch_steps = 0;
   /// Steps of copies between a view's step and the last copy that it waits for: more than run at
   /// once, so that it seldom waits, and few enough that their bytes stay in the cache.
   uint32_t lag_steps = 0;

@@ -15,7 +15,7 @@ namespace awex {
 struct HeldCopy {
   uint32_t tensor = 0;
   uint32_t replica = 0;
-  uint64_t boxes = 0;  ///< Equal for the same set of boxes of the tensor.
+  uint64_t boxes = 0;  ///< A hash of the boxes, whatever their order.
 
   constexpr bool operator==(const HeldCopy&) const = default;
 };

@@ -10,7 +10,7 @@ namespace {
 
 constexpr auto kHandOver = "the hand-over of memory descriptors";
 
-/// How the taker has taken, or will; it tells the giver.
+/// What the taker tells the giver: that it has the descriptors, or that it asks for a socket.
 enum class Way : int32_t { kDone, kBySocket };
 
 using SocketName = FixedText<64>;

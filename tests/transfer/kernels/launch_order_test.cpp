@@ -98,8 +98,8 @@ constexpr size_t kNobody = ~size_t{0};
 struct Written {
   std::vector<size_t> writers;        ///< By byte; position in the launch, or nobody.
   std::vector<size_t> copies_before;  ///< By position in the launch.
-  std::vector<uint32_t> tiles_of_segments;
-  std::vector<size_t> last_of_segments;  ///< Position of their last copy.
+  std::vector<uint32_t> tiles_of_stretches;
+  std::vector<size_t> last_of_stretches;  ///< Position of their last copy.
 };
 
 template <class Work>
@@ -114,8 +114,8 @@ void for_each_tile(const Batch& batch, const LaunchStep& step, const Work& work)
 
 Written follow_copies(const Batch& batch, const LaunchOrder& order) {
   Written written;
-  written.tiles_of_segments.resize(order.segment_tiles.size());
-  written.last_of_segments.resize(order.segment_tiles.size());
+  written.tiles_of_stretches.resize(order.stretch_tiles.size());
+  written.last_of_stretches.resize(order.stretch_tiles.size());
   size_t copies = 0;
   size_t overwrites = 0;
   for (size_t at = 0; at < order.steps.size(); ++at) {
@@ -123,10 +123,10 @@ Written follow_copies(const Batch& batch, const LaunchOrder& order) {
     written.copies_before.push_back(copies);
     if (step.piece >= batch.copies.size()) continue;
     ++copies;
-    REQUIRE(step.first_segment < order.segment_tiles.size());
-    written.last_of_segments[step.first_segment] = at;
+    REQUIRE(step.first_stretch < order.stretch_tiles.size());
+    written.last_of_stretches[step.first_stretch] = at;
     for_each_tile(batch, step, [&](const TouchedRows& rows, uint64_t tile) {
-      ++written.tiles_of_segments[step.first_segment];
+      ++written.tiles_of_stretches[step.first_stretch];
       for (const uint64_t byte : bytes_of_tile(rows, tile)) {
         if (byte >= written.writers.size()) written.writers.resize(byte + 1, kNobody);
         overwrites += written.writers[byte] == kNobody ? 0 : 1;
@@ -145,13 +145,13 @@ void check_view_step(const Batch& batch, const LaunchOrder& order, const Written
   for_each_tile(batch, step, [&](const TouchedRows& rows, uint64_t tile) {
     for (const uint64_t byte : bytes_of_tile(rows, tile)) {
       if (byte >= written.writers.size() || written.writers[byte] == kNobody) continue;
-      const uint32_t segment = order.steps[written.writers[byte]].first_segment;
-      if (segment < step.first_segment || segment >= step.end_segment) ++not_awaited;
+      const uint32_t stretch = order.steps[written.writers[byte]].first_stretch;
+      if (stretch < step.first_stretch || stretch >= step.end_stretch) ++not_awaited;
     }
   });
   REQUIRE(not_awaited == 0);
-  if (step.first_segment == step.end_segment) return;
-  const size_t last = written.last_of_segments[step.end_segment - 1];
+  if (step.first_stretch == step.end_stretch) return;
+  const size_t last = written.last_of_stretches[step.end_stretch - 1];
   REQUIRE(last < at);
   const size_t all_copies =
       written.copies_before.back() + (order.steps.back().piece < batch.copies.size() ? 1 : 0);
@@ -173,7 +173,7 @@ void check_order(const Batch& batch, const LaunchShape& shape) {
   for (const auto& view : batch.views) all_tiles += tiles_of(view);
   CHECK(tiles.size() == all_tiles);
   const auto written = follow_copies(batch, order);
-  CHECK(written.tiles_of_segments == order.segment_tiles);
+  CHECK(written.tiles_of_stretches == order.stretch_tiles);
   for (size_t at = 0; at < order.steps.size(); ++at) {
     if (order.steps[at].piece >= batch.copies.size()) {
       check_view_step(batch, order, written, shape, at);
@@ -190,24 +190,24 @@ TEST_CASE("every tile comes once, and views behind all that they read, by the la
     CAPTURE(seed);
     const auto batch = random_batch(seed);
     for (const LaunchShape shape : {LaunchShape{1, 0}, {1, 3}, {4, 2}, {1000, 5}}) {
-      CAPTURE(shape.segment_steps);
+      CAPTURE(shape.stretch_steps);
       CAPTURE(shape.lag_steps);
       check_order(batch, shape);
     }
   }
 }
 
-TEST_CASE("a view of what is copied in order waits for no more than its segments") {
+TEST_CASE("a view of what is copied in order waits for no more than its stretches") {
   constexpr uint64_t kSteps = 40;
   const Batch batch{{{rows_at(1 << 30, 1, kSteps * kStepBytes / 16, 16, 0),
                       rows_at(0, 1, kSteps * kStepBytes / 16, 16, 0)}},
                     {rows_at(0, 1, kSteps * kStepBytes / 16, 16, 0)}};
   const auto order = order_launch(batch.copies, batch.views, {4, 6});
-  CHECK(order.segment_tiles == std::vector<uint32_t>(kSteps / 4, 4 * kStepTiles));
+  CHECK(order.stretch_tiles == std::vector<uint32_t>(kSteps / 4, 4 * kStepTiles));
   for (const auto& step : order.steps) {
     if (step.piece == 0) continue;
-    CHECK(step.first_segment == step.first_tile / kStepTiles / 4);
-    CHECK(step.end_segment == step.first_segment + 1);
+    CHECK(step.first_stretch == step.first_tile / kStepTiles / 4);
+    CHECK(step.end_stretch == step.first_stretch + 1);
   }
 }
 
@@ -226,7 +226,7 @@ TEST_CASE("a view of a source stands right behind the copy that reads it, and wa
     REQUIRE(copy.piece < 2);
     REQUIRE(view.piece == 2);
     CHECK(view.first_tile == copy.first_tile + copy.piece * 20 * kStepTiles);
-    CHECK(view.first_segment == view.end_segment);
+    CHECK(view.first_stretch == view.end_stretch);
   }
 }
 

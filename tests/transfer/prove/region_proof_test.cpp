@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "support/offloaded_bytes.hpp"
 
 using namespace awex;
 
@@ -48,7 +49,7 @@ struct Fixture {
   /// Flips a bit of the offloaded bytes.
   void damage(uint64_t at) {
     const uint64_t chunk_bytes = region.range().chunk_bytes();
-    region.mutable_backup(at / chunk_bytes)[at % chunk_bytes] ^= std::byte{0x10};
+    test::offloaded_bytes(region, at / chunk_bytes)[at % chunk_bytes] ^= std::byte{0x10};
   }
 };
 
