@@ -1,5 +1,5 @@
 # awex_add_test(NAME <name> SOURCES <files> LIBRARIES <targets> [RANKS <n>...] [GPUS <n>]
-#               [TIMEOUT <seconds>] [COST <n>] [MPI_MAIN] [FAST_UNWIND])
+#               [TIMEOUT <seconds>] [COST <n>] [MPI_MAIN] [FAST_UNWIND] [RACES])
 #
 # Declares one doctest program and its ctest entries. Without RANKS it runs alone; with RANKS it runs
 # once under mpirun for each number of ranks (entry <name>_<n>). GPUS > 0 labels it `gpu` and lets
@@ -9,8 +9,12 @@
 # FAST_UNWIND is for tests with very many allocations, which neither MPI nor hwloc does for them:
 # AddressSanitizer then follows frame pointers, several times faster than unwind tables, which
 # it needs only to tell whose leaks those of such libraries are (tests/support/lsan.supp).
+#
+# RACES labels tests of what threads share, which the preset tsan builds (the target `races`) and runs.
+# They start no MPI, whose own threads ThreadSanitizer cannot follow.
+add_custom_target(races)
 function(awex_add_test)
-  cmake_parse_arguments(ARG "MPI_MAIN;FAST_UNWIND" "NAME;GPUS;TIMEOUT;COST" "SOURCES;LIBRARIES;RANKS" ${ARGN})
+  cmake_parse_arguments(ARG "MPI_MAIN;FAST_UNWIND;RACES" "NAME;GPUS;TIMEOUT;COST" "SOURCES;LIBRARIES;RANKS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SOURCES})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_LIBRARIES} doctest::doctest awex_options)
   target_include_directories(${ARG_NAME} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
@@ -28,6 +32,10 @@ function(awex_add_test)
   else()
     add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
     awex_set_test_properties(${ARG_NAME} 1 "${ARG_GPUS}" "${ARG_TIMEOUT}" "${ARG_COST}")
+  endif()
+  if(ARG_RACES)
+    add_dependencies(races ${ARG_NAME})
+    set_tests_properties(${ARG_NAME} PROPERTIES LABELS races)
   endif()
   if(ARG_FAST_UNWIND AND AWEX_SANITIZE)
     set_tests_properties(${ARG_NAME} PROPERTIES

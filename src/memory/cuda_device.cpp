@@ -130,9 +130,9 @@ class CudaDevice final : public Device {
   }
 
   [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
-                                                              uint64_t bytes,
-                                                              uint64_t chunk_bytes) override {
-    return make_cuda_import(source_, name, bytes, chunk_bytes);
+                                                              uint64_t bytes, uint64_t chunk_bytes,
+                                                              MappedAccess access) override {
+    return make_cuda_import(source_, name, bytes, chunk_bytes, access);
   }
 
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {

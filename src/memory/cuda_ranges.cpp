@@ -227,20 +227,15 @@ class CudaRange final : public DeviceRange {
 class CudaImport final : public ImportedRange {
  public:
   CudaImport(const CudaMemorySource& source, Chunking chunking, MappedAccess access)
-      : device_(source.device),
+      : ImportedRange(std::move(chunking)),
+        device_(source.device),
         access_(access),
-        chunking_(std::move(chunking)),
-        addresses_(held_bytes_for(chunking_.bytes), chunking_.name) {}
+        addresses_(held_bytes_for(this->chunking().bytes), this->chunking().name) {}
 
   [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
 
-  void map(std::vector<UniqueFd> fds) override {
-    if (fds.size() != chunking_.count() || !mappings_.empty()) {
-      throw runtime_error(
-          fmt::format("cannot import \"{}\": got {} descriptors for {} chunks, {} "
-                      "of them mapped before",
-                      chunking_.name, fds.size(), chunking_.count(), mappings_.size()));
-    }
+ protected:
+  void do_map(std::vector<UniqueFd> fds) override {
     std::vector<MemoryMapping> mappings;
     mappings.reserve(fds.size());
     for (uint64_t chunk = 0; chunk < fds.size(); ++chunk) {
@@ -257,9 +252,8 @@ class CudaImport final : public ImportedRange {
     mappings_.swap(mappings);
   }
 
-  void unmap() override {
-    if (mappings_.empty()) return;
-    AWEX_CHECK(cuMemUnmap(addresses_.address(), held_bytes_for(chunking_.bytes)), "unmap {}",
+  void do_unmap() override {
+    AWEX_CHECK(cuMemUnmap(addresses_.address(), held_bytes_for(chunking().bytes)), "unmap {}",
                describe_all());
     for (auto& mapping : mappings_) mapping.forget();
     mappings_.clear();
@@ -268,7 +262,7 @@ class CudaImport final : public ImportedRange {
  private:
   /// The mapping keeps the memory, so the handle goes as soon as it is mapped.
   [[nodiscard]] MemoryMapping map_chunk(uint64_t chunk, int fd) const {
-    const auto what = "imported " + chunking_.describe(chunk, 1);
+    const auto what = "imported " + chunking().describe(chunk, 1);
     // The driver takes the descriptor's number in place of a pointer to it.
     // NOLINTNEXTLINE(performance-no-int-to-ptr)
     void* os_handle = reinterpret_cast<void*>(static_cast<intptr_t>(fd));
@@ -277,13 +271,13 @@ class CudaImport final : public ImportedRange {
                                               CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
                "import {} from file descriptor {}", what, fd);
     const PhysicalMemory memory(handle);
-    return {addresses_.address() + chunking_.begin(chunk), chunking_.held_bytes(chunk, 1), memory,
+    return {addresses_.address() + chunking().begin(chunk), chunking().held_bytes(chunk, 1), memory,
             what};
   }
 
   /// Drivers that know no read-only device memory get it writable: nothing here writes to it.
   void allow_reading() const {
-    const uint64_t bytes = held_bytes_for(chunking_.bytes);
+    const uint64_t bytes = held_bytes_for(chunking().bytes);
     const auto result = allow(addresses_.address(), bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READ);
     if (result == CUDA_SUCCESS) return;
     log::detail(
@@ -293,18 +287,17 @@ class CudaImport final : public ImportedRange {
   }
 
   void allow_writing() const {
-    AWEX_CHECK(allow(addresses_.address(), held_bytes_for(chunking_.bytes), device_,
+    AWEX_CHECK(allow(addresses_.address(), held_bytes_for(chunking().bytes), device_,
                      CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
                "make {} accessible (cuMemSetAccess)", describe_all());
   }
 
   [[nodiscard]] std::string describe_all() const {
-    return "imported " + chunking_.describe(0, chunking_.count());
+    return "imported " + chunking().describe(0, chunking().count());
   }
 
   int device_;
   MappedAccess access_;
-  Chunking chunking_;
   ReservedAddresses addresses_;
   std::vector<MemoryMapping> mappings_;
 };
@@ -342,7 +335,8 @@ CudaMemorySource inspect_cuda_memory(int device, const std::string& device_name)
 std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source, std::string name,
                                              uint64_t bytes) {
   return std::make_unique<CudaRange>(
-      source, checked_chunking(source, {std::move(name), bytes, chunk_bytes_for(bytes)}));
+      source,
+      checked_chunking(source, {std::move(name), bytes, bytes == 0 ? 0 : chunk_bytes_for(bytes)}));
 }
 
 std::unique_ptr<ImportedRange> make_cuda_import(const CudaMemorySource& source, std::string name,

@@ -22,13 +22,11 @@ struct CudaMemorySource {
 [[nodiscard]] std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source,
                                                            std::string name, uint64_t bytes);
 
-/// What a device may do with memory that it maps.
-enum class MappedAccess : uint8_t { kRead, kReadWrite };
-
 /// Addresses to map another process's range, of the same device or of one that it reaches.
-[[nodiscard]] std::unique_ptr<ImportedRange> make_cuda_import(
-    const CudaMemorySource& source, std::string name, uint64_t bytes, uint64_t chunk_bytes,
-    MappedAccess access = MappedAccess::kRead);
+[[nodiscard]] std::unique_ptr<ImportedRange> make_cuda_import(const CudaMemorySource& source,
+                                                              std::string name, uint64_t bytes,
+                                                              uint64_t chunk_bytes,
+                                                              MappedAccess access);
 
 /// Whether CUDA device `device` can map memory of the device `other` of this host: it is the same
 /// one, or this process sees it and a link for such accesses (NVLink, PCIe) joins them.

@@ -51,6 +51,26 @@ void DeviceRange::expect(uint64_t first, uint64_t count, bool taken) const {
   }
 }
 
+void ImportedRange::map(std::vector<UniqueFd> fds) {
+  const auto attempt = fmt::format("cannot map \"{}\"", chunking_.name);
+  if (mapped_) {
+    throw runtime_error(attempt + ": it is mapped already, and nothing maps over a mapping",
+                        "this is a fault of awex-colocate: please report it");
+  }
+  if (fds.size() != chunking_.count()) {
+    throw runtime_error(fmt::format("{}: got {} descriptors for {} chunks", attempt, fds.size(),
+                                    chunking_.count()));
+  }
+  do_map(std::move(fds));
+  mapped_ = true;
+}
+
+void ImportedRange::unmap() {
+  if (!mapped_) return;
+  do_unmap();
+  mapped_ = false;
+}
+
 void DeviceRange::note(uint64_t first, uint64_t count, bool taken) noexcept {
   std::fill_n(taken_.begin() + static_cast<ptrdiff_t>(first), count, taken);
 }

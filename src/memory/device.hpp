@@ -88,23 +88,40 @@ class DeviceRange {
   std::vector<bool> taken_;
 };
 
-/// Another process's range, mapped here; read-only but where it was reserved otherwise. The address
-/// is reserved once and is the same each time it is mapped. While it is mapped the exporter's
-/// released memory stays taken.
+/// What a device may do with another process's memory that it maps.
+enum class MappedAccess : uint8_t { kRead, kReadWrite };
+
+/// Another process's range, mapped here. The address is reserved once and is the same each time it
+/// is mapped. What is mapped keeps its bytes and stays taken when its exporter has released it, or
+/// has gone, until it is unmapped here as well; what the exporter takes later at the same place is
+/// other memory, which must be mapped anew.
 class ImportedRange {
  public:
-  ImportedRange() = default;
   ImportedRange(const ImportedRange&) = delete;
   ImportedRange& operator=(const ImportedRange&) = delete;
   ImportedRange(ImportedRange&&) = delete;
   ImportedRange& operator=(ImportedRange&&) = delete;
   virtual ~ImportedRange() = default;
 
+  [[nodiscard]] const Chunking& chunking() const { return chunking_; }
   [[nodiscard]] virtual std::byte* data() const = 0;
-  /// Maps the exporter's chunks, one descriptor each; the descriptors are closed on return.
-  virtual void map(std::vector<UniqueFd> fds) = 0;
+  /// Maps the exporter's chunks, one descriptor each: all or none. The descriptors are this
+  /// range's from then on. Throws Error(kRuntime) also where it is mapped already.
+  void map(std::vector<UniqueFd> fds);
   /// Unmaps all chunks. No device work on them may be in flight. Does nothing when not mapped.
-  virtual void unmap() = 0;
+  void unmap();
+
+ protected:
+  explicit ImportedRange(Chunking chunking) : chunking_(std::move(chunking)) {}
+
+  /// The mechanism of the calls above, in their turn. After a throw of `do_map` nothing is mapped,
+  /// after one of `do_unmap` all is.
+  virtual void do_map(std::vector<UniqueFd> fds) = 0;
+  virtual void do_unmap() = 0;
+
+ private:
+  Chunking chunking_;
+  bool mapped_ = false;
 };
 
 /// Host memory that the device copies from and to at the link's full speed (pinned on cuda). A copy
@@ -167,15 +184,17 @@ class Device {
   /// Reserves addresses for `bytes` (> 0) and takes no physical memory yet. `name` is for messages.
   [[nodiscard]] virtual std::unique_ptr<DeviceRange> reserve(const std::string& name,
                                                              uint64_t bytes) = 0;
-  /// Reserves addresses to map an exporter's range of `bytes` in chunks of `chunk_bytes`.
-  [[nodiscard]] virtual std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
-                                                                      uint64_t bytes,
-                                                                      uint64_t chunk_bytes) = 0;
+  /// Reserves addresses to map an exporter's range of `bytes` in chunks of `chunk_bytes`, of this
+  /// device or of one that it reaches.
+  [[nodiscard]] virtual std::unique_ptr<ImportedRange> reserve_import(
+      const std::string& name, uint64_t bytes, uint64_t chunk_bytes,
+      MappedAccess access = MappedAccess::kRead) = 0;
   [[nodiscard]] virtual std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) = 0;
   [[nodiscard]] virtual std::unique_ptr<CopyQueue> make_queue() = 0;
 
-  /// Free and total memory of the device as the driver tells it (for `host`: as the kernel counts
-  /// the pages that this process's ranges really hold, against the machine's memory).
+  /// Free and total memory of the device as the driver tells it. For `host`: the machine's memory,
+  /// less the pages that this process's ranges really hold, as the kernel counts them. What is
+  /// mapped of another process is that one's until it releases it.
   [[nodiscard]] virtual DeviceMemory memory() const = 0;
 };
 

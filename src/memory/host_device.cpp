@@ -1,7 +1,6 @@
 // The host backend: shared host memory (memfd) stands in for a GPU's. Linux only.
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,52 +13,14 @@
 #include "base/error.hpp"
 #include "base/thread_pool.hpp"
 #include "memory/device.hpp"
+#include "memory/host_mapping.hpp"
+#include "memory/host_ranges.hpp"
 
 namespace awex {
 namespace {
 
 constexpr uint64_t kHugePageBytes = 2ULL << 20;
 constexpr uint64_t kSmallPageBytes = 4096;
-constexpr const char* kMemoryHint =
-    "free memory on this node or run fewer ranks on it; a container may have its own limit "
-    "(memory.max of its cgroup)";
-
-[[noreturn]] void fail(const std::string& attempt, const char* call, const char* hint) {
-  throw runtime_error(errno_error(attempt, call, errno).what(), hint);
-}
-
-/// Owns a mapping.
-class Mapping {
- public:
-  Mapping(std::byte* data, uint64_t bytes) : data_(data), bytes_(bytes) {}
-  Mapping(Mapping&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
-  Mapping& operator=(Mapping&&) = delete;
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  ~Mapping() {
-    if (data_ != nullptr) ::munmap(data_, bytes_);
-  }
-
-  [[nodiscard]] std::byte* data() const { return data_; }
-  [[nodiscard]] uint64_t bytes() const { return bytes_; }
-
- private:
-  std::byte* data_;
-  uint64_t bytes_;
-};
-
-/// Maps `fd`, or memory of nobody else for -1. No memory is taken until it is touched.
-Mapping map_memory(const std::string& what, uint64_t bytes, int protection, int fd) {
-  const int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-  void* data = ::mmap(nullptr, bytes, protection, kind | MAP_NORESERVE, fd, 0);
-  if (data == MAP_FAILED) {
-    fail(fmt::format("reserve {} of addresses for {}", format_bytes(bytes), what), "mmap",
-         "see the limit of addresses (ulimit -v)");
-  }
-  return {static_cast<std::byte*>(data), bytes};
-}
-
 /// The device's threads. Serves one caller at a time: host blocks may be prepared in the background
 /// while queues copy.
 class Workers {
@@ -85,157 +46,11 @@ class Workers {
   ThreadPool pool_;
 };
 
-/// The descriptors of a device's living ranges, for the kernel's own count of their pages.
-using RangeFds = std::vector<int>;
-
-UniqueFd make_memfd(const std::string& name, uint64_t bytes) {
-  // The kernel takes at most 249 bytes of name; it only shows them in /proc.
-  UniqueFd fd(::memfd_create(("awex-" + name.substr(0, 200)).c_str(), MFD_CLOEXEC));
-  if (!fd.valid()) {
-    fail(fmt::format("make shared memory for \"{}\" ({})", name, format_bytes(bytes)),
-         "memfd_create", "see the limit of open files (ulimit -n)");
-  }
-  if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) {
-    fail(fmt::format("size shared memory for \"{}\" to {}", name, format_bytes(bytes)), "ftruncate",
-         "see the limit of file sizes (ulimit -f)");
-  }
-  return fd;
-}
-
-/// One memfd, mapped once. Chunks that are not taken are holes in it and fault when touched.
-class HostRange final : public DeviceRange {
- public:
-  HostRange(Chunking chunking, RangeFds& living)
-      : DeviceRange(std::move(chunking)),
-        fd_(make_memfd(this->chunking().name, held_bytes_for(bytes()))),
-        mapping_(map_memory(fmt::format("\"{}\"", this->chunking().name), held_bytes_for(bytes()),
-                            PROT_NONE, fd_.get())),
-        living_(living) {
-    living_.push_back(fd_.get());
-  }
-  HostRange(const HostRange&) = delete;
-  HostRange& operator=(const HostRange&) = delete;
-  HostRange(HostRange&&) = delete;
-  HostRange& operator=(HostRange&&) = delete;
-  ~HostRange() override { std::erase(living_, fd_.get()); }
-
-  [[nodiscard]] std::byte* data() const override { return mapping_.data(); }
-
- protected:
-  void do_take(uint64_t first, uint64_t count) override {
-    try {
-      // Pages are taken here, where a lack of memory is an error and not a SIGBUS in a later copy.
-      if (allocate(first, count, 0) != 0) {
-        fail("take " + chunking().describe(first, count), "fallocate", kMemoryHint);
-      }
-      set_access(first, count, PROT_READ | PROT_WRITE);
-    } catch (...) {
-      static_cast<void>(allocate(first, count, kFree));  // what was taken before it failed
-      throw;
-    }
-  }
-
-  void do_detach(uint64_t first, uint64_t count) override {
-    // The order keeps the bytes reachable when either call fails.
-    set_access(first, count, PROT_NONE);
-    if (allocate(first, count, kFree) != 0) {
-      const int error = errno;
-      set_access(first, count, PROT_READ | PROT_WRITE);
-      throw errno_error("release " + chunking().describe(first, count), "fallocate", error);
-    }
-  }
-
-  /// The same descriptor for every chunk: the importer finds chunk i at its own offset in it.
-  [[nodiscard]] std::vector<int> do_export() override {
-    return std::vector<int>(chunks(), fd_.get());
-  }
-
- private:
-  static constexpr int kFree = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-
-  [[nodiscard]] int allocate(uint64_t first, uint64_t count, int mode) const {
-    int result = 0;
-    do {
-      result = ::fallocate(fd_.get(), mode, static_cast<off_t>(chunking().begin(first)),
-                           static_cast<off_t>(chunking().held_bytes(first, count)));
-    } while (result != 0 && errno == EINTR);
-    return result;
-  }
-
-  void set_access(uint64_t first, uint64_t count, int protection) const {
-    if (::mprotect(data() + chunking().begin(first), chunking().held_bytes(first, count),
-                   protection) != 0) {
-      fail("change access to " + chunking().describe(first, count), "mprotect",
-           "see the limit of mappings (sysctl vm.max_map_count)");
-    }
-  }
-
-  UniqueFd fd_;
-  Mapping mapping_;
-  RangeFds& living_;
-};
-
-class HostImport final : public ImportedRange {
- public:
-  explicit HostImport(Chunking chunking)
-      : chunking_(std::move(chunking)),
-        reservation_(map_memory(fmt::format("importing \"{}\"", chunking_.name),
-                                held_bytes_for(chunking_.bytes), PROT_NONE, -1)) {}
-
-  [[nodiscard]] std::byte* data() const override { return reservation_.data(); }
-
-  void map(std::vector<UniqueFd> fds) override {
-    if (fds.size() != chunking_.count()) {
-      throw runtime_error(fmt::format("cannot import \"{}\": got {} descriptors for {} chunks",
-                                      chunking_.name, fds.size(), chunking_.count()));
-    }
-    try {
-      for (uint64_t chunk = 0; chunk < chunking_.count(); ++chunk)
-        map_chunk(chunk, fds[chunk].get());
-    } catch (...) {
-      unmap();
-      throw;
-    }
-  }
-
-  void unmap() override {
-    if (!std::exchange(mapped_, false)) return;
-    if (::mmap(reservation_.data(), reservation_.bytes(), PROT_NONE,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
-      throw errno_error(fmt::format("unmap the import of \"{}\"", chunking_.name), "mmap", errno);
-    }
-  }
-
- private:
-  void map_chunk(uint64_t chunk, int fd) {
-    const uint64_t begin = chunking_.begin(chunk);
-    const uint64_t bytes = chunking_.held_bytes(chunk, 1);
-    const auto attempt = "import " + chunking_.describe(chunk, 1);
-    struct stat status {};
-    if (::fstat(fd, &status) != 0) throw errno_error(attempt, "fstat", errno);
-    // A mapping past the file's end would kill this process (SIGBUS) when it is read.
-    if (static_cast<uint64_t>(status.st_size) < begin + bytes) {
-      throw runtime_error(fmt::format("cannot {}: the descriptor ends at byte {}, not {}", attempt,
-                                      status.st_size, begin + bytes),
-                          "both ranks must run the same version of awex-colocate");
-    }
-    mapped_ = true;
-    if (::mmap(reservation_.data() + begin, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
-               static_cast<off_t>(begin)) == MAP_FAILED) {
-      throw errno_error(attempt, "mmap", errno);
-    }
-  }
-
-  Chunking chunking_;
-  Mapping reservation_;
-  bool mapped_ = false;
-};
-
 class HostMemoryBlock final : public HostBlock {
  public:
   HostMemoryBlock(uint64_t bytes, Workers& workers, const NumaNodes& nodes)
       // One huge page more than asked for, so that the block can begin on one.
-      : mapping_(map_memory("host memory", bytes + kHugePageBytes, PROT_READ | PROT_WRITE, -1)),
+      : mapping_(map_private_memory("host memory", bytes + kHugePageBytes)),
         data_(align(mapping_.data())),
         bytes_(bytes) {
     // Only advice: a kernel without huge pages refuses it and copies a little slower.
@@ -254,7 +69,7 @@ class HostMemoryBlock final : public HostBlock {
     return data + (round_up(address, kHugePageBytes) - address);
   }
 
-  Mapping mapping_;
+  HostMapping mapping_;
   std::byte* data_;
   uint64_t bytes_;
 };
@@ -337,12 +152,12 @@ class HostDevice final : public Device {
 
   [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
                                                      uint64_t bytes) override {
-    return std::make_unique<HostRange>(Chunking{name, bytes, chunk_bytes_for(bytes)}, living_);
+    return make_host_range(name, bytes, pages_);
   }
   [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
-                                                              uint64_t bytes,
-                                                              uint64_t chunk_bytes) override {
-    return std::make_unique<HostImport>(Chunking{name, bytes, chunk_bytes});
+                                                              uint64_t bytes, uint64_t chunk_bytes,
+                                                              MappedAccess access) override {
+    return make_host_import(name, bytes, chunk_bytes, access, pages_);
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     return std::make_unique<HostMemoryBlock>(bytes, workers_, nodes_);
@@ -352,12 +167,7 @@ class HostDevice final : public Device {
   }
 
   [[nodiscard]] DeviceMemory memory() const override {
-    uint64_t held = 0;
-    for (const int fd : living_) {
-      struct stat status {};
-      if (::fstat(fd, &status) != 0) throw errno_error("count held pages", "fstat", errno);
-      held += static_cast<uint64_t>(status.st_blocks) * 512;  // st_blocks' unit, whatever the page
-    }
+    const uint64_t held = pages_.held_bytes();
     return {total_bytes_ - std::min(held, total_bytes_), total_bytes_};
   }
 
@@ -366,7 +176,7 @@ class HostDevice final : public Device {
   uint64_t total_bytes_;
   NumaNodes nodes_;
   Workers workers_;
-  RangeFds living_;
+  HostPages pages_;
 };
 
 }  // namespace

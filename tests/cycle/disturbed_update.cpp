@@ -5,9 +5,8 @@
 // where that holds the bytes, else of the mapped memory. With the fault drift several trainers
 // alter the same element of theirs, each by a number of its own: RANK is "RANK:STEPS,RANK:STEPS,…".
 // disturbed_update_test.py says what must become of it. HOW is empty, full (--verify full), warm
-// (--warm-host-memory) or share
-// (--share-gpu). Damage needs memory that the process can write: BACKEND host, which is the
-// default.
+// (--warm-host-memory), peer (--exchange peer) or share (--share-gpu). Damage needs memory that the
+// process can write: BACKEND host, which is the default.
 #include <mpi.h>
 
 #include <csignal>
@@ -107,6 +106,7 @@ awex::Request options_from(int argc, char** argv) {
   options.command.verify = how == "full" ? awex::Verify::kFull : awex::Verify::kDigest;
   options.job.warm_host_memory = how == "warm";
   options.job.share_gpu = how == "share";
+  if (how == "peer") options.job.exchange = awex::ExchangeKind::kPeer;
   options.job.model = "preset:tiny-dense";
   const bool is_default = argc == 8;
   options.job.trainer = is_default ? "megatron:tp=2" : argv[9];

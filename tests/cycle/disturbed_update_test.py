@@ -37,7 +37,7 @@ PHASES = [
 
 # (fault, rank, phase, exit code, pattern on stderr, pattern on stdout). Whose an error is: of the rank
 # that holds wrong bytes, whoever finds them, and of nobody where digests cannot tell. The fault "damage-full" is
-# damage under --verify full, "kill-warm" a kill under --warm-host-memory.
+# damage under --verify full, "kill-warm" a kill under --warm-host-memory, "kill-peer" one under --exchange peer.
 CASES = [("none", 0, PHASES[0], 0, None, None)]
 # The first phase begins while host memory is still being prepared, or has just been.
 CASES += [
@@ -56,6 +56,13 @@ for index, phase in enumerate(PHASES):
     no_digest_yet = phase[0] in ("digest", "transfer", "verify")
     CASES.append(("throw", index % RANKS, phase, 1, rf"rank {index % RANKS} .*a fault on purpose",
                   r"reported: code 1 .*" + ("digest none" if no_digest_yet else "")))
+# Where weights are written into the receivers' memory, both ends wait for each other there.
+CASES += [
+    ("none-peer", 2, PHASES[3], 0, None, None),
+    ("kill-peer", 2, PHASES[3], 137, r"rank 2 .* is gone", None),
+    ("stop-peer", 3, PHASES[3], 4, r"rank 3 \(.*\)", r"reported: code 4"),
+    ("throw-peer", 3, PHASES[3], 1, r"rank 3 .*a fault on purpose", r"reported: code 1 .*digest none"),
+]
 CASES += [
     ("damage", 0, ("resume", "trainer", "weights"), 3,
      r"rank 0 .*is not what it was before it was offloaded",

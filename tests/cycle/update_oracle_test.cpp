@@ -40,10 +40,12 @@ struct UpdateCase {
   EngineCase inference;
   uint64_t versions = 1;
   bool offload = true;
+  ExchangeKind exchange = ExchangeKind::kAuto;
 
   [[nodiscard]] std::string text() const {
     return fmt::format("{}: {} -> {}, {} versions{}", model, trainer.spec(), inference.spec(),
-                       versions, offload ? "" : ", no offload");
+                       versions, offload ? "" : ", no offload") +
+           (exchange == ExchangeKind::kPeer ? ", by peers" : "");
   }
   [[nodiscard]] Request options() const {
     Request options;
@@ -57,6 +59,7 @@ struct UpdateCase {
     options.command.versions = versions;
     options.job.timeout = Seconds{60};
     options.job.offload = offload;
+    options.job.exchange = exchange;
     options.job.measure_limits = false;
     return options;
   }
@@ -319,6 +322,16 @@ TEST_CASE("trained weights arrive, also when they were offloaded in between") {
   for (const bool offload : {true, false}) {
     if (!run_update({"preset:tiny-moe", 1, {"megatron", tp}, {"sglang", 1}, 3, offload})) return;
     if (!run_update({"preset:tiny-dense", 1, {"megatron", 1}, {"sglang", tp}, 3, offload})) return;
+  }
+}
+
+TEST_CASE("every byte arrives that is written into the receivers' memory, version after version") {
+  const uint64_t tp = tensor_parallel_sizes().back();
+  for (UpdateCase update :
+       {UpdateCase{"preset:tiny-moe", 1, {"megatron", tp}, {"sglang", 1}, 2},
+        UpdateCase{"preset:tiny-dense", 1, {"megatron", 1}, {"sglang", tp}, 2, false}}) {
+    update.exchange = ExchangeKind::kPeer;
+    if (!run_update(update)) return;
   }
 }
 

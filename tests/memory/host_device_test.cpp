@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -59,8 +60,8 @@ std::vector<UniqueFd> duplicates(const std::vector<int>& fds) {
 
 void take_all(DeviceRange& range) { range.take_chunks(0, range.chunks()); }
 
-/// Lets the next call of mprotect in our code fail.
-bool mprotect_fails = false;
+/// Lets a call of mmap in our code fail: the next one if 1, the one after it if 2.
+int failing_mmap = 0;
 
 class CountingMonitor final : public WaitMonitor {
  public:
@@ -70,12 +71,15 @@ class CountingMonitor final : public WaitMonitor {
 
 }  // namespace
 
-// The linker's --wrap sends our code's calls of mprotect here.
-extern "C" int __real_mprotect(void*, size_t, int);
-extern "C" int __wrap_mprotect(void* address, size_t bytes, int protection) {
-  if (!std::exchange(mprotect_fails, false)) return __real_mprotect(address, bytes, protection);
+// The linker's --wrap sends our code's calls of mmap here.
+extern "C" void* __real_mmap(void*, size_t, int, int, int, off_t);
+extern "C" void* __wrap_mmap(void* address, size_t bytes, int protection, int kind, int fd,
+                             off_t offset) {
+  if (failing_mmap == 0 || --failing_mmap > 0) {
+    return __real_mmap(address, bytes, protection, kind, fd, offset);
+  }
   errno = ENOMEM;
-  return -1;
+  return MAP_FAILED;
 }
 
 TEST_CASE("a range takes and gives back real pages, and the books agree with the kernel") {
@@ -132,8 +136,19 @@ TEST_CASE("addresses outlive the memory behind them, and bytes do not") {
   CHECK(data[kChunk] == std::byte{2});
   range->take_chunks(0, 1);
   CHECK(range->data() == data);
-  CHECK(data[0] == std::byte{0});
+  CHECK(data[0] != std::byte{1});
   CHECK(data[kChunk] == std::byte{2});
+}
+
+TEST_CASE("no page of fresh memory is zero, so that nobody counts on it") {
+  const auto device = make_host_device(0, 1);
+  const auto range = device->reserve("weights", kChunk + 2 * kMiB);
+  take_all(*range);
+  uint64_t zero_pages = 0;
+  for (uint64_t at = 0; at < kChunk + 2 * kMiB; at += 4096) {
+    zero_pages += range->data()[at] == std::byte{0} ? 1 : 0;
+  }
+  CHECK(zero_pages == 0);
 }
 
 TEST_CASE("a use of memory that is not taken is a fault") {
@@ -163,24 +178,30 @@ TEST_CASE(
   CHECK(range->held_bytes() == kChunk);
 }
 
-TEST_CASE("a take or release whose change of access fails leaves everything as it was") {
+TEST_CASE("a take or release whose mapping fails leaves everything as it was") {
   const auto device = make_host_device(0, 1);
-  const auto range = device->reserve("weights", 2 * kChunk);
-  const auto* const message =
-      "cannot change access to chunk 2 of 2 of \"weights\" (67.1 MB): mprotect: Cannot allocate "
-      "memory (12)";
+  const auto range = device->reserve("weights", 3 * kChunk);
   range->take_chunks(0, 1);
-  mprotect_fails = true;
-  CHECK_THROWS_WITH_AS(range->take_chunks(1, 1), message, Error);
+  range->data()[0] = std::byte{1};
+  failing_mmap = 2;
+  CHECK_THROWS_WITH_AS(range->take_chunks(1, 2),
+                       "cannot map chunk 3 of 3 of \"weights\" (67.1 MB): mmap: Cannot allocate "
+                       "memory (12)",
+                       Error);
   CHECK(range->held_bytes() == kChunk);
   CHECK(really_held(*device) == kChunk);
-  range->take_chunks(1, 1);
+  CHECK(signal_of([&] { read_byte(range->data() + kChunk); }) == SIGSEGV);
+  range->take_chunks(1, 2);
   range->data()[kChunk] = std::byte{2};
-  mprotect_fails = true;
-  CHECK_THROWS_WITH_AS(range->release_chunks(1, 1), message, Error);
-  CHECK(really_held(*device) == 2 * kChunk);
+  failing_mmap = 1;
+  CHECK_THROWS_WITH_AS(range->release_chunks(0, 2),
+                       "cannot unmap chunks 1 to 2 of 3 of \"weights\" (134 MB): mmap: Cannot "
+                       "allocate memory (12)",
+                       Error);
+  CHECK(really_held(*device) == 3 * kChunk);
+  CHECK(range->data()[0] == std::byte{1});
   CHECK(range->data()[kChunk] == std::byte{2});
-  range->release_chunks(0, 2);
+  range->release_chunks(0, 3);
   CHECK(really_held(*device) == 0);
 }
 
@@ -246,30 +267,151 @@ TEST_CASE("another process sees the exporter's bytes through the descriptors alo
   CHECK(WEXITSTATUS(status) == 0);
 }
 
-TEST_CASE("what an exporter releases is free even while an importer maps it") {
+TEST_CASE("what an exporter releases stays whole, and taken, while somebody maps it") {
+  const auto device = make_host_device(0, 1);
+  const auto range = device->reserve("weights", 2 * kChunk);
+  const auto import = device->reserve_import("weights", range->bytes(), range->chunk_bytes());
+  for (int round = 0; round < 2; ++round) {
+    take_all(*range);
+    range->data()[0] = named(0);
+    range->data()[kChunk] = named(kChunk);
+    import->map(duplicates(range->export_fds()));
+    CHECK(really_held(*device) == 2 * kChunk);
+    range->release_chunks(0, 1);
+    CHECK(really_held(*device) == 2 * kChunk);
+    range->release_chunks(1, 1);
+    CHECK(range->held_bytes() == 0);
+    CHECK(really_held(*device) == 2 * kChunk);
+    CHECK(import->data()[0] == named(0));
+    CHECK(import->data()[kChunk] == named(kChunk));
+    import->unmap();
+    CHECK(really_held(*device) == 0);
+  }
+}
+
+TEST_CASE("what an exporter takes anew is other memory than what an importer has mapped") {
   const auto device = make_host_device(0, 1);
   const auto range = device->reserve("weights", 2 * kChunk);
   take_all(*range);
+  range->data()[7] = std::byte{1};
   const auto import = device->reserve_import("weights", range->bytes(), range->chunk_bytes());
   import->map(duplicates(range->export_fds()));
-  read_byte(import->data());
   range->release_chunks(0, 1);
-  range->release_chunks(1, 1);
+  range->take_chunks(0, 1);
+  range->data()[7] = std::byte{2};
+  CHECK(import->data()[7] == std::byte{1});
+  CHECK(really_held(*device) == 3 * kChunk);
+  import->unmap();
+  CHECK(really_held(*device) == 2 * kChunk);
+}
+
+TEST_CASE("the memory of a range that is gone is its importer's, in whatever process, once") {
+  const auto device = make_host_device(0, 1);
+  auto range = device->reserve("weights", kChunk);
+  take_all(*range);
+  range->data()[0] = named(0);
+  std::array<int, 2> to_parent{};
+  std::array<int, 2> to_child{};
+  REQUIRE(::pipe(to_parent.data()) == 0);
+  REQUIRE(::pipe(to_child.data()) == 0);
+  const pid_t child = ::fork();
+  const auto told = [](int fd) {
+    uint64_t value = 0;
+    return ::read(fd, &value, sizeof(value)) == sizeof(value) ? value : ~uint64_t{0};
+  };
+  const auto tell = [](int fd, uint64_t value) {
+    return ::write(fd, &value, sizeof(value)) == sizeof(value);
+  };
+  const auto importer = make_host_device(0, 1);
+  const auto import = importer->reserve_import("weights", kChunk, kChunk);
+  import->map(duplicates(range->export_fds()));
+  if (child == 0) {
+    // Of the child's copy of the owner only the mapping is let go: the parent owns the memory.
+    ::munmap(range->data(), kChunk);
+    for (const int fd : range->export_fds()) ::close(fd);
+    bool done = tell(to_parent[1], really_held(*importer));
+    while (told(to_child[0]) == 1) done = tell(to_parent[1], really_held(*importer));
+    ::_exit(done && import->data()[0] == named(0) ? 0 : 1);
+  }
+  CHECK(told(to_parent[0]) == 0);
+  CHECK(really_held(*device) == kChunk);
+  range.reset();
   CHECK(really_held(*device) == 0);
+  CHECK(really_held(*importer) == kChunk);
+  CHECK(tell(to_child[1], 1));
+  CHECK(told(to_parent[0]) == 0);
+  import->unmap();
+  CHECK(really_held(*importer) == 0);
+  CHECK(tell(to_child[1], 1));
+  CHECK(told(to_parent[0]) == kChunk);
+  CHECK(tell(to_child[1], 0));
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  for (const int fd : {to_parent[0], to_parent[1], to_child[0], to_child[1]}) ::close(fd);
+}
+
+TEST_CASE("nothing is mapped over a mapping, and the error names it") {
+  const auto device = make_host_device(0, 1);
+  const auto range = device->reserve("weights", kChunk);
+  const auto other = device->reserve("weights", kChunk);
+  take_all(*range);
+  take_all(*other);
+  range->data()[0] = std::byte{1};
+  const auto import = device->reserve_import("trainer weights", kChunk, kChunk);
+  import->map(duplicates(range->export_fds()));
+  CHECK_THROWS_WITH_AS(
+      import->map(duplicates(other->export_fds())),
+      "cannot map \"trainer weights\": it is mapped already, and nothing maps over a mapping",
+      Error);
+  CHECK(import->data()[0] == std::byte{1});
+  import->unmap();
+  CHECK_NOTHROW(import->map(duplicates(other->export_fds())));
+}
+
+TEST_CASE("an import that is reserved for writing writes the exporter's memory") {
+  const auto device = make_host_device(0, 1);
+  const auto range = device->reserve("staging", kChunk);
+  take_all(*range);
+  const auto import = device->reserve_import("staging", kChunk, kChunk, MappedAccess::kReadWrite);
+  import->map(duplicates(range->export_fds()));
+  import->data()[5] = named(5);
+  CHECK(range->data()[5] == named(5));
 }
 
 TEST_CASE("descriptors that do not fit are refused and leave nothing mapped") {
   const auto device = make_host_device(0, 1);
   const auto small = device->reserve("weights", kChunk);
   take_all(*small);
-  const auto import = device->reserve_import("weights", 2 * kChunk, kChunk);
+  const auto import = device->reserve_import("weights", 2 * kChunk - kMiB, kChunk);
   CHECK_THROWS_WITH_AS(import->map(duplicates(small->export_fds())),
-                       "cannot import \"weights\": got 1 descriptors for 2 chunks", Error);
+                       "cannot map \"weights\": got 1 descriptors for 2 chunks", Error);
 
-  auto fds = duplicates(small->export_fds());
-  fds.push_back(std::move(duplicates(small->export_fds()).front()));
-  CHECK_THROWS_AS(import->map(std::move(fds)), Error);
-  CHECK(signal_of([&] { read_byte(import->data()); }) == SIGSEGV);
+  const auto last = device->reserve("weights", kChunk - 3 * kMiB);
+  take_all(*last);
+  for (const auto* wrong : {last.get(), static_cast<DeviceRange*>(nullptr)}) {
+    auto fds = duplicates(small->export_fds());
+    fds.emplace_back(wrong != nullptr ? ::fcntl(last->export_fds().front(), F_DUPFD_CLOEXEC, 0)
+                                      : ::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    try {
+      import->map(std::move(fds));
+      FAIL_CHECK("nothing was thrown");
+    } catch (const Error& error) {
+      CHECK(std::string(error.what()) ==
+            fmt::format("cannot import chunk 2 of 2 of \"weights\" (67.1 MB): the descriptor is of "
+                        "{} bytes",
+                        wrong != nullptr ? kChunk - 2 * kMiB : 0));
+    }
+    CHECK(signal_of([&] { read_byte(import->data()); }) == SIGSEGV);
+  }
+}
+
+TEST_CASE("chunks that no GPU has are refused") {
+  const auto device = make_host_device(0, 1);
+  CHECK_THROWS_AS(static_cast<void>(device->reserve("weights", 0)), Error);
+  CHECK_THROWS_AS(static_cast<void>(device->reserve_import("weights", kChunk, 0)), Error);
+  CHECK_THROWS_AS(static_cast<void>(device->reserve_import("weights", kChunk, kMiB)), Error);
 }
 
 TEST_CASE("a device is the same for all processes of a node, and another for each index") {

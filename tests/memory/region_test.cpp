@@ -152,7 +152,8 @@ class FakeDevice final : public Device {
   }
   [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& /*name*/,
                                                               uint64_t /*bytes*/,
-                                                              uint64_t /*chunk_bytes*/) override {
+                                                              uint64_t /*chunk_bytes*/,
+                                                              MappedAccess /*access*/) override {
     return nullptr;
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {

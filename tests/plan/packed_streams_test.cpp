@@ -59,7 +59,7 @@ bool are_same(const PackedStream& a, const PackedStream& b) {
 /// Packets of each stream of a cluster, by sender and number.
 using Packets = std::vector<std::vector<uint32_t>>;
 
-/// Plays one channel of all ranks by the protocol of transfer/move/cuda_channels.cu, an end at a
+/// Plays one channel of all ranks by the protocol of transfer/move/channel_steps.hpp, an end at a
 /// time in a random order.
 class Channel {
  public:

@@ -26,8 +26,9 @@ class HostBlocksDevice final : public Device {
   }
   [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
                                                               uint64_t bytes,
-                                                              uint64_t chunk_bytes) override {
-    return host_->reserve_import(name, bytes, chunk_bytes);
+                                                              uint64_t chunk_bytes,
+                                                              MappedAccess access) override {
+    return host_->reserve_import(name, bytes, chunk_bytes, access);
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     return allocate_(*host_, bytes);

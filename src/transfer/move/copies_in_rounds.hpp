@@ -26,6 +26,8 @@ class CopiesInRounds final : public RemoteCopies {
   void compare() override { go_through(&CopyBatch::compare); }
   void wait() override { exchange_->wait(); }
   [[nodiscard]] std::optional<uint64_t> difference() const override;
+  void abort(const Deadline& deadline) override { exchange_->abort(deadline); }
+  void rebuild() override { exchange_->rebuild(); }
   [[nodiscard]] uint64_t staging_bytes() const override { return exchange_->staging_bytes(); }
 
  private:

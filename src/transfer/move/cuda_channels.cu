@@ -16,29 +16,6 @@ enum class Task : uint8_t { kSend, kReceive, kCompare };
 
 using Count = ::cuda::atomic_ref<ChannelCount, ::cuda::thread_scope_system>;
 
-/// Returns when `count` has come to `value`: then what its writer stored before can be read. After
-/// many looks it notes in `wait` for whom it waits.
-__device__ void await(ChannelCount* count, uint32_t value, uint32_t* wait, uint32_t peer) {
-  constexpr uint32_t kPauseNs = 20;
-  constexpr uint32_t kManyLooks = 100'000;  // about 0.1 s
-  if (threadIdx.x == 0) {
-    const Count word(*count);
-    uint32_t looks = 0;
-    while (static_cast<int32_t>(word.load(::cuda::std::memory_order_acquire) - value) < 0) {
-      if (++looks == kManyLooks) Count(*wait).store(peer + 1, ::cuda::std::memory_order_relaxed);
-      __nanosleep(kPauseNs);
-    }
-    if (looks >= kManyLooks) Count(*wait).store(0, ::cuda::std::memory_order_relaxed);
-  }
-  __syncthreads();
-}
-
-/// Sets `count` behind all that this block has loaded and stored.
-__device__ void tell(ChannelCount* count, uint32_t value) {
-  __syncthreads();
-  if (threadIdx.x == 0) Count(*count).store(value, ::cuda::std::memory_order_release);
-}
-
 /// One thread's walk over units [first, first + units) of a piece, kThreads apart.
 class RangeWalk {
  public:
@@ -173,7 +150,7 @@ __device__ void treat_units(const PackedPiece& piece, const Range& range, uint64
 }
 
 template <Task kTask>
-__device__ void treat(const PackedPiece& piece, const Range& range, uint64_t* differs) {
+__device__ void treat_part(const PackedPiece& piece, const Range& range, uint64_t* differs) {
   if (kTask == Task::kSend && piece.converts) {
     convert(piece, range);
   } else if (piece.unit_bytes == 16) {
@@ -189,63 +166,70 @@ __device__ void treat(const PackedPiece& piece, const Range& range, uint64_t* di
   }
 }
 
-/// All pieces' bytes in a packet.
+/// A block of threads as one end of a channel (transfer/move/channel_steps.hpp).
 template <Task kTask>
-__device__ void treat_packet(const ChannelStream& stream, uint32_t packet, std::byte* slot,
-                             uint64_t* differs) {
-  const uint64_t begin = uint64_t{packet} * kPacketBytes;
-  const uint64_t end = begin + kPacketBytes;
-  for (uint32_t i = stream.first_pieces[packet]; i < stream.piece_count; ++i) {
-    const PackedPiece& piece = stream.pieces[i];
-    if (piece.begin >= end) return;
-    const uint64_t from = piece.begin < begin ? begin : piece.begin;
-    const uint64_t to = piece.end < end ? piece.end : end;
-    const Range range{static_cast<uint32_t>(from - piece.begin),
-                      static_cast<uint32_t>(to - piece.begin), slot + (from - begin)};
-    treat<kTask>(piece, range, differs);
-  }
-}
+class Block {
+ public:
+  __device__ Block(const DevicePass& pass, uint32_t* wait) : pass_(pass), wait_(wait) {}
 
-/// One end's part of a channel in one stream.
-template <Task kTask>
-__device__ void go_through(const ChannelPass& pass, const ChannelShare& share, uint32_t channel) {
-  constexpr bool kSends = kTask == Task::kSend;
-  const ChannelStream& stream = (kSends ? pass.sends : pass.receives)[share.stream];
-  const uint32_t packets = packets_of(stream.bytes);
-  if (share.first_packet >= packets) return;
-  auto* arrived = stream.arrived + channel;
-  auto* granted = stream.granted + channel;
-  uint32_t* wait = pass.waits + (kSends ? channel : kMostChannels + channel);
-  std::byte* slots = stream.slots + uint64_t{channel} * kChannelSlots * kPacketBytes;
-  if (!kSends) tell(granted, pass.base + kChannelSlots);
-  uint32_t count = 0;
-  for (uint32_t packet = share.first_packet; packet < packets; packet += share.packet_step) {
-    std::byte* slot = slots + uint64_t{count % kChannelSlots} * kPacketBytes;
-    ++count;
-    await(kSends ? granted : arrived, pass.base + count, wait, stream.peer);
-    treat_packet<kTask>(stream, packet, slot, pass.differs);
-    tell(kSends ? arrived : granted, pass.base + count + (kSends ? 0 : kChannelSlots));
+  /// After many looks it notes for whom it waits. The host's memory, where it is told to stop, is
+  /// far away: it looks there seldom.
+  __device__ bool await(ChannelCount* count, ChannelCount value, uint32_t peer) const {
+    constexpr uint32_t kPauseNs = 20;
+    constexpr uint32_t kLooksBetween = 1000;  // about 1 ms
+    constexpr uint32_t kManyLooks = 100'000;  // about 0.1 s
+    bool stopped = false;
+    if (threadIdx.x == 0) {
+      const Count word(*count);
+      uint32_t looks = 0;
+      while (!has_come_to(word.load(::cuda::std::memory_order_acquire), value)) {
+        if (++looks % kLooksBetween == 0) {
+          if (looks == kManyLooks) Count(*wait_).store(peer + 1, ::cuda::std::memory_order_relaxed);
+          stopped = Count(*pass_.stop).load(::cuda::std::memory_order_relaxed) != 0;
+          if (stopped) break;
+        }
+        __nanosleep(kPauseNs);
+      }
+      if (looks >= kManyLooks && !stopped) {
+        Count(*wait_).store(0, ::cuda::std::memory_order_relaxed);
+      }
+    }
+    return __syncthreads_or(stopped) == 0;
   }
-}
 
-template <Task kTask>
-__device__ void serve(const ChannelPass& pass, uint32_t channel) {
-  for (uint32_t group = 0; group < stream_groups(pass.streams); ++group) {
-    go_through<kTask>(pass, channel_share(group, pass.streams, channel, pass.channels), channel);
+  __device__ void tell(ChannelCount* count, ChannelCount value) const {
+    __syncthreads();
+    if (threadIdx.x == 0) Count(*count).store(value, ::cuda::std::memory_order_release);
   }
+
+  __device__ void treat(const DeviceStream& stream, uint32_t packet, std::byte* slot) const {
+    for_each_part(stream, packet, slot,
+                  [&](const PackedPiece& piece, uint32_t from, uint32_t to, std::byte* at) {
+                    treat_part<kTask>(piece, Range{from, to, at}, pass_.differs);
+                  });
+  }
+
+ private:
+  const DevicePass& pass_;
+  uint32_t* wait_;
+};
+
+template <ChannelEnd kEnd, Task kTask>
+__device__ void serve(const DevicePass& pass, uint32_t channel) {
+  serve_channel<kEnd>(pass, channel, Block<kTask>(pass, pass.waits + wait_of(kEnd, channel)));
 }
 
 template <Task kReceive>
-__global__ void __launch_bounds__(kThreads) channels_kernel(const ChannelPass pass) {
+__global__ void __launch_bounds__(kThreads) channels_kernel(const DevicePass pass) {
   if (blockIdx.x < pass.channels) {
-    serve<Task::kSend>(pass, blockIdx.x);
+    serve<ChannelEnd::kSender, Task::kSend>(pass, blockIdx.x);
   } else {
-    serve<kReceive>(pass, blockIdx.x - pass.channels);
+    serve<ChannelEnd::kReceiver, kReceive>(pass, blockIdx.x - pass.channels);
   }
 }
 
 template <Task kReceive>
-cudaError_t launch(const ChannelPass& pass, cudaStream_t stream) {
+cudaError_t launch(const DevicePass& pass, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(2 * pass.channels);
   config.blockDim = dim3(kThreads);
@@ -280,11 +264,11 @@ cudaError_t count_channels(uint32_t* channels) {
   return cudaSuccess;
 }
 
-cudaError_t launch_channel_copy(const ChannelPass& pass, cudaStream_t stream) {
+cudaError_t launch_channel_copy(const DevicePass& pass, cudaStream_t stream) {
   return launch<Task::kReceive>(pass, stream);
 }
 
-cudaError_t launch_channel_compare(const ChannelPass& pass, cudaStream_t stream) {
+cudaError_t launch_channel_compare(const DevicePass& pass, cudaStream_t stream) {
   return launch<Task::kCompare>(pass, stream);
 }
 

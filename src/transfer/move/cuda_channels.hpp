@@ -5,11 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "plan/channels.hpp"
 #include "transfer/kernels/cuda_convert_launch.hpp"
+#include "transfer/move/channel_steps.hpp"
 
-/// The launches behind transfer/move/peer_copies.hpp, in terms that nvcc and the host compiler
-/// share.
+/// The launches behind transfer/move/cuda_peer_channels.hpp, in terms that nvcc and the host
+/// compiler share.
 
 namespace awex::cuda {
 
@@ -28,48 +28,17 @@ struct PackedPiece {
   Conversion conversion;
 };
 
-/// A number by which two devices tell each other how far they are in a channel. It only grows, but
-/// wraps around.
-using ChannelCount = uint32_t;
-
-/// All that goes to, or comes from, one peer.
-struct ChannelStream {
-  const PackedPiece* pieces = nullptr;     ///< By place in the stream.
-  const uint32_t* first_pieces = nullptr;  ///< By packet: the first piece with bytes in it.
-  uint32_t piece_count = 0;
-  uint32_t peer = 0;                ///< Inference role rank.
-  uint64_t bytes = 0;               ///< Of the stream.
-  std::byte* slots = nullptr;       ///< The receiver's staging memory.
-  ChannelCount* arrived = nullptr;  ///< At the receiver: packets that have come.
-  ChannelCount* granted = nullptr;  ///< At the sender: packets that there is, or was, a slot for.
-};
-
-/// One pass through all streams of a rank, which has the same number of both directions.
-struct ChannelPass {
-  const ChannelStream* sends = nullptr;
-  const ChannelStream* receives = nullptr;
-  uint32_t streams = 0;         ///< Of each direction.
-  uint32_t channels = 0;        ///< Of each direction.
-  uint32_t base = 0;            ///< What this pass's counts begin with.
-  uint32_t* waits = nullptr;    ///< kChannelWaits, of the host's memory.
-  uint64_t* differs = nullptr;  ///< Position of the first differing byte, for a comparison.
-};
-
-/// What a pass adds to counts is less, so that later passes have larger ones: as many packets are
-/// more than the memory of a device.
-inline constexpr uint32_t kCountsOfPass = 1U << 20;
-
-/// Each block's place in ChannelPass::waits: 1 + the rank for which it has waited for long, else 0.
-/// Those that send come first.
-inline constexpr uint32_t kChannelWaits = 2 * kMostChannels;
+using DeviceStream = ChannelStream<PackedPiece>;
+/// Its addresses are of the device, but those that are said to be of the host: pinned memory.
+using DevicePass = ChannelPass<PackedPiece>;
 
 /// How many channels of each direction, kMostChannels at most, the current device runs at once. All
 /// blocks of a pass must, for they wait for those of other devices. Loads the kernels.
 cudaError_t count_channels(uint32_t* channels);
 
 /// Sends and receives all packets of a pass, in one launch.
-cudaError_t launch_channel_copy(const ChannelPass& pass, cudaStream_t stream);
+cudaError_t launch_channel_copy(const DevicePass& pass, cudaStream_t stream);
 /// The same, but compares what comes with what is there and lowers `*differs`.
-cudaError_t launch_channel_compare(const ChannelPass& pass, cudaStream_t stream);
+cudaError_t launch_channel_compare(const DevicePass& pass, cudaStream_t stream);
 
 }  // namespace awex::cuda

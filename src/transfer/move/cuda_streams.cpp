@@ -5,6 +5,7 @@
 #include "base/checked.hpp"
 #include "memory/cuda_check.hpp"
 #include "transfer/kernels/cuda_describe.hpp"
+#include "transfer/move/channel_streams.hpp"
 #include "transfer/move/strided_copies.hpp"
 
 namespace awex::cuda {
@@ -71,25 +72,16 @@ PackedPiece piece_to_receive(const StreamedCopy& streamed_copy, std::byte* own) 
 template <class Describe>
 std::vector<PackedPiece> describe_all(const std::vector<PackedStream>& streams,
                                       const Describe& describe) {
+  const auto before = bytes_before_copies(streams);
   std::vector<PackedPiece> pieces;
-  uint64_t first_byte = 0;
   for (const auto& stream : streams) {
     for (const auto& copy : stream.copies) {
+      const uint64_t first_byte = before[pieces.size()];
       pieces.push_back(describe(copy));
       pieces.back().first_byte = first_byte;
-      first_byte += copy.copy.bytes();
     }
   }
   return pieces;
-}
-
-std::vector<uint32_t> all_first_copies(const std::vector<PackedStream>& streams) {
-  std::vector<uint32_t> all;
-  for (const auto& stream : streams) {
-    const auto first = first_copies(stream);
-    all.insert(all.end(), first.begin(), first.end());
-  }
-  return all;
 }
 
 }  // namespace
@@ -112,17 +104,7 @@ DeviceStreams::DeviceStreams(const std::vector<PackedStream>& streams,
     : pieces_(std::span(pieces), stream),
       first_pieces_(std::span<const uint32_t>(all_first_copies(streams)), stream),
       streams_(streams.size()) {
-  std::vector<ChannelStream> ready;
-  const auto* piece = pieces_.data();
-  const auto* first_piece = first_pieces_.data();
-  for (size_t i = 0; i < streams.size(); ++i) {
-    const auto& one = streams[i];
-    const auto& link = links.at(i);
-    ready.push_back({piece, first_piece, narrow<uint32_t>(one.copies.size()), one.peer, one.bytes(),
-                     link.slots, link.arrived, link.granted});
-    piece += one.copies.size();
-    first_piece += packets_of(one.bytes());
-  }
+  const auto ready = channel_streams(streams, links, pieces_.data(), first_pieces_.data());
   AWEX_CHECK(cudaMemcpyAsync(streams_.data(), ready.data(), streams_.bytes(),
                              cudaMemcpyHostToDevice, stream),
              "copy the descriptors of {} streams to the device", ready.size());

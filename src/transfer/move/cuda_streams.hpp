@@ -21,13 +21,6 @@ namespace awex::cuda {
 [[nodiscard]] std::vector<PackedPiece> pieces_to_receive(const std::vector<PackedStream>& streams,
                                                          std::byte* own);
 
-/// What the two ends of a stream share: addresses of the device, as in ChannelStream.
-struct StreamLink {
-  std::byte* slots = nullptr;
-  ChannelCount* arrived = nullptr;
-  ChannelCount* granted = nullptr;
-};
-
 /// Owns the descriptors of one direction's streams, ready on the device.
 class DeviceStreams {
  public:
@@ -35,12 +28,12 @@ class DeviceStreams {
   DeviceStreams(const std::vector<PackedStream>& streams, const std::vector<PackedPiece>& pieces,
                 const std::vector<StreamLink>& links, cudaStream_t stream);
 
-  [[nodiscard]] const ChannelStream* data() const { return streams_.data(); }
+  [[nodiscard]] const DeviceStream* data() const { return streams_.data(); }
 
  private:
   DeviceArray<PackedPiece> pieces_;
   DeviceArray<uint32_t> first_pieces_;
-  DeviceArray<ChannelStream> streams_;
+  DeviceArray<DeviceStream> streams_;
 };
 
 }  // namespace awex::cuda

@@ -66,12 +66,16 @@ class Exchange {
   /// Waits until all work on the kernels' main lane is done (join the others before), watching for
   /// the exchange's own failures.
   virtual void wait() = 0;
+  /// As RemoteCopies::abort and rebuild. What is done when a call returns needs neither.
+  virtual void abort(const Deadline& /*deadline*/) {}
+  virtual void rebuild() {}
   /// Device memory held.
   [[nodiscard]] virtual uint64_t staging_bytes() const = 0;
 
  protected:
   /// Of a message's other end.
   [[nodiscard]] int world_rank(uint32_t peer) const { return inference_ranks_.at(peer); }
+  [[nodiscard]] const std::vector<int>& inference_ranks() const { return inference_ranks_; }
 
  private:
   std::vector<int> inference_ranks_;

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -102,15 +104,14 @@ class Communicator {
 
 class NcclExchange final : public Exchange {
  public:
-  NcclExchange(Job& job, Device& device, Kernels& kernels, const ncclUniqueId& id, int ranks,
-               int rank)
+  NcclExchange(Job& job, Device& device, Kernels& kernels, const ncclUniqueId& id, int rank)
       : Exchange(ranks_of(job.peers(), Role::kInference)),
         job_(job),
         kernels_(kernels),
         staging_(device),
-        communicator_(id, ranks, rank),
+        rank_(rank),
         in_flight_(job, *this) {
-    settle(fmt::format("joining NCCL's communicator of {} inference ranks", ranks));
+    join(id);
   }
 
   void connect() override {
@@ -123,8 +124,7 @@ class NcclExchange final : public Exchange {
     const auto what = describe(others());
     exchange(first, what);
     const auto is_done_with_all = [&] {
-      return communicator_.is_settled(what) &&
-             is_done(cudaStreamQuery(stream_.get()), "cudaStreamQuery", what);
+      return is_settled(what) && is_done(cudaStreamQuery(stream_.get()), "cudaStreamQuery", what);
     };
     job_.wait_for(is_done_with_all, [&] { return Late{others(), "exchanged first messages"}; });
   }
@@ -165,10 +165,58 @@ class NcclExchange final : public Exchange {
   }
 
   void wait() override { in_flight_.wait_for_all(lane(Lane::kMain), still_well()); }
+
+  void abort(const Deadline& deadline) override {
+    communicator_.reset();
+    const auto are_idle = [this] {
+      const std::array streams{stream_.get(), lane(Lane::kSend), lane(Lane::kReceive),
+                               lane(Lane::kMain)};
+      return std::all_of(streams.begin(), streams.end(), [](cudaStream_t stream) {
+        return is_done(cudaStreamQuery(stream), "cudaStreamQuery", kWhat);
+      });
+    };
+    NoMonitor nobody;
+    wait_until(are_idle, fmt::format("the end of {}", kWhat), deadline, nobody);
+  }
+
+  void rebuild() override {
+    ncclUniqueId id{};
+    const std::span<ncclUniqueId> one(&id, 1);
+    std::vector<Outgoing> outgoing;
+    std::vector<Incoming> incoming;
+    if (rank_ == 0) {
+      AWEX_CHECK(ncclGetUniqueId(&id), "make NCCL's unique id");
+      for (const int other : inference_ranks()) {
+        if (other != job_.rank()) outgoing.push_back({other, std::as_bytes(one)});
+      }
+    } else {
+      incoming.push_back({inference_ranks().front(), std::as_writable_bytes(one)});
+    }
+    job_.exchange(outgoing, incoming, "swapping NCCL's unique id");
+    join(id);
+    connect();
+  }
+
   [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
 
  private:
   static constexpr uint32_t kBuffers = Staging::kBuffers / 2;
+  static constexpr const char* kWhat = "the exchange of weights";
+
+  void join(const ncclUniqueId& id) {
+    const auto ranks = static_cast<int>(inference_ranks().size());
+    communicator_.emplace(id, ranks, rank_);
+    settle(fmt::format("joining NCCL's communicator of {} inference ranks", ranks));
+  }
+
+  [[nodiscard]] const Communicator& communicator() const {
+    if (communicator_) return *communicator_;
+    throw runtime_error("NCCL's communicator was aborted and not made anew",
+                        "this is a fault of awex-colocate: please report it");
+  }
+  [[nodiscard]] bool is_settled(const std::string& what) const {
+    return communicator().is_settled(what);
+  }
 
   [[nodiscard]] cudaStream_t lane(Lane lane) const {
     return static_cast<cudaStream_t>(kernels_.stream(lane));
@@ -203,22 +251,22 @@ class NcclExchange final : public Exchange {
     for (size_t i = 0; i < round.receives.size() && Result::ok(result); ++i) {
       const auto& [peer, offset, bytes] = round.receives[i];
       result = ncclRecv(in(round.turn) + offset, bytes, ncclUint8, static_cast<int>(peer),
-                        communicator_.get(), stream_.get());
+                        communicator().get(), stream_.get());
     }
     for (size_t i = 0; i < round.sends.size() && Result::ok(result); ++i) {
       const auto& [peer, offset, bytes] = round.sends[i];
       result = ncclSend(outbox(round.turn) + offset, bytes, ncclUint8, static_cast<int>(peer),
-                        communicator_.get(), stream_.get());
+                        communicator().get(), stream_.get());
     }
     return result;
   }
 
   void settle(const std::string& what) {
-    wait_until([&] { return communicator_.is_settled(what); }, what, job_.deadline(), job_);
+    wait_until([&] { return is_settled(what); }, what, job_.deadline(), job_);
   }
 
   [[nodiscard]] RoundsInFlight::Check still_well() const {
-    return [this] { return communicator_.is_settled("the exchange of weights"); };
+    return [this] { return is_settled(kWhat); };
   }
 
   static std::string describe(const std::vector<int>& others) {
@@ -230,8 +278,9 @@ class NcclExchange final : public Exchange {
   Kernels& kernels_;
   Staging staging_;
   CudaStream stream_{StreamPriority::kHigh};
-  Communicator communicator_;              ///< Aborted before the stream is waited for.
-  std::vector<std::string> descriptions_;  ///< By round.
+  int rank_;                                  ///< In the communicator.
+  std::optional<Communicator> communicator_;  ///< Aborted before the stream is waited for.
+  std::vector<std::string> descriptions_;     ///< By round.
   CudaEvent packed_;
   std::array<CudaEvent, kBuffers> exchanged_;  ///< By buffer: both directions of its last round.
   std::array<CudaEvent, kBuffers> unpacked_;
@@ -253,8 +302,7 @@ std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device, Kernels& 
   const auto id = share_unique_id(job, ranks.front());
   if (me.role != Role::kInference) return nullptr;
   AWEX_CHECK(cudaSetDevice(device.identity().index), "open gpu {}", device.identity().index);
-  return std::make_unique<NcclExchange>(job, device, kernels, id, static_cast<int>(ranks.size()),
-                                        static_cast<int>(me.role_rank));
+  return std::make_unique<NcclExchange>(job, device, kernels, id, static_cast<int>(me.role_rank));
 }
 
 void let_nccl_share_gpu(int rank) {

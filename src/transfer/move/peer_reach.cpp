@@ -1,25 +1,19 @@
 #include "transfer/move/peer_reach.hpp"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <vector>
 
-#include "memory/cuda_check.hpp"
-#include "memory/cuda_ranges.hpp"
 #include "plan/channels.hpp"
-#include "transfer/move/cuda_channels.hpp"
+#include "transfer/move/peer_channels.hpp"
 
 namespace awex {
 namespace {
 
 /// Channels that this rank's device runs at once for each of its inference ranks: where they do not
-/// take turns, all of them must find room.
+/// take turns, all of them must find room. Threads of the host take turns.
 uint32_t channels_on(const Job& job, const Device& device) {
-  AWEX_CHECK(cudaSetDevice(device.identity().index), "open gpu {}", device.identity().index);
-  uint32_t channels = 0;
-  AWEX_CHECK(cuda::count_channels(&channels), "learn how many channels gpu {} runs at once",
-             device.identity().index);
+  const uint32_t channels = channels_at_once(device);
+  if (device.kind() == BackendKind::kHost) return channels;
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   const auto sharing = std::count_if(job.peers().begin(), job.peers().end(), [&](const Peer& peer) {
     return peer.role == Role::kInference && peer.node == me.node &&
@@ -35,8 +29,7 @@ std::optional<int> find_obstacle(Job& job, Device& device) {
   if (channels_on(job, device) < kStreamsAtOnce) return me.rank;
   for (const auto& peer : job.peers()) {
     if (peer.role == Role::kTrainer || peer.rank == me.rank) continue;
-    const bool reached =
-        peer.node == me.node && reaches_device(device.identity().index, peer.device);
+    const bool reached = peer.node == me.node && reaches(device, peer.device);
     if (!reached) return peer.rank;
   }
   return std::nullopt;

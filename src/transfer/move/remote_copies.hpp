@@ -15,11 +15,12 @@ namespace awex {
 /// Device memory that is taken at most for bytes on their way between devices.
 inline constexpr uint64_t kStagingBytes = 48ULL << 20;
 
-/// How bytes travel between GPUs.
+/// How bytes travel between devices.
 enum class ExchangeKind : uint8_t {
-  kAuto,  ///< kPeer where every inference rank's GPU reaches every other's, else kNccl.
-  kPeer,  ///< Written by the sender's kernel into the receiver's memory.
-  kNccl,
+  kAuto,  ///< Between GPUs kPeer where every inference rank's reaches every other's, else kNccl.
+          ///< Between host devices by MPI.
+  kPeer,  ///< Written by the sender's kernel, or threads, into the receiver's memory.
+  kNccl,  ///< Between GPUs; between host devices as kAuto.
 };
 
 /// Carries out the copies between the inference ranks of a job. Trainer ranks have none: an
@@ -29,8 +30,8 @@ enum class ExchangeKind : uint8_t {
 /// What is ever to be copied is told once, with `prepare`; addresses never change, so it can then
 /// be done every version. All inference ranks must call the same; each rank's memory must be backed
 /// while it copies or compares. Calls throw what the job's poll throws, and Error(kDeadline) that
-/// names the peers who are late. After a failure lanes may wait for ever: end the process, do not
-/// destroy.
+/// names the peers who are late. After a failure lanes may wait for peers: `abort`, then `rebuild`
+/// or destroy.
 class RemoteCopies {
  public:
   RemoteCopies() = default;
@@ -56,6 +57,15 @@ class RemoteCopies {
   virtual void wait() = 0;
   /// After `compare` and `wait`: where in this rank's region a byte differs, if one does.
   [[nodiscard]] virtual std::optional<uint64_t> difference() const = 0;
+
+  /// Ends what is under way, whatever it waits for, and returns when no lane works for it any more:
+  /// bytes that did not come are missing. Speaks with nobody, so that it can follow any failure;
+  /// does nothing more when it is called again. Throws Error(kDeadline) and device errors. Copies
+  /// can then only be rebuilt.
+  virtual void abort(const Deadline& deadline) = 0;
+  /// Makes ready what was aborted; copies and comparisons then begin anew, with what was prepared.
+  /// All inference ranks, each after its `abort`; whether or not work of its own was under way.
+  virtual void rebuild() = 0;
 
   /// Device memory held.
   [[nodiscard]] virtual uint64_t staging_bytes() const = 0;

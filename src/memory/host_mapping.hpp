@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+namespace awex {
+
+/// Owns addresses of this process, with whatever is mapped there.
+class HostMapping {
+ public:
+  HostMapping(std::byte* data, uint64_t bytes) : data_(data), bytes_(bytes) {}
+  HostMapping(HostMapping&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  HostMapping& operator=(HostMapping&&) = delete;
+  HostMapping(const HostMapping&) = delete;
+  HostMapping& operator=(const HostMapping&) = delete;
+  ~HostMapping();
+
+  [[nodiscard]] std::byte* data() const { return data_; }
+  [[nodiscard]] uint64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* data_;
+  uint64_t bytes_;
+};
+
+/// Maps memory of nobody else, which is taken when it is touched. `what` is for messages. Throws
+/// Error(kRuntime).
+[[nodiscard]] HostMapping map_private_memory(const std::string& what, uint64_t bytes);
+/// Reserves addresses, which fault when they are used. Throws Error(kRuntime).
+[[nodiscard]] HostMapping reserve_addresses(const std::string& what, uint64_t bytes);
+
+}  // namespace awex

@@ -1,0 +1,26 @@
+#include "transfer/move/channel_streams.hpp"
+
+namespace awex {
+
+std::vector<uint32_t> all_first_copies(const std::vector<PackedStream>& streams) {
+  std::vector<uint32_t> all;
+  for (const auto& stream : streams) {
+    const auto first = first_copies(stream);
+    all.insert(all.end(), first.begin(), first.end());
+  }
+  return all;
+}
+
+std::vector<uint64_t> bytes_before_copies(const std::vector<PackedStream>& streams) {
+  std::vector<uint64_t> all;
+  uint64_t before = 0;
+  for (const auto& stream : streams) {
+    for (const auto& copy : stream.copies) {
+      all.push_back(before);
+      before += copy.copy.bytes();
+    }
+  }
+  return all;
+}
+
+}  // namespace awex

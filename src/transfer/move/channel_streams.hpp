@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/checked.hpp"
+#include "plan/packed_streams.hpp"
+#include "transfer/move/channel_steps.hpp"
+
+/// Packed streams as the ends of channels read them.
+
+namespace awex {
+
+/// Every stream's first copies by packet, one stream after the other.
+[[nodiscard]] std::vector<uint32_t> all_first_copies(const std::vector<PackedStream>& streams);
+
+/// By copy of all streams, one after the other: how many bytes all copies before it have.
+[[nodiscard]] std::vector<uint64_t> bytes_before_copies(const std::vector<PackedStream>& streams);
+
+/// All streams of one direction. `links` has one for each; `pieces` and `first_pieces` are of all
+/// of them, one after the other, and need not be readable here.
+template <class Piece>
+[[nodiscard]] std::vector<ChannelStream<Piece>> channel_streams(
+    const std::vector<PackedStream>& streams, const std::vector<StreamLink>& links,
+    const Piece* pieces, const uint32_t* first_pieces) {
+  std::vector<ChannelStream<Piece>> ready;
+  for (size_t i = 0; i < streams.size(); ++i) {
+    const auto& one = streams[i];
+    ready.push_back({pieces, first_pieces, narrow<uint32_t>(one.copies.size()), one.peer,
+                     one.bytes(), links.at(i)});
+    pieces += one.copies.size();
+    first_pieces += packets_of(one.bytes());
+  }
+  return ready;
+}
+
+}  // namespace awex
