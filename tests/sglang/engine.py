@@ -10,6 +10,7 @@ import importlib.machinery
 import logging
 import sys
 import types
+import typing
 from unittest.mock import MagicMock
 
 import torch
@@ -125,6 +126,8 @@ def arguments_of(checkpoint, spec):
     envs.SGLANG_ENABLE_EMBED_REPLICATION.set(options.pop("embed", "") == "replicated")
     for option in options.items():
         match option:
+            case ("keeps_fp8", _) | ("dtype", "fp8") | ("block", "128"):
+                pass  # config.json says it
             case ("dp_lm_head", "on"):
                 arguments["enable_dp_lm_head"] = True
             case ("dense_mlp", "replicated"):
@@ -174,14 +177,29 @@ def after_loading(model):
 
 
 def weights_of(model):
-    """Every parameter by SGLang's own name."""
-    return {name: value.data for name, value in model.named_parameters()}
+    """Every parameter by SGLang's own name, but for the scales of an fp8 KV cache, which the post-load
+    step drops."""
+    return {name: value.data for name, value in model.named_parameters()
+            if not name.endswith((".k_scale", ".v_scale"))}
+
+
+class LatentCopy(typing.NamedTuple):
+    """What a latent attention computes with instead of kv_b_proj."""
+
+    weight: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_width: int
+
+    def is_right(self):
+        by_head = self.weight.unflatten(0, (self.keys.shape[0], -1))
+        return (torch.equal(self.keys, by_head[:, :self.key_width])
+                and torch.equal(self.values, by_head[:, self.key_width:].mT))
 
 
 def copies_of_kv_b(model):
-    """(kv_b_proj.weight, w_kc, w_vc, width of keys, width of values) of each latent attention."""
-    return [(module.kv_b_proj.weight.data, module.w_kc, module.w_vc, module.qk_nope_head_dim,
-             module.v_head_dim)
+    """Of every latent attention."""
+    return [LatentCopy(module.kv_b_proj.weight.data, module.w_kc, module.w_vc, module.qk_nope_head_dim)
             for module in model.modules() if getattr(module, "w_kc", None) is not None]
 
 

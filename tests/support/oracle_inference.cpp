@@ -48,13 +48,17 @@ Seat sglang_seat(const EngineCase& engine, const ModelConfig& config, uint64_t r
   Seat seat;
   seat.stage = rank / tp % engine.number("pp");
   const Slice tensor{tp, t};
-  seat.dense = engine.text("dense_mlp", "tp") == "tp" ? tensor : Slice{};
+  const Architecture model = config.architecture;
+  const bool old_class = model == Architecture::kLlama || model == Architecture::kQwen2;
+  const bool dense_first = model == Architecture::kDeepseekV3 || model == Architecture::kGlm4Moe;
+  const bool whole_dense = dense_first && engine.text("dense_mlp", "tp") == "replicated";
+  seat.dense = whole_dense ? Slice{} : tensor;
   seat.shared = engine.text("shared_experts", "tp") == "tp" ? tensor : Slice{};
-  seat.attention = {attention, t % attention};
-  const std::string embed =
-      engine.text("embed", config.architecture == Architecture::kLlama ? "tp" : "attn_tp");
-  seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : seat.attention;
-  seat.head = engine.on("dp_lm_head") ? seat.attention : tensor;
+  const Slice replica{attention, t % attention};
+  seat.attention = old_class ? tensor : replica;
+  const std::string embed = engine.text("embed", model == Architecture::kLlama ? "tp" : "attn_tp");
+  seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : replica;
+  seat.head = engine.on("dp_lm_head") && model != Architecture::kQwen2 ? replica : tensor;
   seat.expert = {inside, t % inside};
   const uint64_t local = divide(experts, ep, "experts");
   seat.experts = counting(t / inside % ep * local, local);
