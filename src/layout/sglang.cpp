@@ -218,6 +218,7 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
       .experts = {options.tp / options.ep, {options.ep > 1 ? "tp/ep" : "tp", "a larger ep"}},
       .fuse_shared_experts = options.fuse_shared,
       .fused_qkv_a = "fused_qkv_a_proj_with_mqa",
+      .pads_vocabulary_by_parts = true,
       .notes = notes_of(config, options)};
   set_head(config, engine);
   return make_fused_layout(catalogue, std::move(engine), ranks);

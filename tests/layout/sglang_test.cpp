@@ -162,6 +162,22 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("SGLang: a vocabulary that does not divide in 64s is padded to 64 rows a part") {
+  ModelConfig config = dense();
+  config.heads = 12;
+  config.kv_heads = 3;
+  config.intermediate = 12;
+  const std::string embedding = "model.embed_tokens.weight";  // 100 rows: 128, over three 192
+  CHECK(held(config, "sglang:tp=3", 3, 1, embedding) ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#0");
+  CHECK(held(config, "sglang:tp=3", 3, 2, embedding) == "64x8:");
+  CHECK(held(config, "sglang:tp=3,attn_dp=3", 3, 2, embedding) ==
+        "128x8: model.embed_tokens.weight[0,100)x[0,8)#2");
+  CHECK(held(config, "sglang:tp=3,attn_dp=3", 3, 0, "lm_head.weight") ==
+        "64x8: lm_head.weight[0,64)x[0,8)#0");
+  check_refused(config, "vllm:tp=3", 3, "padded vocabulary = 128 does not divide by tp=3");
+}
+
 TEST_CASE("SGLang: a rank whose vocabulary is all padding holds rows of nothing") {
   ModelConfig config = dense();
   config.vocab = 70;  // padded to 128: rank 3 of 4 has rows 96 to 128

@@ -12,6 +12,7 @@ usage: against_engine.py --layout-tool PROGRAM --models FOLDER [--write FOLDER] 
 """
 import json
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -23,7 +24,7 @@ import engine
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "support"))
 import engine_comparison as comparison
 
-RANKS = 4
+RANKS = 4  # As many whole engines as these are enough for.
 DENSE = ["tp=1", "tp=2", "tp=4", "tp=1,pp=2", "tp=2,pp=2", "tp=1,pp=4"]
 ATTENTION = ["tp=2,attn_dp=2", "tp=4,attn_dp=2", "tp=4,attn_dp=4", "tp=2,pp=2,attn_dp=2"]
 HEAD = ["tp=4,attn_dp=2,dp_lm_head=on", "tp=2,pp=2,attn_dp=2,dp_lm_head=on"]
@@ -40,26 +41,33 @@ SETTINGS = {
     "qwen2": DENSE + ATTENTION + HEAD + DENSE_MLP, "qwen2-tied": TIED + HEAD,
     "qwen2-fp8": FP8,
     "qwen3": DENSE + ATTENTION + HEAD + DENSE_MLP, "qwen3-tied": TIED + HEAD, "qwen3-fp8": FP8,
+    "qwen3-thirds": ["tp=3", "tp=3,attn_dp=3", "tp=3,attn_dp=3,dp_lm_head=on"],
     "qwen3-moe": DENSE + ATTENTION + HEAD + EXPERTS, "qwen3-moe-tied": TIED + HEAD,
     "qwen3-moe-fp8": [*FP8, "tp=2,ep=2,keeps_fp8=on,dtype=fp8,block=128"],
     "glm": DENSE + ATTENTION + HEAD + EXPERTS + SHARED, "glm-tied": TIED + HEAD,
     "glm-two-shared": ["tp=2", "tp=2,ep=2"], "glm-fp8": FP8,
-    "deepseek": DENSE + ATTENTION + HEAD + EXPERTS + SHARED + ["tp=2,attn_dp=2,embed=replicated",
-                                                             "tp=2,fuse_shared=on"],
+    "deepseek": [*DENSE, *ATTENTION, *HEAD, *EXPERTS, *SHARED, "tp=2,attn_dp=2,embed=replicated",
+                 "tp=2,fuse_shared=on"],
     "deepseek-tied": TIED + HEAD, "deepseek-two-shared": ["tp=2"],
     "deepseek-one-q": DENSE + ATTENTION + HEAD + EXPERTS,
     "deepseek-256": ["tp=1", "tp=4", "tp=2,ep=2", "tp=2,pp=2", "tp=4,attn_dp=2", "tp=2,fuse_shared=off"],
     "deepseek-fp8": FP8,
 }
+FP8_SIZES = {  # Whole blocks of 128 at tp=4.
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 128, "num_experts": 4,
+    "n_routed_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 512, "q_lora_rank": 128,
+    "kv_lora_rank": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 128}
 # What SGLang fails to load, and with what.
 FAILS = {("glm-two-shared", "tp=2"): "AssertionError"}
-KINDS = ("-tied", "-fp8", "-two-shared", "-256")
+KINDS = ("-tied", "-thirds", "-fp8", "-two-shared", "-256")
 
 
 def model_of(folder, name):
     base, kind = next(((name.removesuffix(kind), kind) for kind in KINDS if name.endswith(kind)), (name, ""))
     model = json.loads((folder / f"small-{base}.json").read_text())
     model |= {"torch_dtype": "bfloat16", "tie_word_embeddings": kind == "-tied"}
+    if kind == "-thirds":  # 301 tokens, padded to 64, divide by no 3
+        model |= {"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 48}
     if "n_shared_experts" in model:
         model["n_shared_experts"] = 2 if kind == "-two-shared" else 1
     if "kv_lora_rank" in model:
@@ -68,14 +76,8 @@ def model_of(folder, name):
         model["mlp_only_layers"] = []
     if kind == "-256":
         model |= {"n_routed_experts": 256, "moe_intermediate_size": 16, "num_hidden_layers": 3}
-    if kind == "-fp8":  # whole blocks of 128 at tp=4
-        model |= {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 128,
-                  "num_experts": 4, "num_experts_per_tok": 1, "n_routed_experts": 4, "moe_intermediate_size": 512,
-                  "q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64,
-                  "v_head_dim": 128}
-        model = {key: value for key, value in model.items()
-                 if key in json.loads((folder / f"small-{base}.json").read_text()) or key in
-                 ("moe_layer_freq", "topk_method", "scoring_func")}
+    if kind == "-fp8":
+        model |= {key: value for key, value in FP8_SIZES.items() if key in model}
     return model
 
 
@@ -120,10 +122,16 @@ def latent_step(model):
     return wrong
 
 
+def ranks_of(setting):
+    one = engine.ranks_of(f"sglang:{setting}")
+    return RANKS // one * one
+
+
 def work_one(case, rank, tool, folder):
     name, model_folder, setting = case
     spec = f"sglang:{setting}"
-    tensors, layout = comparison.inference_pieces(tool, model_folder / "config.json", spec, RANKS)
+    tensors, layout = comparison.inference_pieces(tool, model_folder / "config.json", spec,
+                                                  ranks_of(setting))
     instance, place = divmod(rank, engine.ranks_of(spec))
     store = folder / f"{name}:{setting}:{instance}"
     model = engine.build(engine.start(model_folder / "engine", spec, place, store))
@@ -145,6 +153,8 @@ def work_one(case, rank, tool, folder):
 
 def work(rank, cases, tool, folder):
     for number, case in enumerate(cases):
+        if rank >= ranks_of(case[2]):
+            continue
         try:
             result = work_one(case, rank, tool, folder)
         except Exception as error:  # the other cases tell more
@@ -154,9 +164,18 @@ def work(rank, cases, tool, folder):
 
 
 def as_lines(weights):
-    """bf16 is usual: the table says so once."""
-    return [" ".join([name, *map(str, shape), *([dtype] if dtype != "BF16" else [])])
-            for name, (dtype, shape) in weights.items()]
+    """Layers that are alike share a line: "model.layers.{0-3}.…". The table says once that bf16 is
+    usual."""
+    alike = {}
+    for name, held in weights.items():
+        start, *rest = re.split(r"(?<=^model\.layers\.)(\d+)", name)
+        alike.setdefault((start, *rest[1:], held), []).extend(int(layer) for layer in rest[:1])
+    lines = []
+    for (start, *rest, (dtype, shape)), layers in alike.items():
+        spans = [f"{{{first}-{last}}}" for first, last in comparison.intervals(layers)] or [""]
+        words = [*map(str, shape), *([dtype] if dtype != "BF16" else [])]
+        lines += [" ".join([start + span + "".join(rest), *words]) for span in spans]
+    return lines
 
 
 def write_tables(folder, models, tables):
@@ -184,7 +203,7 @@ def report(cases, folder):
     """Prints a line a case. Returns the number of failures, and the tables of what SGLang holds."""
     failed, tables = 0, {}
     for number, (name, _, setting) in enumerate(cases):
-        results = [torch.load(folder / f"{number}-{rank}.pt") for rank in range(RANKS)]
+        results = [torch.load(folder / f"{number}-{rank}.pt") for rank in range(ranks_of(setting))]
         wrong = [f"rank {rank}: {result['wrong']}" for rank, result in enumerate(results)
                  if result["wrong"]]
         changed = sorted({key for result in results for key in result["changed"]})

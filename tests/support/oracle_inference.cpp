@@ -152,7 +152,7 @@ class Inference : public Writer {
   void check_sglang() const {
     const bool all_sparse = config().architecture == Architecture::kQwen3Moe;
     for (uint64_t layer = 0; all_sparse && layer < config().layers; ++layer) {
-      if (!is_sparse(layer)) throw DoesNotDivide("SGLang's Qwen3-MoE has experts in every layer");
+      if (!is_sparse(layer)) throw DoesNotDivide{"SGLang's Qwen3-MoE has experts in every layer"};
     }
   }
 
@@ -190,13 +190,19 @@ class Inference : public Writer {
       const Slice& slice = expert ? seat_.expert : shared ? seat_.shared : seat_.dense;
       if (!shared || !seat_.fuses_shared) must_divide(tensor.rows, slice.count, tensor.name);
     }
-    const uint64_t vocab = padded_to(config().vocab, 64);
-    must_divide(vocab, seat_.embedding.count, "vocabulary");
-    must_divide(vocab, seat_.head.count, "vocabulary");
+    must_divide(padded_vocabulary(seat_.embedding), seat_.embedding.count, "vocabulary");
+    must_divide(padded_vocabulary(seat_.head), seat_.head.count, "vocabulary");
+  }
+
+  /// SGLang multiplies its 64 by the parts if they would not come out even.
+  [[nodiscard]] uint64_t padded_vocabulary(const Slice& slice) const {
+    const uint64_t usual = padded_to(config().vocab, 64);
+    const bool uneven = sglang_ && usual % slice.count != 0;
+    return uneven ? padded_to(config().vocab, 64 * slice.count) : usual;
   }
 
   [[nodiscard]] IdMatrix vocabulary(const std::string& name, Slice slice) const {
-    return row_part(pad_rows(canonical(name), padded_to(config().vocab, 64)), slice, "vocabulary");
+    return row_part(pad_rows(canonical(name), padded_vocabulary(slice)), slice, "vocabulary");
   }
 
   void copy(const std::string& name) { put(name, canonical(name)); }
