@@ -104,6 +104,16 @@ void check_layers(const ModelConfig& config) {
   }
 }
 
+/// The engine's classes with experts do not start with more tensor parallel ranks than experts, ep
+/// or not.
+void check_experts(const ModelConfig& config, const Options& options) {
+  check_divides("number of experts", config.experts, "ep", options.ep);
+  if (config.experts == 0 || options.tp <= config.experts) return;
+  throw request_error(fmt::format("SGLang does not start with tp={} for a model of {} experts",
+                                  options.tp, config.experts),
+                      fmt::format("choose a tp of at most {}", config.experts));
+}
+
 /// As a Hopper GPU the engine was asked, and keeps fp8 weights and their scales as they were
 /// loaded. For Blackwell this is read: process_weights_after_loading_block_quant of
 /// layers/quantization/fp8.py, should_deepgemm_weight_requant_ue8m0, and flashinfer_trtllm as the
@@ -200,7 +210,7 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
   check_keeps_fp8(spec, dtypes, options);
   const Ways tp{options.tp, {"tp"}};
   const Ways one_replica{options.tp / options.attn_dp, {options.attn_dp > 1 ? "tp/attn_dp" : "tp"}};
-  check_divides("number of experts", config.experts, "ep", options.ep);
+  check_experts(config, options);
   FusedEngine engine{
       .spec = options.text() + dtypes.text(),
       .tp = options.tp,

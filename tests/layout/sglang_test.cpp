@@ -441,8 +441,12 @@ TEST_CASE("SGLang: what does not fit is refused with size, option and value") {
   check_refused(dense(), "sglang:tp=6,attn_dp=2", 6,
                 "num_attention_heads = 8 does not divide by tp/attn_dp=3");
   check_refused(moe(), "sglang:tp=8,ep=8", 8, "number of experts = 4 does not divide by ep=8");
+  for (const char* spec : {"sglang:tp=8", "sglang:tp=8,ep=4"}) {
+    check_refused(moe(), spec, 8, "SGLang does not start with tp=8 for a model of 4 experts");
+  }
   ModelConfig narrow = moe();
   narrow.moe_intermediate = 6;
+  narrow.experts = 8;
   check_refused(narrow, "sglang:tp=8,ep=2", 8,
                 "moe_intermediate_size = 6 does not divide by tp/ep=4");
   check_refused(narrow, "sglang:tp=4,ep=4", 4,

@@ -42,6 +42,7 @@ Seat sglang_seat(const EngineCase& engine, const ModelConfig& config, uint64_t r
   const uint64_t experts = config.experts;
   const uint64_t tp = engine.tp;
   const uint64_t attention = divide(tp, engine.number("attn_dp"), "tp over attn_dp");
+  if (experts > 0 && tp > experts) throw DoesNotDivide{"tp above experts"};
   const uint64_t ep = experts == 0 ? 1 : engine.number("ep");
   const uint64_t inside = divide(tp, ep, "tp over ep");
   const uint64_t t = rank % tp;
