@@ -12,8 +12,12 @@ namespace awex {
 namespace {
 
 /// layers/vocab_parallel_embedding.py of both engines: a multiple of 64 in all, padding at the
-/// global end.
-uint64_t padded_vocab(const ModelConfig& config) { return round_up(config.vocab, 64); }
+/// global end. SGLang pads to 64 rows a part where that does not divide.
+uint64_t padded_vocab(const ModelConfig& config, const FusedEngine& engine, uint32_t parts) {
+  const uint64_t padded = round_up(config.vocab, 64);
+  if (padded % parts == 0 || !engine.pads_vocabulary_by_parts) return padded;
+  return round_up(config.vocab, uint64_t{64} * parts);
+}
 
 /// fused_moe/layer.py of vLLM, determine_expert_map: the first groups get one more when the experts
 /// do not divide.
@@ -111,7 +115,7 @@ class RankWriter {
 
   void add_vocabulary(const char* name, const char* tensor, Share mine) {
     builder_.begin(name);
-    const Range wanted = mine.part.of(padded_vocab(config_));
+    const Range wanted = mine.part.of(padded_vocab(config_, engine_, mine.part.count));
     const Range held = intersect(wanted, {0, config_.vocab});
     builder_.add(tensor, {held, {0, config_.hidden}}, mine.copies);
     builder_.pad_rows(wanted.size() - held.size());
@@ -321,8 +325,9 @@ void check_attention(const ModelConfig& config, const Ways& ways) {
                   ways.by.option, ways.count, config.kv_heads));
 }
 
-void check_vocabulary(const ModelConfig& config, const Ways& ways) {
-  check_divides("padded vocabulary", padded_vocab(config), ways.by.option, ways.count);
+void check_vocabulary(const ModelConfig& config, const FusedEngine& engine, const Ways& ways) {
+  check_divides("padded vocabulary", padded_vocab(config, engine, ways.count), ways.by.option,
+                ways.count);
 }
 
 void check_experts(const ModelConfig& config, const FusedEngine& engine) {
@@ -350,8 +355,8 @@ void check_shared_experts(const ModelConfig& config, const FusedEngine& engine) 
 
 void check_model(const ModelConfig& config, const FusedEngine& engine) {
   check_attention(config, engine.attention);
-  check_vocabulary(config, engine.embedding);
-  check_vocabulary(config, engine.head);
+  check_vocabulary(config, engine, engine.embedding);
+  check_vocabulary(config, engine, engine.head);
   for (uint64_t layer = 0; layer < config.layers; ++layer) {
     if (config.is_moe_layer(layer)) {
       check_experts(config, engine);

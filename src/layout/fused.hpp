@@ -37,8 +37,9 @@ struct FusedEngine {
                                      ///< tied embedding; empty where it has none.
   const char* experts_module = "experts.";  ///< What stands before w13_weight and w2_weight.
   bool ends_everywhere = false;  ///< Every stage has embedding, last norm and head (or tied head).
-  bool own_head = false;         ///< A tied lm_head is a copy of its own on one stage, too.
-  bool head_everywhere = false;  ///< Every stage has the lm_head, not the last alone.
+  bool pads_vocabulary_by_parts = false;  ///< Further, where a multiple of 64 does not divide.
+  bool own_head = false;             ///< A tied lm_head is a copy of its own on one stage, too.
+  bool head_everywhere = false;      ///< Every stage has the lm_head, not the last alone.
   std::vector<std::string> notes{};  ///< Layout::notes().
 };
 

@@ -44,9 +44,9 @@ struct Options {
 };
 
 /// Whether the engine makes the shared expert one more routed expert unless it is told otherwise,
-/// on an NVIDIA GPU: shared_experts_fusion_disable_reason of models/glm4_moe.py and
-/// models/deepseek_v2.py (0.5.23). GLM-4.5's class fails to load more than one; DeepEP, which
-/// shared_experts=replicated stands for, keeps them apart.
+/// on an NVIDIA GPU (shared_experts_fusion_disable_reason of its classes, asked). GLM-4.5's class
+/// fails to load more than one; DeepEP, which shared_experts=replicated stands for, keeps them
+/// apart.
 bool fuses_shared_by_default(const ModelConfig& config, const Options& options) {
   if (config.shared_experts != 1 || options.ep > 1 || options.shared_experts != "tp") return false;
   switch (config.architecture) {
@@ -63,9 +63,31 @@ bool fuses_shared_by_default(const ModelConfig& config, const Options& options) 
   return false;
 }
 
-/// models/llama.py splits the embedding over tp also under data parallel attention.
+/// Classes that know nothing of data parallel attention: q, k, v and o stay split over tp.
+bool splits_attention_over_tp(const ModelConfig& config) {
+  return config.architecture == Architecture::kLlama || config.architecture == Architecture::kQwen2;
+}
+
+/// How the class splits its embedding under data parallel attention.
 const char* usual_embedding(const ModelConfig& config) {
   return config.architecture == Architecture::kLlama ? "tp" : "attn_tp";
+}
+
+/// Whether the class follows --enable-dp-lm-head.
+bool splits_head_by_option(const ModelConfig& config) {
+  return config.architecture != Architecture::kQwen2;
+}
+
+/// Whether the class follows --moe-dense-tp-size: those of models whose first layers are dense.
+bool splits_dense_mlp_by_option(const ModelConfig& config) {
+  return config.architecture == Architecture::kDeepseekV3 ||
+         config.architecture == Architecture::kGlm4Moe;
+}
+
+Ways dense_mlp_of(const ModelConfig& config, const Options& options) {
+  if (!splits_dense_mlp_by_option(config)) return {options.tp, {"tp"}};
+  if (options.dense_mlp == "replicated") return {};
+  return {options.tp, {"tp", "dense_mlp=replicated"}};
 }
 
 /// models/qwen3_moe.py makes every layer sparse and skips what a checkpoint has of dense ones.
@@ -82,19 +104,30 @@ void check_layers(const ModelConfig& config) {
   }
 }
 
-/// layers/quantization/fp8.py, process_weights_after_loading.
+/// The engine's classes with experts do not start with more tensor parallel ranks than experts, ep
+/// or not.
+void check_experts(const ModelConfig& config, const Options& options) {
+  check_divides("number of experts", config.experts, "ep", options.ep);
+  if (config.experts == 0 || options.tp <= config.experts) return;
+  throw request_error(fmt::format("SGLang does not start with tp={} for a model of {} experts",
+                                  options.tp, config.experts),
+                      fmt::format("choose a tp of at most {}", config.experts));
+}
+
+/// As a Hopper GPU the engine was asked, and keeps fp8 weights and their scales as they were
+/// loaded. For Blackwell this is read: process_weights_after_loading_block_quant of
+/// layers/quantization/fp8.py, should_deepgemm_weight_requant_ue8m0, and flashinfer_trtllm as the
+/// default for experts.
 void check_keeps_fp8(const EngineSpec& spec, const DTypeRules& dtypes, const Options& options) {
   const bool is_fp8 = dtypes.main == DType::kF8E4M3;
   if (is_fp8 && !options.keeps_fp8) {
     throw request_error(
-        fmt::format(
-            "\"{}\": after loading, SGLang requantises fp8 weights where DeepGEMM wants "
-            "scales that are powers of two (Blackwell), and some MoE backends shuffle them: "
-            "what is written as it was quantised would be read wrongly",
-            spec.text()),
-        "where the engine keeps fp8 weights as it loads them (Hopper, --moe-runner-backend "
-        "triton), "
-        "say so with keeps_fp8=on; else leave dtype=fp8 out");
+        fmt::format("\"{}\": on a Blackwell GPU SGLang requantises fp8 weights after loading to "
+                    "scales that are powers of two, and lays experts out anew: what is written as "
+                    "it was quantised would be read wrongly",
+                    spec.text()),
+        "on Hopper SGLang keeps fp8 weights as it loads them: say so with keeps_fp8=on; on "
+        "Blackwell leave dtype=fp8 out");
   }
   if (!is_fp8 && options.keeps_fp8) {
     throw request_error(fmt::format("\"{}\": keeps_fp8=on is for dtype=fp8", spec.text()),
@@ -102,8 +135,9 @@ void check_keeps_fp8(const EngineSpec& spec, const DTypeRules& dtypes, const Opt
   }
 }
 
-/// Which stages have an lm_head, and whether a tied one is a tensor of its own (models/*.py, read
-/// in 0.5.23).
+/// Which stages have an lm_head, and whether a tied one is a tensor of its own. Qwen3-MoE's and
+/// GLM-4.5's, and DeepSeek's on the last of several stages, are read from a checkpoint that stores
+/// the head beside the embedding, and from no other.
 void set_head(const ModelConfig& config, FusedEngine& engine) {
   switch (config.architecture) {
     case Architecture::kLlama:
@@ -123,11 +157,24 @@ void set_head(const ModelConfig& config, FusedEngine& engine) {
   }
 }
 
-std::vector<std::string> notes_of(const ModelConfig& config) {
-  if (!config.is_mla()) return {};
-  return {
-      "SGLang computes with copies of kv_b_proj (w_kc, w_vc): run the model's post_load_weights() "
-      "after every update, or it serves old attention weights"};
+std::vector<std::string> notes_of(const ModelConfig& config, const Options& options) {
+  std::vector<std::string> notes;
+  if (options.attn_dp > 1 && splits_attention_over_tp(config)) {
+    notes.emplace_back(
+        "SGLang's class of this model has no data parallel attention: its q, k, v and o are split "
+        "over tp although attn_dp says otherwise");
+  }
+  if (config.is_mla()) {
+    notes.emplace_back(
+        "SGLang computes with copies of kv_b_proj (w_kc, w_vc): run the model's "
+        "post_load_weights() after every update, or it serves old attention weights");
+  }
+  if (config.experts > 0) {
+    notes.emplace_back(
+        "on a Blackwell GPU SGLang lays experts out anew after loading, unless it is started with "
+        "--moe-runner-backend triton");
+  }
+  return notes;
 }
 
 Options read(const EngineSpec& spec, const ModelConfig& config) {
@@ -162,27 +209,27 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
   check_layers(config);
   check_keeps_fp8(spec, dtypes, options);
   const Ways tp{options.tp, {"tp"}};
-  const Ways attention{options.tp / options.attn_dp, {options.attn_dp > 1 ? "tp/attn_dp" : "tp"}};
-  check_divides("number of experts", config.experts, "ep", options.ep);
+  const Ways one_replica{options.tp / options.attn_dp, {options.attn_dp > 1 ? "tp/attn_dp" : "tp"}};
+  check_experts(config, options);
   FusedEngine engine{
       .spec = options.text() + dtypes.text(),
       .tp = options.tp,
       .stages = split_layers(config.layers, options.pp,
                              {options.pp - config.layers % options.pp, options.pp}),
       .embedding = options.embed == "tp"        ? tp
-                   : options.embed == "attn_tp" ? attention
+                   : options.embed == "attn_tp" ? one_replica
                                                 : Ways{},
-      .head = options.dp_lm_head ? attention : tp,
-      .attention = attention,
-      .dense_mlp =
-          options.dense_mlp == "tp" ? Ways{options.tp, {"tp", "dense_mlp=replicated"}} : Ways{},
+      .head = options.dp_lm_head && splits_head_by_option(config) ? one_replica : tp,
+      .attention = splits_attention_over_tp(config) ? tp : one_replica,
+      .dense_mlp = dense_mlp_of(config, options),
       .shared_experts = options.shared_experts == "tp"
                             ? Ways{options.tp, {"tp", "shared_experts=replicated"}}
                             : Ways{},
       .experts = {options.tp / options.ep, {options.ep > 1 ? "tp/ep" : "tp", "a larger ep"}},
       .fuse_shared_experts = options.fuse_shared,
       .fused_qkv_a = "fused_qkv_a_proj_with_mqa",
-      .notes = notes_of(config)};
+      .pads_vocabulary_by_parts = true,
+      .notes = notes_of(config, options)};
   set_head(config, engine);
   return make_fused_layout(catalogue, std::move(engine), ranks);
 }

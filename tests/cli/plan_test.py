@@ -5,6 +5,7 @@ usage: plan_test.py BINARY
 
 import json
 import os
+import re
 import pathlib
 import re
 import subprocess
@@ -70,6 +71,17 @@ class Plan(unittest.TestCase):
         self.assertNotIn("\033", result.stdout)
         colored = plan(*DENSE, "--gpus", "16", "--gpu-memory", "80GB", "--color", "always").stdout
         self.assertIn("\033[32mfits", colored)
+
+    def test_notes_of_the_layout(self):
+        latent = ("--model", "preset:tiny-mla", "--gpus", "2")
+        code, forecast = plan_json(*latent, "--inference", "sglang:tp=2")
+        self.assertEqual(code, 0)
+        self.assertTrue(any("post_load_weights()" in note for note in forecast["notes"]), forecast)
+        text = plan(*latent, "--inference", "sglang:tp=2").stdout
+        for note in forecast["notes"]:
+            self.assertRegex(text, rf"(?m)^# note +{re.escape(note)}$")
+        self.assertEqual(plan_json(*latent, "--inference", "vllm:tp=2")[1]["notes"], [])
+        self.assertNotIn("# note", plan(*latent, "--inference", "vllm:tp=2").stdout)
 
     def test_many_gpus_are_shown_by_nodes(self):
         for gpus, row in (("64", "node 7"), ("256", "nodes 30-31")):

@@ -52,6 +52,14 @@ TEST_CASE("the JSON of a good run has every promised key with its value") {
   CHECK(json["error"].is_null());
 }
 
+TEST_CASE("the JSON lists what the layout has to note, and is never without the list") {
+  auto report = test::sample_report();
+  CHECK(rendered(report)["notes"] == Json::array());
+  report.notes = {"run the engine's own step", "start it with care"};
+  CHECK(rendered(report)["notes"] ==
+        Json::array({"run the engine's own step", "start it with care"}));
+}
+
 TEST_CASE("a version in the JSON has its phases with rates, and its digest as hex text") {
   const auto version = rendered(test::sample_report())["versions"].at(0);
   CHECK(keys(version) == Keys{"version", "committed", "seconds", "phases", "digest"});

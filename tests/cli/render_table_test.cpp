@@ -60,6 +60,14 @@ TEST_CASE("the report of a good run tells everything a line at a time") {
   CHECK(only_line(text, "result") == "result ok");
 }
 
+TEST_CASE("every note of the layout is a line of the header") {
+  auto report = test::sample_report();
+  CHECK(lines_with(render_table(report, {}), "# note").empty());
+  report.notes = {"run the engine's own step", "start it with care"};
+  CHECK(lines_with(render_table(report, {}), "# note") ==
+        std::vector<std::string>{"# note run the engine's own step", "# note start it with care"});
+}
+
 TEST_CASE("few versions are listed in full, of many the first and the last") {
   auto report = test::sample_report();
   report.versions.clear();

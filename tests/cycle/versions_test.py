@@ -66,7 +66,14 @@ def update(arguments, model, layers, run):
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stderr}")
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            report = json.load(file)
+    lines = done.stdout.splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines if line.startswith("# note ")] == \
+        report["notes"], done.stdout
+    # SGLang's latent attention needs a step of its own after an update.
+    needs_step = "mla" in model and inference.startswith("sglang")
+    assert any("post_load_weights()" in note for note in report["notes"]) == needs_step, report
+    return report
 
 
 def digests_of(report):

@@ -156,7 +156,9 @@ TEST_CASE("scales of fused parameters stand as their weights do") {
 }
 
 TEST_CASE("dtypes that make no sense are refused, and what cuts a block is named") {
-  const Catalogue model = make_catalogue("small", small_config());
+  ModelConfig config = small_config();
+  config.architecture = Architecture::kQwen3;
+  const Catalogue model = make_catalogue("small", config);
   const auto refuse = [&](const std::string& spec, const std::vector<std::string>& words) {
     CAPTURE(spec);
     check_request_refused(

@@ -1,4 +1,5 @@
-// SGLang's layout against expectations worked out by hand from layouts.md section 4.
+// SGLang's layout in small: which boxes of which tensors. Names, shapes and dtypes of whole models
+// are engine_tables_test's; scripts/test-sglang.sh asks SGLang itself for all of it.
 #include <doctest/doctest.h>
 
 #include <string>
@@ -121,10 +122,60 @@ TEST_CASE("SGLang: embedding, lm_head and dense MLP under data parallel attentio
   const std::string gate_up = "model.layers.0.mlp.gate_up_proj.weight";
   CHECK(held(dense(), spec, 4, 3, gate_up) ==
         "8x8: mlp.gate_proj.weight[12,16)x[0,8)#0 mlp.up_proj.weight[12,16)x[0,8)#0");
-  CHECK(held(dense(), spec + ",dense_mlp=replicated", 4, 3, gate_up) ==
+  CHECK(held(moe(), spec + ",dense_mlp=replicated", 4, 3, gate_up) ==
         "32x8: mlp.gate_proj.weight[0,16)x[0,8)#3 mlp.up_proj.weight[0,16)x[0,8)#3");
   CHECK(held(dense(), spec, 4, 3, "model.layers.0.mlp.down_proj.weight") ==
         "8x4: mlp.down_proj.weight[0,8)x[12,16)#0");
+}
+
+TEST_CASE(
+    "SGLang: classes that know nothing of data parallel attention split over tp all the same") {
+  const auto held_by = [](Architecture architecture, const std::string& name,
+                          const std::string& options = "") {
+    ModelConfig config = dense();
+    config.architecture = architecture;
+    config.qk_norm = false;
+    return held(config, "sglang:tp=4,attn_dp=2" + options, 4, 3, name);
+  };
+  const std::string head = "32x8: lm_head.weight[96,100)x[0,8)#0";
+  const std::string head_of_replica = "64x8: lm_head.weight[64,100)x[0,8)#1";
+  for (const auto architecture : {Architecture::kLlama, Architecture::kQwen2}) {
+    CHECK(held_by(architecture, "model.layers.0.self_attn.o_proj.weight") ==
+          "8x4: self_attn.o_proj.weight[0,8)x[12,16)#0");
+    CHECK(held_by(architecture, "model.layers.0.self_attn.qkv_proj.weight") ==
+          "8x8: self_attn.q_proj.weight[12,16)x[0,8)#0 self_attn.k_proj.weight[2,4)x[0,8)#1 "
+          "self_attn.v_proj.weight[2,4)x[0,8)#1");
+    CHECK(held_by(architecture, "lm_head.weight") == head);
+  }
+  const std::string embedding = "model.embed_tokens.weight";
+  CHECK(held_by(Architecture::kLlama, embedding) ==
+        "32x8: model.embed_tokens.weight[96,100)x[0,8)#0");
+  CHECK(held_by(Architecture::kQwen2, embedding) ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#1");
+  CHECK(held_by(Architecture::kLlama, "lm_head.weight", ",dp_lm_head=on") == head_of_replica);
+  CHECK(held_by(Architecture::kQwen3, "lm_head.weight", ",dp_lm_head=on") == head_of_replica);
+  CHECK(held_by(Architecture::kQwen2, "lm_head.weight", ",dp_lm_head=on") == head);
+  for (const auto architecture :
+       {Architecture::kLlama, Architecture::kQwen2, Architecture::kQwen3}) {
+    CHECK(held_by(architecture, "model.layers.0.mlp.down_proj.weight", ",dense_mlp=replicated") ==
+          "8x4: mlp.down_proj.weight[0,8)x[12,16)#0");
+  }
+}
+
+TEST_CASE("SGLang: a vocabulary that does not divide in 64s is padded to 64 rows a part") {
+  ModelConfig config = dense();
+  config.heads = 12;
+  config.kv_heads = 3;
+  config.intermediate = 12;
+  const std::string embedding = "model.embed_tokens.weight";  // 100 rows: 128, over three 192
+  CHECK(held(config, "sglang:tp=3", 3, 1, embedding) ==
+        "64x8: model.embed_tokens.weight[64,100)x[0,8)#0");
+  CHECK(held(config, "sglang:tp=3", 3, 2, embedding) == "64x8:");
+  CHECK(held(config, "sglang:tp=3,attn_dp=3", 3, 2, embedding) ==
+        "128x8: model.embed_tokens.weight[0,100)x[0,8)#2");
+  CHECK(held(config, "sglang:tp=3,attn_dp=3", 3, 0, "lm_head.weight") ==
+        "64x8: lm_head.weight[0,64)x[0,8)#0");
+  check_refused(config, "vllm:tp=3", 3, "padded vocabulary = 128 does not divide by tp=3");
 }
 
 TEST_CASE("SGLang: a rank whose vocabulary is all padding holds rows of nothing") {
@@ -282,14 +333,32 @@ TEST_CASE("SGLang: fp8 is written where the user says that the engine keeps it")
         "sglang:tp=1,keeps_fp8=on,dtype=fp8,block=4");
 }
 
-TEST_CASE("SGLang: latent attention needs the engine's own step after an update, and says so") {
-  const Catalogue latent = held_by_sglang(mla());
-  const auto notes = make_inference_layout("sglang:tp=2", latent, 2)->notes();
-  REQUIRE(notes.size() == 1);
-  CHECK(notes[0].find("w_kc, w_vc") != std::string::npos);
-  const Catalogue grouped = held_by_sglang(moe());
-  CHECK(make_inference_layout("sglang:tp=2", grouped, 2)->notes().empty());
-  CHECK(make_inference_layout("vllm:tp=2", latent, 2)->notes().empty());
+TEST_CASE("SGLang: what a user must know of the engine is noted, and nothing else") {
+  const auto notes = [](ModelConfig config, Architecture architecture, const std::string& spec) {
+    config.architecture = architecture;
+    const Catalogue catalogue = make_catalogue("small", config);
+    const Catalogue held = held_catalogue(spec, catalogue);
+    std::string text;
+    for (const auto& note : make_inference_layout(spec, held, 4)->notes()) text += note + "\n";
+    return text;
+  };
+  const std::string experts =
+      "on a Blackwell GPU SGLang lays experts out anew after loading, unless it is started with "
+      "--moe-runner-backend triton\n";
+  const std::string latent =
+      "SGLang computes with copies of kv_b_proj (w_kc, w_vc): run the model's post_load_weights() "
+      "after every update, or it serves old attention weights\n";
+  const std::string replicas =
+      "SGLang's class of this model has no data parallel attention: its q, k, v and o are split "
+      "over tp although attn_dp says otherwise\n";
+  CHECK(notes(mla(), Architecture::kDeepseekV3, "sglang:tp=2") == latent + experts);
+  CHECK(notes(moe(), Architecture::kGlm4Moe, "sglang:tp=4,attn_dp=2") == experts);
+  for (const auto architecture : {Architecture::kLlama, Architecture::kQwen2}) {
+    CHECK(notes(dense(), architecture, "sglang:tp=4,attn_dp=2") == replicas);
+    CHECK(notes(dense(), architecture, "sglang:tp=4").empty());
+  }
+  CHECK(notes(dense(), Architecture::kQwen3, "sglang:tp=4,attn_dp=2").empty());
+  CHECK(notes(mla(), Architecture::kDeepseekV3, "vllm:tp=2").empty());
 }
 
 TEST_CASE("SGLang: latent attention is whole before the heads and split by heads after") {
@@ -372,8 +441,12 @@ TEST_CASE("SGLang: what does not fit is refused with size, option and value") {
   check_refused(dense(), "sglang:tp=6,attn_dp=2", 6,
                 "num_attention_heads = 8 does not divide by tp/attn_dp=3");
   check_refused(moe(), "sglang:tp=8,ep=8", 8, "number of experts = 4 does not divide by ep=8");
+  for (const char* spec : {"sglang:tp=8", "sglang:tp=8,ep=4"}) {
+    check_refused(moe(), spec, 8, "SGLang does not start with tp=8 for a model of 4 experts");
+  }
   ModelConfig narrow = moe();
   narrow.moe_intermediate = 6;
+  narrow.experts = 8;
   check_refused(narrow, "sglang:tp=8,ep=2", 8,
                 "moe_intermediate_size = 6 does not divide by tp/ep=4");
   check_refused(narrow, "sglang:tp=4,ep=4", 4,

@@ -42,19 +42,24 @@ Seat sglang_seat(const EngineCase& engine, const ModelConfig& config, uint64_t r
   const uint64_t experts = config.experts;
   const uint64_t tp = engine.tp;
   const uint64_t attention = divide(tp, engine.number("attn_dp"), "tp over attn_dp");
+  if (experts > 0 && tp > experts) throw DoesNotDivide{"tp above experts"};
   const uint64_t ep = experts == 0 ? 1 : engine.number("ep");
   const uint64_t inside = divide(tp, ep, "tp over ep");
   const uint64_t t = rank % tp;
   Seat seat;
   seat.stage = rank / tp % engine.number("pp");
   const Slice tensor{tp, t};
-  seat.dense = engine.text("dense_mlp", "tp") == "tp" ? tensor : Slice{};
+  const Architecture model = config.architecture;
+  const bool old_class = model == Architecture::kLlama || model == Architecture::kQwen2;
+  const bool dense_first = model == Architecture::kDeepseekV3 || model == Architecture::kGlm4Moe;
+  const bool whole_dense = dense_first && engine.text("dense_mlp", "tp") == "replicated";
+  seat.dense = whole_dense ? Slice{} : tensor;
   seat.shared = engine.text("shared_experts", "tp") == "tp" ? tensor : Slice{};
-  seat.attention = {attention, t % attention};
-  const std::string embed =
-      engine.text("embed", config.architecture == Architecture::kLlama ? "tp" : "attn_tp");
-  seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : seat.attention;
-  seat.head = engine.on("dp_lm_head") ? seat.attention : tensor;
+  const Slice replica{attention, t % attention};
+  seat.attention = old_class ? tensor : replica;
+  const std::string embed = engine.text("embed", model == Architecture::kLlama ? "tp" : "attn_tp");
+  seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : replica;
+  seat.head = engine.on("dp_lm_head") && model != Architecture::kQwen2 ? replica : tensor;
   seat.expert = {inside, t % inside};
   const uint64_t local = divide(experts, ep, "experts");
   seat.experts = counting(t / inside % ep * local, local);
@@ -148,7 +153,7 @@ class Inference : public Writer {
   void check_sglang() const {
     const bool all_sparse = config().architecture == Architecture::kQwen3Moe;
     for (uint64_t layer = 0; all_sparse && layer < config().layers; ++layer) {
-      if (!is_sparse(layer)) throw DoesNotDivide("SGLang's Qwen3-MoE has experts in every layer");
+      if (!is_sparse(layer)) throw DoesNotDivide{"SGLang's Qwen3-MoE has experts in every layer"};
     }
   }
 
@@ -186,13 +191,19 @@ class Inference : public Writer {
       const Slice& slice = expert ? seat_.expert : shared ? seat_.shared : seat_.dense;
       if (!shared || !seat_.fuses_shared) must_divide(tensor.rows, slice.count, tensor.name);
     }
-    const uint64_t vocab = padded_to(config().vocab, 64);
-    must_divide(vocab, seat_.embedding.count, "vocabulary");
-    must_divide(vocab, seat_.head.count, "vocabulary");
+    must_divide(padded_vocabulary(seat_.embedding), seat_.embedding.count, "vocabulary");
+    must_divide(padded_vocabulary(seat_.head), seat_.head.count, "vocabulary");
+  }
+
+  /// SGLang multiplies its 64 by the parts if they would not come out even.
+  [[nodiscard]] uint64_t padded_vocabulary(const Slice& slice) const {
+    const uint64_t usual = padded_to(config().vocab, 64);
+    const bool uneven = sglang_ && usual % slice.count != 0;
+    return uneven ? padded_to(config().vocab, 64 * slice.count) : usual;
   }
 
   [[nodiscard]] IdMatrix vocabulary(const std::string& name, Slice slice) const {
-    return row_part(pad_rows(canonical(name), padded_to(config().vocab, 64)), slice, "vocabulary");
+    return row_part(pad_rows(canonical(name), padded_vocabulary(slice)), slice, "vocabulary");
   }
 
   void copy(const std::string& name) { put(name, canonical(name)); }
