@@ -155,9 +155,10 @@ def join(head, numbers, tail):
 
 
 def write_tables(folder, tables):
+    version = megatron.core.__version__.split("+")[0]  # the release; a wheel adds its own commit
     for name, parts in tables.items():
         comparison.write_table(folder / f"megatron-core_{name}.txt", "scripts/test-megatron.sh",
-                               f"megatron-core {megatron.core.__version__}", name, parts)
+                               f"megatron-core {version}", name, parts)
 
 
 def find_cases(folder, only):
