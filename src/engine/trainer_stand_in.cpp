@@ -92,7 +92,7 @@ void TrainerStandIn::load(const Deadline& deadline, WaitMonitor& monitor) {
 /// Rows that pad a parameter (of the vocabulary) are proven with it, and no shard initialises them:
 /// their state is zero, as the weights there are.
 void TrainerStandIn::clear_optimizer(Seconds silence, WaitMonitor& monitor) {
-  constexpr uint64_t kAtOnce = 256ULL << 20;
+  constexpr uint64_t kAtOnce = 32ULL << 20;
   auto& queue = parts_.common.queue;
   const uint64_t bytes = optimizer_->bytes();
   for (uint64_t at = 0; at < bytes; at += kAtOnce) {

@@ -22,7 +22,8 @@ from storage import build_storage, environment_of, through_storage  # noqa: E402
 
 LIMIT_S = 120  # of a whole run: mpirun's start and end take their time on a machine with more to do
 TIMEOUT_S = 4
-AT_ONCE = 2
+MEMORY_TIMEOUT_S = 8  # several hundred MB are touched meanwhile
+AT_ONCE = 3  # they wait for most of their time
 DEADLINE_CODE = 4
 READS_TO_OPEN = 3  # the header's length, the beginning, the header
 
@@ -111,12 +112,12 @@ class StorageTest:
 
     def memory(self, ms, *options):
         command = [*through_storage(self.library, memory_ms=ms), self.job[0], "update", "--model", self.large,
-                   "--backend", "host", "--limits", "off", "--kv-cache", "0", "--timeout", f"{TIMEOUT_S}s"]
+                   "--backend", "host", "--limits", "off", "--kv-cache", "0", "--timeout", f"{MEMORY_TIMEOUT_S}s"]
         return mpi_run(self.mpiexec, 2, [*command, *options], LIMIT_S)
 
     def slow_memory(self, *options):
         """The optimizer's first offload takes longer than the timeout: two of its blocks at a time."""
-        run = self.memory(2000, *options)
+        run = self.memory(4000, *options)
         good = run.code == 0 and re.search(r"(?m)^result +ok$", run.stdout)
         return f"slow memory {' '.join(options)}", run, good
 
