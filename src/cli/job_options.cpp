@@ -39,7 +39,7 @@ void add_placement_options(CLI::App& parser, JobOptions& job) {
       });
   add_value(parser, "--exchange", "HOW",
             "How weights travel between GPUs: peer (written into the receiver's memory), nccl, or "
-            "auto: peer where every GPU reaches every other; no matter on host",
+            "auto: peer where every GPU reaches every other. On host: peer, else by MPI",
             "auto", [&job](const std::string& text) {
               job.exchange = parse_choice<ExchangeKind>(text, {{"auto", ExchangeKind::kAuto},
                                                                {"peer", ExchangeKind::kPeer},

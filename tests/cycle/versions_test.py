@@ -20,7 +20,7 @@ RUNS = [
     (4, "megatron:tp=2", "sglang:tp=1", ["--no-offload"]),
     (4, "megatron:tp=1", "sglang:tp=2", ["--verify", "full"]),
     (4, "megatron:tp=2", "sglang:tp=2", ["--warm-host-memory"]),
-    (6, "megatron:tp=3", "sglang:tp=1", []),
+    (6, "megatron:tp=3", "sglang:tp=1", ["--exchange", "peer"]),
     (6, "hf", "sglang:tp=3", ["--no-offload"]),
 ]
 

@@ -161,6 +161,7 @@ TEST_CASE("an import shows the exporter's bytes at one address, map after map") 
   for (uint64_t cycle = 0; cycle < 3; ++cycle) {
     take_all(*range);
     import->map(duplicate_fds(*range));
+    CHECK_THROWS_AS(import->map(duplicate_fds(*range)), Error);
     bench.write(range->data(), named_bytes(bytes, cycle));
     CHECK((bench.read(import->data(), bytes) == named_bytes(bytes, cycle)));
     release_all(*range);

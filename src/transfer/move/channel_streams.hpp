@@ -1,13 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/checked.hpp"
 #include "plan/packed_streams.hpp"
 #include "transfer/move/channel_steps.hpp"
 
-/// Packed streams as the ends of channels read them.
+/// Packed streams as the ends of channels read them, and what those ends note.
 
 namespace awex {
 
@@ -16,6 +17,9 @@ namespace awex {
 
 /// By copy of all streams, one after the other: how many bytes all copies before it have.
 [[nodiscard]] std::vector<uint64_t> bytes_before_copies(const std::vector<PackedStream>& streams);
+
+/// The peers that `waits` names (ChannelPass::waits), each once, while ends write to it.
+[[nodiscard]] std::vector<uint32_t> late_peers_in(std::span<uint32_t> waits);
 
 /// All streams of one direction. `links` has one for each; `pieces` and `first_pieces` are of all
 /// of them, one after the other, and need not be readable here.

@@ -9,6 +9,7 @@
 #include "memory/cuda_check.hpp"
 #include "memory/cuda_owners.hpp"
 #include "transfer/kernels/cuda_launch.hpp"
+#include "transfer/move/channel_streams.hpp"
 #include "transfer/move/cuda_channels.hpp"
 #include "transfer/move/cuda_streams.hpp"
 

@@ -4,7 +4,6 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <set>
 #include <system_error>
 #include <thread>
 
@@ -263,15 +262,6 @@ class HostChannels final : public PeerChannels {
 };
 
 }  // namespace
-
-std::vector<uint32_t> late_peers_in(std::span<uint32_t> waits) {
-  std::set<uint32_t> peers;
-  for (uint32_t& wait : waits) {
-    const uint32_t noted = std::atomic_ref(wait).load(std::memory_order_relaxed);
-    if (noted > 0) peers.insert(noted - 1);
-  }
-  return {peers.begin(), peers.end()};
-}
 
 std::unique_ptr<PeerChannels> make_host_channels(uint32_t channels) {
   return std::make_unique<HostChannels>(channels);

@@ -1,8 +1,5 @@
 #include "transfer/move/peer_channels.hpp"
 
-#include <atomic>
-#include <set>
-
 #include "base/error.hpp"
 #include "transfer/move/host_channels.hpp"
 #if AWEX_WITH_CUDA

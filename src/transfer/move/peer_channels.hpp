@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "memory/device.hpp"
@@ -63,9 +62,6 @@ class PeerChannels {
   /// After a comparison: the position of the first byte that differs among all that is received.
   [[nodiscard]] virtual std::optional<uint64_t> difference() const = 0;
 };
-
-/// The ranks that `waits` names (ChannelPass::waits), each once, while ends write to it.
-[[nodiscard]] std::vector<uint32_t> late_peers_in(std::span<uint32_t> waits);
 
 /// How many channels of each direction a device serves at once, for all its inference ranks
 /// together; kMostChannels at most.

@@ -78,10 +78,7 @@ class PeerCopies final : public RemoteCopies {
   void copy() override { begin(&PeerChannels::copy); }
   void compare() override { begin(&PeerChannels::compare); }
 
-  void wait() override {
-    job_.poll();
-    wait_for_pass();
-  }
+  void wait() override { wait_for_pass(); }
 
   [[nodiscard]] std::optional<uint64_t> difference() const override {
     const auto position = channels_->difference();

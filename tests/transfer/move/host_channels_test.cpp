@@ -31,7 +31,7 @@ class PlainCase {
     for (uint32_t sender = 0; sender < ranks; ++sender) {
       for (uint32_t receiver = 0; receiver < ranks; ++receiver) {
         if (sender == receiver || (sender + 3 * receiver) % 7 == 6) continue;
-        add(sender, receiver, 1, 5 * uint64_t{kPacketBytes} / 2 + 48);
+        add(sender, receiver, 1, 9 * uint64_t{kPacketBytes} / 2 + 48);
         add(sender, receiver, 301, 37);
         add(sender, receiver, 1, 1);
       }
@@ -96,7 +96,8 @@ class PlainCase {
 /// All ranks of a case: their memory, and their channels over it.
 class Cluster {
  public:
-  explicit Cluster(uint32_t ranks, ChannelCount counts = 0) : case_(ranks), ranks_(ranks) {
+  explicit Cluster(uint32_t ranks, ChannelCount counts = 0)
+      : case_(ranks), ranks_(ranks), channels_(ranks - 1) {
     Counts begun{};
     begun.fill(counts);
     for (uint32_t me = 0; me < ranks; ++me) {
@@ -190,7 +191,7 @@ class Cluster {
       receives.links.push_back({own.staging.data(), own.arrived[stream.peer].data(),
                                 ranks_[stream.peer].granted[me].data()});
     }
-    own.channels = make_host_channels(kHostChannels);
+    own.channels = make_host_channels(channels_);
     own.channels->prepare(sends, own.from.data(), receives, own.to.data());
   }
 
@@ -205,12 +206,13 @@ class Cluster {
 
   PlainCase case_;
   std::vector<Rank> ranks_;
+  uint32_t channels_;  ///< One a stream, so that its slots are used again and again.
 };
 
 }  // namespace
 
 TEST_CASE("channels bring every byte of every stream, pass after pass") {
-  for (const uint32_t ranks : {2U, 3U, 7U}) {
+  for (const uint32_t ranks : {2U, 3U, 5U}) {
     CAPTURE(ranks);
     Cluster cluster(ranks);
     for (uint32_t pass = 1; pass <= 2; ++pass) {
@@ -261,11 +263,11 @@ TEST_CASE("who waits for long says for whom, until it is stopped") {
 
 TEST_CASE("whatever a pass was stopped at, one with larger counts brings every byte") {
   std::mt19937 random(5);
-  for (const uint32_t ranks : {2U, 3U, 5U}) {
+  for (const uint32_t ranks : {2U, 4U}) {
     CAPTURE(ranks);
     Cluster cluster(ranks);
     ChannelCount base = 0;
-    for (uint32_t round = 1; round <= 6; ++round) {
+    for (uint32_t round = 1; round <= 5; ++round) {
       CAPTURE(round);
       cluster.send(2 * round - 1);
       base += kCountsOfPass;
