@@ -225,7 +225,7 @@ std::unique_ptr<RemoteCopies> make_peer_copies(Job& job, Device& device, Kernels
   OfferedRange own;
   if (me.role == Role::kInference) {
     copies = std::make_unique<PeerCopies>(job, device, kernels, channels);
-    own = offer(copies->staging());
+    own = offer(copies->staging(), device.kind());
   }
   const auto offers = job.all_gather_value(own, "the swap of staging memory");
   if (copies) map_all(job, device, offers, *copies);
