@@ -24,15 +24,26 @@ InferenceMember::InferenceMember(Job& job, Engine& engine, const World& world,
   check_declared(engine.tensors(Tag::kWeights), hand_over.inference_here);
   trainer_weights_ = world.device->reserve_import("trainer weights", trainer_bytes_,
                                                   chunk_bytes_for(trainer_bytes_));
-  transfer_ = std::make_unique<WeightTransfer>(
-      *hand_over.model.held, hand_over.plan, world.devices.placement, role_rank_of(job, job.rank()),
-      trainer_weights_->data(), region(Tag::kWeights)->data(), kernels, remote);
+  transfer_ = std::make_unique<WeightTransfer>(*hand_over.model.held, hand_over.plan,
+                                               world.devices.placement,
+                                               role_rank_of(job, job.rank()), kernels, remote);
+  prepare();
+}
+
+/// For where the engine has its weights now.
+void InferenceMember::prepare() {
+  moves_ = engine_.moves();
+  transfer_->prepare({trainer_weights_->data(), trainer_bytes_}, engine_.placed(Tag::kWeights));
+  if (proves_) prepare_proof();
 }
 
 void InferenceMember::prove() {
-  if (std::exchange(proves_, true)) return;
+  if (!std::exchange(proves_, true)) prepare_proof();
+}
+
+void InferenceMember::prepare_proof() {
   const auto& layout = hand_over_.inference_here;
-  transfer_->prove(shard_views(*hand_over_.model.held, layout, region(Tag::kWeights)->data()),
+  transfer_->prove(shard_views(*hand_over_.model.held, layout, engine_.placed(Tag::kWeights)),
                    narrow<uint32_t>(held_copies(layout).size()));
 }
 
@@ -76,6 +87,7 @@ void InferenceMember::unmap_trainer() {
 }
 
 uint64_t InferenceMember::transfer() {
+  if (engine_.moves() != moves_) prepare();
   transfer_->copy();
   return transfer_->bytes();
 }

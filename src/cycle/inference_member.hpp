@@ -39,7 +39,8 @@ class InferenceMember {
   void map_trainer(ReceivedRange received);
   void unmap_trainer();
   [[nodiscard]] bool has_mapped() const { return has_mapped_; }
-  /// Brings all weights here; the trainer must be mapped. All inference ranks together.
+  /// Brings all weights here, to where the engine has them now; the trainer must be mapped. All
+  /// inference ranks together.
   uint64_t transfer();
   /// The digests of the last transfer, by slot of shard_views.
   [[nodiscard]] std::span<const uint64_t> sums() const { return transfer_->sums(); }
@@ -49,6 +50,9 @@ class InferenceMember {
   void commit(uint64_t version);
 
  private:
+  void prepare();
+  void prepare_proof();
+
   Job& job_;
   Engine& engine_;
   RemoteCopies& remote_;
@@ -58,6 +62,7 @@ class InferenceMember {
   std::unique_ptr<WeightTransfer> transfer_;
   bool has_mapped_ = false;
   bool proves_ = false;
+  uint64_t moves_ = 0;  ///< Engine::moves that the transfer is prepared for.
 };
 
 }  // namespace awex

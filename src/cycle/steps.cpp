@@ -49,14 +49,13 @@ CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
   }
   const HeldModel& model = hand_over.model;
   const Catalogue& held = *model.held;
-  std::byte* weights = region(Tag::kWeights)->data();
+  const PlacedMemory weights = trainer_ ? trainer_engine_->placed(Tag::kWeights) : PlacedMemory();
   if (model_tensors(held) < held.tensors().size()) {
-    scales_ = std::make_unique<ScaleSearch>(
-        job, held, hand_over.trainer_here, trainer_ ? weights : nullptr,
-        shared_blocks(*model.trainer_base, held), *world.device, kernels, queue);
+    scales_ = std::make_unique<ScaleSearch>(job, held, hand_over.trainer_here, weights,
+                                            shared_blocks(*model.trainer_base, held), *world.device,
+                                            kernels, queue);
   }
-  verifier_ =
-      std::make_unique<WeightVerifier>(job, hand_over, kernels, trainer_ ? weights : nullptr);
+  verifier_ = std::make_unique<WeightVerifier>(job, hand_over, kernels, weights);
 }
 
 void CycleSteps::prove(Verify verify) {
@@ -248,7 +247,8 @@ void CycleSteps::hear_of_digest() {
 /// Collective.
 void CycleSteps::map_trainer() {
   auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
-  auto received = swap_handles(job_, offered, world_.devices.partner, hand_over_.model.fingerprint);
+  auto received = swap_handles(job_, world_.backend, offered, world_.devices.partner,
+                               hand_over_.model.fingerprint);
   if (inference_) inference_->map_trainer(std::move(received));
 }
 

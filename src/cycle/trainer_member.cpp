@@ -16,12 +16,27 @@ std::vector<Segment> segments_of(const std::vector<Parameter>& tensors) {
   return segments;
 }
 
+/// What others map of a trainer is its region.
+void check_in_region(TrainerEngine& engine) {
+  const Region& weights = *engine.region(Tag::kWeights);
+  const PlacedMemory placed = engine.placed(Tag::kWeights);
+  const auto segments = placed.segments();
+  const MemorySegment whole{0, weights.data(), weights.bytes()};
+  if (segments.size() == 1 && segments.front() == whole) return;
+  throw request_error(
+      fmt::format("the trainer's weights lie in {} segments, of which inference can map \"{}\" "
+                  "({}) alone",
+                  segments.size(), weights.name(), format_bytes(weights.bytes())),
+      "let the trainer keep all its weights in that memory");
+}
+
 }  // namespace
 
 TrainerMember::TrainerMember(Job& job, TrainerEngine& engine, const RankLayout& layout,
                              Kernels& kernels, CopyQueue& queue, ThreadPool& threads)
     : job_(job), engine_(engine), queue_(queue), threads_(threads) {
   check_declared(engine.tensors(Tag::kWeights), layout);
+  check_in_region(engine);
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
     Region* held = region(tag);
     if (held == nullptr) continue;

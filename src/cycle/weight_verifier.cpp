@@ -16,7 +16,7 @@ constexpr size_t kNamedRanks = 4;
 }  // namespace
 
 WeightVerifier::WeightVerifier(Job& job, const HandOver& hand_over, Kernels& kernels,
-                               const std::byte* trainer_weights)
+                               const PlacedMemory& trainer_weights)
     : job_(job), model_(hand_over.model), kernels_(kernels) {
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;

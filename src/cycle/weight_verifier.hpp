@@ -22,9 +22,9 @@ namespace awex {
 /// whole models.
 class WeightVerifier {
  public:
-  /// `trainer_weights` is the base of a trainer rank's own weights region, null on inference ranks.
+  /// `trainer_weights` is a trainer rank's own weights memory, of no matter on inference ranks.
   WeightVerifier(Job& job, const HandOver& hand_over, Kernels& kernels,
-                 const std::byte* trainer_weights);
+                 const PlacedMemory& trainer_weights);
 
   /// Digests this trainer's weights, which must be resident. Returns the bytes read.
   uint64_t digest();

@@ -25,6 +25,12 @@ constexpr auto kRemedy =
 
 }  // namespace
 
+PlacedMemory Engine::placed(Tag tag) {
+  Region* memory = region(tag);
+  if (memory == nullptr) return {};
+  return {memory->name(), {{0, memory->data(), memory->bytes()}}};
+}
+
 void check_declared(const std::vector<Parameter>& declared, const RankLayout& layout) {
   // Parts of a pipeline may have tensors of the same name.
   std::multimap<std::string, const Parameter*> left;

@@ -10,6 +10,7 @@
 #include "layout/layout.hpp"
 #include "memory/device.hpp"
 #include "memory/ledger.hpp"
+#include "memory/placed_memory.hpp"
 #include "memory/region.hpp"
 #include "model/weights.hpp"
 #include "transfer/kernels/kernels.hpp"
@@ -47,8 +48,16 @@ class Engine {
 
   /// Its memory of a tag, the same for life; null where it holds none. Every engine has weights.
   [[nodiscard]] virtual Region* region(Tag tag) = 0;
+  /// Where its memory of a tag lies; all its bytes are there while the region is resident. As a
+  /// rule it is the region; an inference engine's weights may also be pieces of any memory, which
+  /// its region then stands for. A trainer's weights are one segment, its region, as others map
+  /// that.
+  [[nodiscard]] virtual PlacedMemory placed(Tag tag);
+  /// How often what `placed` says has become another: when an inference engine has moved its
+  /// weights, the next transfer goes there. Nothing moves while the cycle works on it.
+  [[nodiscard]] virtual uint64_t moves() const { return 0; }
   /// The tensors that it declares in its memory of a tag, by its own names; places count from the
-  /// region's start. What no tensor covers is not proven over an offload. None for a tag that it
+  /// memory's start. What no tensor covers is not proven over an offload. None for a tag that it
   /// does not hold.
   [[nodiscard]] virtual std::vector<Parameter> tensors(Tag tag) const = 0;
 

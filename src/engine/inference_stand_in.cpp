@@ -34,7 +34,10 @@ std::vector<Parameter> InferenceStandIn::tensors(Tag tag) const {
 void InferenceStandIn::after_change(Tag tag, const Change& change, const Deadline& deadline,
                                     WaitMonitor& monitor) {
   if (tag != Tag::kWeights || change.kind != Change::Kind::kTaken) return;
-  for (const auto& gap : gaps_) queue_.fill_zero(weights_.data() + gap.offset_bytes, gap.bytes);
+  const PlacedMemory weights = placed(Tag::kWeights);
+  for (const auto& gap : gaps_) {
+    queue_.fill_zero(weights.at(gap.offset_bytes, gap.bytes), gap.bytes);
+  }
   queue_.finish("clearing the padding of the weights", deadline, monitor);
 }
 

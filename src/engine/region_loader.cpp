@@ -121,9 +121,9 @@ uint64_t load_window_bytes(const Catalogue& catalogue, const RankLayout& layout)
   return bytes;
 }
 
-uint64_t load_region(const WeightSource& source, const RankLayout& layout, Region& region,
-                     HostBlock& window, CopyQueue& queue, size_t threads, const Deadline& deadline,
-                     WaitMonitor& monitor) {
+uint64_t load_region(const WeightSource& source, const RankLayout& layout,
+                     const PlacedMemory& memory, HostBlock& window, CopyQueue& queue,
+                     size_t threads, const Deadline& deadline, WaitMonitor& monitor) {
   // A read that hangs may outlive this call: what it uses is its own.
   const auto shared =
       std::make_shared<const std::vector<Block>>(cut_into_blocks(source.catalogue(), layout));
@@ -151,7 +151,11 @@ uint64_t load_region(const WeightSource& source, const RankLayout& layout, Regio
     const uint64_t before = work::advanced();
     work::attend(read, task, deadline.allowed(), monitor);
     task.done_bytes += work::advanced() - before;
-    queue.copy(region.data() + begin, bytes, end - begin);
+    for (uint64_t at = begin; at < end;) {
+      const uint64_t part = std::min(end - at, memory.together_from(at));
+      queue.copy(memory.at(at, part), bytes + (at - begin), part);
+      at += part;
+    }
     queue.finish("loading the weights", Deadline(deadline.allowed()), monitor);
     begin = end;
   }

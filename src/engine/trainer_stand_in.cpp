@@ -1,6 +1,7 @@
 #include "engine/trainer_stand_in.hpp"
 
 #include <algorithm>
+#include <array>
 #include <set>
 
 #include "base/work_progress.hpp"
@@ -79,7 +80,7 @@ void TrainerStandIn::load(const Deadline& deadline, WaitMonitor& monitor) {
   auto& [catalogue, layout, device, ledger, kernels, queue] = parts_.common;
   weights_.take(deadline, monitor);
   window_ = device.allocate_host(load_window_bytes(catalogue, layout));
-  const uint64_t loaded = load_region(parts_.source, layout, weights_, *window_, queue,
+  const uint64_t loaded = load_region(parts_.source, layout, placed(Tag::kWeights), *window_, queue,
                                       parts_.threads.threads(), deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
@@ -94,9 +95,11 @@ void TrainerStandIn::load(const Deadline& deadline, WaitMonitor& monitor) {
 void TrainerStandIn::clear_optimizer(Seconds silence, WaitMonitor& monitor) {
   constexpr uint64_t kAtOnce = 32ULL << 20;
   auto& queue = parts_.common.queue;
+  const PlacedMemory state = placed(Tag::kOptimizer);
   const uint64_t bytes = optimizer_->bytes();
   for (uint64_t at = 0; at < bytes; at += kAtOnce) {
-    queue.fill_zero(optimizer_->data() + at, std::min(kAtOnce, bytes - at));
+    const uint64_t now = std::min(kAtOnce, bytes - at);
+    queue.fill_zero(state.at(at, now), now);
     queue.finish("clearing the optimizer state", Deadline(silence), monitor);
     monitor.progressed({kInitialising, "", at, bytes, false});
   }
@@ -128,27 +131,42 @@ void TrainerStandIn::train(const Deadline& deadline, WaitMonitor& monitor) {
   parts_.common.kernels.wait(fmt::format("train step {}", steps_), deadline, monitor);
 }
 
-std::vector<AdamWView> TrainerStandIn::optimizer_views(DType dtype) const {
-  auto* state = reinterpret_cast<float*>(optimizer_->data());
+std::vector<AdamWView> TrainerStandIn::optimizer_views(DType dtype) {
+  const PlacedMemory weights = placed(Tag::kWeights);
+  const PlacedMemory state = placed(Tag::kOptimizer);
   const auto& layout = parts_.common.layout;
   std::vector<AdamWView> views;
   for (const auto& shard : layout.shards) {
     const TensorInfo& tensor = parts_.common.catalogue.tensors()[shard.tensor];
     if (tensor.dtype != dtype) continue;
     const Parameter& parameter = layout.parameters[shard.parameter];
-    const uint64_t in_parameter =
-        (shard.offset_bytes - parameter.offset_bytes) / element_bytes(tensor.dtype);
-    float* master = state + state_.start(shard.parameter) + in_parameter;
-    views.push_back({.weights = weights_.data() + shard.offset_bytes,
-                     .master = master,
-                     .exp_avg = master + state_.array_elements(),
-                     .exp_avg_sq = master + 2 * state_.array_elements(),
-                     .rows = shard.box.rows.size(),
-                     .cols = shard.box.cols.size(),
-                     .row_stride = shard.row_stride,
-                     .first_index = shard.box.rows.begin * tensor.cols + shard.box.cols.begin,
-                     .canonical_cols = tensor.cols,
-                     .key = tensor_key(tensor.name)});
+    const uint64_t element = element_bytes(tensor.dtype);
+    const uint64_t in_parameter = (shard.offset_bytes - parameter.offset_bytes) / element;
+    const auto state_rows = [&](uint64_t array) -> PlacedRows {
+      const uint64_t first =
+          array * state_.array_elements() + state_.start(shard.parameter) + in_parameter;
+      return {&state, first * sizeof(float), shard.row_stride * sizeof(float), sizeof(float)};
+    };
+    const std::array sides{
+        PlacedRows{&weights, shard.offset_bytes, shard.row_stride * element, element},
+        state_rows(0), state_rows(1), state_rows(2)};
+    const auto floats = [&](const RowBlock& block, size_t array) {
+      return reinterpret_cast<float*>(address_of(block, sides.at(1 + array)));
+    };
+    const auto& box = shard.box;
+    for (const auto& block : cut_rows(box.rows.size(), box.cols.size(), sides)) {
+      views.push_back(
+          {.weights = address_of(block, sides[0]),
+           .master = floats(block, 0),
+           .exp_avg = floats(block, 1),
+           .exp_avg_sq = floats(block, 2),
+           .rows = block.rows,
+           .cols = block.cols,
+           .row_stride = shard.row_stride,
+           .first_index = (box.rows.begin + block.row) * tensor.cols + box.cols.begin + block.col,
+           .canonical_cols = tensor.cols,
+           .key = tensor_key(tensor.name)});
+    }
   }
   return views;
 }

@@ -37,7 +37,7 @@ class TrainerStandIn final : public TrainerEngine {
  private:
   void clear_optimizer(Seconds silence, WaitMonitor& monitor);
   void initialise_optimizer(Seconds silence, WaitMonitor& monitor);
-  [[nodiscard]] std::vector<AdamWView> optimizer_views(DType dtype) const;
+  [[nodiscard]] std::vector<AdamWView> optimizer_views(DType dtype);
 
   TrainerParts parts_;
   OptimizerState state_;

@@ -8,8 +8,12 @@
 #include <utility>
 #include <vector>
 
+#include "base/checked.hpp"
 #include "cycle/session.hpp"
+#include "cycle/trainer_member.hpp"
 #include "engine/engine.hpp"
+#include "layout/engines.hpp"
+#include "model/weights.hpp"
 #include "support/mpi_job.hpp"
 
 namespace awex::test {
@@ -28,13 +32,13 @@ uint16_t pattern(uint64_t step, uint32_t tensor, uint64_t index) {
 
 /// Calls work(address of the element, tensor, canonical index) for all elements that a rank holds.
 template <class Work>
-void for_each_element(const EngineParts& parts, std::byte* base, const Work& work) {
+void for_each_element(const EngineParts& parts, const PlacedMemory& memory, const Work& work) {
   for (const auto& shard : parts.layout.shards) {
     const auto& tensor = parts.catalogue.tensors()[shard.tensor];
     for (uint64_t row = 0; row < shard.box.rows.size(); ++row) {
       for (uint64_t col = 0; col < shard.box.cols.size(); ++col) {
         const uint64_t at = shard.offset_bytes + (row * shard.row_stride + col) * sizeof(uint16_t);
-        work(base + at, shard.tensor,
+        work(memory.at(at, sizeof(uint16_t)), shard.tensor,
              (shard.box.rows.begin + row) * tensor.cols + shard.box.cols.begin + col);
       }
     }
@@ -42,7 +46,7 @@ void for_each_element(const EngineParts& parts, std::byte* base, const Work& wor
 }
 
 /// Holds weights alone, whose memory it takes long before the cycle begins.
-class PatternTrainer final : public TrainerEngine {
+class PatternTrainer : public TrainerEngine {
  public:
   PatternTrainer(const TrainerParts& parts, Events& events)
       : parts_(parts.common),
@@ -81,10 +85,11 @@ class PatternTrainer final : public TrainerEngine {
 
  private:
   void write() {
-    for_each_element(parts_, weights_.data(), [&](std::byte* at, uint32_t tensor, uint64_t index) {
-      const uint16_t bits = pattern(steps_, tensor, index);
-      std::memcpy(at, &bits, sizeof(bits));
-    });
+    for_each_element(parts_, placed(Tag::kWeights),
+                     [&](std::byte* at, uint32_t tensor, uint64_t index) {
+                       const uint16_t bits = pattern(steps_, tensor, index);
+                       std::memcpy(at, &bits, sizeof(bits));
+                     });
   }
 
   EngineParts parts_;
@@ -93,15 +98,30 @@ class PatternTrainer final : public TrainerEngine {
   uint64_t steps_ = 0;
 };
 
+/// One of two segments, though both lie in its region.
+class CutTrainer final : public PatternTrainer {
+ public:
+  using PatternTrainer::PatternTrainer;
+
+  [[nodiscard]] PlacedMemory placed(Tag tag) override {
+    const Region& weights = *region(tag);
+    const uint64_t half = weights.bytes() / 16 * 8;
+    return {"cut weights",
+            {{0, weights.data(), half}, {half, weights.data() + half, weights.bytes() - half}}};
+  }
+};
+
 /// Compares its weights with what the trainer must have had, whenever a version is committed.
-class PatternInference final : public Engine {
+class PatternInference : public Engine {
  public:
   PatternInference(const InferenceParts& parts, const uint64_t& steps, Events& events)
+      : PatternInference(parts, parts.common.layout.bytes, steps, events) {}
+  PatternInference(const InferenceParts& parts, uint64_t bytes, const uint64_t& steps,
+                   Events& events)
       : parts_(parts.common),
         steps_(steps),
         events_(events),
-        weights_(parts_.device, "somebody else's weights", Tag::kWeights, parts_.layout.bytes,
-                 &parts_.ledger) {}
+        weights_(parts_.device, "somebody else's weights", Tag::kWeights, bytes, &parts_.ledger) {}
 
   [[nodiscard]] Region* region(Tag tag) override {
     return tag == Tag::kWeights ? &weights_ : nullptr;
@@ -136,11 +156,12 @@ class PatternInference final : public Engine {
   void compare() {
     uint64_t elements = 0;
     uint64_t wrong = 0;
-    for_each_element(parts_, weights_.data(), [&](std::byte* at, uint32_t tensor, uint64_t index) {
-      const uint16_t bits = pattern(steps_, tensor, index);
-      wrong += std::memcmp(at, &bits, sizeof(bits)) == 0 ? 0 : 1;
-      ++elements;
-    });
+    for_each_element(parts_, placed(Tag::kWeights),
+                     [&](std::byte* at, uint32_t tensor, uint64_t index) {
+                       const uint16_t bits = pattern(steps_, tensor, index);
+                       wrong += std::memcmp(at, &bits, sizeof(bits)) == 0 ? 0 : 1;
+                       ++elements;
+                     });
     CHECK(elements > 0);
     CHECK(wrong == 0);
   }
@@ -151,6 +172,44 @@ class PatternInference final : public Engine {
   Region weights_;
 };
 
+/// The same with weights that lie in pieces of odd sizes, in other places whenever their memory has
+/// been taken.
+class ScatteredInference final : public PatternInference {
+ public:
+  ScatteredInference(const InferenceParts& parts, const uint64_t& steps, Events& events)
+      : PatternInference(parts, kPieces * slot_bytes(parts.common.layout.bytes), steps, events),
+        bytes_(parts.common.layout.bytes) {}
+
+  [[nodiscard]] PlacedMemory placed(Tag tag) override {
+    if (tag != Tag::kWeights) return {};
+    const uint64_t slot = slot_bytes(bytes_);
+    std::vector<MemorySegment> segments;
+    uint64_t begin = 0;
+    for (uint64_t piece = 0; piece < kPieces; ++piece) {
+      // Nowhere at the end of a row, and in places that are nowhere near each other.
+      const uint64_t end = piece + 1 == kPieces ? bytes_ : (piece + 1) * (bytes_ / kPieces) / 2 * 2;
+      const uint64_t place = (piece * 3 + moves_ * 5) % kPieces;
+      segments.push_back(
+          {begin, region(tag)->data() + place * slot + 64 * moves_ + begin % 8, end - begin});
+      begin = end;
+    }
+    return {"scattered weights", segments};
+  }
+  [[nodiscard]] uint64_t moves() const override { return moves_; }
+  void after_change(Tag tag, const Change& change, const Deadline& deadline,
+                    WaitMonitor& monitor) override {
+    if (change.kind == Change::Kind::kTaken) ++moves_;
+    PatternInference::after_change(tag, change, deadline, monitor);
+  }
+
+ private:
+  static constexpr uint64_t kPieces = 7;
+  static uint64_t slot_bytes(uint64_t bytes) { return round_up(bytes / kPieces + 1024, 256); }
+
+  uint64_t bytes_;
+  uint64_t moves_ = 0;
+};
+
 class PatternEngines final : public EngineFactory {
  public:
   [[nodiscard]] std::unique_ptr<TrainerEngine> make_trainer(
@@ -158,11 +217,13 @@ class PatternEngines final : public EngineFactory {
     return std::make_unique<PatternTrainer>(parts, events);
   }
   [[nodiscard]] std::unique_ptr<Engine> make_inference(const InferenceParts& parts) const override {
+    if (scatters) return std::make_unique<ScatteredInference>(parts, steps, events);
     return std::make_unique<PatternInference>(parts, steps, events);
   }
 
   mutable Events events;  ///< Of this rank's engine.
   uint64_t steps = 0;     ///< That the trainers have taken when the next version is committed.
+  bool scatters = false;  ///< Inference's weights.
 };
 
 /// Counts the training steps of the job.
@@ -235,6 +296,24 @@ TEST_CASE("an engine of another kind goes through whole updates") {
   }
 }
 
+TEST_CASE("weights in many pieces are brought to where they have moved between two updates") {
+  for (const auto verify : {Verify::kFull, Verify::kOff}) {
+    PatternEngines engines;
+    engines.scatters = true;
+    StepCounter counter(engines.steps);
+    auto request = request_for(true);
+    request.job.inference = job().size() > 2 ? "vllm:tp=2" : "sglang:tp=1";
+    request.command.versions = 3;
+    request.command.verify = verify;
+    // Rounds of messages, and channels, cut at both ends.
+    const bool through_channels = verify == Verify::kFull && job().size() > 2;
+    request.job.exchange = through_channels ? ExchangeKind::kPeer : ExchangeKind::kAuto;
+    const Report report = run_command(request, job(), counter, engines);
+    REQUIRE_MESSAGE(!report.error, report.error->what());
+    CHECK(report.committed_version == 3U);
+  }
+}
+
 TEST_CASE("a session runs commands in any order, each from what the one before it left") {
   PatternEngines engines;
   StepCounter counter(engines.steps);
@@ -276,6 +355,35 @@ TEST_CASE("a session runs commands in any order, each from what the one before i
   CHECK(begins_with(run(Command::kTransfer), {"digest trainer weights"}));
   CHECK(report.committed_version == 10U);
   CHECK_FALSE(report.poisoned);
+}
+
+TEST_CASE("a trainer whose weights are not one region is refused, as nobody could map them") {
+  const auto source = open_model("preset:tiny-dense", 1);
+  const auto layout = make_trainer_layout("megatron:tp=1", source->catalogue(), 1)->rank_layout(0);
+  const auto device = make_host_device(0, 1);
+  const auto kernels = make_kernels(*device, 1);
+  const auto queue = device->make_queue();
+  LedgerWords words;
+  MemoryLedger ledger(words, 1ULL << 30);
+  ThreadPool threads(1);
+  Events events;
+  const TrainerParts parts{
+      .common = {source->catalogue(), layout, *device, ledger, *kernels, *queue},
+      .source = *source,
+      .weights_bytes = layout.bytes,
+      .optimizer = false,
+      .threads = threads};
+  PatternTrainer whole(parts, events);
+  CHECK_NOTHROW(TrainerMember(job(), whole, layout, *kernels, *queue, threads));
+  CutTrainer cut(parts, events);
+  std::string what;
+  try {
+    const TrainerMember member(job(), cut, layout, *kernels, *queue, threads);
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kRequest);
+    what = error.what();
+  }
+  CHECK(what.find("the trainer's weights lie in 2 segments") == 0);
 }
 
 TEST_CASE("an engine that declares other tensors than its layout has is refused by name") {

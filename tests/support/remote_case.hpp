@@ -206,7 +206,8 @@ class RemoteCaseRun {
   RemoteCaseRun(RemoteCopies& copies, Kernels& kernels, const RemoteCase& one, uint32_t me,
                 RemoteCaseMemory<Memory>& memory)
       : copies_(copies), kernels_(kernels), case_(one), me_(me), memory_(memory) {
-    copies_.prepare(one.of(me), memory.from.data(), memory.to.data());
+    copies_.prepare(one.of(me), {memory.from.data(), one.from_bytes(me)},
+                    {memory.to.data(), one.to_bytes(me)});
     copies_.connect();
     fill_ = copy_whole(memory.next_from, memory.from, one.from_bytes(me));
     read_ = copy_whole(memory.to, memory.held, one.to_bytes(me));

@@ -3,7 +3,38 @@
 #include <atomic>
 #include <set>
 
+#include "transfer/move/strided_copies.hpp"
+
 namespace awex {
+namespace {
+
+template <class Cut>
+std::vector<PackedStream> cut_all(const std::vector<PackedStream>& streams, const Cut& cut) {
+  std::vector<PackedStream> all;
+  for (const auto& stream : streams) {
+    auto& parts = all.emplace_back(PackedStream{stream.peer, {}}).copies;
+    for (const auto& [copy, begin] : stream.copies) {
+      uint64_t at = begin;
+      for (const auto& part : cut(copy)) {
+        parts.push_back({part, at});
+        at += part.bytes();
+      }
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
+std::vector<PackedStream> cut_to_send(const std::vector<PackedStream>& streams,
+                                      const PlacedMemory& trainer) {
+  return cut_all(streams, [&](const MergedCopy& copy) { return cut_at_source(copy, trainer); });
+}
+
+std::vector<PackedStream> cut_to_receive(const std::vector<PackedStream>& streams,
+                                         const PlacedMemory& own) {
+  return cut_all(streams, [&](const MergedCopy& copy) { return cut_at_target(copy, own); });
+}
 
 std::vector<uint32_t> all_first_copies(const std::vector<PackedStream>& streams) {
   std::vector<uint32_t> all;

@@ -5,12 +5,20 @@
 #include <vector>
 
 #include "base/checked.hpp"
+#include "memory/placed_memory.hpp"
 #include "plan/packed_streams.hpp"
 #include "transfer/move/channel_steps.hpp"
 
 /// Packed streams as the ends of channels read them, and what those ends note.
 
 namespace awex {
+
+/// Streams whose copies lie in one segment each of the memory that they come from, or go to: the
+/// same bytes at the same places, maybe in more copies. Each end cuts for itself.
+[[nodiscard]] std::vector<PackedStream> cut_to_send(const std::vector<PackedStream>& streams,
+                                                    const PlacedMemory& trainer);
+[[nodiscard]] std::vector<PackedStream> cut_to_receive(const std::vector<PackedStream>& streams,
+                                                       const PlacedMemory& own);
 
 /// Every stream's first copies by packet, one stream after the other.
 [[nodiscard]] std::vector<uint32_t> all_first_copies(const std::vector<PackedStream>& streams);

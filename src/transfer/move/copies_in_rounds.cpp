@@ -16,36 +16,46 @@ std::vector<Message> messages_of(const std::vector<PackedMessage>& packed) {
 
 }  // namespace
 
-void CopiesInRounds::prepare(const ExchangedCopies& copies, const std::byte* trainer_weights,
-                             std::byte* own_weights) {
+void CopiesInRounds::prepare(const ExchangedCopies& copies, const PlacedMemory& trainer_weights,
+                             const PlacedMemory& own_weights) {
   const auto rounds = make_rounds(copies, kMessageBufferBytes);
   std::vector<MessageRound> messages;
   for (const auto& round : rounds) {
     messages.push_back({round.turn, messages_of(round.sends), messages_of(round.receives)});
   }
-  exchange_->prepare(std::move(messages));
+  // The messages are the same wherever their bytes lie.
+  if (rounds_.empty()) exchange_->prepare(std::move(messages));
+  rounds_.clear();
   for (const auto& round : rounds) {
     rounds_.push_back(make_ready(round, trainer_weights, own_weights));
   }
 }
 
 CopiesInRounds::ReadyRound CopiesInRounds::make_ready(const Round& round,
-                                                      const std::byte* trainer_weights,
-                                                      std::byte* own_weights) const {
+                                                      const PlacedMemory& trainer_weights,
+                                                      const PlacedMemory& own_weights) const {
   ReadyRound ready;
   std::vector<StridedCopy> packs;
   for (const auto& message : round.sends) {
     std::byte* at = exchange_->outbox(round.turn) + message.offset;
     for (const auto& part : message.parts) {
-      packs.push_back(packing_copy(part.copy, trainer_weights, at + part.packed_offset));
+      std::byte* packed = at + part.packed_offset;
+      for (const auto& piece : cut_at_source(part.copy, trainer_weights)) {
+        packs.push_back(packing_copy(piece, trainer_weights, packed));
+        packed += piece.bytes();
+      }
     }
   }
   std::vector<StridedCopy> unpacks;
   for (const auto& message : round.receives) {
     const std::byte* at = exchange_->inbox(round.turn) + message.offset;
     for (const auto& part : message.parts) {
-      unpacks.push_back(unpacking_copy(part.copy, at + part.packed_offset, own_weights));
-      ready.received.push_back(part.copy);
+      const std::byte* packed = at + part.packed_offset;
+      for (const auto& piece : cut_at_target(part.copy, own_weights)) {
+        unpacks.push_back(unpacking_copy(piece, packed, own_weights));
+        ready.received.push_back(piece);
+        packed += piece.bytes();
+      }
     }
   }
   ready.pack = kernels_.prepare_copies_on(Lane::kSend, packs);

@@ -19,8 +19,8 @@ class CopiesInRounds final : public RemoteCopies {
   CopiesInRounds(std::unique_ptr<Exchange> exchange, Kernels& kernels)
       : exchange_(std::move(exchange)), kernels_(kernels) {}
 
-  void prepare(const ExchangedCopies& copies, const std::byte* trainer_weights,
-               std::byte* own_weights) override;
+  void prepare(const ExchangedCopies& copies, const PlacedMemory& trainer_weights,
+               const PlacedMemory& own_weights) override;
   void connect() override { exchange_->connect(); }
   void copy() override { go_through(&CopyBatch::copy); }
   void compare() override { go_through(&CopyBatch::compare); }
@@ -37,8 +37,8 @@ class CopiesInRounds final : public RemoteCopies {
     std::unique_ptr<CopyBatch> unpack;
   };
 
-  [[nodiscard]] ReadyRound make_ready(const Round& round, const std::byte* trainer_weights,
-                                      std::byte* own_weights) const;
+  [[nodiscard]] ReadyRound make_ready(const Round& round, const PlacedMemory& trainer_weights,
+                                      const PlacedMemory& own_weights) const;
   /// All rounds; what arrives in one is unpacked by `unpack`.
   void go_through(void (CopyBatch::*unpack)());
 

@@ -37,8 +37,8 @@ class CudaChannels final : public PeerChannels {
                format_bytes(bytes));
   }
 
-  void prepare(const LinkedStreams& sends, const std::byte* trainer, const LinkedStreams& receives,
-               std::byte* own) override {
+  void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
+               const LinkedStreams& receives, const PlacedMemory& own) override {
     streams_ = narrow<uint32_t>(sends.streams.size());
     sends_.emplace(sends.streams, cuda::pieces_to_send(sends.streams, trainer), sends.links, main_);
     receives_.emplace(receives.streams, cuda::pieces_to_receive(receives.streams, own),

@@ -48,7 +48,7 @@ PackedPiece converting_piece(const StreamedCopy& streamed_copy, const StridedCop
 }
 
 /// What is sent of a trainer's region.
-PackedPiece piece_to_send(const StreamedCopy& streamed_copy, const std::byte* trainer) {
+PackedPiece piece_to_send(const StreamedCopy& streamed_copy, const PlacedMemory& trainer) {
   const auto strided = packing_copy(streamed_copy.copy, trainer, streamed(streamed_copy));
   auto* data = const_cast<std::byte*>(strided.from);  // NOLINT(*-const-cast): it is only read
   if (strided.conversion) return converting_piece(streamed_copy, strided, data);
@@ -60,7 +60,7 @@ PackedPiece piece_to_send(const StreamedCopy& streamed_copy, const std::byte* tr
 }
 
 /// What is received into a rank's own region.
-PackedPiece piece_to_receive(const StreamedCopy& streamed_copy, std::byte* own) {
+PackedPiece piece_to_receive(const StreamedCopy& streamed_copy, const PlacedMemory& own) {
   const auto strided = unpacking_copy(streamed_copy.copy, streamed(streamed_copy), own);
   const auto described = describe_copies({&strided, 1}).front();
   auto piece = place(streamed_copy, strided.to);
@@ -87,13 +87,13 @@ std::vector<PackedPiece> describe_all(const std::vector<PackedStream>& streams,
 }  // namespace
 
 std::vector<PackedPiece> pieces_to_send(const std::vector<PackedStream>& streams,
-                                        const std::byte* trainer) {
+                                        const PlacedMemory& trainer) {
   return describe_all(streams,
                       [&](const StreamedCopy& copy) { return piece_to_send(copy, trainer); });
 }
 
 std::vector<PackedPiece> pieces_to_receive(const std::vector<PackedStream>& streams,
-                                           std::byte* own) {
+                                           const PlacedMemory& own) {
   return describe_all(streams,
                       [&](const StreamedCopy& copy) { return piece_to_receive(copy, own); });
 }

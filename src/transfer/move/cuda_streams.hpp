@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "memory/cuda_owners.hpp"
+#include "memory/placed_memory.hpp"
 #include "plan/packed_streams.hpp"
 #include "transfer/move/cuda_channels.hpp"
 
@@ -14,12 +15,12 @@
 namespace awex::cuda {
 
 /// The copies of all streams, one after the other, as their sender's device reads them: `trainer`
-/// is the base of the region that they come from.
+/// is the memory that they come from.
 [[nodiscard]] std::vector<PackedPiece> pieces_to_send(const std::vector<PackedStream>& streams,
-                                                      const std::byte* trainer);
-/// As their receiver's device does: `own` is the base of the region that they go to.
+                                                      const PlacedMemory& trainer);
+/// As their receiver's device does: `own` is the memory that they go to.
 [[nodiscard]] std::vector<PackedPiece> pieces_to_receive(const std::vector<PackedStream>& streams,
-                                                         std::byte* own);
+                                                         const PlacedMemory& own);
 
 /// Owns the descriptors of one direction's streams, ready on the device.
 class DeviceStreams {

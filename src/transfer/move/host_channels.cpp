@@ -171,8 +171,8 @@ class HostChannels final : public PeerChannels {
 
   void clear(std::byte* memory, uint64_t bytes) override { std::memset(memory, 0, bytes); }
 
-  void prepare(const LinkedStreams& sends, const std::byte* trainer, const LinkedStreams& receives,
-               std::byte* own) override {
+  void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
+               const LinkedStreams& receives, const PlacedMemory& own) override {
     sends_.emplace(sends, describe_all(sends.streams, [&](const MergedCopy& copy) {
                      return packing_copy(copy, trainer, nullptr);
                    }));

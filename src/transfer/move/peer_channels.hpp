@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "memory/device.hpp"
+#include "memory/placed_memory.hpp"
 #include "plan/packed_streams.hpp"
 #include "transfer/kernels/kernels.hpp"
 #include "transfer/move/channel_steps.hpp"
@@ -36,10 +37,10 @@ class PeerChannels {
 
   /// Sets memory of the device to zero. Done on return.
   virtual void clear(std::byte* memory, uint64_t bytes) = 0;
-  /// `trainer` is the base of the region that is sent from, `own` of the one that is received into.
-  /// Once, before anything below.
-  virtual void prepare(const LinkedStreams& sends, const std::byte* trainer,
-                       const LinkedStreams& receives, std::byte* own) = 0;
+  /// `trainer` is the memory that is sent from, `own` the one that is received into; each copy of
+  /// the streams lies in one segment. Before anything below, and again while no pass is under way.
+  virtual void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
+                       const LinkedStreams& receives, const PlacedMemory& own) = 0;
 
   /// Begins a pass, whose counts begin with `base`: brings all bytes.
   virtual void copy(ChannelCount base) = 0;

@@ -60,13 +60,14 @@ class PeerCopies final : public RemoteCopies {
     mapped->map(std::move(fds));
   }
 
-  void prepare(const ExchangedCopies& copies, const std::byte* trainer_weights,
-               std::byte* own_weights) override {
-    LinkedStreams sends{streams_to_send(copies), {}};
+  void prepare(const ExchangedCopies& copies, const PlacedMemory& trainer_weights,
+               const PlacedMemory& own_weights) override {
+    LinkedStreams sends{cut_to_send(streams_to_send(copies), trainer_weights), {}};
     for (const auto& stream : sends.streams) sends.links.push_back(link_to(stream.peer));
-    LinkedStreams receives{streams_to_receive(copies), {}};
+    LinkedStreams receives{cut_to_receive(streams_to_receive(copies), own_weights), {}};
     for (const auto& stream : receives.streams) receives.links.push_back(link_from(stream.peer));
     channels_->prepare(sends, trainer_weights, receives, own_weights);
+    received_.clear();
     first_bytes_ = bytes_before_copies(receives.streams);
     for (const auto& stream : receives.streams) {
       for (const auto& copy : stream.copies) received_.push_back(copy.copy);
@@ -221,7 +222,7 @@ std::unique_ptr<RemoteCopies> make_peer_copies(Job& job, Device& device, Kernels
   OfferedRange own;
   if (me.role == Role::kInference) {
     copies = std::make_unique<PeerCopies>(job, device, kernels, channels);
-    own = offer(copies->staging());
+    own = offer(copies->staging(), device.kind());
   }
   const auto offers = job.all_gather_value(own, "the swap of staging memory");
   if (copies) map_all(job, device, offers, *copies);

@@ -19,8 +19,8 @@ class NoRemoteCopies final : public RemoteCopies {
  public:
   NoRemoteCopies(Job& job, Kernels& kernels) : job_(job), kernels_(kernels) {}
 
-  void prepare(const ExchangedCopies& copies, const std::byte* /*trainer_weights*/,
-               std::byte* /*own_weights*/) override {
+  void prepare(const ExchangedCopies& copies, const PlacedMemory& /*trainer_weights*/,
+               const PlacedMemory& /*own_weights*/) override {
     if (copies.empty()) return;
     throw runtime_error("bytes are to be exchanged where none go between devices",
                         "this is a fault of awex-colocate: please report it");

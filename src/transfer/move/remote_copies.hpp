@@ -7,6 +7,7 @@
 
 #include "comm/job.hpp"
 #include "memory/device.hpp"
+#include "memory/placed_memory.hpp"
 #include "plan/exchanged_copies.hpp"
 #include "transfer/kernels/kernels.hpp"
 
@@ -27,11 +28,11 @@ enum class ExchangeKind : uint8_t {
 /// inference rank sends for the trainer on its GPU, whose memory it has mapped. (NCCL spans GPUs,
 /// not ranks: two ranks of one GPU cannot join a communicator.)
 ///
-/// What is ever to be copied is told once, with `prepare`; addresses never change, so it can then
-/// be done every version. All inference ranks must call the same; each rank's memory must be backed
-/// while it copies or compares. Calls throw what the job's poll throws, and Error(kDeadline) that
-/// names the peers who are late. After a failure lanes may wait for peers: `abort`, then `rebuild`
-/// or destroy.
+/// What is ever to be copied is told with `prepare`, and can then be done every version; again when
+/// addresses have changed. All inference ranks must call the same; each rank's memory must be
+/// backed while it copies or compares. Calls throw what the job's poll throws, and Error(kDeadline)
+/// that names the peers who are late. After a failure lanes may wait for peers: `abort`, then
+/// `rebuild` or destroy.
 class RemoteCopies {
  public:
   RemoteCopies() = default;
@@ -41,10 +42,11 @@ class RemoteCopies {
   RemoteCopies& operator=(RemoteCopies&&) = delete;
   virtual ~RemoteCopies() = default;
 
-  /// `trainer_weights` is the region of the trainer on this device, `own_weights` this rank's.
-  /// Once, before anything below.
-  virtual void prepare(const ExchangedCopies& copies, const std::byte* trainer_weights,
-                       std::byte* own_weights) = 0;
+  /// `trainer_weights` is the memory of the trainer on this device, `own_weights` this rank's.
+  /// Before anything below, and again, with the same copies, when one of them lies elsewhere; then
+  /// no copy may be in flight. Not collective. Throws what cannot be cut (strided_copies.hpp).
+  virtual void prepare(const ExchangedCopies& copies, const PlacedMemory& trainer_weights,
+                       const PlacedMemory& own_weights) = 0;
   /// Makes the connections to all peers, so that none is made later.
   virtual void connect() = 0;
 

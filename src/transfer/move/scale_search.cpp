@@ -9,13 +9,16 @@
 namespace awex {
 namespace {
 
-AmaxView view_of(const ScaledShard& shard, std::byte* weights) {
-  return {.data = weights + shard.offset_bytes,
+AmaxView view_of(const ScaledShard& shard, const PlacedMemory& weights) {
+  const uint64_t rows = shard.box.rows.size();
+  const uint64_t cols = shard.box.cols.size();
+  const uint64_t elements = (rows - 1) * shard.row_stride + cols;
+  return {.data = weights.at(shard.offset_bytes, elements * element_bytes(shard.dtype)),
           .dtype = shard.dtype,
-          .rows = shard.box.rows.size(),
-          .cols = shard.box.cols.size(),
+          .rows = rows,
+          .cols = cols,
           .row_stride = shard.row_stride,
-          .grid = scale_grid(shard.scales, weights)};
+          .grid = scale_grid(shard.scales, rows, cols, weights)};
 }
 
 bool lies_before(const SharedScale& a, const SharedScale& b) {
@@ -25,13 +28,13 @@ bool lies_before(const SharedScale& a, const SharedScale& b) {
 }  // namespace
 
 ScaleSearch::ScaleSearch(Job& job, const Catalogue& held, const RankLayout& rank,
-                         std::byte* weights, std::vector<BlockId> shared, Device& device,
+                         const PlacedMemory& weights, std::vector<BlockId> shared, Device& device,
                          Kernels& kernels, CopyQueue& queue)
-    : job_(job), weights_(weights), shared_(std::move(shared)), kernels_(kernels), queue_(queue) {
+    : job_(job), shared_(std::move(shared)), kernels_(kernels), queue_(queue) {
   std::vector<AmaxView> views;
-  if (weights_ != nullptr) {
+  if (!weights.empty()) {
     for (const auto& shard : scaled_shards(rank, held)) {
-      views.push_back(view_of(shard, weights_));
+      views.push_back(view_of(shard, weights));
       bytes_ += shard.box.elements() * element_bytes(shard.dtype);
     }
     places_ = shared_scales(rank, held, shared_);
@@ -40,7 +43,9 @@ ScaleSearch::ScaleSearch(Job& job, const Catalogue& held, const RankLayout& rank
   if (places_.empty()) return;
   const auto [first, last] = std::minmax_element(places_.begin(), places_.end(), lies_before);
   first_byte_ = first->offset_bytes;
-  window_ = device.allocate_host(last->offset_bytes + sizeof(float) - first_byte_);
+  const uint64_t bytes = last->offset_bytes + sizeof(float) - first_byte_;
+  window_ = device.allocate_host(bytes);
+  device_window_ = weights.at(first_byte_, bytes);
 }
 
 uint64_t ScaleSearch::run() {
@@ -57,7 +62,7 @@ void ScaleSearch::settle_shared() {
   const auto what = "the scales of shared blocks";
   if (window_) {
     const auto bytes = window_->bytes();
-    queue_.copy(bytes.data(), weights_ + first_byte_, bytes.size());
+    queue_.copy(bytes.data(), device_window_, bytes.size());
     queue_.finish(what, job_.deadline(), job_);
   }
   const auto common = common_values();
@@ -67,7 +72,7 @@ void ScaleSearch::settle_shared() {
     std::memcpy(&window_->bytes()[place.offset_bytes - first_byte_], &bits, sizeof(bits));
   }
   const auto bytes = window_->bytes();
-  queue_.copy(weights_ + first_byte_, bytes.data(), bytes.size());
+  queue_.copy(device_window_, bytes.data(), bytes.size());
   queue_.finish(what, job_.deadline(), job_);
 }
 

@@ -9,6 +9,7 @@
 #include "comm/job.hpp"
 #include "layout/trainer_scales.hpp"
 #include "memory/device.hpp"
+#include "memory/placed_memory.hpp"
 #include "transfer/kernels/kernels.hpp"
 
 namespace awex {
@@ -18,10 +19,10 @@ namespace awex {
 /// largest value of all.
 class ScaleSearch {
  public:
-  /// `weights` is the base of the rank's weights region, laid out as `rank` says; null on an
-  /// inference rank, which holds none. `shared` is shared_blocks of the trainers. All referred
-  /// objects must outlive this one.
-  ScaleSearch(Job& job, const Catalogue& held, const RankLayout& rank, std::byte* weights,
+  /// `weights` is the rank's weights memory, laid out as `rank` says, each shard in one segment and
+  /// all scales of shared blocks in one; empty on an inference rank, which holds none. `shared` is
+  /// shared_blocks of the trainers. All referred objects must outlive this one.
+  ScaleSearch(Job& job, const Catalogue& held, const RankLayout& rank, const PlacedMemory& weights,
               std::vector<BlockId> shared, Device& device, Kernels& kernels, CopyQueue& queue);
 
   /// Writes all scales into the region, whose weights must be resident and not change meanwhile.
@@ -35,15 +36,15 @@ class ScaleSearch {
   [[nodiscard]] std::vector<uint64_t> common_values();
 
   Job& job_;
-  std::byte* weights_;
   std::vector<BlockId> shared_;
   Kernels& kernels_;
   CopyQueue& queue_;
   uint64_t bytes_ = 0;
   std::unique_ptr<ScaleBatch> batch_;
-  std::vector<SharedScale> places_;    ///< Of shared blocks, in this rank's region.
-  uint64_t first_byte_ = 0;            ///< Of the part of the region that holds them.
-  std::unique_ptr<HostBlock> window_;  ///< As large as this part.
+  std::vector<SharedScale> places_;     ///< Of shared blocks, in this rank's region.
+  uint64_t first_byte_ = 0;             ///< Of the part of the region that holds them.
+  std::unique_ptr<HostBlock> window_;   ///< As large as this part.
+  std::byte* device_window_ = nullptr;  ///< Where this part lies.
 };
 
 }  // namespace awex

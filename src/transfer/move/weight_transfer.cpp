@@ -8,9 +8,11 @@
 namespace awex {
 namespace {
 
-/// From the first to the last byte of a view, which is not empty, counted from `region`.
-Extent extent_of(const DigestView& view, const std::byte* region) {
-  const auto begin = static_cast<uint64_t>(view.data - region);
+uint64_t number_of(const std::byte* address) { return reinterpret_cast<uintptr_t>(address); }
+
+/// From the first to the last byte of a view, which is not empty.
+Extent extent_of(const DigestView& view) {
+  const uint64_t begin = number_of(view.data);
   const uint64_t elements = (view.rows - 1) * view.row_stride + view.cols;
   return {begin, begin + elements * view.element_size};
 }
@@ -25,20 +27,25 @@ bool touches(const std::vector<Extent>& extents, const Extent& one) {
 /// Rows that are so near are seen as one extent with what lies between them: there may be millions.
 constexpr uint64_t kExtentBytes = 1ULL << 20;
 
-void add_extents(const MergedCopy& copy, std::vector<Extent>& extents) {
+/// Of a copy that lies in one segment of `own`.
+void add_extents(const MergedCopy& copy, const PlacedMemory& own, std::vector<Extent>& extents) {
   const uint64_t rows_at_once =
       std::max<uint64_t>(1, kExtentBytes / std::max<uint64_t>(copy.target_stride, copy.row_bytes));
   for (uint64_t row = 0; row < copy.rows; row += rows_at_once) {
-    const uint64_t last = std::min(row + rows_at_once, copy.rows) - 1;
-    extents.push_back({copy.target_byte(row, 0), copy.target_byte(last, copy.row_bytes)});
+    const uint64_t rows = std::min(row + rows_at_once, copy.rows) - row;
+    const uint64_t bytes = (rows - 1) * copy.target_stride + copy.row_bytes;
+    const uint64_t begin = number_of(own.at(copy.target_byte(row, 0), bytes));
+    extents.push_back({begin, begin + bytes});
   }
 }
 
 /// Where remote copies write; in order, without overlaps.
-std::vector<Extent> extents_of(const ExchangedCopies::ByPeer& received) {
+std::vector<Extent> extents_of(const ExchangedCopies::ByPeer& received, const PlacedMemory& own) {
   std::vector<Extent> all;
   for (const auto& [peer, copies] : received) {
-    for (const auto& copy : copies) add_extents(copy, all);
+    for (const auto& copy : copies) {
+      for (const auto& part : cut_at_target(copy, own)) add_extents(part, own, all);
+    }
   }
   std::sort(all.begin(), all.end(),
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
@@ -56,22 +63,14 @@ std::vector<Extent> extents_of(const ExchangedCopies::ByPeer& received) {
 }  // namespace
 
 WeightTransfer::WeightTransfer(const Catalogue& catalogue, const Plan& plan,
-                               const Placement& placement, uint32_t me,
-                               const std::byte* trainer_weights, std::byte* own_weights,
-                               Kernels& kernels, RemoteCopies& remote)
-    : catalogue_(catalogue),
-      trainer_weights_(trainer_weights),
-      own_weights_(own_weights),
-      kernels_(kernels),
-      remote_(remote) {
+                               const Placement& placement, uint32_t me, Kernels& kernels,
+                               RemoteCopies& remote)
+    : catalogue_(catalogue), kernels_(kernels), remote_(remote) {
   for (const auto& piece : plan.pieces) {
     if (piece.target == me) pieces_.push_back(piece);
   }
   merge_local(placement, me);
-  plain_ = kernels_.prepare_copies(local_copies());
-  const auto exchanged = exchanged_copies(plan, placement, me);
-  received_ = extents_of(exchanged.receives);
-  remote_.prepare(exchanged, trainer_weights, own_weights);
+  exchanged_ = exchanged_copies(plan, placement, me);
 }
 
 void WeightTransfer::merge_local(const Placement& placement, uint32_t me) {
@@ -81,25 +80,33 @@ void WeightTransfer::merge_local(const Placement& placement, uint32_t me) {
     const bool is_local = placement.trainer_device[piece.source] == placement.inference_device[me];
     if (is_local) local.push_back(piece);
   }
-  local_ = merge_pieces(local);
+  merged_ = merge_pieces(local);
 }
 
-std::vector<StridedCopy> WeightTransfer::local_copies() const {
-  std::vector<StridedCopy> copies;
-  for (const auto& copy : local_) {
-    copies.push_back(straight_copy(copy, trainer_weights_, own_weights_));
+void WeightTransfer::prepare(const PlacedMemory& trainer_weights, const PlacedMemory& own_weights) {
+  proven_.reset();
+  late_.reset();
+  local_.clear();
+  straight_.clear();
+  for (const auto& copy : merged_) {
+    for (const auto& part : cut_at_both(copy, trainer_weights, own_weights)) {
+      local_.push_back(part);
+      straight_.push_back(straight_copy(part, trainer_weights, own_weights));
+    }
   }
-  return copies;
+  plain_ = kernels_.prepare_copies(straight_);
+  received_ = extents_of(exchanged_.receives, own_weights);
+  remote_.prepare(exchanged_, trainer_weights, own_weights);
 }
 
 void WeightTransfer::prove(std::span<const DigestView> views, uint32_t slots) {
   std::vector<DigestView> early;
   std::vector<DigestView> late;
   for (const auto& view : views) {
-    const bool waits = touches(received_, extent_of(view, own_weights_));
+    const bool waits = touches(received_, extent_of(view));
     (waits ? late : early).push_back(view);
   }
-  proven_ = kernels_.prepare_proven_copies(local_copies(), early, slots);
+  proven_ = kernels_.prepare_proven_copies(straight_, early, slots);
   if (!late.empty()) late_ = kernels_.prepare_digests(late, slots);
 }
 

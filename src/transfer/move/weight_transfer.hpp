@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "memory/placed_memory.hpp"
+#include "plan/exchanged_copies.hpp"
 #include "plan/plan.hpp"
 #include "transfer/kernels/kernels.hpp"
 #include "transfer/move/remote_copies.hpp"
@@ -19,7 +21,7 @@ struct WrongElement {
   uint64_t index = 0;  ///< In the canonical tensor, row-major.
 };
 
-/// Bytes of a region, half-open.
+/// Addresses, half-open.
 struct Extent {
   uint64_t begin = 0;
   uint64_t end = 0;
@@ -27,15 +29,20 @@ struct Extent {
 
 /// Moves the trainers' weights into one inference rank's memory: pieces of its own device straight
 /// from the trainer's mapped memory, and beside them pieces of other devices, by remote copies.
-/// Descriptors are made once; addresses never change. Lives on inference ranks only.
+/// Descriptors are made once, and again when an engine's memory has moved. Lives on inference ranks
+/// only.
 class WeightTransfer {
  public:
-  /// `trainer_weights` is the mapped weights region of the trainer on this device and
-  /// `own_weights` this rank's region: addresses that stay, need not be backed yet. `remote` must
-  /// be new. All referred objects must outlive this one.
+  /// `remote` must be new. All referred objects must outlive this one.
   WeightTransfer(const Catalogue& catalogue, const Plan& plan, const Placement& placement,
-                 uint32_t me, const std::byte* trainer_weights, std::byte* own_weights,
-                 Kernels& kernels, RemoteCopies& remote);
+                 uint32_t me, Kernels& kernels, RemoteCopies& remote);
+
+  /// Makes the descriptors, before anything below and again when addresses have changed, while
+  /// nothing is in flight. `trainer_weights` is the mapped weights memory of the trainer on this
+  /// device and `own_weights` this rank's: addresses that stay until then, and need not be backed
+  /// yet. Forgets what was to be proven. Not collective. Throws a request error where an engine's
+  /// segments cannot be served (strided_copies.hpp).
+  void prepare(const PlacedMemory& trainer_weights, const PlacedMemory& own_weights);
 
   /// From now on `copy` also digests `views`, into `slots` sums: of this rank's memory, read back
   /// when the bytes are here. What local copies alone write is digested as they go, the rest when
@@ -56,19 +63,19 @@ class WeightTransfer {
 
  private:
   void merge_local(const Placement& placement, uint32_t me);
-  [[nodiscard]] std::vector<StridedCopy> local_copies() const;
   /// What the last comparison found, as an offset in this rank's region.
   [[nodiscard]] std::optional<uint64_t> wrong_byte() const;
   /// The element that a byte of this rank's region belongs to.
   [[nodiscard]] WrongElement element_at(uint64_t offset) const;
 
   const Catalogue& catalogue_;
-  const std::byte* trainer_weights_;
-  std::byte* own_weights_;
   Kernels& kernels_;
   RemoteCopies& remote_;
-  std::vector<Piece> pieces_;  ///< All that this rank receives.
-  std::vector<MergedCopy> local_;
+  std::vector<Piece> pieces_;       ///< All that this rank receives.
+  std::vector<MergedCopy> merged_;  ///< The local ones, wherever they lie.
+  ExchangedCopies exchanged_;
+  std::vector<MergedCopy> local_;        ///< `merged_`, each part in one segment of both sides.
+  std::vector<StridedCopy> straight_;    ///< `local_` at its addresses.
   std::unique_ptr<CopyBatch> plain_;     ///< The local copies.
   std::unique_ptr<DigestBatch> proven_;  ///< The same with digests, if they are to be proven.
   std::unique_ptr<DigestBatch> late_;    ///< Digests of what remote copies write, if any do.

@@ -10,14 +10,14 @@
 namespace awex {
 namespace {
 
-/// How a shard's elements change until they are as inference holds the tensor.
-std::optional<Conversion> conversion_of(const Shard& shard, DType stored, const TensorInfo& tensor,
-                                        const std::byte* base) {
+/// How the elements of a block of a shard change until they are as inference holds the tensor.
+std::optional<Conversion> conversion_of(const Shard& shard, const RowBlock& block, DType stored,
+                                        const TensorInfo& tensor, const PlacedMemory& memory) {
   if (stored == tensor.dtype) return std::nullopt;
   Conversion conversion{stored, tensor.dtype, {}};
   if (shard.scales) {
     const auto place = scale_place(*shard.scales, shard.box, shard.box, tensor.scaling->block);
-    conversion.grid = scale_grid(place, base);
+    conversion.grid = scale_grid(place.moved(block.row, block.col), block.rows, block.cols, memory);
   }
   return conversion;
 }
@@ -71,7 +71,7 @@ std::vector<HeldCopy> held_copies(const RankLayout& layout) {
 }
 
 std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout& layout,
-                                    const std::byte* base) {
+                                    const PlacedMemory& memory) {
   const auto& tensors = catalogue.tensors();
   std::vector<uint64_t> keys;
   for (const auto& tensor : tensors) keys.push_back(tensor_key(tensor.name));
@@ -80,17 +80,22 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
   for (const auto& shard : layout.shards) {
     const TensorInfo& tensor = tensors[shard.tensor];
     const DType stored = layout.parameters[shard.parameter].dtype;
-    const size_t slot = slots.of(shard);
-    views.push_back({.data = base + shard.offset_bytes,
-                     .rows = shard.box.rows.size(),
-                     .cols = shard.box.cols.size(),
-                     .row_stride = shard.row_stride,
-                     .first_index = shard.box.rows.begin * tensor.cols + shard.box.cols.begin,
-                     .canonical_cols = tensor.cols,
-                     .key = keys[shard.tensor],
-                     .element_size = narrow<uint32_t>(element_bytes(stored)),
-                     .slot = narrow<uint32_t>(slot),
-                     .conversion = conversion_of(shard, stored, tensor, base)});
+    const uint64_t element = element_bytes(stored);
+    const auto slot = narrow<uint32_t>(slots.of(shard));
+    const PlacedRows rows{&memory, shard.offset_bytes, shard.row_stride * element, element};
+    for (const auto& block : cut_rows(shard.box.rows.size(), shard.box.cols.size(), {&rows, 1})) {
+      views.push_back({.data = address_of(block, rows),
+                       .rows = block.rows,
+                       .cols = block.cols,
+                       .row_stride = shard.row_stride,
+                       .first_index = (shard.box.rows.begin + block.row) * tensor.cols +
+                                      shard.box.cols.begin + block.col,
+                       .canonical_cols = tensor.cols,
+                       .key = keys[shard.tensor],
+                       .element_size = narrow<uint32_t>(element),
+                       .slot = slot,
+                       .conversion = conversion_of(shard, block, stored, tensor, memory)});
+    }
   }
   return views;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "layout/layout.hpp"
+#include "memory/placed_memory.hpp"
 #include "model/catalogue.hpp"
 #include "transfer/kernels/kernels.hpp"
 
@@ -23,11 +24,13 @@ struct HeldCopy {
 /// The copies that a rank holds shards of, each once, in the order of their first shards.
 [[nodiscard]] std::vector<HeldCopy> held_copies(const RankLayout& layout);
 
-/// Digest views of all shards of a rank whose weights region begins at `base`, of their bits as
-/// inference holds them: `catalogue` is the held one (layout/held_catalogue.hpp), and a trainer's
-/// layout has scales (layout/trainer_scales.hpp). Slot i sums entry i of held_copies(layout).
+/// Digest views of all shards of a rank whose weights lie in `memory`, several for a shard that
+/// lies in several segments, of their bits as inference holds them: `catalogue` is the held one
+/// (layout/held_catalogue.hpp), and a trainer's layout has scales (layout/trainer_scales.hpp). Slot
+/// i sums entry i of held_copies(layout).
 [[nodiscard]] std::vector<DigestView> shard_views(const Catalogue& catalogue,
-                                                  const RankLayout& layout, const std::byte* base);
+                                                  const RankLayout& layout,
+                                                  const PlacedMemory& memory);
 
 /// The odd factor of a further copy (replica > 0) in the sum over all further copies of a tensor:
 /// errors of several copies do not cancel, as they could in a plain sum (docs/digest.md).

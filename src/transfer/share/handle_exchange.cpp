@@ -1,6 +1,5 @@
 #include "transfer/share/handle_exchange.hpp"
 
-#include "base/checked.hpp"
 #include "base/fixed_text.hpp"
 
 namespace awex {
@@ -51,18 +50,26 @@ void check_pair(const HandleRecord& mine, const HandleRecord& theirs) {
 
 void check_offer(const HandleRecord& record) {
   const auto& offered = record.offered;
-  const bool offers = offered.bytes > 0;
-  const bool fits =
-      !offers || (offered.chunk_bytes > 0 && offered.chunk_count <= kMaxChunks &&
-                  offered.chunk_count == ceil_div(offered.bytes, offered.chunk_bytes));
-  if (offers != (record.role == Role::kTrainer) || !fits) {
-    throw request_error(fmt::format("{} offers {} in {} chunks of {}", describe(record),
-                                    format_bytes(offered.bytes), offered.chunk_count,
-                                    format_bytes(offered.chunk_bytes)));
+  const bool offers = offered.kind != HandleKind::kNone;
+  if (offers != (record.role == Role::kTrainer) || !offered.makes_sense()) {
+    throw request_error(fmt::format(
+        "{} offers {} by {} {}, in chunks of {}", describe(record), format_bytes(offered.bytes),
+        offered.count, handle_kind_name(offered.kind), format_bytes(offered.chunk_bytes)));
   }
 }
 
-HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint) {
+void check_kinds(const HandleRecord& trainer, const HandleRecord& inference) {
+  if (trainer.offered.kind == inference.maps) return;
+  throw request_error(fmt::format("{} offers its weights by {}, {} maps {}", describe(trainer),
+                                  handle_kind_name(trainer.offered.kind), describe(inference),
+                                  handle_kind_name(inference.maps)),
+                      "start both roles with the same --backend, and let the trainer's memory be "
+                      "what awex-colocate "
+                      "has taken");
+}
+
+HandleRecord make_record(Job& job, BackendKind backend, DeviceRange* offered, int partner_rank,
+                         uint64_t fingerprint) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   HandleRecord record;
   record.protocol = kHandleProtocol;
@@ -72,7 +79,8 @@ HandleRecord make_record(Job& job, DeviceRange* offered, int partner_rank, uint6
   record.node = job.node();
   record.device_uuid = me.device.uuid;
   record.fingerprint = fingerprint;
-  if (offered != nullptr) record.offered = offer(*offered);
+  record.maps = handle_kind_of(backend);
+  if (offered != nullptr) record.offered = offer(*offered, backend);
   return record;
 }
 
@@ -92,11 +100,15 @@ void check_handles(std::span<const HandleRecord> records) {
     check_pair(record, records[static_cast<size_t>(record.partner)]);
     check_offer(record);
   }
+  for (const auto& record : records) {
+    if (record.role != Role::kTrainer) continue;
+    check_kinds(record, records[static_cast<size_t>(record.partner)]);
+  }
 }
 
-ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank, uint64_t fingerprint,
-                           FdTransport transport) {
-  const auto record = make_record(job, offered, partner_rank, fingerprint);
+ReceivedRange swap_handles(Job& job, BackendKind backend, DeviceRange* offered, int partner_rank,
+                           uint64_t fingerprint, FdTransport transport) {
+  const auto record = make_record(job, backend, offered, partner_rank, fingerprint);
   const auto records = job.all_gather_value(record, "the swap of memory handles");
   // Every rank sees the same records, so every rank comes to the same verdict.
   job.do_and_agree([&] { check_handles(records); });

@@ -24,16 +24,18 @@ struct HandleRecord {
   Role role = Role::kTrainer;
   NodeIdentity node;
   std::array<uint8_t, 16> device_uuid{};
-  uint64_t fingerprint = 0;  ///< Of model, both layouts and program version.
+  uint64_t fingerprint = 0;             ///< Of model, both layouts and program version.
+  HandleKind maps = HandleKind::kNone;  ///< What this rank can map.
   OfferedRange offered;
 };
 static_assert(std::is_trivially_copyable_v<HandleRecord>);
 
-inline constexpr uint32_t kHandleProtocol = 3;
+inline constexpr uint32_t kHandleProtocol = 4;
 
 /// Checks all ranks' records, in rank order, against each other: one protocol and fingerprint for
-/// all, partners that name each other, are of different roles and share host and device, and offers
-/// that make sense. Throws a request error that names both sides and what differs. Pure.
+/// all, partners that name each other, are of different roles and share host and device, offers
+/// that make sense, and of a kind that the partner maps. Throws a request error that names both
+/// sides and what differs. Pure.
 void check_handles(std::span<const HandleRecord> records);
 
 /// Descriptors of a trainer's range, opened in this process.
@@ -49,11 +51,12 @@ struct ReceivedRange {
 ///
 /// `offered` is the range a trainer offers (every chunk backed), null on inference ranks.
 /// `partner_rank` is the world rank of the trainer whose range an inference rank wants, and of the
-/// inference rank that will fetch on a trainer. Returns an empty ReceivedRange on trainers.
-/// When the records do not fit each other (check_handles) every rank throws that request error,
-/// agreed on. Other failures happen on one rank, in the midst of its work.
-[[nodiscard]] ReceivedRange swap_handles(Job& job, DeviceRange* offered, int partner_rank,
-                                         uint64_t fingerprint,
+/// inference rank that will fetch on a trainer; both are on `backend`. Returns an empty
+/// ReceivedRange on trainers. When the records do not fit each other (check_handles) every rank
+/// throws that request error, agreed on. Other failures happen on one rank, in the midst of its
+/// work.
+[[nodiscard]] ReceivedRange swap_handles(Job& job, BackendKind backend, DeviceRange* offered,
+                                         int partner_rank, uint64_t fingerprint,
                                          FdTransport transport = FdTransport::kAuto);
 
 }  // namespace awex

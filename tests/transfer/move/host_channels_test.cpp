@@ -192,7 +192,8 @@ class Cluster {
                                 ranks_[stream.peer].granted[me].data()});
     }
     own.channels = make_host_channels(channels_);
-    own.channels->prepare(sends, own.from.data(), receives, own.to.data());
+    own.channels->prepare(sends, {own.from.data(), own.from.size()}, receives,
+                          {own.to.data(), own.to.size()});
   }
 
   void finish() {

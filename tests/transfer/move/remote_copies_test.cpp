@@ -83,10 +83,10 @@ TEST_CASE("where nothing goes between devices nothing is taken, and nothing can 
       make_remote_copies(job(), *device, *kernels, ExchangeKind::kAuto, false, false);
   if (copies == nullptr) return;
   CHECK(copies->staging_bytes() == 0);
-  copies->prepare({0, 2, {}, {}}, nullptr, nullptr);
+  copies->prepare({0, 2, {}, {}}, {}, {});
   copies->copy();
   copies->wait();
   CHECK_FALSE(copies->difference().has_value());
   const RemoteCase one(2, 64);
-  CHECK_THROWS_AS(copies->prepare(one.of(0), nullptr, nullptr), Error);
+  CHECK_THROWS_AS(copies->prepare(one.of(0), {}, {}), Error);
 }

@@ -73,9 +73,31 @@ class RoleMemory {
 
   /// By entry of held_copies, element by element.
   [[nodiscard]] std::vector<uint64_t> sums(size_t rank) const {
-    const auto* base = reinterpret_cast<const std::byte*>(memory_[rank].data());
+    auto copy = memory_[rank];
+    return sums_in(rank, {reinterpret_cast<std::byte*>(copy.data()), layouts_[rank].bytes});
+  }
+
+  /// The same of a copy in segments of odd sizes, the last of which come first.
+  [[nodiscard]] std::vector<uint64_t> scattered_sums(size_t rank, uint64_t elements) const {
+    constexpr uint64_t kSlotElements = 1024;
+    const auto& all = memory_[rank];
+    std::vector<Bits> scattered((all.size() / elements + 1) * kSlotElements, 0xeeee);
+    std::vector<MemorySegment> segments;
+    auto* end = scattered.data() + scattered.size();
+    for (uint64_t at = 0; at < all.size(); at += elements) {
+      const uint64_t here = std::min(elements, all.size() - at);
+      end -= kSlotElements;
+      Bits* to = end + at % 4;  // aligned as it is in the whole
+      std::copy_n(all.data() + at, here, to);
+      segments.push_back(
+          {at * sizeof(Bits), reinterpret_cast<std::byte*>(to), here * sizeof(Bits)});
+    }
+    return sums_in(rank, {"scattered weights", segments});
+  }
+
+  [[nodiscard]] std::vector<uint64_t> sums_in(size_t rank, const PlacedMemory& memory) const {
     std::vector<uint64_t> sums(held_copies(layouts_[rank]).size(), 0);
-    for (const auto& view : shard_views(catalogue_, layouts_[rank], base)) {
+    for (const auto& view : shard_views(catalogue_, layouts_[rank], memory)) {
       const auto* bits = reinterpret_cast<const Bits*>(view.data);
       for (uint64_t row = 0; row < view.rows; ++row) {
         for (uint64_t col = 0; col < view.cols; ++col) {
@@ -217,6 +239,20 @@ std::optional<Bits> shared_by_most(const Drift& drift, const RoleMemory& role) {
 }
 
 }  // namespace
+
+TEST_CASE("memory in pieces has the digests of the same memory in one") {
+  const Catalogue catalogue = small_model();
+  for (const char* spec : {"sglang:tp=1", "sglang:tp=2", "vllm:tp=2", "hf"}) {
+    CAPTURE(spec);
+    const auto layout = make_inference_layout(spec, catalogue, 2);
+    const RoleMemory memory(catalogue, *layout);
+    for (size_t rank = 0; rank < 2; ++rank) {
+      for (const uint64_t elements : {7, 50, 1000}) {
+        CHECK(memory.scattered_sums(rank, elements) == memory.sums(rank));
+      }
+    }
+  }
+}
 
 TEST_CASE("errors of copies on either side never cancel, and their ranks are named") {
   constexpr uint32_t kRanks = 6;

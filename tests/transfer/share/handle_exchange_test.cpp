@@ -12,6 +12,7 @@ namespace {
 
 using awex::check_handles;
 using awex::FdTransport;
+using awex::HandleKind;
 using awex::HandleRecord;
 using awex::Role;
 using awex::test::job;
@@ -31,10 +32,12 @@ std::vector<HandleRecord> good_records(int pairs) {
     record.node.host = {'a'};
     record.device_uuid[0] = static_cast<uint8_t>(rank % pairs);
     record.fingerprint = kFingerprint;
+    record.maps = HandleKind::kMemfd;
     if (!trains) continue;
+    record.offered.kind = HandleKind::kMemfd;
     record.offered.bytes = 100;
     record.offered.chunk_bytes = 64;
-    record.offered.chunk_count = 2;
+    record.offered.count = 2;
   }
   return records;
 }
@@ -91,7 +94,8 @@ void check_swap(FdTransport transport) {
   constexpr uint64_t kBytes = (65ULL << 20) + 123;  // two chunks, the last in part
   const bool trains = peer.role == Role::kTrainer;
   const auto offered = trains ? offer(*device, kBytes) : nullptr;
-  auto received = awex::swap_handles(job(), offered.get(), partner_of(me), kFingerprint, transport);
+  auto received = awex::swap_handles(job(), awex::BackendKind::kHost, offered.get(), partner_of(me),
+                                     kFingerprint, transport);
   if (trains) {
     CHECK(received.fds.empty());
   } else {
@@ -119,7 +123,7 @@ TEST_CASE("another fingerprint on one rank stops all of them, with both sides na
   const auto offered = trains ? offer(*device, 4096) : nullptr;
   std::string what;
   try {
-    (void)awex::swap_handles(job(), offered.get(), partner_of(me),
+    (void)awex::swap_handles(job(), awex::BackendKind::kHost, offered.get(), partner_of(me),
                              me == odd ? kFingerprint + 1 : kFingerprint);
   } catch (const awex::Error& e) {
     CHECK(e.code() == awex::ExitCode::kRequest);
@@ -168,7 +172,7 @@ TEST_CASE("partners must share host and device and name each other") {
 
 TEST_CASE("offers that make no sense are refused") {
   auto records = good_records(1);
-  records[0].offered.chunk_count = 3;
+  records[0].offered.count = 3;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   records = good_records(1);
   records[0].offered.chunk_bytes = 0;
@@ -178,9 +182,55 @@ TEST_CASE("offers that make no sense are refused") {
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   records = good_records(1);
   records[0].offered.bytes = 64 * (awex::kMaxChunks + 1);
-  records[0].offered.chunk_count = awex::kMaxChunks + 1;
+  records[0].offered.count = awex::kMaxChunks + 1;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   records = good_records(1);
   records[1].offered.bytes = 1;
   CHECK(contains(verdict(records), "rank 1 (inference, host a) offers"));
+  records = good_records(1);
+  records[1].offered = records[0].offered;
+  CHECK(contains(verdict(records), "rank 1 (inference, host a) offers"));
+  records = good_records(1);
+  records[0].offered = {};
+  CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers 0 B by 0 nothing"));
+  records = good_records(1);
+  records[0].offered.kind = static_cast<HandleKind>(77);
+  CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
+}
+
+TEST_CASE("what is offered must be of the kind that the partner maps, and both are named") {
+  auto records = good_records(2);
+  records[1].offered.kind = HandleKind::kVmmDescriptor;
+  CHECK(
+      verdict(records) ==
+      "rank 1 (trainer, host a) offers its weights by VMM descriptors, rank 3 (inference, host a) "
+      "maps memfds");
+  records[3].maps = HandleKind::kVmmDescriptor;
+  CHECK(verdict(records).empty());
+}
+
+TEST_CASE("legacy handles are parts of allocations that make up the range") {
+  auto records = good_records(1);
+  records[1].maps = HandleKind::kLegacyIpc;
+  auto& offered = records[0].offered;
+  offered = {};
+  offered.kind = HandleKind::kLegacyIpc;
+  offered.bytes = 100;
+  offered.count = 3;
+  offered.legacy[0].bytes = 10;
+  offered.legacy[1].bytes = 60;
+  offered.legacy[2].bytes = 30;
+  offered.legacy[3].bytes = 5;
+  CHECK(verdict(records).empty());
+  CHECK(offered.parts().size() == 3);
+  CHECK(offered.numbers().empty());
+  offered.count = 2;
+  CHECK(contains(verdict(records), "offers 100 B by 2 legacy IPC handles"));
+  offered.count = awex::kMostLegacyHandles + 1;
+  CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
+  offered.count = 3;
+  offered.legacy[1].bytes = 0;
+  CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
+  offered.legacy[1].bytes = ~uint64_t{0} - 20;
+  CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
 }
