@@ -75,7 +75,7 @@ void Ending::abort(ExitCode code) {
     pause_until_ended(kAbortGrace);
     if (told_to_end_now()) std::_Exit(static_cast<int>(code));
   }
-  MPI_Abort(world_.comm(), static_cast<int>(code));
+  MPI_Abort(world_.control(), static_cast<int>(code));
   std::_Exit(static_cast<int>(code));
 }
 
