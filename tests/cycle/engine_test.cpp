@@ -78,6 +78,7 @@ class PatternTrainer final : public TrainerEngine {
     ++steps_;
     write();
   }
+  [[nodiscard]] uint64_t steps() const override { return steps_; }
 
  private:
   void write() {
