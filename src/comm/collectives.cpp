@@ -33,6 +33,7 @@ void Collectives::barrier(const std::string& what) {
 }
 
 void Collectives::begin(Kind kind, std::span<const std::byte> send, size_t count) {
+  failures_.throw_known();  // the last call may be under way still, and use the memory
   const CollectiveCall call{begun_.sequence + 1, kind, narrow<int32_t>(count)};
   from_.assign(send.begin(), send.end());
   begun_ = call;

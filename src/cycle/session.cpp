@@ -95,6 +95,7 @@ Error Session::recover(const Error& error) {
   // Kernels that wait for a peer end here; nobody begins new ones before all are idle.
   job_.do_and_agree([this] {
     if (remote_) remote_->abort(job_.deadline());
+    kernels_->join();  // what was to join them may have failed
     kernels_->wait("the end of the failed command's work", job_.deadline(), job_);
     queue_->finish("the end of the failed command's copies", job_.deadline(), job_);
   });
