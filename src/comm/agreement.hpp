@@ -5,7 +5,6 @@
 #include "base/error.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
-#include "comm/requests.hpp"
 #include "comm/waits.hpp"
 #include "comm/wire_error.hpp"
 
@@ -21,17 +20,10 @@ class Agreement {
   void agree(const WireError& mine);
   /// Lets rank 0 know who comes to a collective call: MPI's own calls never say who is missing.
   void arrive(const std::string& what);
-  /// Waits for a collective call of MPI that this rank takes part in: returns when `request` is
-  /// done. Every rank has come to it, as far as rank 0 knows.
-  void await_collective(MPI_Request& request, const std::string& what);
 
  private:
   [[nodiscard]] WireError decide(const WireError& mine);
   [[nodiscard]] WireError ask_for_outcome(const WireError& mine);
-  void wait_for_others(Requests& requests, const std::string& deed,
-                       std::span<const WireError> verdicts);
-  template <class Done>
-  void wait_for_rank_zero(const Done& done, const std::string& deed);
 
   MpiWorld& world_;
   Failures& failures_;

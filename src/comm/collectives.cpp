@@ -9,42 +9,99 @@
 
 namespace awex {
 
+using Kind = CollectiveCall::Kind;
+
 std::vector<std::byte> Collectives::all_gather(std::span<const std::byte> send,
                                                const std::string& what) {
-  const int count = narrow<int>(send.size());
   agreement_.arrive(what);
-  auto& from = abandoned_.emplace_back(send.begin(), send.end());
-  auto& to = abandoned_.emplace_back(send.size() * static_cast<size_t>(world_.size()));
-  MPI_Request request = MPI_REQUEST_NULL;
-  AWEX_MPI(MPI_Iallgather(from.data(), count, MPI_BYTE, to.data(), count, MPI_BYTE, world_.comm(),
-                          &request),
-           "gather {} from every rank for '{}'", format_bytes(send.size()), what);
-  agreement_.await_collective(request, what);
-  auto result = std::move(to);
-  abandoned_.clear();
-  return result;
+  begin(Kind::kGather, send, send.size());
+  await(what);
+  return std::move(to_);
 }
 
-void Collectives::all_reduce(std::span<uint64_t> values, MPI_Op operation,
-                             const std::string& what) {
-  const int count = narrow<int>(values.size());
+void Collectives::all_reduce(Kind kind, std::span<uint64_t> values, const std::string& what) {
   agreement_.arrive(what);
-  auto& results = abandoned_.emplace_back(values.size_bytes());
-  std::memcpy(results.data(), values.data(), values.size_bytes());
-  MPI_Request request = MPI_REQUEST_NULL;
-  AWEX_MPI(MPI_Iallreduce(MPI_IN_PLACE, results.data(), count, MPI_UINT64_T, operation,
-                          world_.comm(), &request),
-           "reduce {} numbers for '{}'", count, what);
-  agreement_.await_collective(request, what);
-  std::memcpy(values.data(), results.data(), values.size_bytes());
-  abandoned_.clear();
+  begin(kind, std::as_bytes(values), values.size());
+  await(what);
+  std::memcpy(values.data(), to_.data(), values.size_bytes());
 }
 
 void Collectives::barrier(const std::string& what) {
   agreement_.arrive(what);
-  MPI_Request request = MPI_REQUEST_NULL;
-  AWEX_MPI(MPI_Ibarrier(world_.comm(), &request), "come to '{}'", what);
-  agreement_.await_collective(request, what);
+  begin(Kind::kBarrier, {}, 0);
+  await(what);
 }
+
+void Collectives::begin(Kind kind, std::span<const std::byte> send, size_t count) {
+  failures_.throw_known();  // the last call may be under way still, and use the memory
+  const CollectiveCall call{begun_.sequence + 1, kind, narrow<int32_t>(count)};
+  from_.assign(send.begin(), send.end());
+  begun_ = call;
+  start();
+}
+
+/// Begins the call `begun_` with what is in `from_`.
+void Collectives::start() {
+  const int count = begun_.count;
+  const auto comm = world_.traffic().comm();
+  switch (begun_.kind) {
+    case Kind::kNone:
+      return;
+    case Kind::kGather:
+      to_.resize(from_.size() * static_cast<size_t>(world_.size()));
+      AWEX_MPI(MPI_Iallgather(from_.data(), count, MPI_BYTE, to_.data(), count, MPI_BYTE, comm,
+                              &request_),
+               "gather {} from every rank", format_bytes(from_.size()));
+      return;
+    case Kind::kSum:
+    case Kind::kMax:
+      to_.resize(from_.size());
+      AWEX_MPI(MPI_Iallreduce(from_.data(), to_.data(), count, MPI_UINT64_T,
+                              begun_.kind == Kind::kSum ? MPI_SUM : MPI_MAX, comm, &request_),
+               "reduce {} numbers", count);
+      return;
+    case Kind::kBarrier:
+      AWEX_MPI(MPI_Ibarrier(comm, &request_), "come to a barrier");
+      return;
+  }
+}
+
+bool Collectives::is_done() {
+  int done = 0;
+  AWEX_MPI(MPI_Test(&request_, &done, MPI_STATUS_IGNORE), "complete a collective call");
+  return done != 0;
+}
+
+/// Waits for the call that has begun. Every rank has come to it, as far as rank 0 knows.
+void Collectives::await(const std::string& what) {
+  const auto done = [this] { return is_done(); };
+  if (world_.rank() != 0) {
+    return waits_.wait_for_rank_zero(done, fmt::format("completed '{}'", what));
+  }
+  waits_.wait(done, kRankZeroGrace, [&] {
+    failures_.announce_and_fail(
+        Error(ExitCode::kDeadline,
+              fmt::format("'{}' is not done after {}, though every rank came to it{}", what,
+                          format_seconds(world_.timeout().count()), world_.describe_stopped()),
+              kDeadlineHint));
+  });
+}
+
+void Collectives::join(const CollectiveCall& last) {
+  if (last == begun_) return;
+  if (last.sequence != begun_.sequence + 1) {
+    throw runtime_error(fmt::format("another rank has come to collective call {} (kind {}, {} "
+                                    "values), this one to {} (kind {}, {} values)",
+                                    last.sequence, static_cast<int>(last.kind), last.count,
+                                    begun_.sequence, static_cast<int>(begun_.kind), begun_.count),
+                        "this is a fault of awex-colocate: please report it");
+  }
+  const bool is_bytes = last.kind == Kind::kGather;
+  from_.assign(static_cast<size_t>(last.count) * (is_bytes ? 1 : sizeof(uint64_t)), std::byte{0});
+  begun_ = last;
+  start();
+}
+
+bool Collectives::settle() { return is_done(); }
 
 }  // namespace awex

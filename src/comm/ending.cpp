@@ -42,8 +42,7 @@ bool Ending::told_to_end_now() {
   return termination_signals() > known_signals_;
 }
 
-/// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: after a failure MPI
-/// may still have requests on memory that has been freed while unwinding.
+/// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: peers may be gone.
 void Ending::pause_until_ended(Seconds longest) {
   const Deadline deadline(longest);
   while (!told_to_end_now() && !deadline.expired()) {
@@ -75,7 +74,7 @@ void Ending::abort(ExitCode code) {
     pause_until_ended(kAbortGrace);
     if (told_to_end_now()) std::_Exit(static_cast<int>(code));
   }
-  MPI_Abort(world_.comm(), static_cast<int>(code));
+  MPI_Abort(world_.control(), static_cast<int>(code));
   std::_Exit(static_cast<int>(code));
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <csignal>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/launch.hpp"
@@ -27,29 +28,51 @@ void Failures::watch_processes() {
 }
 
 void Failures::throw_known() const {
-  if (failure_) throw Error(*failure_);
+  if (failure_) throw Error(failure_->error);
+}
+
+std::optional<Error> Failures::known() const {
+  if (!failure_) return std::nullopt;
+  return failure_->error;
+}
+
+WireError Failures::verdict() const {
+  return failure_ ? to_wire(failure_->error, failure_->time_s) : WireError{};
 }
 
 void Failures::listen() {
   while (true) {
     int found = 0;
     MPI_Status status{};
-    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kFailureTag, world_.comm(), &found, &status),
+    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kFailureTag, world_.control(), &found, &status),
              "look for other ranks' failures");
     if (found == 0) return;
     WireError wire;
-    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kFailureTag, world_.comm(),
-                      MPI_STATUS_IGNORE),
+    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kFailureTag,
+                      world_.control(), MPI_STATUS_IGNORE),
              "receive the failure of rank {}", status.MPI_SOURCE);
-    if (wire.rank_zero_lost) lost_.insert(0);
-    if (wire.telling == Telling::kQuestion) {
-      question_ = from_wire(wire);
-    } else if (!failure_) {
-      failure_ = from_wire(wire);
-      told_ = true;
-      agreed_ = false;
-    }
+    take(wire);
   }
+}
+
+void Failures::take(const WireError& wire) {
+  if (wire.rank_zero_lost) lost_.insert(0);
+  if (wire.epoch > world_.epoch() && !wire.ends_job) {
+    if (wire.telling == Telling::kFailure && !next_) next_ = wire;
+    return;
+  }
+  if (wire.epoch < world_.epoch() && !wire.ends_job) return;  // settled long ago
+  if (wire.telling == Telling::kQuestion) {
+    // One that was asked before the failure was known has its answer.
+    if (wire.recovers == recovering_) question_ = from_wire(wire);
+    return;
+  }
+  ends_job_ = ends_job_ || wire.ends_job;
+  const bool is_settled = recovering_ && !wire.ends_job;
+  if (failure_ || is_settled) return;
+  failure_ = Known{from_wire(wire), wire.time_s};
+  told_ = true;
+  agreed_ = false;
 }
 
 /// Takes in what arrives for a moment; throws if it is a failure, which then is the cause.
@@ -73,27 +96,32 @@ void Failures::look_for_lost() {
     const auto& peer = world_.peers().at(static_cast<size_t>(other));
     names.push_back(fmt::format("{} pid {}", peer.describe(), peer.pid));
   }
-  fail(Error(ExitCode::kPeerLost,
-             fmt::format("{} {} gone {}", fmt::join(names, ", "), gone.size() == 1 ? "is" : "are",
-                         world_.describe_phase()),
-             "see its own message above; without one, look for a signal or the kernel's "
-             "out-of-memory killer (dmesg)"));
+  end_job_with(Error(ExitCode::kPeerLost,
+                     fmt::format("{} {} gone {}", fmt::join(names, ", "),
+                                 gone.size() == 1 ? "is" : "are", world_.describe_phase()),
+                     "see its own message above; without one, look for a signal or the kernel's "
+                     "out-of-memory killer (dmesg)"));
 }
 
 void Failures::look_for_signal(int signal_number) {
   listen_for_cause();
   look_for_lost();
   const char* name = signal_number == SIGINT ? "SIGINT" : "SIGTERM";
-  fail(runtime_error(fmt::format("told to end by {} {}", name, world_.describe_phase()),
-                     fmt::format("{} sends it to all ranks when one has died or the job is "
-                                 "cancelled",
-                                 launcher_name(this_launch()))));
+  end_job_with(runtime_error(fmt::format("told to end by {} {}", name, world_.describe_phase()),
+                             fmt::format("{} sends it to all ranks when one has died or the job is "
+                                         "cancelled",
+                                         launcher_name(this_launch()))));
+}
+
+void Failures::end_job_with(const Error& error) {
+  ends_job_ = true;
+  fail(error);
 }
 
 void Failures::fail(const Error& error) {
-  if (!failure_) failure_ = world_.located(error);
+  if (!failure_) failure_ = Known{world_.located(error), world_.now()};
   agreed_ = false;
-  throw Error(*failure_);
+  throw Error(failure_->error);
 }
 
 void Failures::announce_and_fail(const Error& error) {
@@ -103,30 +131,39 @@ void Failures::announce_and_fail(const Error& error) {
 
 void Failures::announce(const Error& error) {
   agreed_ = false;
+  ends_job_ = ends_job_ || recovering_;
   if (!told_) listen();
-  if (!failure_) failure_ = world_.located(error);
+  if (!failure_) failure_ = Known{world_.located(error), world_.now()};
   if (told_) return;
   told_ = true;
-  auto wire = to_wire(*failure_, world_.now());
-  wire.rank_zero_lost = is_lost(0);
   const auto gone = watch_.gone();
   for (int other = 0; other < world_.size(); ++other) {
     const bool hears = std::find(gone.begin(), gone.end(), other) == gone.end();
-    if (other != world_.rank() && hears) tell(other, wire);
+    if (other != world_.rank() && hears) tell(other, verdict());
   }
 }
 
-void Failures::tell(int to, const WireError& wire) {
-  auto& [message, request] = outbox_.emplace_back(wire, MPI_REQUEST_NULL);
-  AWEX_MPI(MPI_Isend(&message, sizeof(message), MPI_BYTE, to, kFailureTag, world_.comm(), &request),
-           "tell rank {} of a failure", to);
+void Failures::tell(int to, WireError wire) {
+  wire.epoch = world_.epoch();
+  wire.ends_job = ends_job_;
+  wire.recovers = recovering_;
+  wire.rank_zero_lost = is_lost(0);
+  outbox_.send(bytes_of(wire), to, kFailureTag, world_.control());
 }
 
-void Failures::push() {
-  for (auto& [wire, request] : outbox_) {
-    int done = 0;
-    MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-  }
+void Failures::begin_recovery() {
+  recovering_ = true;
+  failure_.reset();
+  question_.reset();
+  told_ = false;
+}
+
+void Failures::end_recovery() {
+  recovering_ = false;
+  agreed_ = false;
+  lost_.clear();
+  question_.reset();
+  if (next_) take(*std::exchange(next_, std::nullopt));
 }
 
 void Failures::ask_rank_zero(const Error& late) {

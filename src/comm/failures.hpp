@@ -1,21 +1,21 @@
 #pragma once
 
-#include <mpi.h>
-
-#include <list>
 #include <optional>
 #include <set>
-#include <utility>
+#include <vector>
 
 #include "base/error.hpp"
 #include "comm/mpi_world.hpp"
 #include "comm/process_watch.hpp"
+#include "comm/requests.hpp"
 #include "comm/wire_error.hpp"
 
 namespace awex {
 
 /// What this rank knows of failures: it tells its own to all, hears of the others', and watches the
-/// processes of its node. The first failure counts; from then on `throw_known` throws it.
+/// processes of its node. The first failure of an epoch counts; from then on `throw_known` throws
+/// it. Some failures end the job: a process that is gone, a signal to end, and all that goes wrong
+/// while the job recovers.
 class Failures {
  public:
   explicit Failures(MpiWorld& world) : world_(world) {}
@@ -26,7 +26,11 @@ class Failures {
 
   /// Throws the failure that is known, if one is.
   void throw_known() const;
-  [[nodiscard]] const std::optional<Error>& known() const { return failure_; }
+  [[nodiscard]] std::optional<Error> known() const;
+  /// The same for other ranks, with the time when it happened; success where none is known.
+  [[nodiscard]] WireError verdict() const;
+  /// Whether a failure that ends the job is known.
+  [[nodiscard]] bool ends_job() const { return ends_job_; }
 
   /// Takes in what other ranks have told of failures.
   void listen();
@@ -43,7 +47,12 @@ class Failures {
   /// Both.
   [[noreturn]] void announce_and_fail(const Error& error);
   /// Lets MPI send what is still to be told.
-  void push();
+  void push() { outbox_.push(); }
+
+  /// From now on the failures of this epoch are settled: only what ends the job is thrown.
+  void begin_recovery();
+  /// Forgets them. The world must be in the next epoch already.
+  void end_recovery();
 
   /// Asks rank 0, for which this rank waits too long, who is missing; `late` is what it would say.
   void ask_rank_zero(const Error& late);
@@ -63,16 +72,27 @@ class Failures {
 
  private:
   void listen_for_cause();
-  void tell(int to, const WireError& wire);
+  void take(const WireError& wire);
+  void tell(int to, WireError wire);
+  [[noreturn]] void end_job_with(const Error& error);
+
+  /// A failure, and when it happened on the job's common clock.
+  struct Known {
+    Error error;
+    double time_s = 0;
+  };
 
   MpiWorld& world_;
   ProcessWatch watch_;
-  std::optional<Error> failure_;
+  std::optional<Known> failure_;
+  std::optional<WireError> next_;  ///< Of the next epoch, which others have begun already.
   std::optional<Error> question_;
   bool told_ = false;  ///< All ranks know of the failure.
+  bool recovering_ = false;
+  bool ends_job_ = false;
   bool agreed_ = false;
   std::set<int> lost_;
-  std::list<std::pair<WireError, MPI_Request>> outbox_;  ///< MPI may read it until it is finalised.
+  Outbox outbox_;
 };
 
 }  // namespace awex

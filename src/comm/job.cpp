@@ -1,6 +1,5 @@
 #include "comm/job.hpp"
 
-#include <mpi.h>
 #include <sys/prctl.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
 #include "comm/progress.hpp"
+#include "comm/recovery.hpp"
 #include "comm/requests.hpp"
 #include "comm/signals.hpp"
 #include "comm/waits.hpp"
@@ -35,7 +35,8 @@ struct Job::Parts {
   Progress progress{world, failures};
   Waits waits{world, failures, progress};
   Agreement agreement{world, failures, waits};
-  Collectives collectives{world, agreement};
+  Collectives collectives{world, failures, waits, agreement};
+  Recovery recovery{world, failures, progress, waits, collectives};
   Ending ending{world, failures, collectives};
 };
 
@@ -54,6 +55,7 @@ int Job::rank() const { return parts_->world.rank(); }
 int Job::size() const { return parts_->world.size(); }
 int Job::nodes() const { return parts_->world.nodes(); }
 const NodeIdentity& Job::node_of(int rank) const { return parts_->world.node_of(rank); }
+void Job::set_timeout(Seconds timeout) { parts_->world.set_timeout(timeout); }
 Deadline Job::deadline() const { return Deadline(parts_->world.timeout()); }
 double Job::now() const { return parts_->world.now(); }
 const std::vector<Peer>& Job::peers() const { return parts_->world.peers(); }
@@ -107,6 +109,9 @@ Error Job::announce_failure(const Error& error) noexcept {
   return parts_->failures.known().value_or(error);
 }
 
+Error Job::recover(const Error& error) { return parts_->recovery.recover(error); }
+uint64_t Job::epoch() const { return parts_->world.epoch(); }
+
 bool Job::failure_is_agreed() const { return parts_->failures.is_agreed(); }
 
 // ---- Waits
@@ -134,16 +139,16 @@ std::vector<std::byte> Job::all_gather(std::span<const std::byte> send, const st
 }
 
 void Job::all_reduce_sum(std::span<uint64_t> values, const std::string& what) {
-  parts_->collectives.all_reduce(values, MPI_SUM, what);
+  parts_->collectives.all_reduce(CollectiveCall::Kind::kSum, values, what);
 }
 
 void Job::all_reduce_max(std::span<uint64_t> values, const std::string& what) {
-  parts_->collectives.all_reduce(values, MPI_MAX, what);
+  parts_->collectives.all_reduce(CollectiveCall::Kind::kMax, values, what);
 }
 
 void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
-                   const std::string& what) {
-  Requests requests(parts_->world.comm());
+                   const std::string& what, std::shared_ptr<const void> memory) {
+  Requests requests(parts_->world.traffic(), std::move(memory));
   for (const auto& [rank, bytes] : receives) {
     for (size_t at = 0; at < bytes.size(); at += kLargestMessage) {
       requests.receive(bytes.subspan(at, std::min(kLargestMessage, bytes.size() - at)), rank,

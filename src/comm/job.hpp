@@ -42,7 +42,12 @@ struct Late {
 /// A failure that every rank finds at the same point (a wrong request, a digest mismatch) is agreed
 /// on with `agree` and unwinds everywhere alike. A failure on one rank in the midst of its work is
 /// told to all with `announce_failure`; from then on every wait and `poll` of every rank throws
-/// that failure, and the job can only `abort`. What a program does with an Error of its job:
+/// that failure, until all have come to `recover`. What a resident program does with an Error of
+/// its job:
+///
+///     report(job.recover(e));  // and goes on, unless that throws
+///
+/// and what one does that ends with it, or cannot recover:
 ///
 ///     if (job.failure_is_agreed()) { if (job.is_reporter()) report(e); job.finish(); return code;
 ///     } job.announce_failure(e); job.await_turn_to_report(code); report(e); job.abort(code);
@@ -69,6 +74,8 @@ class Job final : public WaitMonitor {
   [[nodiscard]] const NodeIdentity& node_of(int rank) const;
   /// This rank's.
   [[nodiscard]] const NodeIdentity& node() const { return node_of(rank()); }
+  /// How long each wait may take from now on; to be the same on every rank.
+  void set_timeout(Seconds timeout);
   /// A fresh deadline of the job's timeout.
   [[nodiscard]] Deadline deadline() const;
   /// Seconds since the common start (the last `synchronise_clocks`).
@@ -118,6 +125,18 @@ class Job final : public WaitMonitor {
   /// throws.
   Error announce_failure(const Error& error) noexcept;
 
+  /// Brings the job from a failure, `error` or what is known before it, into its next epoch: all
+  /// ranks meet, every message and collective call of the failed work is brought to its end, and a
+  /// new communicator begins. Returns the first cause, the same on every rank; the job is then as
+  /// if nothing had failed. Device work is its owner's to end, before or after. Every rank must
+  /// come, also one that has not failed itself: its next `poll` or wait tells it to. Collective.
+  ///
+  /// Throws, and the job must end, when a process is gone or was told to end, or a rank does not
+  /// come before the deadline.
+  [[nodiscard]] Error recover(const Error& error);
+  /// How often the job has recovered.
+  [[nodiscard]] uint64_t epoch() const;
+
   /// Throws the failure that any rank announced, Error(kPeerLost) when a process of this host is
   /// gone, and Error(kRuntime) when this process was told to end (SIGTERM, SIGINT). Cheap: most
   /// calls only read the clock.
@@ -140,8 +159,12 @@ class Job final : public WaitMonitor {
 
   /// Sends and receives point to point; done when all is done. Messages between two ranks arrive in
   /// the order of the spans. Error(kDeadline) names the ranks still missing.
+  ///
+  /// Bytes travel through memory of the job's own, so that all spans may be freed after a failure.
+  /// Where `memory` owns what they lie in they travel directly: the job then keeps it after a
+  /// failure until MPI has let go of it, in `recover`.
   void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
-                const std::string& what);
+                const std::string& what, std::shared_ptr<const void> memory = nullptr);
 
   /// Waits until `done()` for what other ranks take part in, without a message of MPI. When the
   /// deadline passes, Error(kDeadline) says what `late()`, a Late, returns then; it also names

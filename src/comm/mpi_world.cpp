@@ -46,19 +46,29 @@ void MpiWorld::connect(int* argc, char*** argv) {
   if (provided < MPI_THREAD_FUNNELED) {
     throw runtime_error("this MPI does not allow programs with threads (MPI_THREAD_FUNNELED)");
   }
-  AWEX_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "make the job's own communicator");
-  AWEX_MPI(MPI_Comm_rank(comm_, &rank_), "learn this rank");
-  AWEX_MPI(MPI_Comm_size(comm_, &size_), "learn the number of ranks");
+  MPI_Comm first = MPI_COMM_NULL;
+  AWEX_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &control_), "make the job's own communicator");
+  AWEX_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &first), "make the first epoch's communicator");
+  AWEX_MPI(MPI_Comm_rank(control_, &rank_), "learn this rank");
+  AWEX_MPI(MPI_Comm_size(control_, &size_), "learn the number of ranks");
+  traffic_.begin(first, size_);
 }
 
 void MpiWorld::learn_nodes() {
   AWEX_MPI(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, nodes_.data(),
-                         narrow<int>(sizeof(NodeIdentity)), MPI_BYTE, comm_),
+                         narrow<int>(sizeof(NodeIdentity)), MPI_BYTE, control_),
            "gather the nodes of all ranks");
   for (int other = 0; other < size_; ++other) {
     if (node_of(other) == node_of(rank_)) node_ranks_.push_back(other);
   }
   node_count_ = narrow<int>(std::set(nodes_.begin(), nodes_.end()).size());
+}
+
+void MpiWorld::begin_epoch(MPI_Comm comm) {
+  auto last = traffic_.comm();
+  AWEX_MPI(MPI_Comm_free(&last), "free the communicator of epoch {}", epoch_);
+  traffic_.begin(comm, size_);
+  ++epoch_;
 }
 
 void MpiWorld::set_peers(std::vector<Peer> peers) {
@@ -148,7 +158,9 @@ void MpiWorld::finalise() {
       allowed, ExitCode::kDeadline,
       fmt::format("{}: MPI_Finalize is not done after {}: another rank does not come to its end",
                   describe(rank_), format_seconds(allowed.count())));
-  AWEX_MPI(MPI_Comm_free(&comm_), "free the job's communicator");
+  auto last = traffic_.comm();
+  AWEX_MPI(MPI_Comm_free(&last), "free the last epoch's communicator");
+  AWEX_MPI(MPI_Comm_free(&control_), "free the job's communicator");
   AWEX_MPI(MPI_Finalize(), "finalise MPI");
 }
 

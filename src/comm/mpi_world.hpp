@@ -11,6 +11,7 @@
 #include "comm/mpi_start.hpp"
 #include "comm/node_identity.hpp"
 #include "comm/peer.hpp"
+#include "comm/requests.hpp"
 
 namespace awex {
 
@@ -24,12 +25,21 @@ class MpiWorld {
   /// takes longer than `timeout` and the start's allowance. Collective.
   MpiWorld(int* argc, char*** argv, Seconds timeout, const MpiStart& start);
 
-  /// Ours alone: messages never mix with another library's.
-  [[nodiscard]] MPI_Comm comm() const { return comm_; }
+  /// For what must reach the others also when a command has failed; the job's alone, so that
+  /// messages never mix with another library's. All else goes through `traffic`.
+  [[nodiscard]] MPI_Comm control() const { return control_; }
+  /// The messages of this epoch, on a communicator that every epoch makes anew.
+  [[nodiscard]] Traffic& traffic() { return traffic_; }
+  /// How often the job has recovered. Control messages carry it.
+  [[nodiscard]] uint64_t epoch() const { return epoch_; }
+  /// Begins the next epoch, whose messages go through `comm`, a duplicate of MPI_COMM_WORLD; the
+  /// last one must have no message left.
+  void begin_epoch(MPI_Comm comm);
   [[nodiscard]] int rank() const { return rank_; }
   [[nodiscard]] int size() const { return size_; }
   /// How long a wait may take.
   [[nodiscard]] Seconds timeout() const { return timeout_; }
+  void set_timeout(Seconds timeout) { timeout_ = timeout; }
 
   [[nodiscard]] const NodeIdentity& node_of(int rank) const {
     return nodes_.at(static_cast<size_t>(rank));
@@ -74,7 +84,9 @@ class MpiWorld {
   [[nodiscard]] std::string describe_all(const std::vector<int>& ranks) const;
 
   Seconds timeout_;
-  MPI_Comm comm_ = MPI_COMM_NULL;
+  MPI_Comm control_ = MPI_COMM_NULL;
+  Traffic traffic_;
+  uint64_t epoch_ = 0;
   int rank_ = 0;
   int size_ = 1;
   std::vector<NodeIdentity> nodes_;  ///< By rank.

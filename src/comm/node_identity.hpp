@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 #include "base/fixed_text.hpp"
@@ -19,7 +20,10 @@ struct NodeIdentity {
   [[nodiscard]] bool is_same_machine(const NodeIdentity& other) const {
     return boot.front() != '\0' && boot == other.boot;
   }
-  friend auto operator<=>(const NodeIdentity&, const NodeIdentity&) = default;
+  bool operator==(const NodeIdentity&) const = default;
+  bool operator<(const NodeIdentity& other) const {
+    return std::tie(host, boot) < std::tie(other.host, other.boot);
+  }
 };
 static_assert(std::is_trivially_copyable_v<NodeIdentity>);
 

@@ -36,8 +36,12 @@ void Progress::progressed(const WorkProgress& progress) {
   last_ = Clock::now();
   news_ = true;
   const bool turns = own_.ended || progress.ended;
-  own_ = {fixed_text<64>(progress.what), fixed_text<512>(progress.file), progress.done_bytes,
-          progress.all_bytes, progress.ended};
+  own_ = {fixed_text<64>(progress.what),
+          fixed_text<512>(progress.file),
+          progress.done_bytes,
+          progress.all_bytes,
+          world_.epoch(),
+          progress.ended};
   if (world_.rank() == 0) show(0, own_);
   if (turns || last_ >= next_tell_) tell();
 }
@@ -52,33 +56,27 @@ void Progress::tell() {
   news_ = false;
   next_tell_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(
                                   kLongestTellInterval, world_.timeout() / kTellsPerTimeout));
-  outbox_.remove_if([](auto& sent) {
-    int done = 0;
-    MPI_Test(&sent.second, &done, MPI_STATUS_IGNORE);
-    return done != 0;
-  });
   if (world_.rank() != 0) return send(0);
   for (int other = 1; other < world_.size(); ++other) send(other);
 }
 
 void Progress::send(int to) {
-  auto& [message, request] = outbox_.emplace_back(own_, MPI_REQUEST_NULL);
-  AWEX_MPI(
-      MPI_Isend(&message, sizeof(message), MPI_BYTE, to, kProgressTag, world_.comm(), &request),
-      "tell rank {} of progress", to);
+  own_.epoch = world_.epoch();  // rank 0 also tells that others work
+  outbox_.send(bytes_of(own_), to, kProgressTag, world_.control());
 }
 
 void Progress::hear() {
   while (true) {
     int found = 0;
     MPI_Status status{};
-    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kProgressTag, world_.comm(), &found, &status),
+    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kProgressTag, world_.control(), &found, &status),
              "look for other ranks' progress");
     if (found == 0) return;
     WireProgress wire;
-    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kProgressTag, world_.comm(),
-                      MPI_STATUS_IGNORE),
+    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kProgressTag,
+                      world_.control(), MPI_STATUS_IGNORE),
              "receive the progress of rank {}", status.MPI_SOURCE);
+    if (wire.epoch != world_.epoch()) continue;
     last_ = Clock::now();
     news_ = world_.rank() == 0;
     if (world_.rank() == 0) show(status.MPI_SOURCE, wire);
@@ -115,6 +113,14 @@ void Progress::look_for_silent() {
                           world_.describe_stopped()),
               kDeadlineHint));
   }
+}
+
+void Progress::forget() {
+  working_.clear();
+  told_.clear();
+  watcher_ = nullptr;
+  own_ = {};
+  news_ = false;
 }
 
 bool Progress::overdue(const Deadline& deadline, Seconds grace) const {

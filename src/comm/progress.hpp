@@ -1,18 +1,15 @@
 #pragma once
 
-#include <mpi.h>
-
 #include <chrono>
 #include <functional>
-#include <list>
 #include <map>
 #include <type_traits>
-#include <utility>
 
 #include "base/fixed_text.hpp"
 #include "base/wait.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
+#include "comm/requests.hpp"
 
 namespace awex {
 
@@ -22,6 +19,7 @@ struct WireProgress {
   FixedText<512> file{};
   uint64_t done_bytes = 0;
   uint64_t all_bytes = 0;
+  uint64_t epoch = 0;
   bool ended = true;
 };
 static_assert(std::is_trivially_copyable_v<WireProgress>);
@@ -43,6 +41,8 @@ class Progress {
   void exchange();
   /// Fails when a rank has fallen silent in the midst of its work.
   void look_for_silent();
+  /// Forgets all work, of this rank and of others: a failed command's has ended everywhere.
+  void forget();
   /// Whether `deadline`, of the job's timeout and `grace`, is over, which any rank's progress
   /// renews.
   [[nodiscard]] bool overdue(const Deadline& deadline, Seconds grace) const;
@@ -70,7 +70,7 @@ class Progress {
   Clock::time_point last_;  ///< When any rank told.
   Clock::time_point next_tell_;
   bool news_ = false;  ///< Rank 0: progress that the others do not know of.
-  std::list<std::pair<WireProgress, MPI_Request>> outbox_;  ///< MPI may read it until it is sent.
+  Outbox outbox_;
 };
 
 }  // namespace awex

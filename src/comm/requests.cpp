@@ -1,7 +1,9 @@
 #include "comm/requests.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <set>
+#include <utility>
 
 #include "base/checked.hpp"
 #include "base/units.hpp"
@@ -9,26 +11,84 @@
 
 namespace awex {
 
+void Traffic::begin(MPI_Comm comm, int ranks) {
+  comm_ = comm;
+  sent_.assign(static_cast<size_t>(ranks), 0);
+  received_ = sent_;
+}
+
+void Traffic::abandon(OpenRequest open) {
+  // A message that has begun to arrive still does: the memory is kept until then.
+  if (open.receives) MPI_Cancel(&open.request);
+  abandoned_.push_back(std::move(open));
+}
+
+bool Traffic::settle(const std::vector<uint64_t>& sent_here) {
+  take_strays();
+  abandoned_.remove_if([this](auto& open) { return is_over(open); });
+  return abandoned_.empty() && received_ == sent_here;
+}
+
+bool Traffic::is_over(OpenRequest& open) {
+  int done = 0;
+  MPI_Status status{};
+  AWEX_MPI(MPI_Test(&open.request, &done, &status), "end a message with rank {}", open.rank);
+  if (done == 0) return false;
+  int cancelled = 0;
+  AWEX_MPI(MPI_Test_cancelled(&status, &cancelled), "learn how a message with rank {} ended",
+           open.rank);
+  if (open.receives && cancelled == 0) count_received(open.rank);
+  return true;
+}
+
+void Traffic::take_strays() {
+  while (true) {
+    int found = 0;
+    MPI_Message message = MPI_MESSAGE_NULL;
+    MPI_Status status{};
+    AWEX_MPI(MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &found, &message, &status),
+             "look for messages that nobody waits for");
+    if (found == 0) return;
+    int bytes = 0;
+    AWEX_MPI(MPI_Get_count(&status, MPI_BYTE, &bytes), "learn a message's size");
+    auto& open = abandoned_.emplace_back();
+    open.rank = status.MPI_SOURCE;
+    open.receives = true;
+    open.own.resize(static_cast<size_t>(bytes));
+    AWEX_MPI(MPI_Imrecv(open.own.data(), bytes, MPI_BYTE, &message, &open.request),
+             "take a message of rank {} that nobody waits for", open.rank);
+  }
+}
+
 Requests::~Requests() {
-  for (auto& request : requests_) {
-    if (request == MPI_REQUEST_NULL) continue;
-    MPI_Cancel(&request);
-    MPI_Request_free(&request);
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    if (requests_[i] == MPI_REQUEST_NULL) continue;
+    open_[i].request = requests_[i];
+    traffic_.abandon(std::move(open_[i]));
   }
 }
 
 void Requests::send(std::span<const std::byte> bytes, int rank, Tag tag) {
+  OpenRequest open{.rank = rank, .receives = false, .target = {}, .own = {}, .memory = memory_};
+  if (!memory_) open.own.assign(bytes.begin(), bytes.end());
+  const auto* data = memory_ ? bytes.data() : open.own.data();
   MPI_Request request = MPI_REQUEST_NULL;
-  AWEX_MPI(MPI_Isend(bytes.data(), narrow<int>(bytes.size()), MPI_BYTE, rank, tag, comm_, &request),
-           "send {} to rank {}", format_bytes(bytes.size()), rank);
-  add(request, rank);
+  AWEX_MPI(
+      MPI_Isend(data, narrow<int>(bytes.size()), MPI_BYTE, rank, tag, traffic_.comm(), &request),
+      "send {} to rank {}", format_bytes(bytes.size()), rank);
+  traffic_.count_sent(rank);
+  add(request, std::move(open));
 }
 
 void Requests::receive(std::span<std::byte> bytes, int rank, Tag tag) {
+  OpenRequest open{.rank = rank, .receives = true, .target = bytes, .own = {}, .memory = memory_};
+  if (!memory_) open.own.resize(bytes.size());
+  auto* data = memory_ ? bytes.data() : open.own.data();
   MPI_Request request = MPI_REQUEST_NULL;
-  AWEX_MPI(MPI_Irecv(bytes.data(), narrow<int>(bytes.size()), MPI_BYTE, rank, tag, comm_, &request),
-           "receive {} from rank {}", format_bytes(bytes.size()), rank);
-  add(request, rank);
+  AWEX_MPI(
+      MPI_Irecv(data, narrow<int>(bytes.size()), MPI_BYTE, rank, tag, traffic_.comm(), &request),
+      "receive {} from rank {}", format_bytes(bytes.size()), rank);
+  add(request, std::move(open));
 }
 
 bool Requests::test() {
@@ -36,22 +96,47 @@ bool Requests::test() {
   AWEX_MPI(MPI_Testsome(narrow<int>(requests_.size()), requests_.data(), &count, done_.data(),
                         MPI_STATUSES_IGNORE),
            "make progress with {} messages", requests_.size());
-  return count == MPI_UNDEFINED || std::all_of(requests_.begin(), requests_.end(),
-                                               [](auto r) { return r == MPI_REQUEST_NULL; });
+  if (count == MPI_UNDEFINED) return true;
+  for (int i = 0; i < count; ++i) finish(static_cast<size_t>(done_[static_cast<size_t>(i)]));
+  return std::all_of(requests_.begin(), requests_.end(),
+                     [](auto request) { return request == MPI_REQUEST_NULL; });
+}
+
+void Requests::finish(size_t index) {
+  const auto& open = open_.at(index);
+  if (!open.receives) return;
+  traffic_.count_received(open.rank);
+  if (!open.own.empty()) std::memcpy(open.target.data(), open.own.data(), open.own.size());
 }
 
 std::vector<int> Requests::missing() const {
   std::set<int> ranks;
   for (size_t i = 0; i < requests_.size(); ++i) {
-    if (requests_[i] != MPI_REQUEST_NULL) ranks.insert(ranks_[i]);
+    if (requests_[i] != MPI_REQUEST_NULL) ranks.insert(open_[i].rank);
   }
   return {ranks.begin(), ranks.end()};
 }
 
-void Requests::add(MPI_Request request, int rank) {
+void Requests::add(MPI_Request request, OpenRequest open) {
   requests_.push_back(request);
-  ranks_.push_back(rank);
+  open_.push_back(std::move(open));
   done_.push_back(0);
+}
+
+void Outbox::send(std::span<const std::byte> bytes, int rank, Tag tag, MPI_Comm comm) {
+  push();
+  auto& letter = letters_.emplace_back();
+  letter.bytes.assign(bytes.begin(), bytes.end());
+  AWEX_MPI(MPI_Isend(letter.bytes.data(), narrow<int>(letter.bytes.size()), MPI_BYTE, rank, tag,
+                     comm, &letter.request),
+           "tell rank {} of what happens here", rank);
+}
+
+void Outbox::push() noexcept {
+  letters_.remove_if([](Letter& letter) {
+    int done = 0;
+    return MPI_Test(&letter.request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || done != 0;
+  });
 }
 
 }  // namespace awex

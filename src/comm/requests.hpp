@@ -3,13 +3,25 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <list>
+#include <memory>
 #include <span>
 #include <vector>
 
 namespace awex {
 
 /// What a message between ranks is.
-enum Tag : int { kVerdictTag = 1, kOutcomeTag, kArrivalTag, kFailureTag, kDataTag, kProgressTag };
+enum Tag : int {
+  kVerdictTag = 1,
+  kOutcomeTag,
+  kArrivalTag,
+  kFailureTag,
+  kDataTag,
+  kProgressTag,
+  kComingTag,
+  kGoingTag
+};
 
 template <class T>
 std::span<const std::byte> bytes_of(const T& value) {
@@ -21,19 +33,64 @@ std::span<std::byte> writable_bytes_of(T& value) {
   return std::as_writable_bytes(std::span(&value, 1));
 }
 
-/// Point-to-point requests of one wait, each with the rank at its other end. What is still open
-/// when it is destroyed is cancelled, so that MPI does not write to memory that its owner frees.
+/// A message that MPI sends or receives, and the memory that it uses for it.
+struct OpenRequest {
+  MPI_Request request = MPI_REQUEST_NULL;
+  int rank = 0;  ///< The other end.
+  bool receives = false;
+  std::span<std::byte> target;         ///< Where a receiver wants the bytes, if not in `memory`.
+  std::vector<std::byte> own;          ///< The message, or nothing
+  std::shared_ptr<const void> memory;  ///< where this owns it.
+};
+
+/// All messages of a communicator: they are counted, and what a failed wait leaves open is kept
+/// with its memory, so that the ranks together can bring every message to its end. Nothing of MPI's
+/// can then touch memory that is freed, and no message is left that a later wait could take for its
+/// own.
+class Traffic {
+ public:
+  /// Begins anew with a communicator of `ranks` ranks, on which nothing has been sent yet.
+  void begin(MPI_Comm comm, int ranks);
+  [[nodiscard]] MPI_Comm comm() const { return comm_; }
+
+  void count_sent(int to) { ++sent_.at(static_cast<size_t>(to)); }
+  void count_received(int from) { ++received_.at(static_cast<size_t>(from)); }
+  /// Messages to each rank.
+  [[nodiscard]] const std::vector<uint64_t>& sent() const { return sent_; }
+
+  /// Takes over a request that nobody waits for any more. Cancels it if it receives: then it ends
+  /// although no message comes.
+  void abandon(OpenRequest open);
+  /// Lets abandoned requests make progress and takes in messages that nobody wants. Returns whether
+  /// none is open and from each rank as many messages have come as it has sent. To be called on all
+  /// ranks until it is true on all.
+  [[nodiscard]] bool settle(const std::vector<uint64_t>& sent_here);
+
+ private:
+  [[nodiscard]] bool is_over(OpenRequest& open);
+  void take_strays();
+
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  std::vector<uint64_t> sent_;
+  std::vector<uint64_t> received_;
+  std::list<OpenRequest> abandoned_;
+};
+
+/// Point-to-point requests of one wait. Without `memory`, bytes travel through memory of MPI's
+/// side: spans may be freed when the wait has failed. With it they travel directly, and `memory`
+/// must own all of them. What is open when it is destroyed is left to the traffic.
 class Requests {
  public:
-  explicit Requests(MPI_Comm comm) : comm_(comm) {}
+  explicit Requests(Traffic& traffic, std::shared_ptr<const void> memory = nullptr)
+      : traffic_(traffic), memory_(std::move(memory)) {}
   Requests(const Requests&) = delete;
   Requests& operator=(const Requests&) = delete;
   Requests(Requests&&) = delete;
   Requests& operator=(Requests&&) = delete;
   ~Requests();
 
-  /// The bytes must stay until the message is done.
   void send(std::span<const std::byte> bytes, int rank, Tag tag);
+  /// `bytes` are written once `test` has seen them arrive.
   void receive(std::span<std::byte> bytes, int rank, Tag tag);
 
   /// Lets MPI make progress. Returns whether all are done.
@@ -42,12 +99,29 @@ class Requests {
   [[nodiscard]] std::vector<int> missing() const;
 
  private:
-  void add(MPI_Request request, int rank);
+  void add(MPI_Request request, OpenRequest open);
+  void finish(size_t index);
 
-  MPI_Comm comm_;
+  Traffic& traffic_;
+  std::shared_ptr<const void> memory_;
   std::vector<MPI_Request> requests_;
-  std::vector<int> ranks_;
-  std::vector<int> done_;  ///< Room for MPI_Testsome.
+  std::vector<OpenRequest> open_;  ///< By request.
+  std::vector<int> done_;          ///< Room for MPI_Testsome.
+};
+
+/// Small messages that nobody waits for; kept until MPI has sent them.
+class Outbox {
+ public:
+  void send(std::span<const std::byte> bytes, int rank, Tag tag, MPI_Comm comm);
+  /// Lets MPI send, and forgets what is sent.
+  void push() noexcept;
+
+ private:
+  struct Letter {
+    std::vector<std::byte> bytes;
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+  std::list<Letter> letters_;
 };
 
 }  // namespace awex

@@ -28,4 +28,21 @@ void Waits::poll() {
   if (signal_number != 0) failures_.look_for_signal(signal_number);
 }
 
+void Waits::wait_for_others(Requests& requests, const std::string& deed,
+                            std::span<const WireError> verdicts) {
+  const auto give_up = [&] {
+    const auto* cause = first_cause(verdicts);
+    const auto missing = requests.missing();
+    failures_.give_up_on(missing);
+    failures_.announce_and_fail(cause != nullptr ? from_wire(*cause) : world_.late(missing, deed));
+  };
+  const auto done = [&] {
+    if (requests.test()) return true;
+    failures_.listen();
+    if (failures_.take_question()) give_up();
+    return false;
+  };
+  wait(done, kRankZeroGrace, give_up);
+}
+
 }  // namespace awex

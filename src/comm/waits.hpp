@@ -1,9 +1,15 @@
 #pragma once
 
+#include <optional>
+#include <span>
+#include <string>
+
 #include "base/wait.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
 #include "comm/progress.hpp"
+#include "comm/requests.hpp"
+#include "comm/wire_error.hpp"
 
 namespace awex {
 
@@ -12,6 +18,7 @@ namespace awex {
 // others, who ask rank 0 and, when it does not answer, name it.
 inline constexpr Seconds kRankZeroGrace{0.5};
 inline constexpr Seconds kOthersGrace{1.0};
+inline constexpr Seconds kAnswerGrace{1.0};
 
 /// The wait loop of all that waits for other ranks.
 class Waits {
@@ -33,6 +40,27 @@ class Waits {
       if (progress_.overdue(limit, grace)) when_late();
       pause_in_wait(spins);
     }
+  }
+
+  /// On rank 0: waits until everyone's message is there. Otherwise fails with the first cause among
+  /// the `verdicts` that came, and if there is none, with the names of those who did not come.
+  void wait_for_others(Requests& requests, const std::string& deed,
+                       std::span<const WireError> verdicts);
+
+  /// On the other ranks: waits for what rank 0 must do first. When it takes too long, asks rank 0
+  /// who is missing, and names rank 0 if it does not answer.
+  template <class Done>
+  void wait_for_rank_zero(const Done& done, const std::string& deed) {
+    std::optional<Deadline> answer;
+    wait(done, kOthersGrace, [&] {
+      if (!answer) {
+        failures_.ask_rank_zero(world_.late({0}, deed));
+        answer.emplace(kAnswerGrace);
+      }
+      if (!answer->expired()) return;
+      failures_.give_up_on(0);
+      failures_.announce_and_fail(world_.late({0}, deed));
+    });
   }
 
  private:

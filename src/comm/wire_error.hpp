@@ -20,7 +20,10 @@ enum class Telling : uint8_t {
 /// sent eagerly (no action of the receiver is needed), so that a stopped rank blocks no sender.
 struct WireError {
   Telling telling = Telling::kSuccess;
+  bool ends_job = false;        ///< The job cannot recover from it.
+  bool recovers = false;        ///< Told in the recovery from the epoch.
   bool rank_zero_lost = false;  ///< Rank 0 is gone or does not answer: another rank must report.
+  uint64_t epoch = 0;           ///< In which it was told.
   int32_t code = 0;             ///< ExitCode.
   int32_t rank = -1;            ///< Of the context; -1 when unknown.
   double time_s = 0;            ///< When it happened, on the job's common clock.

@@ -1,5 +1,7 @@
 #include "cycle/content.hpp"
 
+#include <algorithm>
+
 #include "base/error.hpp"
 
 namespace awex {
@@ -23,6 +25,23 @@ void Content::commit(uint64_t version) {
 
 void Content::discard() {
   if (state_ != ContentState::kPoisoned) enter(ContentState::kEmpty);
+}
+
+void Content::reconcile(std::span<const Content> ranks) {
+  bool is_mixed = false;
+  bool is_empty = false;
+  auto committed = committed_;
+  for (const auto& rank : ranks) {
+    is_mixed = is_mixed || rank.state_ == ContentState::kPoisoned || rank.committed_ != committed_;
+    is_empty = is_empty || rank.state_ == ContentState::kEmpty;
+    committed = std::min(committed, rank.committed_);
+  }
+  committed_ = committed;
+  if (is_mixed) {
+    poison();
+  } else if (is_empty) {
+    discard();
+  }
 }
 
 void Content::enter(ContentState to) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 
 namespace awex {
 
@@ -52,6 +53,11 @@ class Content {
   void commit(uint64_t version);
   /// The weights' memory is given back. What is poisoned stays so.
   void discard();
+  /// After a failure, between whose moves ranks may have stopped: `ranks` is what all of them have.
+  /// Where they differ in more than that some have given the memory back, the content is poisoned.
+  void reconcile(std::span<const Content> ranks);
+
+  friend bool operator==(const Content&, const Content&) = default;
 
  private:
   void enter(ContentState to);

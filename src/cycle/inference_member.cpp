@@ -54,8 +54,11 @@ void InferenceMember::load() {
 
 uint64_t InferenceMember::take(Tag tag) {
   Region* held = region(tag);
-  if (held != nullptr && held->take(job_.deadline(), job_).changed) {
+  if (held == nullptr) return 0;
+  if (held->take(job_.deadline(), job_).changed) untold_.insert(tag);
+  if (untold_.contains(tag)) {
     engine_.after_change(tag, {Change::Kind::kTaken}, job_.deadline(), job_);
+    untold_.erase(tag);
   }
   return 0;
 }
@@ -64,9 +67,11 @@ uint64_t InferenceMember::discard(Tag tag) {
   Region* held = region(tag);
   if (held == nullptr) return 0;
   if (held->state() == RegionState::kResident) {
+    untold_.insert(tag);
     engine_.before_release(tag, job_.deadline(), job_);
   }
   held->discard();
+  untold_.erase(tag);
   return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 
 #include "comm/job.hpp"
@@ -60,6 +61,7 @@ class InferenceMember {
   uint64_t trainer_bytes_;
   std::unique_ptr<ImportedRange> trainer_weights_;
   std::unique_ptr<WeightTransfer> transfer_;
+  std::set<Tag> untold_;  ///< Taken, or about to be released, which the engine may not know.
   bool has_mapped_ = false;
   bool proves_ = false;
   uint64_t moves_ = 0;  ///< Engine::moves that the transfer is prepared for.

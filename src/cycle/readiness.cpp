@@ -12,9 +12,25 @@ class Holdings {
 
   /// Whether some trainer's memory of a tag is anywhere but on the device.
   [[nodiscard]] bool is_away(Tag tag) const {
-    return any(Role::kTrainer, tag, [](RegionState state) {
-      return state != RegionState::kResident && state != RegionState::kDiscarded;
+    const bool is_released = std::any_of(ranks_.begin(), ranks_.end(), [&](const Holding& rank) {
+      return rank.role == Role::kTrainer && rank.is_released.at(static_cast<size_t>(tag));
     });
+    return is_released || any(Role::kTrainer, tag, [](RegionState state) {
+             return state != RegionState::kResident && state != RegionState::kDiscarded;
+           });
+  }
+  /// The steps to which trainers have come, where some have not; else 0.
+  [[nodiscard]] uint64_t steps_to_catch_up() const {
+    uint64_t most = 0;
+    bool differ = false;
+    const Holding* first = nullptr;
+    for (const auto& rank : ranks_) {
+      if (rank.role != Role::kTrainer) continue;
+      if (first == nullptr) first = &rank;
+      differ = differ || rank.trained != first->trained;
+      most = std::max(most, rank.trained);
+    }
+    return differ ? most : 0;
   }
   /// Whether a move of some trainer's memory of a tag has failed midway.
   [[nodiscard]] bool is_midway(Tag tag) const {
@@ -59,11 +75,14 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   Preparation needed;
   switch (command) {
     case Command::kUpdate:
+      needed.train_to = all.steps_to_catch_up();
       needed.restore_optimizer = all.is_away(Tag::kOptimizer);
       needed.restore_weights = all.is_away(Tag::kWeights);
       prepare_mapping(all, needed);
       break;
     case Command::kTransfer:
+      needed.train_to = all.steps_to_catch_up();
+      needed.restore_optimizer = needed.train_to > 0 && all.is_away(Tag::kOptimizer);
       needed.restore_weights = all.is_away(Tag::kWeights);
       prepare_mapping(all, needed);
       break;

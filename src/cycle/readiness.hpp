@@ -17,6 +17,9 @@ struct Holding {
   Role role = Role::kTrainer;
   std::array<std::optional<RegionState>, kTags> regions{};  ///< By Tag; absent: holds none of it.
   bool has_mapped = false;  ///< An inference rank: its trainer's weights.
+  uint64_t trained = 0;     ///< A trainer's steps.
+  /// By Tag: the engine takes it for released, wherever its bytes are.
+  std::array<bool, kTags> is_released{};
 };
 static_assert(std::is_trivially_copyable_v<Holding>);
 
@@ -27,7 +30,8 @@ struct Preparation {
   bool discard_weights = false;
   bool restore_optimizer = false;  ///< The trainers' memory comes back.
   bool restore_weights = false;
-  bool map = false;  ///< Inference maps the trainers' weights.
+  uint64_t train_to = 0;  ///< Trainers that have taken fewer steps catch up; 0: none has.
+  bool map = false;       ///< Inference maps the trainers' weights.
 
   constexpr bool operator==(const Preparation&) const = default;
 };

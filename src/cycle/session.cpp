@@ -89,6 +89,23 @@ void Session::run(const CommandOptions& command) {
   end_version();
 }
 
+Error Session::recover(const Error& error) {
+  const Error cause = job_.recover(error);
+  job_.set_phase("recovery");
+  // Kernels that wait for a peer end here; nobody begins new ones before all are idle.
+  job_.do_and_agree([this] {
+    if (remote_) remote_->abort(job_.deadline());
+    kernels_->join();  // what was to join them may have failed
+    kernels_->wait("the end of the failed command's work", job_.deadline(), job_);
+    queue_->finish("the end of the failed command's copies", job_.deadline(), job_);
+  });
+  if (remote_) remote_->rebuild();
+  if (steps_) steps_->recover();
+  job_.agree(nullptr);
+  conclude();
+  return cause;
+}
+
 void Session::conclude() {
   report_.memory = account_.report();
   if (!steps_) return;
@@ -123,6 +140,7 @@ void Session::make_ready(Command command) {
              steps_if(needed.discard_weights, steps_->discard(Tag::kWeights))});
   run_steps({steps_if(needed.restore_optimizer, steps_->restore(Tag::kOptimizer)),
              steps_if(needed.restore_weights, steps_->restore(Tag::kWeights))});
+  run_steps({steps_if(needed.train_to > 0, steps_->catch_up(needed.train_to))});
   run_steps({steps_if(needed.map, steps_->map())});
 }
 
@@ -238,7 +256,7 @@ void run_session(const Request& request, Job& job, CycleObserver& observer,
     job.watch_progress(nullptr);
     session->conclude();
     // The process is about to be aborted, maybe with work in flight on memory that freeing would
-    // wait for, and a peer may still read it.
+    // wait for, and a peer may still read it. (A job that goes on recovers its session.)
     if (!job.failure_is_agreed()) session.release()->stop_background();
     throw;
   }

@@ -28,11 +28,18 @@ class Session {
           const EngineFactory& engines);
 
   /// Connects the ranks and takes the trainer's memory. After a failure of this or of `run` that is
-  /// not agreed on, device work may be in flight: the session must then not be destroyed.
+  /// not agreed on, device work may be in flight: the session must then not be destroyed before
+  /// it has recovered.
   void start();
   /// Runs a command. Commands may come in any order: each first brings what it needs into the state
   /// that it needs (cycle/readiness.hpp). Versions are numbered on from one command to the next.
   void run(const CommandOptions& command);
+
+  /// After a failure of `run`, on every rank: ends what it has left under way, on the device and
+  /// between ranks, and comes to states from which commands can begin; the next one brings the rest
+  /// into the state that it needs. Returns the first cause, as Job::recover, and throws as that
+  /// does. Whatever else it throws can be recovered from by calling it again.
+  [[nodiscard]] Error recover(const Error& error);
 
   /// Brings the report up to date with memory and content, also after a failure.
   void conclude();

@@ -129,7 +129,10 @@ Steps CycleSteps::transfer() {
              if (proves()) hear_of_digest();
              return inference_->transfer();
            },
-           [this] { content_.poison(); }}};
+           [this] {
+             content_.poison();
+             wrong_.reset();  // of weights that are written anew
+           }}};
 }
 
 Steps CycleSteps::digest() {
@@ -187,6 +190,12 @@ Steps CycleSteps::train() {
   return {{{"train", kTrainers, std::nullopt}, nullptr, [this] { return trainer_->train(); }}};
 }
 
+Steps CycleSteps::catch_up(uint64_t steps) {
+  return {{{"train", kTrainers, std::nullopt}, nullptr, [this, steps] {
+             return trainer_->catch_up(steps);
+           }}};
+}
+
 MemorySample CycleSteps::sample() {
   MemorySample sample;
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
@@ -206,6 +215,12 @@ Holding CycleSteps::holding() {
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
     if (const Region* memory = region(tag)) {
       holding.regions.at(static_cast<size_t>(tag)) = memory->state();
+    }
+  }
+  if (trainer_) {
+    holding.trained = trainer_->steps();
+    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+      holding.is_released.at(static_cast<size_t>(tag)) = trainer_->is_released(tag);
     }
   }
   holding.has_mapped = inference_ && inference_->has_mapped();

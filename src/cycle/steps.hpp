@@ -74,6 +74,13 @@ class CycleSteps {
   /// All ranks agree that the version is right.
   [[nodiscard]] Steps commit(uint64_t version);
   [[nodiscard]] Steps train();
+  /// Trainers that have taken fewer training steps take them; after a failure.
+  [[nodiscard]] Steps catch_up(uint64_t steps);
+
+  /// After a failure, when the device is idle: all ranks come to one content. Collective.
+  void recover() {
+    content_.reconcile(job_.all_gather_value(content_, "the content of all ranks"));
+  }
 
   /// This rank's memory at a quiet moment.
   [[nodiscard]] MemorySample sample();

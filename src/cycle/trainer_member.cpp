@@ -69,6 +69,7 @@ uint64_t TrainerMember::offload(Tag tag, bool proven) {
   if (held == nullptr) return 0;
   finish_warm_up(*held);
   if (held->state() == RegionState::kResident) {
+    released_.insert(tag);
     engine_.before_release(tag, job_.deadline(), job_);
   }
   const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_)
@@ -81,14 +82,20 @@ uint64_t TrainerMember::resume(Tag tag, bool proven) {
   if (held == nullptr) return 0;
   const auto change = proven ? proofs_.at(tag).resume(queue_, job_.deadline(), job_)
                              : held->resume(queue_, job_.deadline(), job_);
-  if (change.changed) {
+  if (change.changed || is_released(tag)) {
     engine_.after_change(tag, {Change::Kind::kResumed}, job_.deadline(), job_);
+    released_.erase(tag);
   }
   return change.moved_bytes;
 }
 
 uint64_t TrainerMember::check_backup(Tag tag) {
   return region(tag) == nullptr ? 0 : proofs_.at(tag).check_backup(threads_);
+}
+
+uint64_t TrainerMember::catch_up(uint64_t steps) {
+  while (engine_.steps() < steps) train();
+  return 0;
 }
 
 uint64_t TrainerMember::train() {

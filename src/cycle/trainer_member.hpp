@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "base/thread_pool.hpp"
@@ -40,6 +41,11 @@ class TrainerMember {
   /// Compares the bytes in host memory with what was digested; throws as `resume`.
   uint64_t check_backup(Tag tag);
   uint64_t train();
+  /// Trains until `steps` have been taken.
+  uint64_t catch_up(uint64_t steps);
+  [[nodiscard]] uint64_t steps() const { return engine_.steps(); }
+  /// Whether the engine has been told that the tag is released, and not that it is back.
+  [[nodiscard]] bool is_released(Tag tag) const { return released_.contains(tag); }
 
  private:
   void finish_warm_up(const Region& region);
@@ -49,6 +55,7 @@ class TrainerMember {
   CopyQueue& queue_;
   ThreadPool& threads_;
   std::map<Tag, RegionProof> proofs_;
+  std::set<Tag> released_;
   std::optional<WarmUp> warm_up_;  ///< Ends before the engine's regions do.
 };
 

@@ -77,6 +77,9 @@ class TrainerEngine : public Engine {
  public:
   /// A training step on all weights; all its memory is there.
   virtual void train(const Deadline& deadline, WaitMonitor& monitor) = 0;
+  /// Training steps so far. One whose call failed counts where it is done once the device is idle:
+  /// after a failure trainers that have taken fewer catch up.
+  [[nodiscard]] virtual uint64_t steps() const = 0;
 };
 
 /// What an engine is made of and with. All of it outlives the engine.

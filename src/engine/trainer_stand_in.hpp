@@ -33,6 +33,7 @@ class TrainerStandIn final : public TrainerEngine {
                     WaitMonitor& /*monitor*/) override {}
   /// One AdamW step. Does nothing without an optimizer.
   void train(const Deadline& deadline, WaitMonitor& monitor) override;
+  [[nodiscard]] uint64_t steps() const override { return steps_; }
 
  private:
   void clear_optimizer(Seconds silence, WaitMonitor& monitor);

@@ -1,7 +1,8 @@
 // A job that one rank harms on purpose: fault_program FAULT RANK PLACE TIMEOUT_S. It walks through
-// the places start, gather, reduce, exchange, work, agree and finish; at PLACE, RANK does FAULT.
-// faults_test.py says what must become of it. "fault at" and "reported … at" are followed by
-// seconds of the clock that all processes of a machine share.
+// the places start, gather, reduce, exchange, work, agree and finish; at PLACE, RANK does FAULT. At
+// the place recovery, which comes after the next rank has failed, the others then recover, and all
+// begin again. faults_test.py says what must become of it. "fault at" and "reported … at" are
+// followed by seconds of the clock that all processes of a machine share.
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -72,6 +73,19 @@ void work(Job& job, const Plan& plan) {
   awex::wait_until([] { return false; }, "local work", job.deadline(), job);
 }
 
+/// Rank after RANK fails; RANK does its fault before it recovers.
+void recover(Job& job, const Plan& plan) {
+  if (plan.place != "recovery") return;
+  try {
+    if (job.rank() == (plan.rank + 1) % job.size()) throw awex::runtime_error("a cause on purpose");
+    exchange_around(job);
+    job.agree(nullptr);
+  } catch (const awex::Error& error) {
+    reach(job, plan, "recovery");
+    (void)job.recover(error);
+  }
+}
+
 void run(Job& job, const Plan& plan) {
   job.set_phase("prepare");
   reach(job, plan, "start");
@@ -106,6 +120,7 @@ int main(int argc, char** argv) {
   try {
     job.set_peers(awex::test::gather_peers(job));
     print_shared_files();
+    recover(job, plan);
     run(job, plan);
     return 0;
   } catch (const awex::Error& error) {

@@ -82,6 +82,7 @@ class PatternTrainer : public TrainerEngine {
     ++steps_;
     write();
   }
+  [[nodiscard]] uint64_t steps() const override { return steps_; }
 
  private:
   void write() {

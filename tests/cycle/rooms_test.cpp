@@ -158,6 +158,33 @@ TEST_CASE("weights are committed only after a transfer, and stay poisoned until 
   CHECK(content.committed() == 3U);
 }
 
+TEST_CASE("ranks that stopped between two moves come to one content") {
+  const Content empty;
+  Content poisoned;
+  poisoned.poison();
+  Content first = poisoned;
+  first.commit(1);
+  Content second = first;
+  second.poison();
+  Content given_back = first;
+  given_back.discard();
+  const auto state_of = [](const std::vector<Content>& ranks) {
+    std::vector<Content> after = ranks;
+    for (auto& one : after) one.reconcile(ranks);
+    for (const auto& one : after) CHECK((one == after.front()));
+    return std::pair(after.front().state(), after.front().committed());
+  };
+  using State = ContentState;
+  CHECK((state_of({first, first}) == std::pair(State::kCommitted, std::optional<uint64_t>(1))));
+  CHECK((state_of({first, given_back}) == std::pair(State::kEmpty, std::optional<uint64_t>(1))));
+  CHECK((state_of({second, first}) == std::pair(State::kPoisoned, std::optional<uint64_t>(1))));
+  CHECK((state_of({empty, poisoned}) == std::pair(State::kPoisoned, std::optional<uint64_t>())));
+  // Only some ranks have learnt that the version is right.
+  CHECK((state_of({first, poisoned}) == std::pair(State::kPoisoned, std::optional<uint64_t>())));
+  second.commit(2);
+  CHECK((state_of({second, first}) == std::pair(State::kPoisoned, std::optional<uint64_t>(1))));
+}
+
 TEST_CASE("of the moves between contents exactly these are legal") {
   const auto states = {ContentState::kEmpty, ContentState::kPoisoned, ContentState::kCommitted};
   std::string legal;
@@ -228,6 +255,30 @@ TEST_CASE("old chunks are let go before new ones are mapped, on all ranks or non
       trainer, inference_with(State::kDiscarded, State::kDiscarded, true), trainer,
       inference_with(State::kDiscarded, State::kDiscarded, false)};
   CHECK(preparation_for(Command::kTransfer, ranks) == Preparation{.unmap = true, .map = true});
+}
+
+TEST_CASE("trainers that have taken fewer steps catch up before weights are brought") {
+  auto ahead = trainer_with(State::kResident, State::kOffloaded);
+  ahead.trained = 3;
+  auto behind = ahead;
+  behind.trained = 2;
+  const auto inference = inference_with(State::kResident, State::kDiscarded, true);
+  const std::vector<Holding> ranks{behind, inference, ahead, inference};
+  for (const Command command : {Command::kUpdate, Command::kTransfer}) {
+    CHECK(preparation_for(command, ranks) ==
+          Preparation{.discard_weights = true, .restore_optimizer = true, .train_to = 3});
+  }
+  CHECK(preparation_for(Command::kOffload, ranks).train_to == 0);
+  CHECK(preparation_for(Command::kUpdate, std::vector{ahead, inference, ahead}).train_to == 0);
+}
+
+TEST_CASE("an engine that takes its memory for released is told that it is back") {
+  auto trainer = trainer_with(State::kResident, std::nullopt);
+  trainer.is_released.at(static_cast<size_t>(Tag::kWeights)) = true;
+  const std::vector<Holding> ranks{trainer,
+                                   inference_with(State::kDiscarded, State::kDiscarded, true)};
+  CHECK(preparation_for(Command::kUpdate, ranks) ==
+        Preparation{.unmap = true, .restore_weights = true, .map = true});
 }
 
 TEST_CASE("an offload that failed midway is undone before it is repeated") {

@@ -1,5 +1,6 @@
 #include "transfer/move/mpi_exchange.hpp"
 
+#include <memory>
 #include <set>
 #include <vector>
 
@@ -11,7 +12,9 @@ namespace {
 class MpiExchange final : public Exchange {
  public:
   MpiExchange(Job& job, Device& device)
-      : Exchange(ranks_of(job.peers(), Role::kInference)), job_(job), staging_(device) {}
+      : Exchange(ranks_of(job.peers(), Role::kInference)),
+        job_(job),
+        staging_(std::make_shared<Staging>(device)) {}
 
   void connect() override {
     std::set<uint32_t> to;
@@ -24,7 +27,7 @@ class MpiExchange final : public Exchange {
     std::vector<Incoming> incoming;
     for (const uint32_t peer : to) outgoing.push_back({world_rank(peer), {out(), 1}});
     for (const uint32_t peer : from) incoming.push_back({world_rank(peer), {in() + peer, 1}});
-    job_.exchange(outgoing, incoming, "the first messages between inference ranks");
+    job_.exchange(outgoing, incoming, "the first messages between inference ranks", staging_);
   }
 
   [[nodiscard]] std::byte* outbox(uint32_t /*turn*/) const override { return out(); }
@@ -39,18 +42,18 @@ class MpiExchange final : public Exchange {
     for (const auto& [peer, offset, bytes] : rounds().at(round).receives) {
       incoming.push_back({world_rank(peer), {in() + offset, bytes}});
     }
-    job_.exchange(outgoing, incoming, "the exchange of weights");
+    job_.exchange(outgoing, incoming, "the exchange of weights", staging_);
   }
 
   void wait() override { job_.poll(); }  // a round, and host kernels, are done on return
-  [[nodiscard]] uint64_t staging_bytes() const override { return staging_.range().held_bytes(); }
+  [[nodiscard]] uint64_t staging_bytes() const override { return staging_->range().held_bytes(); }
 
  private:
-  [[nodiscard]] std::byte* out() const { return staging_.buffer(0); }
-  [[nodiscard]] std::byte* in() const { return staging_.buffer(1); }
+  [[nodiscard]] std::byte* out() const { return staging_->buffer(0); }
+  [[nodiscard]] std::byte* in() const { return staging_->buffer(1); }
 
   Job& job_;
-  Staging staging_;
+  std::shared_ptr<Staging> staging_;  ///< The job keeps it while MPI may use it.
 };
 
 }  // namespace

@@ -1,0 +1,135 @@
+#include "comm/recovery.hpp"
+
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/mpi_check.hpp"
+#include "comm/requests.hpp"
+
+namespace awex {
+namespace {
+
+/// A record and one number for each rank, as a message.
+template <class Record>
+std::vector<std::byte> pack(const Record& record, std::span<const uint64_t> numbers) {
+  std::vector<std::byte> message(sizeof(Record) + numbers.size_bytes());
+  std::memcpy(message.data(), &record, sizeof(Record));
+  std::memcpy(message.data() + sizeof(Record), numbers.data(), numbers.size_bytes());
+  return message;
+}
+
+template <class Record>
+Record record_of(std::span<const std::byte> message) {
+  Record record;
+  std::memcpy(&record, message.data(), sizeof(Record));
+  return record;
+}
+
+template <class Record>
+std::vector<uint64_t> numbers_of(std::span<const std::byte> message) {
+  std::vector<uint64_t> numbers((message.size() - sizeof(Record)) / sizeof(uint64_t));
+  std::memcpy(numbers.data(), message.data() + sizeof(Record), numbers.size() * sizeof(uint64_t));
+  return numbers;
+}
+
+}  // namespace
+
+Error Recovery::recover(const Error& error) {
+  // What all ranks have thrown need not be told.
+  if (!failures_.is_agreed()) failures_.announce(error);
+  const Coming mine{failures_.known() ? failures_.verdict() : to_wire(error, world_.now()),
+                    collectives_.begun()};
+  if (failures_.ends_job()) failures_.fail(error);
+  const auto deed = fmt::format("come to the recovery from \"{}\"", text_of(mine.verdict.message));
+  failures_.begin_recovery();
+  try {
+    const auto verdict = meet(mine, deed);
+    end_messages(verdict);
+    world_.begin_epoch(make_communicator());
+    collectives_.begin_epoch();
+    progress_.forget();
+    failures_.end_recovery();
+    return from_wire(verdict.going.cause);
+  } catch (const Error& fatal) {
+    failures_.announce_and_fail(fatal);
+  }
+}
+
+Recovery::Verdict Recovery::meet(const Coming& mine, const std::string& deed) {
+  return world_.rank() == 0 ? lead(mine, deed) : follow(mine, deed);
+}
+
+Recovery::Verdict Recovery::lead(const Coming& mine, const std::string& deed) {
+  const auto size = static_cast<size_t>(world_.size());
+  std::vector<std::vector<std::byte>> messages(
+      size, pack(mine, world_.traffic().sent()));  // the others' are overwritten
+  Requests inbox(control_);
+  for (int other = 1; other < world_.size(); ++other) {
+    inbox.receive(messages[static_cast<size_t>(other)], other, kComingTag);
+  }
+  waits_.wait_for_others(inbox, deed, {});
+
+  Going going{mine.verdict, mine.begun};
+  std::vector<WireError> verdicts;
+  std::vector<std::vector<uint64_t>> sent_to(size);
+  for (const auto& message : messages) {
+    const auto coming = record_of<Coming>(message);
+    verdicts.push_back(coming.verdict);
+    if (coming.begun.sequence > going.last.sequence) going.last = coming.begun;
+    const auto sent = numbers_of<Coming>(message);
+    for (size_t to = 0; to < size; ++to) sent_to[to].push_back(sent[to]);
+  }
+  going.cause = *first_cause(verdicts);
+  Requests answers(control_);
+  for (int other = 1; other < world_.size(); ++other) {
+    answers.send(pack(going, sent_to[static_cast<size_t>(other)]), other, kGoingTag);
+  }
+  waits_.wait_for_others(answers, "taken the first cause", {});
+  return {going, sent_to[0]};
+}
+
+Recovery::Verdict Recovery::follow(const Coming& mine, const std::string& deed) {
+  const auto size = static_cast<size_t>(world_.size());
+  std::vector<std::byte> answer(sizeof(Going) + size * sizeof(uint64_t));
+  Requests requests(control_);
+  requests.receive(answer, 0, kGoingTag);
+  requests.send(pack(mine, world_.traffic().sent()), 0, kComingTag);
+  waits_.wait_for_rank_zero([&] { return requests.test(); }, deed);
+  return {record_of<Going>(answer), numbers_of<Going>(answer)};
+}
+
+void Recovery::end_messages(const Verdict& verdict) {
+  collectives_.join(verdict.going.last);
+  const auto settled = [&] {
+    const bool no_call = collectives_.settle();
+    return world_.traffic().settle(verdict.sent_here) && no_call;
+  };
+  wait(settled, "the end of the failed command's messages");
+}
+
+MPI_Comm Recovery::make_communicator() {
+  MPI_Comm comm = MPI_COMM_NULL;
+  MPI_Request request = MPI_REQUEST_NULL;
+  AWEX_MPI(MPI_Comm_idup(MPI_COMM_WORLD, &comm, &request), "make the next epoch's communicator");
+  const auto made = [&] {
+    int done = 0;
+    AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "make the next epoch's communicator");
+    return done != 0;
+  };
+  wait(made, "the next epoch's communicator");
+  return comm;
+}
+
+template <class Done>
+void Recovery::wait(const Done& done, const char* what) {
+  waits_.wait(done, kRankZeroGrace, [&] {
+    throw Error(ExitCode::kDeadline,
+                fmt::format("{} is not there after {}{}", what,
+                            format_seconds(world_.timeout().count()), world_.describe_stopped()),
+                kDeadlineHint);
+  });
+}
+
+}  // namespace awex
