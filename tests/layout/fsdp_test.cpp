@@ -14,7 +14,7 @@ namespace {
 /// Rows: 10 of the vocabulary, 4 and 2 of queries and keys, 8 of the MLP; hidden is 5.
 ModelConfig small_config() {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.qk_norm = true;
   config.layers = 1;
   config.hidden = 5;

@@ -31,7 +31,7 @@ std::string pipeline_text(const std::string& spec, uint64_t layers) {
 /// Two query heads a KV head of 3 elements: a query group is 12 rows, the fused QKV 24.
 ModelConfig dense_config(uint64_t layers) {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.qk_norm = true;
   config.layers = layers;
   config.hidden = 5;
@@ -46,7 +46,7 @@ ModelConfig dense_config(uint64_t layers) {
 /// The first layer is dense, the second has four experts and two shared ones.
 ModelConfig latent_config() {
   ModelConfig config;
-  config.architecture = Architecture::kDeepseekV3;
+  config.family = "deepseek_v3";
   config.layers = 2;
   config.hidden = 5;
   config.heads = 4;

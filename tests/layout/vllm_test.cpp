@@ -14,7 +14,7 @@ namespace {
 
 ModelConfig moe() {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3Moe;
+  config.family = "qwen3_moe";
   config.layers = 5;
   config.hidden = 8;
   config.heads = 8;
@@ -32,7 +32,7 @@ ModelConfig moe() {
 
 ModelConfig mla() {
   ModelConfig config = moe();
-  config.architecture = Architecture::kDeepseekV3;
+  config.family = "deepseek_v3";
   config.qk_norm = false;
   config.kv_heads = 8;
   config.head_dim = 0;
@@ -50,7 +50,7 @@ ModelConfig mla() {
 
 ModelConfig dense() {
   ModelConfig config = moe();
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.experts = 0;
   return config;
 }
@@ -64,7 +64,7 @@ ModelConfig sparse() {
 
 ModelConfig glm() {
   ModelConfig config = mla();
-  config.architecture = Architecture::kGlm4Moe;
+  config.family = "glm4_moe";
   config.q_lora_rank = config.kv_lora_rank = 0;
   config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim = 0;
   config.kv_heads = config.head_dim = 2;
@@ -409,20 +409,21 @@ TEST_CASE("vLLM: models that its classes take otherwise than config.json says ar
   ModelConfig few = sparse();
   few.experts = 2;
   check_refused(few, "vllm:tp=4", 4,
-                "\"vllm:tp=4\": vLLM's Qwen3-MoE refuses a tp above the 2 experts");
+                "\"vllm:tp=4\": vLLM's class of qwen3_moe refuses a tp above the 2 experts");
   CHECK(held(few, "vllm:tp=2,dp=2", 4, 0, "model.norm.weight") != "none");
   for (ModelConfig others : {mla(), glm()}) {
     others.experts = 2;
     CHECK(held(others, "vllm:tp=2,dp=2", 4, 0, "model.norm.weight") != "none");
   }
   ModelConfig wide = dense();
-  wide.architecture = Architecture::kQwen2;
+  wide.family = "qwen2";
   wide.qk_norm = false;
   wide.attention_bias = true;
-  check_refused(wide, "vllm:tp=2", 2,
-                "\"vllm:tp=2\": vLLM's Qwen2 takes hidden_size / num_attention_heads = 8 / 8 for "
-                "the size of a head "
-                "and ignores head_dim = 2: it would load other weights");
+  check_refused(
+      wide, "vllm:tp=2", 2,
+      "\"vllm:tp=2\": vLLM's class of qwen2 takes hidden_size / num_attention_heads = 8 / 8 for "
+      "the size of a head "
+      "and ignores head_dim = 2: it would load other weights");
   wide.hidden = 16;
   CHECK(held(wide, "vllm:tp=2", 2, 0, "model.norm.weight") != "none");
 }
