@@ -84,7 +84,12 @@ constexpr ModelClass kClasses[] = {
      .splits_dense_mlp_by_option = true,
      .fuses_shared_with = kAnyNumber,
      .head_everywhere = true,
-     .own_head = true}};
+     .own_head = true},
+    {.family = "mistral",
+     .embed = "tp",
+     .attention_over_tp = true,
+     .head_everywhere = true,
+     .tied_head = ""}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

@@ -83,7 +83,8 @@ constexpr ModelClass kClasses[] = {
      .needs_tp_within_experts = true,
      .quantises_routers = true},
     {.family = "deepseek_v3", .sequence_parallel_moe = true, .ties_no_head = true},
-    {.family = "glm4_moe", .needs_experts_everywhere = true, .ties_no_head = true}};
+    {.family = "glm4_moe", .needs_experts_everywhere = true, .ties_no_head = true},
+    {.family = "mistral"}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

@@ -32,6 +32,7 @@ MODELS = {
     "deepseek_v3-one-q": ("deepseek_v3", {**LATENT, **DEEPSEEK, "first_k_dense_replace": 2, "q_lora_rank": None}),
     "glm4_moe": ("glm4_moe", {**DEEPSEEK, "first_k_dense_replace": 1, "head_dim": 10, "attention_bias": True,
                               "use_qk_norm": True}),
+    "mistral": ("mistral", {"head_dim": 10}),
 }
 
 

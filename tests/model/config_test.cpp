@@ -164,6 +164,15 @@ TEST_CASE("qwen2 always has biases of q, k and v") {
   CHECK(parse(with(qwen2, "attention_bias", false)).attention_bias);
 }
 
+TEST_CASE("Mistral takes its own defaults") {
+  auto mistral =
+      with(with(llama(), "architectures", {"MistralForCausalLM"}), "model_type", "mistral");
+  CHECK(parse(without(mistral, "num_key_value_heads")).kv_heads == 8);
+  CHECK(parse(with(mistral, "num_key_value_heads", nullptr)).kv_heads == 32);
+  CHECK(parse(with(mistral, "sliding_window", 4096)) == parse(mistral));
+  CHECK(parse(with(mistral, "head_dim", 64)).head_dim == 64);
+}
+
 TEST_CASE("missing and absurd sizes are refused with field, value and file") {
   for (const char* field :
        {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",

@@ -71,6 +71,7 @@ inline constexpr RandomFamily kRandomFamilies[] = {
      .attention_bias = RandomFamily::Odds::kMaybe,
      .qk_norm = RandomFamily::Odds::kMaybe,
      .experts = RandomFamily::Experts::kBesideShared},
+    {.name = "mistral"},
 };
 
 inline bool has(Dice& dice, RandomFamily::Odds odds) {
