@@ -89,7 +89,16 @@ constexpr ModelClass kClasses[] = {
      .embed = "tp",
      .attention_over_tp = true,
      .head_everywhere = true,
-     .tied_head = ""}};
+     .tied_head = ""},
+    {.family = "mixtral",
+     .embed = "tp",
+     .attention_over_tp = true,
+     .splits_head_by_option = false,
+     .ignores_head_dim = true,
+     .any_tp = true,
+     .head_everywhere = true,
+     .own_head = true,
+     .moe_module = "block_sparse_moe."}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

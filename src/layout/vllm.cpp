@@ -84,7 +84,8 @@ constexpr ModelClass kClasses[] = {
      .quantises_routers = true},
     {.family = "deepseek_v3", .sequence_parallel_moe = true, .ties_no_head = true},
     {.family = "glm4_moe", .needs_experts_everywhere = true, .ties_no_head = true},
-    {.family = "mistral"}};
+    {.family = "mistral"},
+    {.family = "mixtral", .ends_everywhere = true, .moe_module = "block_sparse_moe."}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

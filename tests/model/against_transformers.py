@@ -33,6 +33,7 @@ MODELS = {
     "glm4_moe": ("glm4_moe", {**DEEPSEEK, "first_k_dense_replace": 1, "head_dim": 10, "attention_bias": True,
                               "use_qk_norm": True}),
     "mistral": ("mistral", {"head_dim": 10}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
 

@@ -173,6 +173,21 @@ TEST_CASE("Mistral takes its own defaults") {
   CHECK(parse(with(mistral, "head_dim", 64)).head_dim == 64);
 }
 
+TEST_CASE("Mixtral takes its own defaults, and its experts are as wide as its config's MLP") {
+  const auto mixtral = json::parse(config_to_json(preset_config("mixtral-8x7b")));
+  CHECK(mixtral["num_local_experts"] == 8);
+  auto few = mixtral;
+  for (const char* field :
+       {"num_local_experts", "num_experts_per_tok", "num_key_value_heads", "head_dim"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("mixtral-8x7b"));
+  CHECK(parse(with(without(mixtral, "num_local_experts"), "num_experts", 6)).experts == 6);
+  CHECK(parse(with(mixtral, "intermediate_size", 96)).moe_intermediate == 96);
+  check_refused(with(mixtral, "num_local_experts", 1), "num_experts_per_tok", "1 experts");
+  check_refused(with(mixtral, "model_type", "mistral"), "model_type", "contradicts");
+}
+
 TEST_CASE("missing and absurd sizes are refused with field, value and file") {
   for (const char* field :
        {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",

@@ -72,6 +72,10 @@ inline constexpr RandomFamily kRandomFamilies[] = {
      .qk_norm = RandomFamily::Odds::kMaybe,
      .experts = RandomFamily::Experts::kBesideShared},
     {.name = "mistral"},
+    {.name = "mixtral",
+     .experts = RandomFamily::Experts::kEverywhere,
+     .shared_hidden = true,
+     .as_intermediate = true},
 };
 
 inline bool has(Dice& dice, RandomFamily::Odds odds) {
