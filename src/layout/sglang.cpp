@@ -98,7 +98,13 @@ constexpr ModelClass kClasses[] = {
      .any_tp = true,
      .head_everywhere = true,
      .own_head = true,
-     .moe_module = "block_sparse_moe."}};
+     .moe_module = "block_sparse_moe."},
+    {.family = "qwen2_moe",
+     .sparse_everywhere = true,
+     .ignores_head_dim = true,
+     .head_everywhere = true,
+     .own_head = true,
+     .shared_module = "shared_expert."}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

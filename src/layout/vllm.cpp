@@ -85,7 +85,13 @@ constexpr ModelClass kClasses[] = {
     {.family = "deepseek_v3", .sequence_parallel_moe = true, .ties_no_head = true},
     {.family = "glm4_moe", .needs_experts_everywhere = true, .ties_no_head = true},
     {.family = "mistral"},
-    {.family = "mixtral", .ends_everywhere = true, .moe_module = "block_sparse_moe."}};
+    {.family = "mixtral", .ends_everywhere = true, .moe_module = "block_sparse_moe."},
+    {.family = "qwen2_moe",
+     .ends_everywhere = true,
+     .needs_tp_within_experts = true,
+     .ignores_head_dim = true,
+     .always_biased = true,
+     .shared_module = "shared_expert."}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

@@ -34,6 +34,8 @@ MODELS = {
                               "use_qk_norm": True}),
     "mistral": ("mistral", {"head_dim": 10}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("qwen2_moe", {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 18,
+                                "mlp_only_layers": [1]}),
 }
 
 

@@ -188,6 +188,25 @@ TEST_CASE("Mixtral takes its own defaults, and its experts are as wide as its co
   check_refused(with(mixtral, "model_type", "mistral"), "model_type", "contradicts");
 }
 
+TEST_CASE("Qwen2-MoE has a shared expert of its own width, and biases unless its config says no") {
+  const auto qwen = json::parse(config_to_json(preset_config("qwen1.5-moe-a2.7b")));
+  auto few = qwen;
+  for (const char* field : {"num_experts", "num_experts_per_tok", "num_key_value_heads", "head_dim",
+                            "qkv_bias", "moe_intermediate_size", "shared_expert_intermediate_size",
+                            "decoder_sparse_step", "mlp_only_layers"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("qwen1.5-moe-a2.7b"));
+  CHECK_FALSE(parse(with(qwen, "qkv_bias", false)).attention_bias);
+  const auto config = parse(with(qwen, "shared_expert_intermediate_size", 77));
+  CHECK(config.shared_width() == 77);
+  check_refused(with(qwen, "shared_expert_intermediate_size", 0), "shared_expert_intermediate_size",
+                "is 0;");
+  check_refused(with(qwen, "shared_expert_intermediate_size", 1 << 25),
+                "shared_expert_intermediate_size", "from 1 to");
+  CHECK_FALSE(parse(with(qwen, "mlp_only_layers", {2})).is_moe_layer(2));
+}
+
 TEST_CASE("missing and absurd sizes are refused with field, value and file") {
   for (const char* field :
        {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",

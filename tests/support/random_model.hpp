@@ -76,6 +76,11 @@ inline constexpr RandomFamily kRandomFamilies[] = {
      .experts = RandomFamily::Experts::kEverywhere,
      .shared_hidden = true,
      .as_intermediate = true},
+    {.name = "qwen2_moe",
+     .attention_bias = RandomFamily::Odds::kMaybe,
+     .experts = RandomFamily::Experts::kSparse,
+     .shared_hidden = true,
+     .gated_shared = true},
 };
 
 inline bool has(Dice& dice, RandomFamily::Odds odds) {
