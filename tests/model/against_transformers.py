@@ -36,6 +36,8 @@ MODELS = {
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": ("qwen2_moe", {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 18,
                                 "mlp_only_layers": [1]}),
+    "seed_oss": ("seed_oss", {"head_dim": 10}),
+    "seed_oss-out-bias": ("seed_oss", {"head_dim": 10, "attention_bias": False, "attention_out_bias": True}),
 }
 
 

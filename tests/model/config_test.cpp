@@ -207,6 +207,19 @@ TEST_CASE("Qwen2-MoE has a shared expert of its own width, and biases unless its
   CHECK_FALSE(parse(with(qwen, "mlp_only_layers", {2})).is_moe_layer(2));
 }
 
+TEST_CASE("Seed-OSS says apart which projections have a bias") {
+  const auto seed = json::parse(config_to_json(preset_config("seed-oss-36b")));
+  CHECK(parse(without(seed, "attention_bias")).attention_bias);
+  CHECK_FALSE(parse(with(seed, "attention_bias", false)).attention_bias);
+  CHECK_FALSE(parse(without(seed, "attention_out_bias")).attention_out_bias);
+  const auto out = with(seed, "attention_out_bias", true);
+  CHECK(parse(out).attention_out_bias);
+  CHECK(parse_config(config_to_json(parse(out)), "f") == parse(out));
+  CHECK(parse(without(seed, "head_dim")).head_dim == 128);
+  CHECK(parse(without(seed, "num_key_value_heads")).kv_heads == 8);
+  check_refused(with(seed, "mlp_bias", true), "mlp_bias", "MLP");
+}
+
 TEST_CASE("missing and absurd sizes are refused with field, value and file") {
   for (const char* field :
        {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",

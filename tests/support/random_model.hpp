@@ -81,6 +81,7 @@ inline constexpr RandomFamily kRandomFamilies[] = {
      .experts = RandomFamily::Experts::kSparse,
      .shared_hidden = true,
      .gated_shared = true},
+    {.name = "seed_oss", .attention_bias = RandomFamily::Odds::kMaybe, .out_bias = true},
 };
 
 inline bool has(Dice& dice, RandomFamily::Odds odds) {
