@@ -104,7 +104,12 @@ constexpr ModelClass kClasses[] = {
      .ignores_head_dim = true,
      .head_everywhere = true,
      .own_head = true,
-     .shared_module = "shared_expert."}};
+     .shared_module = "shared_expert."},
+    {.family = "mimo",
+     .attention_over_tp = true,
+     .splits_head_by_option = false,
+     .one_stage = true,
+     .tied_head = ""}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

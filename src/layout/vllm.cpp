@@ -91,7 +91,8 @@ constexpr ModelClass kClasses[] = {
      .needs_tp_within_experts = true,
      .ignores_head_dim = true,
      .always_biased = true,
-     .shared_module = "shared_expert."}};
+     .shared_module = "shared_expert."},
+    {.family = "mimo", .ignores_head_dim = true}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

@@ -38,6 +38,8 @@ MODELS = {
                                 "mlp_only_layers": [1]}),
     "seed_oss": ("seed_oss", {"head_dim": 10}),
     "seed_oss-out-bias": ("seed_oss", {"head_dim": 10, "attention_bias": False, "attention_out_bias": True}),
+    "mimo": ("qwen2", {"head_dim": 10}, {"architectures": ["MiMoForCausalLM"], "model_type": "mimo",
+                                         "num_nextn_predict_layers": 1}),
 }
 
 

@@ -220,6 +220,13 @@ TEST_CASE("Seed-OSS says apart which projections have a bias") {
   check_refused(with(seed, "mlp_bias", true), "mlp_bias", "MLP");
 }
 
+TEST_CASE("MiMo always has biases of q, k and v, and its layers for drafts lie apart") {
+  const auto mimo = json::parse(config_to_json(preset_config("mimo-7b")));
+  CHECK(parse(with(mimo, "attention_bias", false)).attention_bias);
+  CHECK(parse(with(mimo, "num_nextn_predict_layers", 1)) == preset_config("mimo-7b"));
+  CHECK(parse(without(mimo, "num_key_value_heads")).kv_heads == 32);
+}
+
 TEST_CASE("missing and absurd sizes are refused with field, value and file") {
   for (const char* field :
        {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",

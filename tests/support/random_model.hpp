@@ -82,6 +82,7 @@ inline constexpr RandomFamily kRandomFamilies[] = {
      .shared_hidden = true,
      .gated_shared = true},
     {.name = "seed_oss", .attention_bias = RandomFamily::Odds::kMaybe, .out_bias = true},
+    {.name = "mimo", .attention_bias = RandomFamily::Odds::kAlways, .shared_hidden = true},
 };
 
 inline bool has(Dice& dice, RandomFamily::Odds odds) {
