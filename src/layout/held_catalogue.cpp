@@ -35,10 +35,10 @@ std::optional<DType> read_dtype(const EngineSpec& spec, const std::string& key,
   return std::nullopt;
 }
 
-/// models/glm4_moe.py of both engines creates the router in fp32.
+/// models/glm4_moe.py and models/glm4_moe_lite.py of both engines create the router in fp32.
 bool keeps_router_in_fp32(const EngineSpec& spec, const ModelConfig& config) {
   const bool has_own_classes = spec.engine() == "sglang" || spec.engine() == "vllm";
-  return has_own_classes && config.family == "glm4_moe";
+  return has_own_classes && (config.family == "glm4_moe" || config.family == "glm4_moe_lite");
 }
 
 /// What dtype= makes of a tensor.

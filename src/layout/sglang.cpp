@@ -109,7 +109,12 @@ constexpr ModelClass kClasses[] = {
      .attention_over_tp = true,
      .splits_head_by_option = false,
      .one_stage = true,
-     .tied_head = ""}};
+     .tied_head = ""},
+    {.family = "glm4_moe_lite",
+     .splits_dense_mlp_by_option = true,
+     .fuses_shared_with = kAnyNumber,
+     .head_everywhere = true,
+     .own_head = true}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

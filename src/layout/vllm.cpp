@@ -92,7 +92,8 @@ constexpr ModelClass kClasses[] = {
      .ignores_head_dim = true,
      .always_biased = true,
      .shared_module = "shared_expert."},
-    {.family = "mimo", .ignores_head_dim = true}};
+    {.family = "mimo", .ignores_head_dim = true},
+    {.family = "glm4_moe_lite", .needs_experts_everywhere = true, .ties_no_head = true}};
 
 /// Throws a request error where the engine has no such model.
 const ModelClass& class_of(const ModelConfig& config) {

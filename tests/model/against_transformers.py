@@ -40,6 +40,7 @@ MODELS = {
     "seed_oss-out-bias": ("seed_oss", {"head_dim": 10, "attention_bias": False, "attention_out_bias": True}),
     "mimo": ("qwen2", {"head_dim": 10}, {"architectures": ["MiMoForCausalLM"], "model_type": "mimo",
                                          "num_nextn_predict_layers": 1}),
+    "glm4_moe_lite": ("glm4_moe_lite", {**LATENT, **DEEPSEEK}),
 }
 
 

@@ -227,6 +227,19 @@ TEST_CASE("MiMo always has biases of q, k and v, and its layers for drafts lie a
   CHECK(parse(without(mimo, "num_key_value_heads")).kv_heads == 32);
 }
 
+TEST_CASE("GLM-4.7-Flash takes its own defaults") {
+  auto few = json::parse(config_to_json(preset_config("glm-4.7-flash")));
+  for (const char* field :
+       {"first_k_dense_replace", "kv_lora_rank", "moe_intermediate_size", "moe_layer_freq",
+        "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "num_key_value_heads",
+        "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("glm-4.7-flash"));
+  CHECK(parse(with(few, "num_nextn_predict_layers", 1)).mtp_layers == 1);
+  check_refused(with(few, "attention_bias", true), "attention_bias", "o_proj");
+}
+
 TEST_CASE("missing and absurd sizes are refused with field, value and file") {
   for (const char* field :
        {"num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",

@@ -83,6 +83,7 @@ inline constexpr RandomFamily kRandomFamilies[] = {
      .gated_shared = true},
     {.name = "seed_oss", .attention_bias = RandomFamily::Odds::kMaybe, .out_bias = true},
     {.name = "mimo", .attention_bias = RandomFamily::Odds::kAlways, .shared_hidden = true},
+    {.name = "glm4_moe_lite", .latent = true, .experts = RandomFamily::Experts::kBesideShared},
 };
 
 inline bool has(Dice& dice, RandomFamily::Odds odds) {
