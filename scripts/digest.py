@@ -68,7 +68,9 @@ def belongs(name, config):
     """Whether a tensor is part of the model, and not a copy, a buffer or a layer for multi-token
     prediction that some files carry."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
-    if "rotary_emb." in name or layer and int(layer[1]) >= config["num_hidden_layers"]:
+    if "rotary_emb." in name or name.startswith(("mtp.", "model.mtp_layers.")):
+        return False
+    if layer and int(layer[1]) >= config["num_hidden_layers"]:
         return False
     return name != "lm_head.weight" or not config.get("tie_word_embeddings", False)
 
@@ -139,16 +141,30 @@ def experts_of(name, stack):
                 yield f"{prefix}.{expert}.{part}_proj.weight", half
 
 
+MIXTRAL = {".mlp.": ".block_sparse_moe.", ".gate_proj.": ".w1.", ".up_proj.": ".w3.", ".down_proj.": ".w2."}
+
+
+def canonical(name, config):
+    """The name that a tensor's digest is of: Mixtral's is that of its first release."""
+    if config.get("model_type") == "mixtral":
+        for part, first in MIXTRAL.items():
+            name = name.replace(part, first)
+    return name
+
+
 def digests(directory):
     """Tensor name to digest, for every tensor of the checkpoint in `directory`."""
-    stored = Stored(directory, json.loads((directory / "config.json").read_text()))
+    config = json.loads((directory / "config.json").read_text())
+    stored = Stored(directory, config)
     result = {}
     for name in stored.tensors:
         if name.endswith("_scale_inv"):
             continue
         bits = stored.bits(name)
         parts = experts_of(name, bits) if name.endswith(("gate_up_proj", "down_proj")) else [(name, bits)]
-        result |= {part: tensor_digest(part, flat.reshape(-1)) for part, flat in parts}
+        for part, flat in parts:
+            part = canonical(part, config)
+            result[part] = tensor_digest(part, flat.reshape(-1))
     return result
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # scripts/lint.sh formats the C++ code in place. scripts/lint.sh --check changes nothing and fails on:
-# format, forbidden includes, headers that do not compile alone, clang-tidy, shellcheck, Python syntax.
+# format, forbidden includes, names where roles are to be read, headers that do not compile alone,
+# clang-tidy, shellcheck, Python syntax.
 # clang-tidy reads what has changed since lint_base below; with --check --all it reads the whole tree.
 source "$(dirname "$0")/common.sh"
 
@@ -48,6 +49,16 @@ check_layers() {
   if beyond_host_code src/base src/model src/layout src/plan src/cycle src/cli; then found=1; fi
   if ((found)); then printf 'the folders above must not know these headers: docs/design.md\n' >&2; fi
   return "$found"
+}
+
+# What a tensor is for is asked of its role (model/tensor_role.hpp); only model/ looks at names.
+check_roles() {
+  local folders=(src/layout src/plan src/transfer src/engine src/cycle)
+  if grep -rnE 'name\.(ends_with|starts_with|find|rfind|substr|compare)\(' "${folders[@]}" ||
+    grep -rnE '(catalogue|held|model)_?(\(\))?(\.|->)(find|index_of)\(' "${folders[@]}"; then
+    printf "these look at a tensor's name: ask its role\n" >&2
+    return 1
+  fi
 }
 
 has_cuda() { command -v nvcc >/dev/null; }
@@ -164,7 +175,7 @@ case "${1:-}" in
   "") formatted_files | xargs "$format_tool" -i ;;
   --check)
     failed=()
-    for check in format layers shell python headers tidy; do
+    for check in format layers roles shell python headers tidy; do
       step "$check"
       "check_$check" || failed+=("$check")
     done

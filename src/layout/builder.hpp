@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <utility>
 
 #include "layout/layout.hpp"
@@ -58,41 +57,24 @@ class RankLayoutBuilder {
   /// block, and which of them this rank is. A request error names `splitter` when the box of a
   /// quantised tensor cuts blocks that share a scale.
   void add(uint32_t tensor, Box box, Part copies, Splitter splitter = {});
-  void add(std::string_view tensor, Box box, Part copies) { add(index(tensor), box, copies); }
   /// Adds rows that hold no canonical element.
   void pad_rows(uint64_t rows);
 
-  /// Whole parameters of common kinds, of a tensor by its index in the catalogue, which costs no
-  /// search, or by its name.
+  /// Whole parameters of common kinds.
   /// The whole tensor, on every rank of `group`.
   void replicated(std::string name, uint32_t tensor, Part group);
-  void replicated(std::string name, std::string_view tensor, Part group) {
-    replicated(std::move(name), index(tensor), group);
-  }
   /// Rows split over `group`.
   void split_rows(std::string name, uint32_t tensor, Part group);
-  void split_rows(std::string name, std::string_view tensor, Part group) {
-    split_rows(std::move(name), index(tensor), group);
-  }
   /// Columns split over `group`.
   void split_cols(std::string name, uint32_t tensor, Part group);
-  void split_cols(std::string name, std::string_view tensor, Part group) {
-    split_cols(std::move(name), index(tensor), group);
-  }
   /// Rows of a tensor padded to `padded_rows` (which must divide), split over `group`. `copies`
   /// as for add().
   void split_padded_rows(std::string name, uint32_t tensor, uint64_t padded_rows, Part group,
                          Part copies = {});
-  void split_padded_rows(std::string name, std::string_view tensor, uint64_t padded_rows,
-                         Part group, Part copies = {}) {
-    split_padded_rows(std::move(name), index(tensor), padded_rows, group, copies);
-  }
 
   /// Adds this rank's part of the rows, or columns, of a whole tensor to the open parameter.
   void add_rows(uint32_t tensor, Part group);
-  void add_rows(std::string_view tensor, Part group) { add_rows(index(tensor), group); }
   void add_cols(uint32_t tensor, Part group);
-  void add_cols(std::string_view tensor, Part group) { add_cols(index(tensor), group); }
 
   /// Ends the last parameter and returns all.
   [[nodiscard]] RankLayout finish();
@@ -101,9 +83,6 @@ class RankLayoutBuilder {
   void end_parameter();
   void append_scales();
   void check_blocks(const TensorInfo& info, const Box& box, Splitter splitter) const;
-  [[nodiscard]] uint32_t index(std::string_view tensor) const {
-    return catalogue_.index_of(tensor);
-  }
 
   const Catalogue& catalogue_;
   uint32_t replica_group_;

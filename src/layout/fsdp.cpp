@@ -1,7 +1,6 @@
 #include "layout/fsdp.hpp"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "base/checked.hpp"
@@ -10,26 +9,52 @@
 namespace awex {
 namespace {
 
-/// How tensor parallel ranks split a parameter.
+/// How tensor parallel ranks split a parameter: projections into heads and MLPs by rows, those out
+/// of them by columns.
 enum class TensorSplit : uint8_t { kNone, kRows, kCols };
 
-/// "model.layers.0.self_attn.q_proj.weight" is of the module "q_proj".
-std::string_view module_of(std::string_view tensor) {
-  tensor = tensor.substr(0, tensor.rfind('.'));
-  return tensor.substr(tensor.rfind('.') + 1);  // npos + 1 is 0: a name of one part
-}
-
-TensorSplit split_of(std::string_view tensor) {
-  constexpr std::array<std::string_view, 9> kByRows{"q_proj",   "k_proj",       "v_proj",
-                                                    "q_b_proj", "kv_b_proj",    "gate_proj",
-                                                    "up_proj",  "embed_tokens", "lm_head"};
-  constexpr std::array<std::string_view, 2> kByCols{"o_proj", "down_proj"};
-  const auto module = module_of(tensor);
-  const auto is_in = [&](const auto& modules) {
-    return std::find(modules.begin(), modules.end(), module) != modules.end();
-  };
-  if (is_in(kByRows)) return TensorSplit::kRows;
-  return is_in(kByCols) ? TensorSplit::kCols : TensorSplit::kNone;
+TensorSplit split_of(TensorRole role) {
+  switch (role) {
+    case TensorRole::kEmbedding:
+    case TensorRole::kHead:
+    case TensorRole::kQ:
+    case TensorRole::kK:
+    case TensorRole::kV:
+    case TensorRole::kQBias:
+    case TensorRole::kKBias:
+    case TensorRole::kVBias:
+    case TensorRole::kQUp:
+    case TensorRole::kKvUp:
+    case TensorRole::kGate:
+    case TensorRole::kUp:
+    case TensorRole::kExpertGate:
+    case TensorRole::kExpertUp:
+    case TensorRole::kSharedGate:
+    case TensorRole::kSharedUp:
+      return TensorSplit::kRows;
+    case TensorRole::kO:
+    case TensorRole::kDown:
+    case TensorRole::kExpertDown:
+    case TensorRole::kSharedDown:
+      return TensorSplit::kCols;
+    case TensorRole::kNone:
+    case TensorRole::kFinalNorm:
+    case TensorRole::kInputNorm:
+    case TensorRole::kPostAttentionNorm:
+    case TensorRole::kQNorm:
+    case TensorRole::kKNorm:
+    case TensorRole::kQDown:
+    case TensorRole::kQDownNorm:
+    case TensorRole::kKvDown:
+    case TensorRole::kKvDownNorm:
+    case TensorRole::kOBias:
+    case TensorRole::kRouter:
+    case TensorRole::kRouterBias:
+    case TensorRole::kSharedExpertGate:
+    case TensorRole::kScales:
+      return TensorSplit::kNone;
+  }
+  __builtin_unreachable();
 }
 
 /// torch.chunk: part `index` of `count` of the rows, short or empty at the end.
@@ -69,7 +94,7 @@ class FsdpLayout final : public Layout {
   FsdpLayout(const Catalogue& catalogue, FsdpOptions options, uint32_t ranks)
       : catalogue_(catalogue), options_(options), ranks_(ranks) {
     splits_.reserve(catalogue.tensors().size());
-    for (const auto& tensor : catalogue.tensors()) splits_.push_back(split_of(tensor.name));
+    for (const auto& tensor : catalogue.tensors()) splits_.push_back(split_of(tensor.role));
   }
 
   [[nodiscard]] std::string describe() const override {

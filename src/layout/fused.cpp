@@ -1,12 +1,12 @@
 #include "layout/fused.hpp"
 
 #include <algorithm>
-#include <string_view>
 #include <utility>
 
 #include "base/checked.hpp"
 #include "layout/builder.hpp"
 #include "layout/held_catalogue.hpp"
+#include "layout/layer_tensors.hpp"
 
 namespace awex {
 namespace {
@@ -38,10 +38,10 @@ struct Share {
 /// Adds the parameters of one rank. `rank` counts the ranks of a stage, dp-major.
 class RankWriter {
  public:
-  RankWriter(const Catalogue& catalogue, const FusedEngine& engine, uint32_t rank, uint32_t stage,
-             uint32_t instance)
-      : catalogue_(catalogue),
-        config_(catalogue.config()),
+  RankWriter(const Catalogue& catalogue, const ModelTensors& tensors, const FusedEngine& engine,
+             uint32_t rank, uint32_t stage, uint32_t instance)
+      : config_(catalogue.config()),
+        tensors_(tensors),
         engine_(engine),
         rank_(rank),
         stage_(stage),
@@ -92,14 +92,14 @@ class RankWriter {
   }
 
   void add_last_norm() {
-    builder_.replicated("model.norm.weight", index("model.norm.weight"),
+    builder_.replicated("model.norm.weight", tensors_.final_norm,
                         share_of_end({}, engine_.ends_everywhere).copies);
   }
 
   void add_embedding() {
     Share mine = share_of_end(engine_.embedding, engine_.ends_everywhere);
     if (has_tied_copy()) mine.copies.count += share_of_head().copies.count;
-    add_vocabulary("model.embed_tokens.weight", "model.embed_tokens.weight", mine);
+    add_vocabulary("model.embed_tokens.weight", tensors_.embedding, mine);
   }
 
   void add_head() {
@@ -107,13 +107,13 @@ class RankWriter {
     if (has_tied_copy()) {
       const uint32_t before = stage_ranks() / engine_.embedding.count;
       mine.copies = {mine.copies.count + before, mine.copies.index + before};
-      add_vocabulary(engine_.tied_head, "model.embed_tokens.weight", mine);
-    } else if (!config_.tied_embeddings) {
-      add_vocabulary("lm_head.weight", "lm_head.weight", mine);
+      add_vocabulary(engine_.tied_head, tensors_.embedding, mine);
+    } else if (tensors_.head) {
+      add_vocabulary("lm_head.weight", *tensors_.head, mine);
     }
   }
 
-  void add_vocabulary(const char* name, const char* tensor, Share mine) {
+  void add_vocabulary(const char* name, uint32_t tensor, Share mine) {
     builder_.begin(name);
     const Range wanted = mine.part.of(padded_vocab(config_, engine_, mine.part.count));
     const Range held = intersect(wanted, {0, config_.vocab});
@@ -121,35 +121,35 @@ class RankWriter {
     builder_.pad_rows(wanted.size() - held.size());
   }
 
-  void add_layer(uint64_t layer) {
-    const auto prefix = fmt::format("model.layers.{}.", layer);
-    add_whole(prefix + "input_layernorm.weight");
-    if (config_.is_mla()) {
-      add_latent_attention(prefix + "self_attn.");
+  void add_layer(uint64_t index) {
+    const LayerTensors& layer = tensors_.layers[index];
+    const auto prefix = fmt::format("model.layers.{}.", index);
+    add_whole(layer.input_norm);
+    if (layer.latent) {
+      add_latent_attention(prefix + "self_attn.", *layer.latent);
     } else {
-      add_attention(prefix + "self_attn.");
+      add_attention(prefix + "self_attn.", layer);
     }
-    add_whole(prefix + "post_attention_layernorm.weight");
-    if (config_.is_moe_layer(layer)) {
-      add_moe(prefix + "mlp.");
+    add_columns(layer.o);
+    if (layer.o_bias) add_whole(*layer.o_bias);
+    add_whole(layer.post_attention_norm);
+    if (layer.moe) {
+      add_moe(prefix + engine_.moe_module, *layer.moe);
     } else {
-      add_mlp(prefix + "mlp.", share(engine_.dense_mlp));
+      add_mlp(prefix + "mlp.", *layer.mlp, share(engine_.dense_mlp));
     }
   }
 
-  void add_attention(const std::string& prefix) {
-    add_fused_qkv(prefix, ".weight");
-    if (config_.attention_bias) add_fused_qkv(prefix, ".bias");
-    if (config_.qk_norm) {
-      add_whole(prefix + "q_norm.weight");
-      add_whole(prefix + "k_norm.weight");
-    }
-    add_columns(prefix + "o_proj.weight");
+  void add_attention(const std::string& prefix, const LayerTensors& layer) {
+    add_fused_qkv(prefix + "qkv_proj.weight", *layer.qkv);
+    if (layer.qkv_bias) add_fused_qkv(prefix + "qkv_proj.bias", *layer.qkv_bias);
+    if (layer.q_norm) add_whole(*layer.q_norm);
+    if (layer.k_norm) add_whole(*layer.k_norm);
   }
 
   /// layers/linear.py, QKVParallelLinear: this rank's query heads, then its key and value heads;
   /// with more ranks than KV heads, neighbours share one.
-  void add_fused_qkv(const std::string& prefix, const std::string& suffix) {
+  void add_fused_qkv(std::string name, const QkvTensors& qkv) {
     const Share queries = share(engine_.attention);
     const uint32_t kv_heads = narrow<uint32_t>(config_.kv_heads);
     const uint32_t sharers =
@@ -158,125 +158,103 @@ class RankWriter {
                       {queries.copies.count * sharers,
                        queries.copies.index * sharers + queries.part.index % sharers},
                       queries.by};
-    builder_.begin(prefix + "qkv_proj" + suffix);
-    add_row_block(index(prefix + "q_proj" + suffix), queries);
-    add_row_block(index(prefix + "k_proj" + suffix), heads);
-    add_row_block(index(prefix + "v_proj" + suffix), heads);
+    builder_.begin(std::move(name));
+    add_row_block(qkv.q, queries);
+    add_row_block(qkv.k, heads);
+    add_row_block(qkv.v, heads);
   }
 
   /// Multi-head latent attention: the down projections are whole on every rank, the up projections
   /// are split by heads.
-  void add_latent_attention(const std::string& prefix) {
-    if (config_.q_lora_rank > 0) {
+  void add_latent_attention(const std::string& prefix, const LatentTensors& latent) {
+    if (latent.q_down) {
       builder_.begin(prefix + engine_.fused_qkv_a + ".weight");
-      add_row_block(index(prefix + "q_a_proj.weight"), share({}));
-      add_row_block(index(prefix + "kv_a_proj_with_mqa.weight"), share({}));
-      add_whole(prefix + "q_a_layernorm.weight");
-      add_rows(prefix + "q_b_proj.weight");
+      add_row_block(*latent.q_down, share({}));
+      add_row_block(latent.kv_down, share({}));
+      add_whole(*latent.q_norm);
+      add_rows(latent.q_up);
     } else {
-      add_rows(prefix + "q_proj.weight");
-      add_whole(prefix + "kv_a_proj_with_mqa.weight");
+      add_rows(latent.q_up);
+      add_whole(latent.kv_down);
     }
-    add_whole(prefix + "kv_a_layernorm.weight");
-    add_rows(prefix + "kv_b_proj.weight");
-    add_columns(prefix + "o_proj.weight");
+    add_whole(latent.kv_norm);
+    add_rows(latent.kv_up);
   }
 
-  void add_mlp(const std::string& prefix, Share mine) {
+  void add_mlp(const std::string& prefix, const MlpTensors& mlp, Share mine) {
     builder_.begin(prefix + "gate_up_proj.weight");
-    add_row_block(index(prefix + "gate_proj.weight"), mine);
-    add_row_block(index(prefix + "up_proj.weight"), mine);
+    add_row_block(mlp.gate, mine);
+    add_row_block(mlp.up, mine);
     builder_.begin(prefix + "down_proj.weight");
-    add_column_block(index(prefix + "down_proj.weight"), mine);
+    add_column_block(mlp.down, mine);
   }
 
-  [[nodiscard]] bool fuses_shared_experts() const {
-    return engine_.fuse_shared_experts && config_.shared_experts > 0;
+  [[nodiscard]] bool fuses_shared_experts(const MoeTensors& moe) const {
+    return engine_.fuse_shared_experts && moe.shared;
   }
 
-  void add_moe(const std::string& prefix) {
-    add_whole(prefix + "gate.weight");
-    if (config_.has_score_correction_bias) {
-      add_whole(prefix + "gate.e_score_correction_bias");
+  void add_moe(const std::string& prefix, const MoeTensors& moe) {
+    add_whole(moe.router);
+    if (moe.router_bias) add_whole(*moe.router_bias);
+    add_experts(prefix + engine_.experts_module, moe);
+    if (moe.shared && !fuses_shared_experts(moe)) {
+      add_mlp(prefix + engine_.shared_module, *moe.shared, share(engine_.shared_experts));
     }
-    add_experts(prefix);
-    if (config_.shared_experts > 0 && !fuses_shared_experts()) {
-      add_mlp(prefix + "shared_experts.", share(engine_.shared_experts));
-    }
+    if (moe.shared_gate) add_whole(*moe.shared_gate);
   }
 
   /// layers/fused_moe/layer.py and layers/moe/fused_moe_triton/layer.py: w13 [experts, 2M/ways, H]
   /// with rows [gate; up] an expert, w2 [experts, H, M/ways].
-  void add_experts(const std::string& prefix) {
+  void add_experts(const std::string& prefix, const MoeTensors& moe) {
     const uint32_t groups = stage_ranks() / engine_.experts.count;
-    const Range mine = experts_of(config_.experts, groups, rank_ / engine_.experts.count);
-    const Share expert{share(engine_.experts).part, {}, engine_.experts.by};
-    const uint32_t gate = first_expert(prefix, mine);
-    const uint32_t up = gate + 1;
-    const uint32_t down = gate + 2;
-    builder_.begin(prefix + engine_.experts_module + "w13_weight");
-    for (uint32_t e = 0; e < mine.size(); ++e) {
-      builder_.begin_matrix();
-      add_row_block(gate + 3 * e, expert);
-      add_row_block(up + 3 * e, expert);
+    const Range mine = experts_of(moe.experts, groups, rank_ / engine_.experts.count);
+    const Share inside{share(engine_.experts).part, {}, engine_.experts.by};
+    builder_.begin(prefix + "w13_weight");
+    for (uint64_t e = mine.begin; e < mine.end; ++e) {
+      add_gate_and_up(moe.expert(static_cast<uint32_t>(e)), inside);
     }
-    if (fuses_shared_experts()) {
+    if (fuses_shared_experts(moe)) add_gate_and_up(*moe.shared, share(engine_.experts));
+    builder_.begin(prefix + "w2_weight");
+    for (uint64_t e = mine.begin; e < mine.end; ++e) {
       builder_.begin_matrix();
-      add_row_block(index(prefix + "shared_experts.gate_proj.weight"), share(engine_.experts));
-      add_row_block(index(prefix + "shared_experts.up_proj.weight"), share(engine_.experts));
+      add_column_block(moe.expert(static_cast<uint32_t>(e)).down, inside);
     }
-    builder_.begin(prefix + engine_.experts_module + "w2_weight");
-    for (uint32_t e = 0; e < mine.size(); ++e) {
+    if (fuses_shared_experts(moe)) {
       builder_.begin_matrix();
-      add_column_block(down + 3 * e, expert);
-    }
-    if (fuses_shared_experts()) {
-      builder_.begin_matrix();
-      add_column_block(index(prefix + "shared_experts.down_proj.weight"), share(engine_.experts));
+      add_column_block(moe.shared->down, share(engine_.experts));
     }
   }
 
-  /// The index of the first of `experts`' gate projection. The catalogue lists gate, up and down
-  /// one after the other, expert by expert: one search a layer instead of one a tensor, of which a
-  /// large model has tens of thousands.
-  [[nodiscard]] uint32_t first_expert(const std::string& prefix, Range experts) const {
-    const auto find = [&](uint64_t expert, const char* projection) {
-      return index(fmt::format("{}experts.{}.{}.weight", prefix, expert, projection));
-    };
-    const uint32_t first = find(experts.begin, "gate_proj");
-    if (find(experts.end - 1, "down_proj") == first + 3 * experts.size() - 1) return first;
-    throw runtime_error(fmt::format("{}experts of model {} are not listed one after the other",
-                                    prefix, catalogue_.model_name()));
-  }
-
-  [[nodiscard]] uint32_t index(std::string_view tensor) const {
-    return catalogue_.index_of(tensor);
+  void add_gate_and_up(const MlpTensors& expert, Share mine) {
+    builder_.begin_matrix();
+    add_row_block(expert.gate, mine);
+    add_row_block(expert.up, mine);
   }
 
   void add_row_block(uint32_t tensor, Share mine) {
-    const TensorInfo& info = catalogue_.tensors()[tensor];
+    const TensorInfo& info = builder_.info(tensor);
     builder_.add(tensor, {mine.part.of(info.rows), {0, info.cols}}, mine.copies, mine.by);
   }
   void add_column_block(uint32_t tensor, Share mine) {
-    const TensorInfo& info = catalogue_.tensors()[tensor];
+    const TensorInfo& info = builder_.info(tensor);
     builder_.add(tensor, {{0, info.rows}, mine.part.of(info.cols)}, mine.copies, mine.by);
   }
 
   /// Parameters that the engine names as the checkpoint does: whole, or split by attention heads.
-  void add_whole(const std::string& tensor) {
-    builder_.replicated(tensor, index(tensor), share({}).copies);
+  void add_whole(uint32_t tensor) {
+    builder_.replicated(builder_.info(tensor).name, tensor, share({}).copies);
   }
-  void add_rows(const std::string& tensor) {
-    builder_.begin(tensor);
-    add_row_block(index(tensor), share(engine_.attention));
+  void add_rows(uint32_t tensor) {
+    builder_.begin(builder_.info(tensor).name);
+    add_row_block(tensor, share(engine_.attention));
   }
-  void add_columns(const std::string& tensor) {
-    builder_.begin(tensor);
-    add_column_block(index(tensor), share(engine_.attention));
+  void add_columns(uint32_t tensor) {
+    builder_.begin(builder_.info(tensor).name);
+    add_column_block(tensor, share(engine_.attention));
   }
 
-  const Catalogue& catalogue_;
   const ModelConfig& config_;
+  const ModelTensors& tensors_;
   const FusedEngine& engine_;
   uint32_t rank_;
   uint32_t stage_;
@@ -285,8 +263,11 @@ class RankWriter {
 
 class FusedLayout final : public Layout {
  public:
-  FusedLayout(const Catalogue& catalogue, FusedEngine engine, uint32_t ranks)
-      : catalogue_(catalogue), engine_(std::move(engine)), ranks_(ranks) {}
+  FusedLayout(const Catalogue& catalogue, ModelTensors tensors, FusedEngine engine, uint32_t ranks)
+      : catalogue_(catalogue),
+        tensors_(std::move(tensors)),
+        engine_(std::move(engine)),
+        ranks_(ranks) {}
 
   [[nodiscard]] std::string describe() const override { return engine_.spec; }
   [[nodiscard]] std::vector<std::string> notes() const override { return engine_.notes; }
@@ -300,7 +281,7 @@ class FusedLayout final : public Layout {
     const uint32_t stage = rank / engine_.tp % stages();
     const uint32_t dp = rank / engine_.tp / stages() % engine_.dp;
     const uint32_t instance = rank / engine_.tp / stages() / engine_.dp;
-    return RankWriter(catalogue_, engine_, tp + engine_.tp * dp, stage, instance).write();
+    return RankWriter(catalogue_, tensors_, engine_, tp + engine_.tp * dp, stage, instance).write();
   }
 
   /// Throws a request error when a rank's part of a tensor cuts blocks that share a scale. Parts of
@@ -313,6 +294,7 @@ class FusedLayout final : public Layout {
   [[nodiscard]] uint32_t stages() const { return narrow<uint32_t>(engine_.stages.size()); }
 
   const Catalogue& catalogue_;
+  ModelTensors tensors_;
   FusedEngine engine_;
   uint32_t ranks_;
 };
@@ -330,42 +312,63 @@ void check_vocabulary(const ModelConfig& config, const FusedEngine& engine, cons
                 ways.count);
 }
 
-void check_experts(const ModelConfig& config, const FusedEngine& engine) {
-  check_divides("moe_intermediate_size", config.moe_intermediate, engine.experts.by.option,
-                engine.experts.count);
-  const uint32_t groups = engine.tp * engine.dp / engine.experts.count;
-  if (groups <= config.experts) return;
-  throw request_error(
-      fmt::format("{} experts are too few for {} expert parallel ranks", config.experts, groups),
-      "every rank must hold an expert: use a smaller ep, tp or dp");
-}
+/// Checks what the ranks must divide in one layer.
+class LayerCheck {
+ public:
+  LayerCheck(const Catalogue& catalogue, const FusedEngine& engine)
+      : catalogue_(catalogue), engine_(engine) {}
 
-/// Fused, they stand for one more expert, so there must not be several.
-void check_shared_experts(const ModelConfig& config, const FusedEngine& engine) {
-  if (!engine.fuse_shared_experts) {
-    check_divides("width of the shared experts", config.shared_experts * config.moe_intermediate,
-                  engine.shared_experts.by.option, engine.shared_experts.count);
-  } else if (config.shared_experts > 1) {
-    throw request_error(
-        fmt::format("fuse_shared=on: the engine fuses one shared expert, this model has {}",
-                    config.shared_experts),
-        "leave fuse_shared off");
-  }
-}
-
-void check_model(const ModelConfig& config, const FusedEngine& engine) {
-  check_attention(config, engine.attention);
-  check_vocabulary(config, engine, engine.embedding);
-  check_vocabulary(config, engine, engine.head);
-  for (uint64_t layer = 0; layer < config.layers; ++layer) {
-    if (config.is_moe_layer(layer)) {
-      check_experts(config, engine);
-      check_shared_experts(config, engine);
+  void check(const LayerTensors& layer) const {
+    if (layer.moe) {
+      check_experts(*layer.moe);
+      if (layer.moe->shared) check_shared_experts(*layer.moe->shared);
     } else {
-      check_divides("intermediate_size", config.intermediate, engine.dense_mlp.by.option,
-                    engine.dense_mlp.count);
+      check_rows("intermediate_size", layer.mlp->gate, engine_.dense_mlp);
     }
   }
+
+ private:
+  void check_rows(const char* what, uint32_t tensor, const Ways& ways) const {
+    check_divides(what, catalogue_.tensors()[tensor].rows, ways.by.option, ways.count);
+  }
+
+  void check_experts(const MoeTensors& moe) const {
+    check_rows("moe_intermediate_size", moe.first_expert.gate, engine_.experts);
+    const uint32_t groups = engine_.tp * engine_.dp / engine_.experts.count;
+    if (groups <= moe.experts) return;
+    throw request_error(
+        fmt::format("{} experts are too few for {} expert parallel ranks", moe.experts, groups),
+        "every rank must hold an expert: use a smaller ep, tp or dp");
+  }
+
+  /// Fused, they stand for one more expert: there must be one, which no gate weighs.
+  void check_shared_experts(const MlpTensors& shared) const {
+    const ModelConfig& config = catalogue_.config();
+    if (!engine_.fuse_shared_experts) {
+      check_rows("width of the shared experts", shared.gate, engine_.shared_experts);
+    } else if (config.shared_experts > 1) {
+      throw request_error(
+          fmt::format("fuse_shared=on: the engine fuses one shared expert, this model has {}",
+                      config.shared_experts),
+          "leave fuse_shared off");
+    } else if (config.has_shared_expert_gate) {
+      throw request_error(
+          "fuse_shared=on: the engine keeps a shared expert apart that a gate weighs",
+          "leave fuse_shared off");
+    }
+  }
+
+  const Catalogue& catalogue_;
+  const FusedEngine& engine_;
+};
+
+void check_model(const Catalogue& catalogue, const ModelTensors& tensors,
+                 const FusedEngine& engine) {
+  check_attention(catalogue.config(), engine.attention);
+  check_vocabulary(catalogue.config(), engine, engine.embedding);
+  check_vocabulary(catalogue.config(), engine, engine.head);
+  const LayerCheck check(catalogue, engine);
+  for (const auto& layer : tensors.layers) check.check(layer);
 }
 
 }  // namespace
@@ -398,8 +401,10 @@ void check_instances(uint32_t ranks, uint32_t tp, uint32_t pp, uint32_t dp) {
 
 std::unique_ptr<Layout> make_fused_layout(const Catalogue& catalogue, FusedEngine engine,
                                           uint32_t ranks) {
-  check_model(catalogue.config(), engine);
-  auto layout = std::make_unique<FusedLayout>(catalogue, std::move(engine), ranks);
+  auto tensors = find_tensors(catalogue);
+  check_model(catalogue, tensors, engine);
+  auto layout =
+      std::make_unique<FusedLayout>(catalogue, std::move(tensors), std::move(engine), ranks);
   if (model_tensors(catalogue) < catalogue.tensors().size()) layout->check_blocks();
   return layout;
 }

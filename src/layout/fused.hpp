@@ -35,7 +35,9 @@ struct FusedEngine {
   const char* fused_qkv_a = "";      ///< MLA: how the engine names q_a and kv_a together.
   const char* tied_head = "";        ///< What the last of several stages calls its own copy of a
                                      ///< tied embedding; empty where it has none.
-  const char* experts_module = "experts.";  ///< What stands before w13_weight and w2_weight.
+  const char* moe_module = "mlp.";   ///< How it names what has the experts of a layer,
+  const char* experts_module = "experts.";        ///< in it what has w13_weight and w2_weight,
+  const char* shared_module = "shared_experts.";  ///< and the shared experts.
   bool ends_everywhere = false;  ///< Every stage has embedding, last norm and head (or tied head).
   bool pads_vocabulary_by_parts = false;  ///< Further, where a multiple of 64 does not divide.
   bool own_head = false;             ///< A tied lm_head is a copy of its own on one stage, too.

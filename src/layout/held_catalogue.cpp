@@ -35,25 +35,16 @@ std::optional<DType> read_dtype(const EngineSpec& spec, const std::string& key,
   return std::nullopt;
 }
 
-/// models/glm4_moe.py of both engines creates the router in fp32.
+/// models/glm4_moe.py and models/glm4_moe_lite.py of both engines create the router in fp32.
 bool keeps_router_in_fp32(const EngineSpec& spec, const ModelConfig& config) {
   const bool has_own_classes = spec.engine() == "sglang" || spec.engine() == "vllm";
-  return has_own_classes && config.architecture == Architecture::kGlm4Moe;
-}
-
-bool is_router(const TensorInfo& tensor) { return tensor.name.ends_with(".mlp.gate.weight"); }
-
-/// Attention projections and MLPs: the matrices whose modules are called "..._proj", and
-/// kv_a_proj_with_mqa.
-bool is_projection(const TensorInfo& tensor) {
-  return !tensor.is_vector && tensor.name.find("_proj") != std::string::npos;
+  return has_own_classes && (config.family == "glm4_moe" || config.family == "glm4_moe_lite");
 }
 
 /// What dtype= makes of a tensor.
 DType main_dtype_of(std::optional<DType> main, const TensorInfo& tensor) {
-  const bool is_fixed = tensor.name.ends_with(".e_score_correction_bias");
-  if (!main || is_fixed) return tensor.source_dtype();
-  if (*main == DType::kF8E4M3 && !is_projection(tensor)) return tensor.source_dtype();
+  if (!main || tensor.role == TensorRole::kRouterBias) return tensor.source_dtype();
+  if (*main == DType::kF8E4M3 && !is_projection(tensor.role)) return tensor.source_dtype();
   return *main;
 }
 
@@ -61,7 +52,10 @@ TensorInfo scales_of(const TensorInfo& tensor, uint32_t block) {
   return {.name = tensor.name + "_scale_inv",
           .dtype = DType::kF32,
           .rows = ceil_div(tensor.rows, block),
-          .cols = ceil_div(tensor.cols, block)};
+          .cols = ceil_div(tensor.cols, block),
+          .role = TensorRole::kScales,
+          .layer = tensor.layer,
+          .expert = tensor.expert};
 }
 
 }  // namespace
@@ -87,7 +81,7 @@ DTypeRules DTypeRules::read(const EngineSpec& spec, const ModelConfig& config) {
 }
 
 DType DTypeRules::dtype_of(const TensorInfo& tensor) const {
-  return router && is_router(tensor) ? *router : main_dtype_of(main, tensor);
+  return router && tensor.role == TensorRole::kRouter ? *router : main_dtype_of(main, tensor);
 }
 
 std::string DTypeRules::text() const {

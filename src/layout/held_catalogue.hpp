@@ -15,8 +15,8 @@ namespace awex {
 ///   dtype         bf16, fp16, fp32 or fp8 (e4m3) instead of the model's own. fp8 is for attention
 ///                 projections and MLPs, in blocks that share a scale; the rest keeps its dtype
 ///   router_dtype  bf16, fp16 or fp32 for the routers' weights (mlp.gate.weight). Unless given,
-///                 fp32 where the engine's own class of the model says so: GLM-4.5 in sglang and
-///                 vllm
+///                 fp32 where the engine's own class of the model says so: GLM-4.5 and
+///                 GLM-4.7-Flash in sglang and vllm
 ///   block         with fp8: rows and columns of a block; 128 unless given
 /// A router's e_score_correction_bias is fp32 whatever they say.
 struct DTypeRules {

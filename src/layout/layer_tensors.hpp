@@ -24,26 +24,26 @@ struct QkvTensors {
 
 /// Of multi-head latent attention.
 struct LatentTensors {
-  std::optional<uint32_t> q_down{};  ///< q_a_proj; without it q_up is q_proj.
-  std::optional<uint32_t> q_norm{};  ///< q_a_layernorm.
-  uint32_t q_up = 0;                 ///< q_b_proj or q_proj.
-  uint32_t kv_down = 0;              ///< kv_a_proj_with_mqa.
-  uint32_t kv_norm = 0;              ///< kv_a_layernorm.
-  uint32_t kv_up = 0;                ///< kv_b_proj.
+  std::optional<uint32_t> q_down{};  ///< Without it q_up projects at once.
+  std::optional<uint32_t> q_norm{};  ///< Behind q_down.
+  uint32_t q_up = 0;
+  uint32_t kv_down = 0;
+  uint32_t kv_norm = 0;  ///< Behind kv_down.
+  uint32_t kv_up = 0;
 };
 
 /// Of a layer with experts.
 struct MoeTensors {
   uint32_t router = 0;
-  std::optional<uint32_t> router_bias{};  ///< e_score_correction_bias.
+  std::optional<uint32_t> router_bias{};
   std::optional<MlpTensors> shared{};
+  std::optional<uint32_t> shared_gate{};  ///< TensorRole::kSharedExpertGate.
   uint32_t experts = 0;
   MlpTensors first_expert;
-  uint32_t stride = 0;  ///< From an expert's index to that of the next.
 
+  /// Experts follow each other, gate, up and down of each.
   [[nodiscard]] MlpTensors expert(uint32_t e) const {
-    return {first_expert.gate + e * stride, first_expert.up + e * stride,
-            first_expert.down + e * stride};
+    return {first_expert.gate + 3 * e, first_expert.up + 3 * e, first_expert.down + 3 * e};
   }
 };
 
@@ -52,6 +52,7 @@ struct LayerTensors {
   uint32_t input_norm = 0;
   uint32_t post_attention_norm = 0;
   uint32_t o = 0;
+  std::optional<uint32_t> o_bias{};
   std::optional<QkvTensors> qkv{};  ///< Either this or latent.
   std::optional<QkvTensors> qkv_bias{};
   std::optional<uint32_t> q_norm{};
@@ -61,8 +62,17 @@ struct LayerTensors {
   std::optional<MoeTensors> moe{};
 };
 
-/// Looks all layers up once, so that layouts of many ranks need no search by name. Throws a request
-/// error that names a tensor that the catalogue lacks.
-[[nodiscard]] std::vector<LayerTensors> find_layer_tensors(const Catalogue& catalogue);
+/// Where the catalogue has all of a model's tensors.
+struct ModelTensors {
+  uint32_t embedding = 0;
+  uint32_t final_norm = 0;
+  std::optional<uint32_t> head{};  ///< Unless it is the embedding.
+  std::vector<LayerTensors> layers;
+};
+
+/// Reads the roles of all tensors, once, so that layouts of many ranks need no search. Scales are
+/// left out. Throws a run-time error that names the tensor, or the role and the layer, for a
+/// catalogue that no family makes: a role twice or missing, experts out of order.
+[[nodiscard]] ModelTensors find_tensors(const Catalogue& catalogue);
 
 }  // namespace awex

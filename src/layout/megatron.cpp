@@ -17,10 +17,7 @@ struct Trainer {
   const Catalogue& catalogue;
   MegatronOptions options;
   Pipeline pipeline;
-  std::vector<LayerTensors> layers;
-  uint32_t embedding;
-  uint32_t final_norm;
-  uint32_t head;  ///< The embedding when they are tied.
+  ModelTensors tensors;
 };
 
 /// A rank's places in the groups that split weights, and which replica it holds.
@@ -61,21 +58,23 @@ class RankWriter {
  private:
   void add_chunk(const PipelineChunk& chunk) {
     // Copies of a tied embedding: the output layer has one of its own unless it can share.
-    const bool tied = trainer_.embedding == trainer_.head;
+    const ModelTensors& tensors = trainer_.tensors;
+    const bool tied = !tensors.head;
     const bool has_copy = tied && !(chunk.embedding && chunk.head);
     const uint32_t copies = has_copy ? 2 : 1;
     if (chunk.embedding) {
-      add_vocabulary("embedding.word_embeddings.weight", trainer_.embedding, {copies, 0});
+      add_vocabulary("embedding.word_embeddings.weight", tensors.embedding, {copies, 0});
     }
     for (uint64_t layer = chunk.layers.begin; layer < chunk.layers.end; ++layer) {
-      add_layer(layer - chunk.layers.begin, trainer_.layers[layer]);
+      add_layer(layer - chunk.layers.begin, tensors.layers[layer]);
     }
     if (chunk.final_norm) {
-      builder_.replicated(prefix_ + "decoder.final_layernorm.weight", trainer_.final_norm,
+      builder_.replicated(prefix_ + "decoder.final_layernorm.weight", tensors.final_norm,
                           place_.tp);
     }
     if (chunk.head && (has_copy || !tied)) {
-      add_vocabulary("output_layer.weight", trainer_.head, {copies, copies - 1});
+      add_vocabulary("output_layer.weight", tensors.head.value_or(tensors.embedding),
+                     {copies, copies - 1});
     }
   }
 
@@ -183,6 +182,9 @@ class RankWriter {
     if (moe.shared) {
       add_mlp(mcore + "shared_experts.linear_fc", ".weight", *moe.shared, place_.tp);
     }
+    if (moe.shared_gate) {
+      builder_.replicated(mcore + "shared_experts.gate_weight", *moe.shared_gate, place_.tp);
+    }
   }
 
   void add_expert(const std::string& experts, uint64_t local, const MlpTensors& expert) {
@@ -239,16 +241,12 @@ class MegatronLayout final : public Layout {
 std::unique_ptr<Layout> make_megatron_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                              uint32_t ranks) {
   const auto options = MegatronOptions::read(spec);
-  auto layers = find_layer_tensors(catalogue);
-  options.check(catalogue, layers, ranks);
-  const uint32_t embedding = catalogue.index_of("model.embed_tokens.weight");
+  auto tensors = find_tensors(catalogue);
+  options.check(catalogue, tensors.layers, ranks);
   Trainer trainer{.catalogue = catalogue,
                   .options = options,
                   .pipeline = megatron_pipeline(options.pipeline, catalogue.config().layers),
-                  .layers = std::move(layers),
-                  .embedding = embedding,
-                  .final_norm = catalogue.index_of("model.norm.weight"),
-                  .head = catalogue.find("lm_head.weight").value_or(embedding)};
+                  .tensors = std::move(tensors)};
   return std::make_unique<MegatronLayout>(std::move(trainer), ranks);
 }
 

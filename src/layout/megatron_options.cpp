@@ -13,6 +13,12 @@ class LayerCheck {
       : options_(options), catalogue_(catalogue) {}
 
   void check(const LayerTensors& layer) const {
+    if (layer.o_bias) {
+      throw request_error(fmt::format("{} has a bias on o_proj (attention_out_bias), which "
+                                      "Megatron has on all linear layers or on none",
+                                      catalogue_.model_name()),
+                          "train this model with fsdp");
+    }
     if (layer.qkv) {
       check_divides("rows of the fused QKV",
                     rows(layer.qkv->q) + rows(layer.qkv->k) + rows(layer.qkv->v), "tp",

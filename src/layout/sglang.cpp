@@ -43,72 +43,140 @@ struct Options {
   }
 };
 
-/// Whether the engine makes the shared expert one more routed expert unless it is told otherwise,
-/// on an NVIDIA GPU (shared_experts_fusion_disable_reason of its classes, asked). GLM-4.5's class
-/// fails to load more than one; DeepEP, which shared_experts=replicated stands for, keeps them
-/// apart.
+/// What SGLang's class of a family does in its own way. Those of Llama, Qwen2, Qwen3, Qwen3-MoE,
+/// DeepSeek-V3 and GLM-4.5 were asked (0.5.23, scripts/test-sglang.sh), the others read
+/// (models/*.py).
+struct ModelClass {
+  const char* family;
+  const char* embed = "attn_tp";            ///< How it splits its embedding unless it is told.
+  bool attention_over_tp = false;           ///< It knows no data parallel attention.
+  bool splits_head_by_option = true;        ///< It follows --enable-dp-lm-head.
+  bool splits_dense_mlp_by_option = false;  ///< It follows --moe-dense-tp-size.
+  /// The number of experts with which it fuses the shared one, on an NVIDIA GPU
+  /// (shared_experts_fusion_disable_reason): 0 never, kAnyNumber always.
+  uint64_t fuses_shared_with = 0;
+  bool sparse_everywhere = false;  ///< Every layer has experts: it skips what dense ones hold.
+  bool ignores_head_dim = false;   ///< Heads share the hidden size, whatever the config says.
+  bool one_stage = false;          ///< It loads no part of a pipeline.
+  bool any_tp = false;             ///< Also more ranks than experts.
+  bool head_everywhere = false;    ///< Every stage has the lm_head.
+  /// A tied lm_head is a tensor of its own, on one stage, too. It is read from a checkpoint that
+  /// stores the head beside the embedding, and from no other; so is DeepSeek's on the last of
+  /// several stages.
+  bool own_head = false;
+  const char* tied_head = "lm_head.weight";       ///< FusedEngine::tied_head.
+  const char* moe_module = "mlp.";                ///< FusedEngine::moe_module.
+  const char* shared_module = "shared_experts.";  ///< FusedEngine::shared_module.
+};
+constexpr uint64_t kAnyNumber = ~uint64_t{0};
+
+constexpr ModelClass kClasses[] = {
+    {.family = "llama",
+     .embed = "tp",
+     .attention_over_tp = true,
+     .head_everywhere = true,
+     .tied_head = ""},
+    {.family = "qwen2", .attention_over_tp = true, .splits_head_by_option = false},
+    {.family = "qwen3"},
+    {.family = "qwen3_moe", .sparse_everywhere = true, .head_everywhere = true, .own_head = true},
+    {.family = "deepseek_v3", .splits_dense_mlp_by_option = true, .fuses_shared_with = 256},
+    {.family = "glm4_moe",
+     .splits_dense_mlp_by_option = true,
+     .fuses_shared_with = kAnyNumber,
+     .head_everywhere = true,
+     .own_head = true},
+    {.family = "mistral",
+     .embed = "tp",
+     .attention_over_tp = true,
+     .head_everywhere = true,
+     .tied_head = ""},
+    {.family = "mixtral",
+     .embed = "tp",
+     .attention_over_tp = true,
+     .splits_head_by_option = false,
+     .ignores_head_dim = true,
+     .any_tp = true,
+     .head_everywhere = true,
+     .own_head = true,
+     .moe_module = "block_sparse_moe."},
+    {.family = "qwen2_moe",
+     .sparse_everywhere = true,
+     .ignores_head_dim = true,
+     .head_everywhere = true,
+     .own_head = true,
+     .shared_module = "shared_expert."},
+    {.family = "mimo",
+     .attention_over_tp = true,
+     .splits_head_by_option = false,
+     .one_stage = true,
+     .tied_head = ""},
+    {.family = "glm4_moe_lite",
+     .splits_dense_mlp_by_option = true,
+     .fuses_shared_with = kAnyNumber,
+     .head_everywhere = true,
+     .own_head = true}};
+
+/// Throws a request error where the engine has no such model.
+const ModelClass& class_of(const ModelConfig& config) {
+  for (const auto& known : kClasses) {
+    if (config.family == known.family) return known;
+  }
+  throw request_error(
+      fmt::format("SGLang (0.5.23) has no class for models of type {}", config.family),
+      "hold it whole on every rank: hf");
+}
+
+/// Whether the engine makes the shared expert one more routed expert unless it is told otherwise.
+/// GLM-4.5's class fails to load more than one; DeepEP, which shared_experts=replicated stands for,
+/// keeps them apart.
 bool fuses_shared_by_default(const ModelConfig& config, const Options& options) {
   if (config.shared_experts != 1 || options.ep > 1 || options.shared_experts != "tp") return false;
-  switch (config.architecture) {
-    case Architecture::kGlm4Moe:
-      return true;
-    case Architecture::kDeepseekV3:
-      return config.experts == 256;
-    case Architecture::kLlama:
-    case Architecture::kQwen2:
-    case Architecture::kQwen3:
-    case Architecture::kQwen3Moe:
-      return false;
-  }
-  return false;
-}
-
-/// Classes that know nothing of data parallel attention: q, k, v and o stay split over tp.
-bool splits_attention_over_tp(const ModelConfig& config) {
-  return config.architecture == Architecture::kLlama || config.architecture == Architecture::kQwen2;
-}
-
-/// How the class splits its embedding under data parallel attention.
-const char* usual_embedding(const ModelConfig& config) {
-  return config.architecture == Architecture::kLlama ? "tp" : "attn_tp";
-}
-
-/// Whether the class follows --enable-dp-lm-head.
-bool splits_head_by_option(const ModelConfig& config) {
-  return config.architecture != Architecture::kQwen2;
-}
-
-/// Whether the class follows --moe-dense-tp-size: those of models whose first layers are dense.
-bool splits_dense_mlp_by_option(const ModelConfig& config) {
-  return config.architecture == Architecture::kDeepseekV3 ||
-         config.architecture == Architecture::kGlm4Moe;
+  const uint64_t experts = class_of(config).fuses_shared_with;
+  return experts == kAnyNumber || experts == config.experts;
 }
 
 Ways dense_mlp_of(const ModelConfig& config, const Options& options) {
-  if (!splits_dense_mlp_by_option(config)) return {options.tp, {"tp"}};
+  if (!class_of(config).splits_dense_mlp_by_option) return {options.tp, {"tp"}};
   if (options.dense_mlp == "replicated") return {};
   return {options.tp, {"tp", "dense_mlp=replicated"}};
 }
 
-/// models/qwen3_moe.py makes every layer sparse and skips what a checkpoint has of dense ones.
 void check_layers(const ModelConfig& config) {
-  if (config.architecture != Architecture::kQwen3Moe) return;
+  if (!class_of(config).sparse_everywhere) return;
   for (uint64_t layer = 0; layer < config.layers; ++layer) {
     if (config.is_moe_layer(layer)) continue;
     throw request_error(
-        fmt::format(
-            "SGLang's Qwen3-MoE has experts in every layer, layer {} of this model has none "
-            "(mlp_only_layers, decoder_sparse_step): the engine would not load it",
-            layer),
+        fmt::format("SGLang's class of {} has experts in every layer, layer {} of this model has "
+                    "none (mlp_only_layers, decoder_sparse_step): the engine would not load it",
+                    config.family, layer),
         "serve this model with vllm");
   }
 }
 
-/// The engine's classes with experts do not start with more tensor parallel ranks than experts, ep
-/// or not.
+/// What SGLang's class of the model does not take, or builds otherwise than config.json says.
+void check_model(const EngineSpec& spec, const Options& options, const ModelConfig& config) {
+  check_layers(config);
+  const ModelClass& model_class = class_of(config);
+  if (model_class.ignores_head_dim && config.head_dim * config.heads != config.hidden) {
+    throw request_error(
+        fmt::format(
+            "\"{}\": SGLang's class of {} takes hidden_size / num_attention_heads = {} / {} "
+            "for the size of a head and ignores head_dim = {}: it would load other weights",
+            spec.text(), config.family, config.hidden, config.heads, config.head_dim),
+        "hold it whole on every rank: hf");
+  }
+  if (model_class.one_stage && options.pp > 1) {
+    throw request_error(fmt::format("\"{}\": SGLang's class of {} fails to load on several stages",
+                                    spec.text(), config.family),
+                        "leave pp out");
+  }
+}
+
+/// Classes with experts do not start with more tensor parallel ranks than experts, ep or not, but
+/// for Mixtral's.
 void check_experts(const ModelConfig& config, const Options& options) {
   check_divides("number of experts", config.experts, "ep", options.ep);
-  if (config.experts == 0 || options.tp <= config.experts) return;
+  if (class_of(config).any_tp || config.experts == 0 || options.tp <= config.experts) return;
   throw request_error(fmt::format("SGLang does not start with tp={} for a model of {} experts",
                                   options.tp, config.experts),
                       fmt::format("choose a tp of at most {}", config.experts));
@@ -135,31 +203,9 @@ void check_keeps_fp8(const EngineSpec& spec, const DTypeRules& dtypes, const Opt
   }
 }
 
-/// Which stages have an lm_head, and whether a tied one is a tensor of its own. Qwen3-MoE's and
-/// GLM-4.5's, and DeepSeek's on the last of several stages, are read from a checkpoint that stores
-/// the head beside the embedding, and from no other.
-void set_head(const ModelConfig& config, FusedEngine& engine) {
-  switch (config.architecture) {
-    case Architecture::kLlama:
-      engine.head_everywhere = true;
-      return;
-    case Architecture::kQwen3Moe:
-    case Architecture::kGlm4Moe:
-      engine.head_everywhere = true;
-      engine.own_head = true;
-      engine.tied_head = "lm_head.weight";
-      return;
-    case Architecture::kQwen2:
-    case Architecture::kQwen3:
-    case Architecture::kDeepseekV3:
-      engine.tied_head = "lm_head.weight";
-      return;
-  }
-}
-
 std::vector<std::string> notes_of(const ModelConfig& config, const Options& options) {
   std::vector<std::string> notes;
-  if (options.attn_dp > 1 && splits_attention_over_tp(config)) {
+  if (options.attn_dp > 1 && class_of(config).attention_over_tp) {
     notes.emplace_back(
         "SGLang's class of this model has no data parallel attention: its q, k, v and o are split "
         "over tp although attn_dp says otherwise");
@@ -187,7 +233,7 @@ Options read(const EngineSpec& spec, const ModelConfig& config) {
                   .embed = spec.choice("embed", {"attn_tp", "tp", "replicated"}),
                   .dp_lm_head = spec.flag("dp_lm_head", false),
                   .keeps_fp8 = spec.flag("keeps_fp8", false),
-                  .usual_embed = usual_embedding(config),
+                  .usual_embed = class_of(config).embed,
                   .dense_mlp = spec.choice("dense_mlp", {"tp", "replicated"}),
                   .shared_experts = spec.choice("shared_experts", {"tp", "replicated"})};
   check_divides("tp", options.tp, "ep", options.ep);
@@ -203,10 +249,11 @@ Options read(const EngineSpec& spec, const ModelConfig& config) {
 std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalogue& catalogue,
                                            uint32_t ranks) {
   const ModelConfig& config = catalogue.config();
+  const ModelClass& model_class = class_of(config);
   const Options options = read(spec, config);
   check_instances(ranks, options.tp, options.pp, 1);
   const DTypeRules dtypes = DTypeRules::read(spec, config);
-  check_layers(config);
+  check_model(spec, options, config);
   check_keeps_fp8(spec, dtypes, options);
   const Ways tp{options.tp, {"tp"}};
   const Ways one_replica{options.tp / options.attn_dp, {options.attn_dp > 1 ? "tp/attn_dp" : "tp"}};
@@ -219,8 +266,8 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
       .embedding = options.embed == "tp"        ? tp
                    : options.embed == "attn_tp" ? one_replica
                                                 : Ways{},
-      .head = options.dp_lm_head && splits_head_by_option(config) ? one_replica : tp,
-      .attention = splits_attention_over_tp(config) ? tp : one_replica,
+      .head = options.dp_lm_head && class_of(config).splits_head_by_option ? one_replica : tp,
+      .attention = class_of(config).attention_over_tp ? tp : one_replica,
       .dense_mlp = dense_mlp_of(config, options),
       .shared_experts = options.shared_experts == "tp"
                             ? Ways{options.tp, {"tp", "shared_experts=replicated"}}
@@ -228,9 +275,13 @@ std::unique_ptr<Layout> make_sglang_layout(const EngineSpec& spec, const Catalog
       .experts = {options.tp / options.ep, {options.ep > 1 ? "tp/ep" : "tp", "a larger ep"}},
       .fuse_shared_experts = options.fuse_shared,
       .fused_qkv_a = "fused_qkv_a_proj_with_mqa",
+      .tied_head = model_class.tied_head,
+      .moe_module = model_class.moe_module,
+      .shared_module = model_class.shared_module,
       .pads_vocabulary_by_parts = true,
+      .own_head = model_class.own_head,
+      .head_everywhere = model_class.head_everywhere,
       .notes = notes_of(config, options)};
-  set_head(config, engine);
   return make_fused_layout(catalogue, std::move(engine), ranks);
 }
 

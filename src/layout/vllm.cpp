@@ -57,6 +57,54 @@ uint32_t read_version(const EngineSpec& spec) {
                         kNewest));
 }
 
+/// What vLLM's class of a family does in its own way (models/*.py of 0.32 and 0.33).
+struct ModelClass {
+  const char* family;
+  /// It follows use_sequence_parallel_moe (config/parallel.py, with its default all2all_backend).
+  bool sequence_parallel_moe = false;
+  bool ends_everywhere = false;           ///< FusedEngine::ends_everywhere.
+  bool needs_experts_everywhere = false;  ///< It ends with an error on a stage without experts.
+  bool needs_tp_within_experts = false;   ///< It refuses a tp above the number of experts.
+  bool ignores_head_dim = false;    ///< Heads share the hidden size, whatever the config says.
+  bool ties_no_head = false;        ///< It has an lm_head of its own even where it is tied.
+  bool quantises_routers = false;   ///< With fp8, unless the checkpoint's config forbids it.
+  bool always_biased = false;       ///< Its q, k and v have biases whatever the config says.
+  const char* moe_module = "mlp.";  ///< FusedEngine::moe_module.
+  const char* shared_module = "shared_experts.";  ///< FusedEngine::shared_module.
+};
+
+constexpr ModelClass kClasses[] = {
+    {.family = "llama"},
+    {.family = "qwen2", .ignores_head_dim = true},
+    {.family = "qwen3"},
+    {.family = "qwen3_moe",
+     .ends_everywhere = true,
+     .needs_experts_everywhere = true,
+     .needs_tp_within_experts = true,
+     .quantises_routers = true},
+    {.family = "deepseek_v3", .sequence_parallel_moe = true, .ties_no_head = true},
+    {.family = "glm4_moe", .needs_experts_everywhere = true, .ties_no_head = true},
+    {.family = "mistral"},
+    {.family = "mixtral", .ends_everywhere = true, .moe_module = "block_sparse_moe."},
+    {.family = "qwen2_moe",
+     .ends_everywhere = true,
+     .needs_tp_within_experts = true,
+     .ignores_head_dim = true,
+     .always_biased = true,
+     .shared_module = "shared_expert."},
+    {.family = "mimo", .ignores_head_dim = true},
+    {.family = "glm4_moe_lite", .needs_experts_everywhere = true, .ties_no_head = true}};
+
+/// Throws a request error where the engine has no such model.
+const ModelClass& class_of(const ModelConfig& config) {
+  for (const auto& known : kClasses) {
+    if (config.family == known.family) return known;
+  }
+  throw request_error(
+      fmt::format("vLLM (0.{}) has no class for models of type {}", kNewest, config.family),
+      "hold it whole on every rank: hf");
+}
+
 struct Options {
   uint32_t tp = 1;
   uint32_t pp = 1;
@@ -97,10 +145,8 @@ Options read(const EngineSpec& spec, const ModelConfig& config) {
                   .deep_gemm = spec.flag("deep_gemm", true),
                   .moe_backend = spec.choice("moe_backend", {"auto", "triton"}),
                   .stored_head = spec.flag("stored_head", false)};
-  // config/parallel.py, use_sequence_parallel_moe, with its default all2all_backend; of the models
-  // with shared experts only models/deepseek_v2.py follows it.
-  options.whole_by_default = config.architecture == Architecture::kDeepseekV3 && options.ep &&
-                             options.tp > 1 && options.dp > 1;
+  options.whole_by_default =
+      class_of(config).sequence_parallel_moe && options.ep && options.tp > 1 && options.dp > 1;
   const auto shared = spec.choice("shared_experts", {"tp", "replicated"});
   options.whole_shared_experts =
       spec.text_of("shared_experts") ? shared == "replicated" : options.whole_by_default;
@@ -130,22 +176,6 @@ void check_raw_after_loading(const EngineSpec& spec, const Options& options, boo
   }
 }
 
-/// models/qwen3_moe.py and models/glm4_moe.py end with an error on a stage without experts, which
-/// models/deepseek_v2.py only warns of.
-bool needs_experts_everywhere(const ModelConfig& config) {
-  switch (config.architecture) {
-    case Architecture::kQwen3Moe:
-    case Architecture::kGlm4Moe:
-      return true;
-    case Architecture::kLlama:
-    case Architecture::kQwen2:
-    case Architecture::kQwen3:
-    case Architecture::kDeepseekV3:
-      return false;
-  }
-  __builtin_unreachable();
-}
-
 /// distributed/utils.py, get_pp_indices: a remainder goes to the stages before the last.
 std::vector<Range> stages_of(const ModelConfig& config, uint32_t pp) {
   const uint32_t before_last = pp - 1;
@@ -165,7 +195,7 @@ size_t first_dense_stage(const ModelConfig& config, const std::vector<Range>& st
 
 void check_experts_everywhere(const EngineSpec& spec, const ModelConfig& config,
                               const std::vector<Range>& stages) {
-  if (!needs_experts_everywhere(config)) return;
+  if (!class_of(config).needs_experts_everywhere) return;
   const size_t stage = first_dense_stage(config, stages);
   if (stage == stages.size()) return;
   auto fitting = narrow<uint32_t>(stages.size());
@@ -180,23 +210,28 @@ void check_experts_everywhere(const EngineSpec& spec, const ModelConfig& config,
 
 /// What vLLM's class of the model does not take, or builds otherwise than config.json says.
 void check_model(const EngineSpec& spec, const Options& options, const ModelConfig& config) {
-  if (config.architecture == Architecture::kQwen2 &&
-      config.head_dim * config.heads != config.hidden) {
+  const ModelClass& model_class = class_of(config);
+  if (model_class.ignores_head_dim && config.head_dim * config.heads != config.hidden) {
     throw request_error(
         fmt::format(
-            "\"{}\": vLLM's Qwen2 takes hidden_size / num_attention_heads = {} / {} for the "
+            "\"{}\": vLLM's class of {} takes hidden_size / num_attention_heads = {} / {} for the "
             "size of a head and ignores head_dim = {}: it would load other weights",
-            spec.text(), config.hidden, config.heads, config.head_dim),
+            spec.text(), config.family, config.hidden, config.heads, config.head_dim),
         "serve this model with sglang");
   }
-  if (config.architecture == Architecture::kQwen3Moe && options.tp > config.experts) {
-    throw request_error(fmt::format("\"{}\": vLLM's Qwen3-MoE refuses a tp above the {} experts",
-                                    spec.text(), config.experts),
+  if (model_class.always_biased && !config.attention_bias) {
+    throw request_error(
+        fmt::format("\"{}\": vLLM's class of {} has biases of q, k and v, this model has none "
+                    "(qkv_bias)",
+                    spec.text(), config.family),
+        "serve this model with sglang");
+  }
+  if (model_class.needs_tp_within_experts && options.tp > config.experts) {
+    throw request_error(fmt::format("\"{}\": vLLM's class of {} refuses a tp above the {} experts",
+                                    spec.text(), config.family, config.experts),
                         fmt::format("use a tp of at most {}", config.experts));
   }
-  const bool ties_nothing = config.architecture == Architecture::kDeepseekV3 ||
-                            config.architecture == Architecture::kGlm4Moe;
-  if (config.tied_embeddings && ties_nothing) {
+  if (config.tied_embeddings && model_class.ties_no_head) {
     throw request_error(
         fmt::format(
             "\"{}\": tie_word_embeddings is true, but vLLM's class of this model builds an lm_head "
@@ -212,11 +247,6 @@ void check_model(const EngineSpec& spec, const Options& options, const ModelConf
   }
 }
 
-/// models/qwen3_moe.py builds embedding, last norm and head on every pipeline stage.
-bool has_whole_ends(const ModelConfig& config) {
-  return config.architecture == Architecture::kQwen3Moe;
-}
-
 /// vLLM 0.32: ModelConfig::maybe_untie_word_embeddings for heads; for latent attention
 /// layers/attention/mla_attention.py, whose W_UV and W_UK_T are views of kv_b_proj unless it is
 /// fp8.
@@ -228,13 +258,15 @@ std::vector<std::string> notes_of(const ModelConfig& config, const Options& opti
         "process_weights_after_loading(dtype) of every MLAAttention after every update, or it "
         "serves old attention weights");
   }
-  if (config.architecture == Architecture::kQwen3Moe && is_fp8) {
+  if (class_of(config).quantises_routers && is_fp8) {
     notes.emplace_back(
-        "with dtype=fp8 vLLM's Qwen3-MoE holds routers in fp8 too, unless modules_to_not_convert "
+        "with dtype=fp8 vLLM's class of this model holds routers in fp8 too, unless "
+        "modules_to_not_convert "
         "in "
         "its checkpoint's config.json names every mlp.gate");
   }
-  if (config.tied_embeddings && options.pp > 1 && !has_whole_ends(config) && !options.stored_head) {
+  if (config.tied_embeddings && options.pp > 1 && !class_of(config).ends_everywhere &&
+      !options.stored_head) {
     notes.emplace_back(
         "where the checkpoint that vLLM loads stores a tied lm_head.weight nevertheless, newer "
         "vLLM (0.32) has it by this name on the last stage: then say stored_head=on");
@@ -272,8 +304,10 @@ std::unique_ptr<Layout> make_vllm_layout(const EngineSpec& spec, const Catalogue
       .experts = options.ep ? Ways{} : flat,
       .fused_qkv_a = "fused_qkv_a_proj",
       .tied_head = options.stored_head ? "lm_head.weight" : "model.embed_tokens.weight",
+      .moe_module = class_of(config).moe_module,
       .experts_module = options.version >= kRoutedExperts ? "experts.routed_experts." : "experts.",
-      .ends_everywhere = has_whole_ends(config),
+      .shared_module = class_of(config).shared_module,
+      .ends_everywhere = class_of(config).ends_everywhere,
       .notes = notes_of(config, options, is_fp8)};
   return make_fused_layout(catalogue, std::move(engine), ranks);
 }

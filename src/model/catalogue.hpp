@@ -9,6 +9,7 @@
 
 #include "model/config.hpp"
 #include "model/dtype.hpp"
+#include "model/tensor_role.hpp"
 
 namespace awex {
 
@@ -33,6 +34,9 @@ struct TensorInfo {
   /// The dtype of the trainer, where the one that inference holds (`dtype`) is another.
   std::optional<DType> trainer_dtype{};
   std::optional<BlockScaling> scaling{};  ///< Of a quantised tensor.
+  TensorRole role = TensorRole::kNone;
+  std::optional<uint32_t> layer{};   ///< Of a layer's tensor.
+  std::optional<uint32_t> expert{};  ///< Of a routed expert's.
 
   [[nodiscard]] DType source_dtype() const { return trainer_dtype.value_or(dtype); }
   [[nodiscard]] uint64_t elements() const { return rows * cols; }
@@ -53,7 +57,8 @@ class Catalogue {
   [[nodiscard]] std::optional<uint32_t> find(std::string_view name) const;
   /// The index of a tensor that must exist; throws a request error that names it otherwise.
   [[nodiscard]] uint32_t index_of(std::string_view name) const;
-  /// 64-bit hash of model name-independent content: every tensor's name, dtypes, shape and block.
+  /// 64-bit hash of model name-independent content: every tensor's name, dtypes, shape, block
+  /// and role.
   [[nodiscard]] uint64_t fingerprint() const;
 
  private:
@@ -65,10 +70,9 @@ class Catalogue {
   uint64_t bytes_ = 0;
 };
 
-/// The canonical tensors of a config, named and shaped as transformers saves them (its
-/// modeling_*.py of the architectures). All tensors have config.dtype, except that
-/// e_score_correction_bias is fp32 (_keep_in_fp32_modules_strict of modeling_deepseek_v3.py). MTP
-/// layers are left out.
+/// The canonical tensors of a config, named and shaped as transformers saves them; its family's
+/// file (model/families) lists a layer's. All tensors have config.dtype, except that routers'
+/// biases are fp32. MTP layers are left out.
 [[nodiscard]] Catalogue make_catalogue(std::string model_name, const ModelConfig& config);
 
 }  // namespace awex

@@ -22,6 +22,7 @@
 #include "base/unique_fd.hpp"
 #include "base/units.hpp"
 #include "model/checkpoint_files.hpp"
+#include "model/families/family.hpp"
 #include "model/json_input.hpp"
 #include "model/presets.hpp"
 #include "model/safetensors.hpp"
@@ -81,6 +82,9 @@ class Unneeded {
   [[nodiscard]] bool contains(const std::string& tensor) const {
     if (tensor == kHead) return full_.tied_embeddings;
     if (tensor.find("rotary_emb.") != std::string::npos || tensor.starts_with("mtp.")) return true;
+    for (const auto& beginning : family_of(full_).ignored) {
+      if (tensor.starts_with(beginning)) return true;
+    }
     const auto layer = layer_of(tensor);
     if (!layer || *layer < kept_layers_) return false;
     return *layer < full_.layers + full_.mtp_layers || mtp_.contains(*layer);
@@ -109,21 +113,29 @@ std::vector<uint64_t> shape_of(const TensorInfo& info) {
 }
 
 /// The stack that may hold an expert's matrix: gate_up_proj [experts, 2 * moe_intermediate, hidden]
-/// and down_proj [experts, hidden, moe_intermediate] (transformers 5, modeling_qwen3_moe.py).
+/// and down_proj [experts, hidden, moe_intermediate] (transformers 5, modeling_qwen3_moe.py, under
+/// the same name for all families).
 std::optional<StoredPart> stacked_part(const TensorInfo& info, const ModelConfig& config) {
-  constexpr std::string_view kExperts = ".mlp.experts.";
-  const auto at = info.name.find(kExperts);
-  if (at == std::string::npos) return std::nullopt;
-  const auto prefix = info.name.substr(0, at + kExperts.size());
-  const std::string_view rest = std::string_view(info.name).substr(prefix.size());
-  uint64_t expert = 0;
-  (void)std::from_chars(rest.data(), rest.data() + rest.size(), expert);
-  if (rest.ends_with("down_proj.weight")) {
-    return StoredPart{prefix + "down_proj", {config.experts, info.rows, info.cols}, expert, 0};
+  if (!info.expert) return std::nullopt;
+  const auto prefix = fmt::format("model.layers.{}.mlp.experts.", info.layer.value());
+  if (info.role == TensorRole::kExpertDown) {
+    return StoredPart{
+        prefix + "down_proj", {config.experts, info.rows, info.cols}, *info.expert, 0};
   }
-  const uint64_t first_row = rest.ends_with("up_proj.weight") ? info.rows : 0;
+  const uint64_t first_row = info.role == TensorRole::kExpertUp ? info.rows : 0;
   return StoredPart{
-      prefix + "gate_up_proj", {config.experts, 2 * info.rows, info.cols}, expert, first_row};
+      prefix + "gate_up_proj", {config.experts, 2 * info.rows, info.cols}, *info.expert, first_row};
+}
+
+/// The tensor under another name that files of its family may have.
+std::optional<StoredPart> renamed_part(const TensorInfo& info, const Family& family) {
+  for (const auto& [canonical, stored] : family.stored) {
+    const auto at = info.name.find(canonical);
+    if (at == std::string::npos) continue;
+    auto name = info.name;
+    return StoredPart{name.replace(at, canonical.size(), stored), shape_of(info)};
+  }
+  return std::nullopt;
 }
 
 std::string directory_name(const fs::path& directory) {
@@ -288,9 +300,10 @@ class CheckpointSource final : public WeightSource {
   std::pair<StoredPart, Found*> find_part(const TensorInfo& info) {
     StoredPart whole{info.name, shape_of(info)};
     if (const auto at = found_.find(info.name); at != found_.end()) return {whole, &at->second};
-    if (auto stacked = stacked_part(info, catalogue_.config())) {
-      const auto at = found_.find(stacked->name);
-      if (at != found_.end()) return {*std::move(stacked), &at->second};
+    for (auto& other :
+         {renamed_part(info, family_of(config_.model)), stacked_part(info, catalogue_.config())}) {
+      const auto at = other ? found_.find(other->name) : found_.end();
+      if (at != found_.end()) return {*other, &at->second};
     }
     return {std::move(whole), nullptr};
   }

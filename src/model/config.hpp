@@ -10,12 +10,11 @@
 
 namespace awex {
 
-/// kDeepseekV3 stands for Kimi-K2 too, which is the same class of transformers.
-enum class Architecture : uint8_t { kLlama, kQwen2, kQwen3, kQwen3Moe, kDeepseekV3, kGlm4Moe };
-
 /// What the product needs of a Hugging Face config.json. Sizes are in elements.
 struct ModelConfig {
-  Architecture architecture = Architecture::kLlama;
+  /// Its model_type, which names the file of model/families that says what it is. Kimi-K2 is
+  /// "deepseek_v3", the same class of transformers.
+  std::string family = "llama";
   DType dtype = DType::kBf16;
   uint64_t layers = 0;
   uint64_t hidden = 0;
@@ -25,8 +24,9 @@ struct ModelConfig {
   uint64_t intermediate = 0;
   uint64_t vocab = 0;
   bool tied_embeddings = false;
-  bool attention_bias = false;  ///< q, k and v have a bias.
-  bool qk_norm = false;         ///< q_norm and k_norm over head_dim.
+  bool attention_bias = false;      ///< q, k and v have a bias.
+  bool attention_out_bias = false;  ///< o has one.
+  bool qk_norm = false;             ///< q_norm and k_norm over head_dim.
 
   /// @name Multi-head latent attention (MLA), 0 without it. Of a head, q and k are the nope part,
   /// then the rope part; in kv_b_proj a head is the nope part of k, then v.
@@ -41,7 +41,9 @@ struct ModelConfig {
   uint64_t experts = 0;  ///< Routed ones; 0 for a dense model.
   uint64_t moe_intermediate = 0;
   uint64_t experts_per_token = 0;
-  uint64_t shared_experts = 0;  ///< They are one MLP of shared_experts * moe_intermediate.
+  uint64_t shared_experts = 0;             ///< They are one MLP of shared_width() rows.
+  uint64_t shared_intermediate = 0;        ///< Of that MLP, where it is not so many experts' width.
+  bool has_shared_expert_gate = false;     ///< shared_expert_gate weighs that MLP for each token.
   bool has_score_correction_bias = false;  ///< The router has e_score_correction_bias, in fp32.
   uint64_t first_k_dense_replace = 0;      ///< Layers before this one have no experts.
   uint64_t decoder_sparse_step = 1;
@@ -54,6 +56,11 @@ struct ModelConfig {
 
   /// Whether attention is MLA.
   [[nodiscard]] bool is_mla() const { return kv_lora_rank > 0; }
+
+  /// Rows of the MLP that shared experts are.
+  [[nodiscard]] uint64_t shared_width() const {
+    return shared_intermediate > 0 ? shared_intermediate : shared_experts * moe_intermediate;
+  }
 
   /// Whether layer `layer` has experts: `experts` > 0, the layer is neither among the first
   /// first_k_dense_replace (modeling_deepseek_v3.py, modeling_glm4_moe.py) nor in mlp_only_layers,
@@ -85,8 +92,9 @@ struct CheckpointConfig {
 
 /// Reads a config.json's text, with the field names of transformers 4 and 5. Throws a request error
 /// that names the field, its value and the file for missing, absurd or contradicting fields, for
-/// architectures that we do not know, and for quantisations other than fp8 (e4m3) in blocks. What
-/// passes has fewer than 2^56 elements in at most a million tensors, so later sums do not overflow.
+/// architectures that are no family of model/families, and for quantisations other than fp8 (e4m3)
+/// in blocks. What passes has fewer than 2^56 elements in at most a million tensors, so later sums
+/// do not overflow.
 [[nodiscard]] CheckpointConfig parse_checkpoint_config(std::string_view json_text,
                                                        const std::string& file);
 

@@ -28,7 +28,7 @@ constexpr Distribution kNearZero{0, 0.05F / 32768.0F};
 constexpr Distribution kNearOne{800'000, 1.0F / 800'000.0F};
 
 Distribution distribution_of(const TensorInfo& tensor) {
-  return tensor.name.ends_with("norm.weight") ? kNearOne : kNearZero;
+  return is_norm(tensor.role) ? kNearOne : kNearZero;
 }
 
 template <class Element>

@@ -276,7 +276,7 @@ class UnevenCheckpoint {
   }
   [[nodiscard]] static ModelConfig config() {
     ModelConfig config;
-    config.architecture = Architecture::kQwen2;
+    config.family = "qwen2";
     config.dtype = DType::kF32;
     config.layers = 2;
     config.hidden = 7;

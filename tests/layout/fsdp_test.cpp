@@ -14,7 +14,7 @@ namespace {
 /// Rows: 10 of the vocabulary, 4 and 2 of queries and keys, 8 of the MLP; hidden is 5.
 ModelConfig small_config() {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.qk_norm = true;
   config.layers = 1;
   config.hidden = 5;
@@ -52,6 +52,36 @@ TEST_CASE("rows are cut as torch.chunk cuts, with short and empty chunks at the 
                                                       "no " + q_norm, "no " + q_norm,
                                                       "no " + q_norm});
   CHECK(wrong_cover(*layout, catalogue) == "");
+}
+
+TEST_CASE("tensor parallel ranks split by role, whatever a tensor is called") {
+  auto config = small_config();
+  config.family = "mixtral";
+  config.qk_norm = false;
+  config.experts = 1;
+  config.experts_per_token = 1;
+  config.moe_intermediate = 8;
+  using Texts = std::vector<std::string>;
+  const Catalogue mixtral = make_catalogue("mixtral", config);
+  const auto experts = make_trainer_layout("fsdp:tp=2", mixtral, 2);
+  const std::string moe = "model.layers.0.block_sparse_moe.";
+  const std::string text = "0.block_sparse_moe.";
+  CHECK(contents(*experts, mixtral, moe + "experts.0.w3.weight") ==
+        Texts{"4x5: " + text + "experts.0.w3[0:4,0:5]#0",
+              "4x5: " + text + "experts.0.w3[4:8,0:5]#0"});
+  CHECK(contents(*experts, mixtral, moe + "experts.0.w2.weight") ==
+        Texts{"5x4: " + text + "experts.0.w2[0:5,0:4]#0",
+              "5x4: " + text + "experts.0.w2[0:5,4:8]#0"});
+  CHECK(contents(*experts, mixtral, moe + "gate.weight") ==
+        Texts{"1x5: " + text + "gate[0:1,0:5]#0", "1x5: " + text + "gate[0:1,0:5]#1"});
+  config.family = "seed_oss";
+  config.experts = 0;
+  config.attention_out_bias = true;
+  const Catalogue seed = make_catalogue("seed", config);
+  const std::string bias = "model.layers.0.self_attn.o_proj.bias";
+  CHECK(
+      contents(*make_trainer_layout("fsdp:tp=2", seed, 2), seed, bias) ==
+      Texts{"5x1: 0.self_attn.o_proj.bias[0:5,0:1]#0", "5x1: 0.self_attn.o_proj.bias[0:5,0:1]#1"});
 }
 
 TEST_CASE("replicas repeat the shards, slowest") {

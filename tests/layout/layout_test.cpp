@@ -228,6 +228,8 @@ void check_engine(const EngineCase& engine, const Catalogue& model, uint32_t ran
 bool names_an_option(const std::string& text, const EngineCase& engine) {
   return text.find("tp") != std::string::npos ||
          text.find("mlp_only_layers") != std::string::npos ||
+         text.find("attention_out_bias") != std::string::npos ||
+         text.find("has no class for models of type") != std::string::npos ||
          std::any_of(engine.options.begin(), engine.options.end(), [&](const auto& option) {
            return text.find(option.first) != std::string::npos;
          });
@@ -258,17 +260,17 @@ std::string model_text(const ModelConfig& config) {
   return fmt::format(
       "arch {} dtype {} layers {} hidden {} heads {}/{} x {} latent {}/{} intermediate {} vocab {} "
       "tied {} experts {} x {} shared {} step {} first dense {}",
-      static_cast<int>(config.architecture), dtype_name(config.dtype), config.layers, config.hidden,
-      config.heads, config.kv_heads, config.head_dim, config.q_lora_rank, config.kv_lora_rank,
+      config.family, dtype_name(config.dtype), config.layers, config.hidden, config.heads,
+      config.kv_heads, config.head_dim, config.q_lora_rank, config.kv_lora_rank,
       config.intermediate, config.vocab, config.tied_embeddings, config.experts,
       config.moe_intermediate, config.shared_experts, config.decoder_sparse_step,
       config.first_k_dense_replace);
 }
 
 /// A model that every tp of the named test divides; `kv_heads` decides about replication.
-ModelConfig divisible_model(Architecture architecture, uint64_t kv_heads) {
+ModelConfig divisible_model(const std::string& family, uint64_t kv_heads) {
   ModelConfig config;
-  config.architecture = architecture;
+  config.family = family;
   config.layers = 3;
   config.hidden = 5;
   config.kv_heads = kv_heads;
@@ -276,9 +278,9 @@ ModelConfig divisible_model(Architecture architecture, uint64_t kv_heads) {
   config.head_dim = 6;
   config.intermediate = 48;
   config.vocab = 321;
-  config.attention_bias = architecture == Architecture::kQwen2;
-  config.qk_norm = architecture == Architecture::kQwen3 || architecture == Architecture::kQwen3Moe;
-  if (architecture == Architecture::kQwen3Moe) {
+  config.attention_bias = family == "qwen2";
+  config.qk_norm = family == "qwen3" || family == "qwen3_moe";
+  if (family == "qwen3_moe") {
     config.experts = 3;
     config.experts_per_token = 2;
     config.moe_intermediate = 24;
@@ -307,11 +309,10 @@ TEST_CASE("the catalogue has the tensors and shapes of Hugging Face") {
 
 TEST_CASE("every engine, tp and architecture holds what its engine's sources say") {
   size_t checked = 0;
-  for (const Architecture architecture : {Architecture::kLlama, Architecture::kQwen2,
-                                          Architecture::kQwen3, Architecture::kQwen3Moe}) {
+  for (const char* family : {"llama", "qwen2", "qwen3", "qwen3_moe"}) {
     for (const bool tied : {false, true}) {
       for (const uint64_t kv_heads : {1, 2, 3, 4, 8, 24}) {
-        ModelConfig config = divisible_model(architecture, kv_heads);
+        ModelConfig config = divisible_model(family, kv_heads);
         config.tied_embeddings = tied;
         CAPTURE(model_text(config));
         const Catalogue catalogue = make_catalogue("divisible", config);
@@ -397,7 +398,7 @@ TEST_CASE("random models, engines and worlds") {
 
 TEST_CASE("QKV rows of a published model at more ranks than KV heads") {
   // Qwen3-30B-A3B at tp 8: even ranks hold five query heads, odd ranks three, then key and value.
-  ModelConfig config = divisible_model(Architecture::kQwen3, 4);
+  ModelConfig config = divisible_model("qwen3", 4);
   config.heads = 32;
   config.layers = 1;
   const Catalogue catalogue = make_catalogue("heads of 30B", config);
@@ -427,7 +428,7 @@ TEST_CASE("published vocabularies are padded as the engines pad them") {
                              Padded{129280, 8, 130048, 129280}}) {
     CAPTURE(want.vocab);
     CAPTURE(want.tp);
-    ModelConfig config = divisible_model(Architecture::kLlama, 8);
+    ModelConfig config = divisible_model("llama", 8);
     config.vocab = want.vocab;
     const Catalogue catalogue = make_catalogue("published", config);
     const auto ranks = static_cast<uint32_t>(want.tp);

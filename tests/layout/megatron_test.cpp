@@ -31,7 +31,7 @@ std::string pipeline_text(const std::string& spec, uint64_t layers) {
 /// Two query heads a KV head of 3 elements: a query group is 12 rows, the fused QKV 24.
 ModelConfig dense_config(uint64_t layers) {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.qk_norm = true;
   config.layers = layers;
   config.hidden = 5;
@@ -46,7 +46,7 @@ ModelConfig dense_config(uint64_t layers) {
 /// The first layer is dense, the second has four experts and two shared ones.
 ModelConfig latent_config() {
   ModelConfig config;
-  config.architecture = Architecture::kDeepseekV3;
+  config.family = "deepseek_v3";
   config.layers = 2;
   config.hidden = 5;
   config.heads = 4;
@@ -297,6 +297,41 @@ TEST_CASE("the local spec keeps norms apart from linear layers") {
   CHECK(content_of(layout->rank_layout(1), catalogue, layer + "self_attention.linear_qkv.weight") ==
         "12x5: 0.self_attn.q_proj[6:12,0:5]#0 0.self_attn.k_proj[3:6,0:5]#0 "
         "0.self_attn.v_proj[3:6,0:5]#0");
+}
+
+TEST_CASE("a shared expert may have a gate, and experts other names") {
+  auto config = latent_config();
+  config.family = "qwen2_moe";
+  config.kv_lora_rank = 0;
+  config.head_dim = 2;
+  config.has_score_correction_bias = false;
+  config.first_k_dense_replace = 0;
+  config.shared_experts = 1;
+  config.shared_intermediate = 6;
+  config.has_shared_expert_gate = true;
+  const Catalogue qwen = make_catalogue("qwen", config);
+  const std::string mlp = "decoder.layers.1.mlp.";
+  const auto rank = make_trainer_layout("megatron:tp=2", qwen, 2)->rank_layout(1);
+  CHECK(content_of(rank, qwen, mlp + "shared_experts.gate_weight") ==
+        "1x5: 1.mlp.shared_expert_gate[0:1,0:5]#1");
+  CHECK(content_of(rank, qwen, mlp + "shared_experts.linear_fc1.weight") ==
+        "6x5: 1.mlp.shared_expert.gate_proj[3:6,0:5]#0 1.mlp.shared_expert.up_proj[3:6,0:5]#0");
+  config.family = "mixtral";
+  config.shared_experts = 0;
+  const Catalogue mixtral = make_catalogue("mixtral", config);
+  const auto last = make_trainer_layout("megatron:tp=1,ep=2", mixtral, 2)->rank_layout(1);
+  CHECK(content_of(last, mixtral, mlp + "experts.linear_fc1.weight0") ==
+        "4x5: 1.block_sparse_moe.experts.2.w1[0:2,0:5]#0 "
+        "1.block_sparse_moe.experts.2.w3[0:2,0:5]#0");
+}
+
+TEST_CASE("a bias on o_proj alone is refused") {
+  auto config = dense_config(2);
+  config.family = "seed_oss";
+  config.attention_out_bias = true;
+  const Catalogue seed = make_catalogue("seed", config);
+  check_request_refused([&] { (void)make_trainer_layout("megatron:tp=1", seed, 1); },
+                        {"seed", "attention_out_bias", "fsdp"});
 }
 
 TEST_CASE("what does not divide is refused with option and value") {

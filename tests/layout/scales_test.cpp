@@ -135,7 +135,7 @@ TEST_CASE("published models have the scales of their quantised checkpoints") {
 TEST_CASE("scales of fused parameters stand as their weights do") {
   const std::string spec = "vllm:tp=2,deep_gemm=off,dtype=fp8,router_dtype=fp32,block=4";
   ModelConfig config = small_config();
-  config.architecture = Architecture::kQwen3Moe;
+  config.family = "qwen3_moe";
   config.hidden = 6;
   config.experts = 2;
   config.experts_per_token = 1;
@@ -157,7 +157,7 @@ TEST_CASE("scales of fused parameters stand as their weights do") {
 
 TEST_CASE("dtypes that make no sense are refused, and what cuts a block is named") {
   ModelConfig config = small_config();
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   const Catalogue model = make_catalogue("small", config);
   const auto refuse = [&](const std::string& spec, const std::vector<std::string>& words) {
     CAPTURE(spec);

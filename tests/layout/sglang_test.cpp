@@ -15,7 +15,7 @@ namespace {
 
 ModelConfig dense() {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.layers = 5;
   config.hidden = 8;
   config.heads = 8;
@@ -29,7 +29,7 @@ ModelConfig dense() {
 
 ModelConfig moe() {
   ModelConfig config = dense();
-  config.architecture = Architecture::kGlm4Moe;
+  config.family = "glm4_moe";
   config.experts = 4;
   config.experts_per_token = 2;
   config.moe_intermediate = 8;
@@ -42,7 +42,7 @@ ModelConfig moe() {
 
 ModelConfig mla() {
   ModelConfig config = moe();
-  config.architecture = Architecture::kDeepseekV3;
+  config.family = "deepseek_v3";
   config.attention_bias = false;
   config.qk_norm = false;
   config.heads = 4;
@@ -130,34 +130,31 @@ TEST_CASE("SGLang: embedding, lm_head and dense MLP under data parallel attentio
 
 TEST_CASE(
     "SGLang: classes that know nothing of data parallel attention split over tp all the same") {
-  const auto held_by = [](Architecture architecture, const std::string& name,
+  const auto held_by = [](const std::string& family, const std::string& name,
                           const std::string& options = "") {
     ModelConfig config = dense();
-    config.architecture = architecture;
+    config.family = family;
     config.qk_norm = false;
     return held(config, "sglang:tp=4,attn_dp=2" + options, 4, 3, name);
   };
   const std::string head = "32x8: lm_head.weight[96,100)x[0,8)#0";
   const std::string head_of_replica = "64x8: lm_head.weight[64,100)x[0,8)#1";
-  for (const auto architecture : {Architecture::kLlama, Architecture::kQwen2}) {
-    CHECK(held_by(architecture, "model.layers.0.self_attn.o_proj.weight") ==
+  for (const char* family : {"llama", "qwen2"}) {
+    CHECK(held_by(family, "model.layers.0.self_attn.o_proj.weight") ==
           "8x4: self_attn.o_proj.weight[0,8)x[12,16)#0");
-    CHECK(held_by(architecture, "model.layers.0.self_attn.qkv_proj.weight") ==
+    CHECK(held_by(family, "model.layers.0.self_attn.qkv_proj.weight") ==
           "8x8: self_attn.q_proj.weight[12,16)x[0,8)#0 self_attn.k_proj.weight[2,4)x[0,8)#1 "
           "self_attn.v_proj.weight[2,4)x[0,8)#1");
-    CHECK(held_by(architecture, "lm_head.weight") == head);
+    CHECK(held_by(family, "lm_head.weight") == head);
   }
   const std::string embedding = "model.embed_tokens.weight";
-  CHECK(held_by(Architecture::kLlama, embedding) ==
-        "32x8: model.embed_tokens.weight[96,100)x[0,8)#0");
-  CHECK(held_by(Architecture::kQwen2, embedding) ==
-        "64x8: model.embed_tokens.weight[64,100)x[0,8)#1");
-  CHECK(held_by(Architecture::kLlama, "lm_head.weight", ",dp_lm_head=on") == head_of_replica);
-  CHECK(held_by(Architecture::kQwen3, "lm_head.weight", ",dp_lm_head=on") == head_of_replica);
-  CHECK(held_by(Architecture::kQwen2, "lm_head.weight", ",dp_lm_head=on") == head);
-  for (const auto architecture :
-       {Architecture::kLlama, Architecture::kQwen2, Architecture::kQwen3}) {
-    CHECK(held_by(architecture, "model.layers.0.mlp.down_proj.weight", ",dense_mlp=replicated") ==
+  CHECK(held_by("llama", embedding) == "32x8: model.embed_tokens.weight[96,100)x[0,8)#0");
+  CHECK(held_by("qwen2", embedding) == "64x8: model.embed_tokens.weight[64,100)x[0,8)#1");
+  CHECK(held_by("llama", "lm_head.weight", ",dp_lm_head=on") == head_of_replica);
+  CHECK(held_by("qwen3", "lm_head.weight", ",dp_lm_head=on") == head_of_replica);
+  CHECK(held_by("qwen2", "lm_head.weight", ",dp_lm_head=on") == head);
+  for (const char* family : {"llama", "qwen2", "qwen3"}) {
+    CHECK(held_by(family, "model.layers.0.mlp.down_proj.weight", ",dense_mlp=replicated") ==
           "8x4: mlp.down_proj.weight[0,8)x[12,16)#0");
   }
 }
@@ -277,43 +274,43 @@ TEST_CASE("SGLang: the shared expert is fused where the engine does so unless to
 
 TEST_CASE(
     "SGLang: which stages have a head, and whether a tied one is there, is the class's choice") {
-  const auto head = [](ModelConfig config, Architecture architecture, bool tied, uint32_t rank,
+  const auto head = [](ModelConfig config, const std::string& family, bool tied, uint32_t rank,
                        const std::string& spec = "sglang:tp=1,pp=2") {
-    config.architecture = architecture;
+    config.family = family;
     config.tied_embeddings = tied;
     return held(config, spec, 2, rank, "lm_head.weight");
   };
   const std::string copy = "128x8: model.embed_tokens.weight[0,100)x[0,8)#";
   const std::string own = "128x8: lm_head.weight[0,100)x[0,8)#";
-  CHECK(head(dense(), Architecture::kLlama, true, 1) == "none");
-  CHECK(head(dense(), Architecture::kLlama, false, 0) == own + "0");
-  CHECK(head(dense(), Architecture::kLlama, false, 1) == own + "1");
-  for (const auto architecture : {Architecture::kQwen2, Architecture::kQwen3}) {
-    CHECK(head(dense(), architecture, true, 0) == "none");
-    CHECK(head(dense(), architecture, true, 1) == copy + "1");
-    CHECK(head(dense(), architecture, false, 0) == "none");
+  CHECK(head(dense(), "llama", true, 1) == "none");
+  CHECK(head(dense(), "llama", false, 0) == own + "0");
+  CHECK(head(dense(), "llama", false, 1) == own + "1");
+  for (const char* family : {"qwen2", "qwen3"}) {
+    CHECK(head(dense(), family, true, 0) == "none");
+    CHECK(head(dense(), family, true, 1) == copy + "1");
+    CHECK(head(dense(), family, false, 0) == "none");
   }
   ModelConfig sparse = moe();
   sparse.first_k_dense_replace = 0;
-  for (const auto architecture : {Architecture::kQwen3Moe, Architecture::kGlm4Moe}) {
-    CHECK(head(sparse, architecture, true, 0) == copy + "1");
-    CHECK(head(sparse, architecture, true, 1) == copy + "2");
-    CHECK(head(sparse, architecture, false, 0) == own + "0");
-    CHECK(head(sparse, architecture, false, 1) == own + "1");
-    CHECK(head(sparse, architecture, true, 0, "sglang:tp=1") == copy + "1");
+  for (const char* family : {"qwen3_moe", "glm4_moe"}) {
+    CHECK(head(sparse, family, true, 0) == copy + "1");
+    CHECK(head(sparse, family, true, 1) == copy + "2");
+    CHECK(head(sparse, family, false, 0) == own + "0");
+    CHECK(head(sparse, family, false, 1) == own + "1");
+    CHECK(head(sparse, family, true, 0, "sglang:tp=1") == copy + "1");
   }
 }
 
 TEST_CASE("SGLang: Qwen3-MoE with layers without experts is refused") {
   ModelConfig config = moe();
-  config.architecture = Architecture::kQwen3Moe;
+  config.family = "qwen3_moe";
   config.shared_experts = 0;
   config.first_k_dense_replace = 0;
   CHECK(held(config, "sglang:tp=1", 1, 0, "model.layers.0.mlp.gate_up_proj.weight") == "none");
   const std::string rest =
       " of this model has none (mlp_only_layers, decoder_sparse_step): the engine would not load "
       "it";
-  const std::string start = "SGLang's Qwen3-MoE has experts in every layer, layer ";
+  const std::string start = "SGLang's class of qwen3_moe has experts in every layer, layer ";
   config.mlp_only_layers = {3};
   check_refused(config, "sglang:tp=1", 1, start + "3" + rest);
   config.mlp_only_layers = {};
@@ -334,8 +331,8 @@ TEST_CASE("SGLang: fp8 is written where the user says that the engine keeps it")
 }
 
 TEST_CASE("SGLang: what a user must know of the engine is noted, and nothing else") {
-  const auto notes = [](ModelConfig config, Architecture architecture, const std::string& spec) {
-    config.architecture = architecture;
+  const auto notes = [](ModelConfig config, const std::string& family, const std::string& spec) {
+    config.family = family;
     const Catalogue catalogue = make_catalogue("small", config);
     const Catalogue held = held_catalogue(spec, catalogue);
     std::string text;
@@ -351,14 +348,14 @@ TEST_CASE("SGLang: what a user must know of the engine is noted, and nothing els
   const std::string replicas =
       "SGLang's class of this model has no data parallel attention: its q, k, v and o are split "
       "over tp although attn_dp says otherwise\n";
-  CHECK(notes(mla(), Architecture::kDeepseekV3, "sglang:tp=2") == latent + experts);
-  CHECK(notes(moe(), Architecture::kGlm4Moe, "sglang:tp=4,attn_dp=2") == experts);
-  for (const auto architecture : {Architecture::kLlama, Architecture::kQwen2}) {
-    CHECK(notes(dense(), architecture, "sglang:tp=4,attn_dp=2") == replicas);
-    CHECK(notes(dense(), architecture, "sglang:tp=4").empty());
+  CHECK(notes(mla(), "deepseek_v3", "sglang:tp=2") == latent + experts);
+  CHECK(notes(moe(), "glm4_moe", "sglang:tp=4,attn_dp=2") == experts);
+  for (const char* family : {"llama", "qwen2"}) {
+    CHECK(notes(dense(), family, "sglang:tp=4,attn_dp=2") == replicas);
+    CHECK(notes(dense(), family, "sglang:tp=4").empty());
   }
-  CHECK(notes(dense(), Architecture::kQwen3, "sglang:tp=4,attn_dp=2").empty());
-  CHECK(notes(mla(), Architecture::kDeepseekV3, "vllm:tp=2").empty());
+  CHECK(notes(dense(), "qwen3", "sglang:tp=4,attn_dp=2").empty());
+  CHECK(notes(mla(), "deepseek_v3", "vllm:tp=2").empty());
 }
 
 TEST_CASE("SGLang: latent attention is whole before the heads and split by heads after") {

@@ -14,7 +14,7 @@ namespace {
 
 ModelConfig moe() {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3Moe;
+  config.family = "qwen3_moe";
   config.layers = 5;
   config.hidden = 8;
   config.heads = 8;
@@ -32,7 +32,7 @@ ModelConfig moe() {
 
 ModelConfig mla() {
   ModelConfig config = moe();
-  config.architecture = Architecture::kDeepseekV3;
+  config.family = "deepseek_v3";
   config.qk_norm = false;
   config.kv_heads = 8;
   config.head_dim = 0;
@@ -50,7 +50,7 @@ ModelConfig mla() {
 
 ModelConfig dense() {
   ModelConfig config = moe();
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.experts = 0;
   return config;
 }
@@ -64,7 +64,7 @@ ModelConfig sparse() {
 
 ModelConfig glm() {
   ModelConfig config = mla();
-  config.architecture = Architecture::kGlm4Moe;
+  config.family = "glm4_moe";
   config.q_lora_rank = config.kv_lora_rank = 0;
   config.qk_nope_head_dim = config.qk_rope_head_dim = config.v_head_dim = 0;
   config.kv_heads = config.head_dim = 2;
@@ -409,22 +409,77 @@ TEST_CASE("vLLM: models that its classes take otherwise than config.json says ar
   ModelConfig few = sparse();
   few.experts = 2;
   check_refused(few, "vllm:tp=4", 4,
-                "\"vllm:tp=4\": vLLM's Qwen3-MoE refuses a tp above the 2 experts");
+                "\"vllm:tp=4\": vLLM's class of qwen3_moe refuses a tp above the 2 experts");
   CHECK(held(few, "vllm:tp=2,dp=2", 4, 0, "model.norm.weight") != "none");
   for (ModelConfig others : {mla(), glm()}) {
     others.experts = 2;
     CHECK(held(others, "vllm:tp=2,dp=2", 4, 0, "model.norm.weight") != "none");
   }
   ModelConfig wide = dense();
-  wide.architecture = Architecture::kQwen2;
+  wide.family = "qwen2";
   wide.qk_norm = false;
   wide.attention_bias = true;
-  check_refused(wide, "vllm:tp=2", 2,
-                "\"vllm:tp=2\": vLLM's Qwen2 takes hidden_size / num_attention_heads = 8 / 8 for "
-                "the size of a head "
-                "and ignores head_dim = 2: it would load other weights");
+  check_refused(
+      wide, "vllm:tp=2", 2,
+      "\"vllm:tp=2\": vLLM's class of qwen2 takes hidden_size / num_attention_heads = 8 / 8 for "
+      "the size of a head "
+      "and ignores head_dim = 2: it would load other weights");
   wide.hidden = 16;
   CHECK(held(wide, "vllm:tp=2", 2, 0, "model.norm.weight") != "none");
+}
+
+ModelConfig mixtral() {
+  ModelConfig config = sparse();
+  config.family = "mixtral";
+  config.qk_norm = false;
+  config.moe_intermediate = config.intermediate;
+  return config;
+}
+
+/// Heads share the hidden size, a shared expert is of another width than the others.
+ModelConfig qwen2_moe() {
+  ModelConfig config = sparse();
+  config.family = "qwen2_moe";
+  config.qk_norm = false;
+  config.attention_bias = true;
+  config.hidden = 16;
+  config.shared_experts = 1;
+  config.shared_intermediate = 12;
+  config.has_shared_expert_gate = true;
+  return config;
+}
+
+TEST_CASE("vLLM: Mixtral's experts are in block_sparse_moe, and its ends on every stage") {
+  const std::string moe = "model.layers.1.block_sparse_moe.";
+  CHECK(held(mixtral(), "vllm:tp=2", 2, 1, moe + "gate.weight") ==
+        "5x8: block_sparse_moe.gate.weight[0,5)x[0,8)#1");
+  const auto w13 = held(mixtral(), "vllm:tp=2", 2, 1, moe + "experts.routed_experts.w13_weight");
+  CHECK(
+      w13.starts_with("80x8: block_sparse_moe.experts.0.w1.weight[8,16)x[0,8)#0 "
+                      "block_sparse_moe.experts.0.w3.weight[8,16)x[0,8)#0 "));
+  CHECK(held(mixtral(), "vllm:tp=2", 2, 1, moe + "experts.routed_experts.w2_weight")
+            .starts_with("40x8: block_sparse_moe.experts.0.w2.weight[0,8)x[8,16)#0 "));
+  CHECK(held(mixtral(), "vllm:pp=2", 2, 1, "model.embed_tokens.weight") != "none");
+}
+
+TEST_CASE("vLLM: Qwen2-MoE's shared expert and its gate") {
+  const std::string mlp = "model.layers.1.mlp.";
+  CHECK(held(qwen2_moe(), "vllm:tp=2", 2, 1, mlp + "shared_expert.gate_up_proj.weight") ==
+        "12x16: mlp.shared_expert.gate_proj.weight[6,12)x[0,16)#0 "
+        "mlp.shared_expert.up_proj.weight[6,12)x[0,16)#0");
+  CHECK(held(qwen2_moe(), "vllm:tp=2", 2, 1, mlp + "shared_expert_gate.weight") ==
+        "1x16: mlp.shared_expert_gate.weight[0,1)x[0,16)#1");
+  ModelConfig unbiased = qwen2_moe();
+  unbiased.attention_bias = false;
+  check_refused(unbiased, "vllm:tp=2", 2,
+                "\"vllm:tp=2\": vLLM's class of qwen2_moe has biases of q, k and v, this model has "
+                "none (qkv_bias)");
+}
+
+TEST_CASE("vLLM: a family without a class is refused by name") {
+  ModelConfig seed = dense();
+  seed.family = "seed_oss";
+  check_refused(seed, "vllm:tp=2", 2, "vLLM (0.33) has no class for models of type seed_oss");
 }
 
 TEST_CASE("vLLM: what does not fit is refused with size, option and value") {

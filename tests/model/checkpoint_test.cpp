@@ -149,6 +149,44 @@ TEST_CASE_FIXTURE(CheckpointFixture, "layers for multi-token prediction are igno
   CHECK(open()->catalogue().config() == config);
 }
 
+TEST_CASE_FIXTURE(CheckpointFixture,
+                  "MiMo's layers for multi-token prediction are ignored by name") {
+  auto config = preset_config("mimo-7b");
+  config.layers = 1;
+  config.hidden = config.head_dim = config.intermediate = 8;
+  config.vocab = 64;
+  write(config, kDefaultShardBytes);
+  const auto add = [&](const char* name) {
+    rewrite(kSingle, [&](auto& entries) { entries.push_back({name, DType::kBf16, {8, 16}}); });
+  };
+  add("model.mtp_layers.0.input_proj.weight");
+  CHECK(open()->catalogue().config() == config);
+  add("model.mtp_layer.weight");
+  refuse({"model.mtp_layer.weight", "does not have"});
+}
+
+TEST_CASE_FIXTURE(CheckpointFixture, "Mixtral is read under the names of transformers 5, too") {
+  auto config = preset_config("mixtral-8x7b");
+  config.layers = 2;
+  config.hidden = config.head_dim = config.intermediate = config.moe_intermediate = 8;
+  config.vocab = 64;
+  config.experts = 3;
+  write(config, kDefaultShardBytes);
+  rewrite(kSingle, [](auto& entries) {
+    for (auto& entry : entries) {
+      const auto at = entry.name.find("block_sparse_moe.");
+      if (at != std::string::npos) entry.name.replace(at, 17, "mlp.");
+    }
+  });
+  CHECK(open()->catalogue().fingerprint() == make_catalogue("m", config).fingerprint());
+  rewrite(kSingle, [](auto& entries) {
+    for (auto& entry : entries) {
+      if (entry.name == "model.layers.1.mlp.gate.weight") entry.name = "model.layers.1.gate.weight";
+    }
+  });
+  refuse({"model.layers.1.gate.weight", "does not have"});
+}
+
 TEST_CASE_FIXTURE(CheckpointFixture, "weights of other float dtypes are cast and counted") {
   auto config = preset_config("tiny-glm");
   config.layers = 2;

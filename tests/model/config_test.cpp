@@ -119,8 +119,8 @@ TEST_CASE("absent and null fields take transformers' defaults") {
   CHECK(parse(with(llama(), "head_dim", nullptr)).head_dim == 128);
   CHECK_FALSE(parse(without(llama(), "tie_word_embeddings")).tied_embeddings);
   CHECK(parse(with(without(llama(), "torch_dtype"), "dtype", "float16")).dtype == DType::kF16);
-  CHECK(parse(without(llama(), "architectures")).architecture == Architecture::kLlama);
-  CHECK(parse(without(llama(), "model_type")).architecture == Architecture::kLlama);
+  CHECK(parse(without(llama(), "architectures")).family == "llama");
+  CHECK(parse(without(llama(), "model_type")).family == "llama");
   CHECK(parse(without(without(moe(), "mlp_only_layers"), "decoder_sparse_step")) ==
         preset_config("qwen3-30b-a3b"));
   auto qwen3 = json::parse(config_to_json(preset_config("qwen3-4b")));
@@ -162,6 +162,82 @@ TEST_CASE("qwen2 always has biases of q, k and v") {
   const auto qwen2 = json::parse(config_to_json(preset_config("tiny-dense-bias")));
   CHECK(parse(qwen2).attention_bias);
   CHECK(parse(with(qwen2, "attention_bias", false)).attention_bias);
+}
+
+TEST_CASE("Mistral takes its own defaults") {
+  auto mistral =
+      with(with(llama(), "architectures", {"MistralForCausalLM"}), "model_type", "mistral");
+  CHECK(parse(without(mistral, "num_key_value_heads")).kv_heads == 8);
+  CHECK(parse(with(mistral, "num_key_value_heads", nullptr)).kv_heads == 32);
+  CHECK(parse(with(mistral, "sliding_window", 4096)) == parse(mistral));
+  CHECK(parse(with(mistral, "head_dim", 64)).head_dim == 64);
+}
+
+TEST_CASE("Mixtral takes its own defaults, and its experts are as wide as its config's MLP") {
+  const auto mixtral = json::parse(config_to_json(preset_config("mixtral-8x7b")));
+  CHECK(mixtral["num_local_experts"] == 8);
+  auto few = mixtral;
+  for (const char* field :
+       {"num_local_experts", "num_experts_per_tok", "num_key_value_heads", "head_dim"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("mixtral-8x7b"));
+  CHECK(parse(with(without(mixtral, "num_local_experts"), "num_experts", 6)).experts == 6);
+  CHECK(parse(with(mixtral, "intermediate_size", 96)).moe_intermediate == 96);
+  check_refused(with(mixtral, "num_local_experts", 1), "num_experts_per_tok", "1 experts");
+  check_refused(with(mixtral, "model_type", "mistral"), "model_type", "contradicts");
+}
+
+TEST_CASE("Qwen2-MoE has a shared expert of its own width, and biases unless its config says no") {
+  const auto qwen = json::parse(config_to_json(preset_config("qwen1.5-moe-a2.7b")));
+  auto few = qwen;
+  for (const char* field : {"num_experts", "num_experts_per_tok", "num_key_value_heads", "head_dim",
+                            "qkv_bias", "moe_intermediate_size", "shared_expert_intermediate_size",
+                            "decoder_sparse_step", "mlp_only_layers"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("qwen1.5-moe-a2.7b"));
+  CHECK_FALSE(parse(with(qwen, "qkv_bias", false)).attention_bias);
+  const auto config = parse(with(qwen, "shared_expert_intermediate_size", 77));
+  CHECK(config.shared_width() == 77);
+  check_refused(with(qwen, "shared_expert_intermediate_size", 0), "shared_expert_intermediate_size",
+                "is 0;");
+  check_refused(with(qwen, "shared_expert_intermediate_size", 1 << 25),
+                "shared_expert_intermediate_size", "from 1 to");
+  CHECK_FALSE(parse(with(qwen, "mlp_only_layers", {2})).is_moe_layer(2));
+}
+
+TEST_CASE("Seed-OSS says apart which projections have a bias") {
+  const auto seed = json::parse(config_to_json(preset_config("seed-oss-36b")));
+  CHECK(parse(without(seed, "attention_bias")).attention_bias);
+  CHECK_FALSE(parse(with(seed, "attention_bias", false)).attention_bias);
+  CHECK_FALSE(parse(without(seed, "attention_out_bias")).attention_out_bias);
+  const auto out = with(seed, "attention_out_bias", true);
+  CHECK(parse(out).attention_out_bias);
+  CHECK(parse_config(config_to_json(parse(out)), "f") == parse(out));
+  CHECK(parse(without(seed, "head_dim")).head_dim == 128);
+  CHECK(parse(without(seed, "num_key_value_heads")).kv_heads == 8);
+  check_refused(with(seed, "mlp_bias", true), "mlp_bias", "MLP");
+}
+
+TEST_CASE("MiMo always has biases of q, k and v, and its layers for drafts lie apart") {
+  const auto mimo = json::parse(config_to_json(preset_config("mimo-7b")));
+  CHECK(parse(with(mimo, "attention_bias", false)).attention_bias);
+  CHECK(parse(with(mimo, "num_nextn_predict_layers", 1)) == preset_config("mimo-7b"));
+  CHECK(parse(without(mimo, "num_key_value_heads")).kv_heads == 32);
+}
+
+TEST_CASE("GLM-4.7-Flash takes its own defaults") {
+  auto few = json::parse(config_to_json(preset_config("glm-4.7-flash")));
+  for (const char* field :
+       {"first_k_dense_replace", "kv_lora_rank", "moe_intermediate_size", "moe_layer_freq",
+        "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "num_key_value_heads",
+        "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}) {
+    few.erase(field);
+  }
+  CHECK(parse(few) == preset_config("glm-4.7-flash"));
+  CHECK(parse(with(few, "num_nextn_predict_layers", 1)).mtp_layers == 1);
+  check_refused(with(few, "attention_bias", true), "attention_bias", "o_proj");
 }
 
 TEST_CASE("missing and absurd sizes are refused with field, value and file") {
@@ -216,7 +292,7 @@ TEST_CASE("sizes that are possible alone but not together are refused") {
 }
 
 TEST_CASE("models that we cannot lay out are refused") {
-  check_refused(with(llama(), "architectures", {"MistralForCausalLM"}), "architectures", "Mistral");
+  check_refused(with(llama(), "architectures", {"GemmaForCausalLM"}), "architectures", "Gemma");
   check_refused(with(llama(), "architectures", json::array()), "architectures", "[]");
   check_refused(with(llama(), "architectures", "LlamaForCausalLM"), "architectures", "one");
   check_refused(with(llama(), "model_type", "qwen3"), "model_type", "contradicts");

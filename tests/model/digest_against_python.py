@@ -38,7 +38,7 @@ def main():
                 results.append(compare(f"{kind} in {shards} shards, read by us", directory))
         for kind, form in (("deepseek_v3", "fp8"), ("kimi_k2", "both"), ("qwen3_moe", "stacked"),
                            ("qwen3", "fp8"), ("qwen2", "fp32"), ("glm4_moe", "mixed"),
-                           ("qwen3_moe", "both")):
+                           ("qwen3_moe", "both"), ("mixtral", "stacked")):
             directory = pathlib.Path(root) / f"{kind}-{form}"
             write_checkpoint.write(kind, 2, directory, form)
             results.append(compare(f"{kind} stored as {form}, read by us", directory))

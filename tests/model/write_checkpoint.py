@@ -4,7 +4,7 @@
 usage: write_checkpoint.py ARCHITECTURE SHARDS DIR [FORM]
 
 ARCHITECTURE is a model type of CLASSES; with one shard there is no index. The sizes are odd where the
-architecture allows it. deepseek_v3 and glm4_moe have a layer for multi-token prediction behind the
+architecture allows it. deepseek_v3, glm4_moe, glm4_moe_lite and mimo have a layer for multi-token prediction behind the
 others, as the published files have. FORM says how weights are stored:
   fp8      projections in e4m3 with scales for blocks of BLOCK, named in config.json
   stacked  experts as transformers 5 stacks them
@@ -24,11 +24,16 @@ EXPERTS, MOE_INTERMEDIATE, SHARED_EXPERTS = 5, 9, 2
 Q_RANK, KV_RANK, NOPE, ROPE, V_HEAD = 13, 11, 5, 4, 3
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
            "qwen3_moe": "Qwen3MoeForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM",
-           "kimi_k2": "DeepseekV3ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM"}
-LATENT = ("deepseek_v3", "kimi_k2")  # the second without q_lora_rank
+           "kimi_k2": "DeepseekV3ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM",
+           "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM",
+           "qwen2_moe": "Qwen2MoeForCausalLM", "seed_oss": "SeedOssForCausalLM",
+           "mimo": "MiMoForCausalLM", "glm4_moe_lite": "Glm4MoeLiteForCausalLM"}
+LATENT = ("deepseek_v3", "kimi_k2", "glm4_moe_lite")  # kimi_k2 without q_lora_rank
 BESIDE_SHARED = (*LATENT, "glm4_moe")
+SPARSE = ("qwen3_moe", "qwen2_moe")
 QK_NORM = ("qwen3", "qwen3_moe", "glm4_moe")
-QKV_BIAS = ("qwen2", "glm4_moe")
+QKV_BIAS = ("qwen2", "glm4_moe", "qwen2_moe", "seed_oss", "mimo")
+SHARED_INTERMEDIATE = 17  # of qwen2_moe
 
 
 def config(kind):
@@ -39,12 +44,21 @@ def config(kind):
         "num_hidden_layers": LAYERS, "tie_word_embeddings": kind == "qwen2", "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0, "rope_scaling": None,
         "torch_dtype": "float32" if kind == "llama" else "bfloat16"}
-    if kind == "qwen3_moe":
+    if kind in SPARSE:
         result |= {"num_experts": EXPERTS, "num_experts_per_tok": 2, "decoder_sparse_step": 1,
                    "moe_intermediate_size": MOE_INTERMEDIATE, "mlp_only_layers": [1]}
+    if kind == "qwen2_moe":
+        result["shared_expert_intermediate_size"] = SHARED_INTERMEDIATE
+    if kind == "mixtral":
+        result |= {"num_local_experts": EXPERTS, "num_experts_per_tok": 2,
+                   "intermediate_size": MOE_INTERMEDIATE}
+    if kind == "seed_oss":
+        result |= {"attention_bias": True, "attention_out_bias": True}
+    if kind == "mimo":
+        result["num_nextn_predict_layers"] = 1
     if kind in LATENT:
         del result["head_dim"]
-        result |= {"q_lora_rank": Q_RANK if kind == "deepseek_v3" else None, "kv_lora_rank": KV_RANK,
+        result |= {"q_lora_rank": None if kind == "kimi_k2" else Q_RANK, "kv_lora_rank": KV_RANK,
                    "qk_nope_head_dim": NOPE, "qk_rope_head_dim": ROPE, "v_head_dim": V_HEAD,
                    "num_key_value_heads": HEADS, "moe_layer_freq": 1, "topk_method": "noaux_tc"}
     if kind in BESIDE_SHARED:
@@ -57,7 +71,7 @@ def config(kind):
 
 
 def mtp_layers(kind):
-    return 1 if kind in ("deepseek_v3", "glm4_moe") else 0
+    return 1 if kind in ("deepseek_v3", "glm4_moe", "glm4_moe_lite") else 0
 
 
 def mlp(prefix, size):
@@ -72,6 +86,8 @@ def grouped_attention(kind, prefix):
         if kind in QKV_BIAS:
             result[f"{prefix}{name}_proj.bias"] = (heads * HEAD_DIM,)
     result[prefix + "o_proj.weight"] = (HIDDEN, HEADS * HEAD_DIM)
+    if kind == "seed_oss":
+        result[prefix + "o_proj.bias"] = (HIDDEN,)
     if kind in QK_NORM:
         result |= {prefix + "q_norm.weight": (HEAD_DIM,), prefix + "k_norm.weight": (HEAD_DIM,)}
     if kind == "llama":
@@ -93,6 +109,15 @@ def latent_attention(kind, prefix):
                      prefix + "o_proj.weight": (HIDDEN, HEADS * V_HEAD)}
 
 
+def mixtral_experts(prefix):
+    result = {prefix + "gate.weight": (EXPERTS, HIDDEN)}
+    for expert in range(EXPERTS):
+        result |= {f"{prefix}experts.{expert}.w1.weight": (MOE_INTERMEDIATE, HIDDEN),
+                   f"{prefix}experts.{expert}.w2.weight": (HIDDEN, MOE_INTERMEDIATE),
+                   f"{prefix}experts.{expert}.w3.weight": (MOE_INTERMEDIATE, HIDDEN)}
+    return result
+
+
 def experts(kind, prefix):
     result = {prefix + "gate.weight": (EXPERTS, HIDDEN)}
     for expert in range(EXPERTS):
@@ -100,18 +125,23 @@ def experts(kind, prefix):
     if kind in BESIDE_SHARED:
         result[prefix + "gate.e_score_correction_bias"] = (EXPERTS,)
         result |= mlp(prefix + "shared_experts.", SHARED_EXPERTS * MOE_INTERMEDIATE)
+    if kind == "qwen2_moe":
+        result |= mlp(prefix + "shared_expert.", SHARED_INTERMEDIATE)
+        result[prefix + "shared_expert_gate.weight"] = (1, HIDDEN)
     return result
 
 
 def has_experts(kind, layer):
-    return layer != 1 if kind == "qwen3_moe" else kind in BESIDE_SHARED and layer >= 1
+    return layer != 1 if kind in SPARSE else kind in BESIDE_SHARED and layer >= 1
 
 
 def decoder_layer(kind, layer):
     prefix = f"model.layers.{layer}."
     attention = latent_attention if kind in LATENT else grouped_attention
     result = attention(kind, prefix + "self_attn.")
-    if has_experts(kind, layer):
+    if kind == "mixtral":
+        result |= mixtral_experts(prefix + "block_sparse_moe.")
+    elif has_experts(kind, layer):
         result |= experts(kind, prefix + "mlp.")
     else:
         result |= mlp(prefix + "mlp.", INTERMEDIATE)
@@ -135,6 +165,9 @@ def shapes(kind):
         result |= decoder_layer(kind, layer)
     for layer in range(LAYERS, LAYERS + mtp_layers(kind)):
         result |= mtp_layer(kind, layer)
+    if kind == "mimo":  # layers for multi-token prediction of its own kind
+        result |= {"model.mtp_layers.0.input_proj.weight": (HIDDEN, 2 * HIDDEN),
+                   "model.mtp_layers.0.self_attn.q_proj.weight": (HIDDEN, HIDDEN)}
     result["model.norm.weight"] = (HIDDEN,)
     result["lm_head.weight"] = (VOCAB, HIDDEN)
     return result
@@ -144,9 +177,10 @@ BLOCK = (4, 6)  # no multiples of the sizes, so blocks are cut at both ends
 
 
 def stacked(tensors):
-    """The shapes with the experts of each layer as two tensors."""
+    """The shapes with the experts of each layer as two tensors, under transformers 5's own names."""
     result = {}
     for name, shape in tensors.items():
+        name = name.replace(".block_sparse_moe.", ".mlp.").replace(".w2.", ".down_proj.")
         prefix, _, rest = name.partition(".mlp.experts.")
         if not rest:
             result[name] = shape

@@ -62,6 +62,9 @@ struct EngineCase {
 [[nodiscard]] std::map<std::string, std::pair<uint64_t, uint64_t>> expected_tensors(
     const ModelConfig& config);
 
+/// How the model's files call what holds a layer's experts.
+[[nodiscard]] std::string moe_module(const ModelConfig& config);
+
 /// The dtype in which an engine holds a canonical tensor, or the scales of one; by default the
 /// model's. A router's correction bias is fp32 in any model.
 [[nodiscard]] DType expected_dtype(const ModelConfig& config, const std::string& tensor,

@@ -29,11 +29,11 @@ IdMatrix col_chunk(const IdMatrix& m, Slice slice) {
 
 /// Column-parallel layers and the vocabulary are split in rows, row-parallel ones in columns.
 IdMatrix tensor_part(const IdMatrix& m, const std::string& name, Slice tp) {
-  for (const char* part : {"o_proj.", "down_proj."}) {
+  for (const char* part : {"o_proj.weight", "down_proj.", ".w2."}) {
     if (contains(name, part)) return col_chunk(m, tp);
   }
   for (const char* part : {"q_proj.", "k_proj.", "v_proj.", "gate_proj.", "up_proj.", "q_b_proj.",
-                           "kv_b_proj.", "embed_tokens.", "lm_head."}) {
+                           "kv_b_proj.", "embed_tokens.", "lm_head.", ".w1.", ".w3."}) {
     if (contains(name, part)) return row_chunk(m, tp);
   }
   return m;

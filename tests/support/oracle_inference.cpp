@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "support/oracle_writer.hpp"
 
@@ -33,8 +34,8 @@ std::vector<uint64_t> counting(uint64_t first, uint64_t count) {
 const char* usual_fusion(const EngineCase& engine, const ModelConfig& config) {
   const bool apart = config.shared_experts != 1 || engine.number("ep") > 1 ||
                      engine.text("shared_experts", "tp") != "tp";
-  const bool glm = config.architecture == Architecture::kGlm4Moe;
-  const bool v3 = config.architecture == Architecture::kDeepseekV3 && config.experts == 256;
+  const bool glm = config.family == "glm4_moe" || config.family == "glm4_moe_lite";
+  const bool v3 = config.family == "deepseek_v3" && config.experts == 256;
   return !apart && (glm || v3) ? "on" : "off";
 }
 
@@ -42,24 +43,30 @@ Seat sglang_seat(const EngineCase& engine, const ModelConfig& config, uint64_t r
   const uint64_t experts = config.experts;
   const uint64_t tp = engine.tp;
   const uint64_t attention = divide(tp, engine.number("attn_dp"), "tp over attn_dp");
-  if (experts > 0 && tp > experts) throw DoesNotDivide{"tp above experts"};
+  const bool any_tp = experts == 0 || config.family == "mixtral";
+  if (!any_tp && tp > experts) throw DoesNotDivide{"tp above experts"};
   const uint64_t ep = experts == 0 ? 1 : engine.number("ep");
   const uint64_t inside = divide(tp, ep, "tp over ep");
   const uint64_t t = rank % tp;
   Seat seat;
   seat.stage = rank / tp % engine.number("pp");
   const Slice tensor{tp, t};
-  const Architecture model = config.architecture;
-  const bool old_class = model == Architecture::kLlama || model == Architecture::kQwen2;
-  const bool dense_first = model == Architecture::kDeepseekV3 || model == Architecture::kGlm4Moe;
+  const auto is_one_of = [&](std::initializer_list<const char*> families) {
+    return std::any_of(families.begin(), families.end(),
+                       [&](const char* family) { return config.family == family; });
+  };
+  const bool llama = is_one_of({"llama", "mistral", "mixtral"});
+  const bool old_class = llama || is_one_of({"qwen2", "mimo"});
+  const bool plain_head = is_one_of({"qwen2", "mimo", "mixtral"});
+  const bool dense_first = is_one_of({"deepseek_v3", "glm4_moe", "glm4_moe_lite"});
   const bool whole_dense = dense_first && engine.text("dense_mlp", "tp") == "replicated";
   seat.dense = whole_dense ? Slice{} : tensor;
   seat.shared = engine.text("shared_experts", "tp") == "tp" ? tensor : Slice{};
   const Slice replica{attention, t % attention};
   seat.attention = old_class ? tensor : replica;
-  const std::string embed = engine.text("embed", model == Architecture::kLlama ? "tp" : "attn_tp");
+  const std::string embed = engine.text("embed", llama ? "tp" : "attn_tp");
   seat.embedding = embed == "replicated" ? Slice{} : embed == "tp" ? tensor : replica;
-  seat.head = engine.on("dp_lm_head") && model != Architecture::kQwen2 ? replica : tensor;
+  seat.head = engine.on("dp_lm_head") && !plain_head ? replica : tensor;
   seat.expert = {inside, t % inside};
   const uint64_t local = divide(experts, ep, "experts");
   seat.experts = counting(t / inside % ep * local, local);
@@ -78,8 +85,7 @@ Seat vllm_seat(const EngineCase& engine, const ModelConfig& config, uint64_t ran
   seat.dense = seat.shared = seat.attention = seat.embedding = seat.head = {tp, place[0]};
   const Slice flat{dp * tp, place[2] * tp + place[0]};
   // Sequence parallel MoE, which GLM has not, wants whole shared experts on every rank.
-  const bool sequence =
-      config.architecture == Architecture::kDeepseekV3 && engine.on("ep") && tp > 1 && dp > 1;
+  const bool sequence = config.family == "deepseek_v3" && engine.on("ep") && tp > 1 && dp > 1;
   if (engine.text("shared_experts", sequence ? "replicated" : "tp") != "tp") seat.shared = {};
   if (!engine.on("ep")) {
     seat.expert = flat;
@@ -107,9 +113,10 @@ class Inference : public Writer {
         seat_(sglang_ ? sglang_seat(engine, config(), rank) : vllm_seat(engine, config(), rank)) {}
 
   RankContents contents() {
+    check_class();
     check_all_ranks();
-    // vLLM's Qwen3-MoE builds both ends of the model on every stage.
-    const bool all = !sglang_ && config().architecture == Architecture::kQwen3Moe;
+    // vLLM's older classes of experts build both ends of the model on every stage.
+    const bool all = !sglang_ && is_one_of({"qwen3_moe", "qwen2_moe", "mixtral"});
     const bool first = all || seat_.stage == 0;
     const bool last = all || seat_.stage + 1 == stages_.size();
     const bool tied = !has("lm_head.weight");
@@ -133,47 +140,66 @@ class Inference : public Writer {
   }
 
  private:
+  [[nodiscard]] bool is_one_of(std::initializer_list<const char*> families) const {
+    return std::any_of(families.begin(), families.end(),
+                       [&](const char* family) { return config().family == family; });
+  }
   [[nodiscard]] bool makes_own_head() const {
-    return config().architecture == Architecture::kQwen3Moe ||
-           config().architecture == Architecture::kGlm4Moe;
+    return is_one_of({"qwen3_moe", "qwen2_moe", "mixtral", "glm4_moe", "glm4_moe_lite"});
   }
   [[nodiscard]] bool heads_everywhere() const {
-    return sglang_ && (makes_own_head() || config().architecture == Architecture::kLlama);
+    return sglang_ && (makes_own_head() || is_one_of({"llama", "mistral"}));
   }
-  /// Of SGLang's classes: Qwen3-MoE and GLM-4.5 always make a head, Llama never a tied one.
+  /// Of SGLang's classes: those with experts and a newer head always make one, Llama never a tied
+  /// one.
   [[nodiscard]] bool has_tied_head(bool first, bool last) const {
     if (makes_own_head()) return true;
-    return config().architecture != Architecture::kLlama && last && !first;
+    return !is_one_of({"llama", "mistral", "mimo"}) && last && !first;
   }
 
   [[nodiscard]] bool is_sparse(uint64_t layer) const {
-    return has(fmt::format("model.layers.{}.mlp.gate.weight", layer));
+    return has(fmt::format("model.layers.{}.{}.gate.weight", layer, moe_module(config())));
+  }
+
+  [[nodiscard]] bool heads_share_hidden() const {
+    return config().hidden == config().heads * config().head_dim;
   }
 
   void check_sglang() const {
-    const bool all_sparse = config().architecture == Architecture::kQwen3Moe;
+    const bool all_sparse = is_one_of({"qwen3_moe", "qwen2_moe"});
     for (uint64_t layer = 0; all_sparse && layer < config().layers; ++layer) {
-      if (!is_sparse(layer)) throw DoesNotDivide{"SGLang's Qwen3-MoE has experts in every layer"};
+      if (!is_sparse(layer)) throw DoesNotDivide{"SGLang's Qwen-MoE has experts in every layer"};
     }
+    if (is_one_of({"mixtral", "qwen2_moe"}) && !heads_share_hidden()) {
+      throw DoesNotDivide{"SGLang's Mixtral and Qwen2-MoE know no head_dim"};
+    }
+    if (is_one_of({"mimo"}) && stages_.size() > 1) throw DoesNotDivide{"MiMo has one stage"};
   }
 
   /// What tests/vllm/against_engine.py found that vLLM 0.32 refuses or builds otherwise.
   void check_vllm() const {
-    const Architecture kind = config().architecture;
-    const bool qwen3 = kind == Architecture::kQwen3Moe;
-    const bool glm = kind == Architecture::kGlm4Moe;
-    if (kind == Architecture::kQwen2 && config().hidden != config().heads * config().head_dim) {
+    const bool glm = is_one_of({"glm4_moe", "glm4_moe_lite"});
+    if (is_one_of({"qwen2", "qwen2_moe", "mimo"}) && !heads_share_hidden()) {
       throw DoesNotDivide("vLLM's Qwen2 knows no head_dim");
     }
-    if (qwen3 && seat_.dense.count > config().experts) throw DoesNotDivide("tp above experts");
-    if ((glm || kind == Architecture::kDeepseekV3) && !has("lm_head.weight")) {
+    if (is_one_of({"qwen2_moe"}) && !config().attention_bias) {
+      throw DoesNotDivide("vLLM's Qwen2-MoE has biases");
+    }
+    if (is_one_of({"qwen3_moe", "qwen2_moe"}) && seat_.dense.count > config().experts) {
+      throw DoesNotDivide("tp above experts");
+    }
+    if ((glm || is_one_of({"deepseek_v3"})) && !has("lm_head.weight")) {
       throw DoesNotDivide("vLLM's classes of GLM and DeepSeek tie no head");
     }
     for (const auto& layers : stages_) {
       const bool any = std::any_of(layers.begin(), layers.end(),
                                    [&](uint64_t layer) { return is_sparse(layer); });
-      if ((qwen3 || glm) && !any) throw DoesNotDivide("a stage without experts");
+      if ((is_one_of({"qwen3_moe"}) || glm) && !any) throw DoesNotDivide("a stage without experts");
     }
+  }
+
+  void check_class() const {
+    if (is_one_of({"seed_oss"})) throw DoesNotDivide{"neither engine has a class of Seed-OSS"};
   }
 
   /// A size may not divide on a stage that this rank is not in.
@@ -185,9 +211,9 @@ class Inference : public Writer {
     }
     must_divide(config().heads, seat_.attention.count, "attention heads");
     for (const TensorInfo& tensor : catalogue().tensors()) {
-      const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
-      if (!tensor.name.ends_with("gate_proj.weight")) continue;
-      const bool shared = tensor.name.find(".shared_experts.") != std::string::npos;
+      const bool expert = tensor.name.find(".experts.") != std::string::npos;
+      if (!is_gate_matrix(tensor.name)) continue;
+      const bool shared = tensor.name.find(".shared_expert") != std::string::npos;
       const Slice& slice = expert ? seat_.expert : shared ? seat_.shared : seat_.dense;
       if (!shared || !seat_.fuses_shared) must_divide(tensor.rows, slice.count, tensor.name);
     }
@@ -221,8 +247,9 @@ class Inference : public Writer {
     }
     put(at + "self_attn.o_proj.weight",
         col_part(canonical(at + "self_attn.o_proj.weight"), seat_.attention, "o_proj columns"));
-    if (has(at + "mlp.gate.weight")) {
-      write_experts(at + "mlp.");
+    copy_if_there(at + "self_attn.o_proj.bias");
+    if (const std::string moe = at + moe_module(config()) + "."; has(moe + "gate.weight")) {
+      write_experts(moe);
     } else {
       write_mlp(at + "mlp.", seat_.dense);
     }
@@ -275,12 +302,14 @@ class Inference : public Writer {
     std::vector<std::string> held;
     for (const uint64_t e : seat_.experts) held.push_back(fmt::format("{}experts.{}.", at, e));
     if (held.empty()) throw DoesNotDivide{"a rank without experts"};
-    if (has(at + "shared_experts.gate_proj.weight")) {
+    copy_if_there(at + "shared_expert_gate.weight");
+    if (const std::string shared = shared_experts(at); !shared.empty()) {
       if (seat_.fuses_shared) {
-        if (config().shared_experts != 1) throw DoesNotDivide{"shared experts of another size"};
-        held.push_back(at + "shared_experts.");
+        const bool gated = has(at + "shared_expert_gate.weight");
+        if (config().shared_experts != 1 || gated) throw DoesNotDivide{"shared experts apart"};
+        held.push_back(shared);
       } else {
-        write_mlp(at + "shared_experts.", seat_.shared);
+        write_mlp(shared, seat_.shared);
       }
     }
     std::vector<IdMatrix> w13;

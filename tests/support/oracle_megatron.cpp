@@ -108,9 +108,10 @@ class Megatron : public Writer {
   /// A size may not divide on a stage that this rank is not in.
   void check_all_ranks() const {
     must_divide(config().heads, tp_.count, "attention heads");
+    if (config().attention_out_bias) throw DoesNotDivide{"tp: a bias on o_proj alone"};
     for (const TensorInfo& tensor : catalogue().tensors()) {
-      const bool expert = tensor.name.find(".mlp.experts.") != std::string::npos;
-      if (tensor.name.find("gate_proj") == std::string::npos) continue;
+      const bool expert = tensor.name.find(".experts.") != std::string::npos;
+      if (!is_gate_matrix(tensor.name)) continue;
       must_divide(tensor.rows, expert ? etp_.count : tp_.count, tensor.name);
     }
   }
@@ -152,9 +153,9 @@ class Megatron : public Writer {
     put(to + "self_attention.linear_proj.weight",
         col_part(canonical(from + "self_attn.o_proj.weight"), tp_, "o_proj columns"));
     const IdMatrix norm = canonical(from + "post_attention_layernorm.weight");
-    if (has(from + "mlp.gate.weight")) {
+    if (const std::string moe = from + moe_module(config()) + "."; has(moe + "gate.weight")) {
       put(to + "pre_mlp_layernorm.weight", norm);
-      write_experts(from + "mlp.", to + "mlp.");
+      write_experts(moe, to + "mlp.");
     } else {
       put(to + (te() ? "mlp.linear_fc1.layer_norm_weight" : "pre_mlp_layernorm.weight"), norm);
       write_mlp(to + "mlp.", from + "mlp.", tp_);
@@ -228,8 +229,11 @@ class Megatron : public Writer {
     if (has(from + "gate.e_score_correction_bias")) {
       put(to + "router.expert_bias", canonical(from + "gate.e_score_correction_bias"));
     }
-    if (has(from + "shared_experts.gate_proj.weight")) {
-      write_mlp(to + "shared_experts.", from + "shared_experts.", tp_);
+    if (const std::string shared = shared_experts(from); !shared.empty()) {
+      write_mlp(to + "shared_experts.", shared, tp_);
+    }
+    if (has(from + "shared_expert_gate.weight")) {
+      put(to + "shared_experts.gate_weight", canonical(from + "shared_expert_gate.weight"));
     }
     const uint64_t local = divide(config().experts, ep_.count, "experts");
     for (uint64_t i = 0; i < local; ++i) {

@@ -22,7 +22,7 @@ bool is_quantised(const std::string& tensor) {
   for (const char* name :
        {".q_proj.weight", ".k_proj.weight", ".v_proj.weight", ".o_proj.weight", ".q_a_proj.weight",
         ".q_b_proj.weight", ".kv_a_proj_with_mqa.weight", ".kv_b_proj.weight", ".gate_proj.weight",
-        ".up_proj.weight", ".down_proj.weight"}) {
+        ".up_proj.weight", ".down_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight"}) {
     if (tensor.ends_with(name)) return true;
   }
   return false;
@@ -39,12 +39,13 @@ uint64_t scale_block(const EngineCase& engine) {
 DType expected_dtype(const ModelConfig& config, const std::string& tensor,
                      const EngineCase& engine) {
   if (is_scale(tensor) || tensor.ends_with("e_score_correction_bias")) return DType::kF32;
-  if (tensor.ends_with(".mlp.gate.weight") && engine.options.count("router_dtype") > 0) {
+  const bool router = tensor.ends_with(fmt::format(".{}.gate.weight", moe_module(config)));
+  if (router && engine.options.count("router_dtype") > 0) {
     return named_dtype(engine.options.at("router_dtype"));
   }
-  const bool glm_class = config.architecture == Architecture::kGlm4Moe &&
-                         (engine.engine == "sglang" || engine.engine == "vllm");
-  if (glm_class && tensor.ends_with(".mlp.gate.weight")) return DType::kF32;
+  const bool glm = config.family == "glm4_moe" || config.family == "glm4_moe_lite";
+  const bool glm_class = glm && (engine.engine == "sglang" || engine.engine == "vllm");
+  if (glm_class && router) return DType::kF32;
   if (engine.options.count("dtype") == 0) return config.dtype;
   if (scale_block(engine) > 0) return is_quantised(tensor) ? DType::kF8E4M3 : config.dtype;
   return named_dtype(engine.options.at("dtype"));

@@ -1,5 +1,5 @@
-// The canonical tensors of transformers' models/{llama,qwen2,qwen3,qwen3_moe,deepseek_v3,
-// glm4_moe}/modeling_*.py.
+// The canonical tensors of transformers' models/*/modeling_*.py, named as it saves them
+// (conversion_mapping.py).
 #include <fmt/format.h>
 
 #include "support/oracle.hpp"
@@ -50,6 +50,7 @@ class Shapes {
       if (config_.attention_bias) shape(fmt::format("self_attn.{}_proj.bias", name), rows, 1);
     }
     shape("self_attn.o_proj.weight", config_.hidden, q);
+    if (config_.attention_out_bias) shape("self_attn.o_proj.bias", config_.hidden, 1);
     if (config_.qk_norm) {
       shape("self_attn.q_norm.weight", config_.head_dim, 1);
       shape("self_attn.k_norm.weight", config_.head_dim, 1);
@@ -73,22 +74,33 @@ class Shapes {
     shape("self_attn.o_proj.weight", config_.hidden, config_.heads * config_.v_head_dim);
   }
 
-  void add_mlp(const std::string& mlp, uint64_t intermediate) {
-    shape(mlp + "gate_proj.weight", intermediate, config_.hidden);
-    shape(mlp + "up_proj.weight", intermediate, config_.hidden);
-    shape(mlp + "down_proj.weight", config_.hidden, intermediate);
+  void add_mlp(const std::string& mlp, uint64_t intermediate, const std::string& gate = "gate_proj",
+               const std::string& up = "up_proj", const std::string& down = "down_proj") {
+    shape(fmt::format("{}{}.weight", mlp, gate), intermediate, config_.hidden);
+    shape(fmt::format("{}{}.weight", mlp, up), intermediate, config_.hidden);
+    shape(fmt::format("{}{}.weight", mlp, down), config_.hidden, intermediate);
   }
 
   void add_experts() {
-    shape("mlp.gate.weight", config_.experts, config_.hidden);
+    const std::string moe = moe_module(config_) + ".";
+    const bool mixtral = config_.family == "mixtral";
+    shape(moe + "gate.weight", config_.experts, config_.hidden);
     for (uint64_t e = 0; e < config_.experts; ++e) {
-      add_mlp(fmt::format("mlp.experts.{}.", e), config_.moe_intermediate);
+      const std::string expert = fmt::format("{}experts.{}.", moe, e);
+      if (mixtral) {
+        add_mlp(expert, config_.moe_intermediate, "w1", "w3", "w2");
+      } else {
+        add_mlp(expert, config_.moe_intermediate);
+      }
     }
     if (config_.has_score_correction_bias) {
-      shape("mlp.gate.e_score_correction_bias", config_.experts, 1);
+      shape(moe + "gate.e_score_correction_bias", config_.experts, 1);
     }
-    if (config_.shared_experts > 0) {
-      add_mlp("mlp.shared_experts.", config_.shared_experts * config_.moe_intermediate);
+    if (config_.family == "qwen2_moe") {
+      add_mlp(moe + "shared_expert.", config_.shared_intermediate);
+      shape(moe + "shared_expert_gate.weight", 1, config_.hidden);
+    } else if (config_.shared_experts > 0) {
+      add_mlp(moe + "shared_experts.", config_.shared_experts * config_.moe_intermediate);
     }
   }
 
@@ -98,6 +110,10 @@ class Shapes {
 };
 
 }  // namespace
+
+std::string moe_module(const ModelConfig& config) {
+  return config.family == "mixtral" ? "block_sparse_moe" : "mlp";
+}
 
 std::map<std::string, std::pair<uint64_t, uint64_t>> expected_tensors(const ModelConfig& config) {
   return Shapes(config).all();

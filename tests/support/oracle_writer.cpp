@@ -106,12 +106,28 @@ void Writer::put_plain(const std::string& name, IdMatrix m) {
 }
 
 IdMatrix Writer::gate_up(const std::string& mlp, Slice slice) const {
-  return stack({row_part(canonical(mlp + "gate_proj.weight"), slice, "gate_proj rows"),
-                row_part(canonical(mlp + "up_proj.weight"), slice, "up_proj rows")});
+  const bool mixtral = has(mlp + "w1.weight");
+  return stack(
+      {row_part(canonical(mlp + (mixtral ? "w1" : "gate_proj") + ".weight"), slice,
+                "gate_proj rows"),
+       row_part(canonical(mlp + (mixtral ? "w3" : "up_proj") + ".weight"), slice, "up_proj rows")});
 }
 
 IdMatrix Writer::down(const std::string& mlp, Slice slice) const {
-  return col_part(canonical(mlp + "down_proj.weight"), slice, "down_proj columns");
+  const bool mixtral = has(mlp + "w2.weight");
+  return col_part(canonical(mlp + (mixtral ? "w2" : "down_proj") + ".weight"), slice,
+                  "down_proj columns");
+}
+
+std::string Writer::shared_experts(const std::string& moe) const {
+  for (const char* name : {"shared_experts.", "shared_expert."}) {
+    if (has(moe + name + "gate_proj.weight")) return moe + name;
+  }
+  return "";
+}
+
+bool Writer::is_gate_matrix(const std::string& name) {
+  return name.ends_with(".gate_proj.weight") || name.ends_with(".w1.weight");
 }
 
 IdMatrix Writer::output_matrix() const {

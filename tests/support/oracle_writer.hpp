@@ -84,6 +84,10 @@ class Writer {
   /// gate's part above up's part.
   [[nodiscard]] IdMatrix gate_up(const std::string& mlp, Slice slice) const;
   [[nodiscard]] IdMatrix down(const std::string& mlp, Slice slice) const;
+  /// How the shared experts' names begin in a layer's "mlp."; empty where there are none.
+  [[nodiscard]] std::string shared_experts(const std::string& moe) const;
+  /// Whether it is the gate matrix of a dense MLP, an expert or shared experts.
+  [[nodiscard]] static bool is_gate_matrix(const std::string& name);
   /// The canonical tensor of the output projection of the vocabulary.
   [[nodiscard]] IdMatrix output_matrix() const;
   [[nodiscard]] RankContents take() { return std::move(out_); }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -41,15 +42,70 @@ class Dice {
   std::mt19937_64 engine_;
 };
 
-inline void add_random_experts(Dice& dice, ModelConfig& config) {
+/// What models of a family have: a random model of it is of these.
+struct RandomFamily {
+  enum class Odds : uint8_t { kNever, kMaybe, kAlways };
+  enum class Experts : uint8_t { kNone, kEverywhere, kSparse, kBesideShared };
+
+  const char* name;
+  Odds attention_bias = Odds::kNever;
+  Odds qk_norm = Odds::kNever;
+  bool latent = false;
+  Experts experts = Experts::kNone;
+  bool out_bias = false;         ///< Maybe one on o_proj.
+  bool shared_hidden = false;    ///< Some engine takes no heads but those that share hidden.
+  bool gated_shared = false;     ///< A shared expert of any width, with a gate.
+  bool as_intermediate = false;  ///< Experts are as wide as the config's intermediate_size.
+};
+
+/// One line a family; the names come from the sources of transformers, not from the product.
+inline constexpr RandomFamily kRandomFamilies[] = {
+    {.name = "llama"},
+    {.name = "qwen2", .attention_bias = RandomFamily::Odds::kAlways, .shared_hidden = true},
+    {.name = "qwen3", .qk_norm = RandomFamily::Odds::kAlways},
+    {.name = "qwen3_moe",
+     .qk_norm = RandomFamily::Odds::kAlways,
+     .experts = RandomFamily::Experts::kSparse},
+    {.name = "deepseek_v3", .latent = true, .experts = RandomFamily::Experts::kBesideShared},
+    {.name = "glm4_moe",
+     .attention_bias = RandomFamily::Odds::kMaybe,
+     .qk_norm = RandomFamily::Odds::kMaybe,
+     .experts = RandomFamily::Experts::kBesideShared},
+    {.name = "mistral"},
+    {.name = "mixtral",
+     .experts = RandomFamily::Experts::kEverywhere,
+     .shared_hidden = true,
+     .as_intermediate = true},
+    {.name = "qwen2_moe",
+     .attention_bias = RandomFamily::Odds::kMaybe,
+     .experts = RandomFamily::Experts::kSparse,
+     .shared_hidden = true,
+     .gated_shared = true},
+    {.name = "seed_oss", .attention_bias = RandomFamily::Odds::kMaybe, .out_bias = true},
+    {.name = "mimo", .attention_bias = RandomFamily::Odds::kAlways, .shared_hidden = true},
+    {.name = "glm4_moe_lite", .latent = true, .experts = RandomFamily::Experts::kBesideShared},
+};
+
+inline bool has(Dice& dice, RandomFamily::Odds odds) {
+  return odds == RandomFamily::Odds::kAlways ||
+         (odds == RandomFamily::Odds::kMaybe && dice.one_in(2));
+}
+
+inline void add_random_experts(Dice& dice, const RandomFamily& family, ModelConfig& config) {
+  if (family.experts == RandomFamily::Experts::kNone) return;
   config.experts = dice.one_of({1, 2, 3, 4, 6, 8});
   config.experts_per_token = 1;
-  config.moe_intermediate = dice.one_of({8, 12, 24});
-  if (config.architecture == Architecture::kQwen3Moe) {
+  config.moe_intermediate = family.as_intermediate ? config.intermediate : dice.one_of({8, 12, 24});
+  if (family.experts == RandomFamily::Experts::kSparse) {
     config.decoder_sparse_step = dice.between(1, 2);
     if (dice.one_in(3)) config.mlp_only_layers.insert(dice.below(config.layers));
-    return;
   }
+  if (family.gated_shared) {
+    config.shared_experts = 1;
+    config.shared_intermediate = dice.one_of({4, 12, 40});
+    config.has_shared_expert_gate = true;
+  }
+  if (family.experts != RandomFamily::Experts::kBesideShared) return;
   config.shared_experts = dice.between(1, 2);
   config.has_score_correction_bias = true;
   config.first_k_dense_replace = dice.below(config.layers + 1);
@@ -74,33 +130,29 @@ constexpr int random_cases(int usual) {
 #endif
 }
 
-/// A model of some thousand elements of any architecture and dtype. Its sizes divide by some of 1,
+/// A model of some thousand elements of any family and dtype. Its sizes divide by some of 1,
 /// 2, 3, 4, 6 and 8; hidden, which no engine splits, may be any number.
 [[nodiscard]] inline ModelConfig random_model(Dice& dice) {
   ModelConfig config;
-  config.architecture =
-      dice.any_of({Architecture::kLlama, Architecture::kQwen2, Architecture::kQwen3,
-                   Architecture::kQwen3Moe, Architecture::kDeepseekV3, Architecture::kGlm4Moe});
-  const bool qwen3_moe = config.architecture == Architecture::kQwen3Moe;
-  const bool deepseek = config.architecture == Architecture::kDeepseekV3;
-  const bool glm = config.architecture == Architecture::kGlm4Moe;
+  const RandomFamily& family = kRandomFamilies[dice.below(std::size(kRandomFamilies))];
+  config.family = family.name;
   config.dtype = dice.one_in(4) ? DType::kF32 : DType::kBf16;
   config.layers = dice.one_in(2) ? dice.between(1, 3) : dice.one_of({4, 6, 8});
   config.hidden = dice.one_of({1, 3, 5, 8});
   config.kv_heads = dice.one_of({1, 2, 3, 4, 6, 8});
   config.heads = config.kv_heads * dice.one_of({1, 2, 3, 4});
   config.head_dim = dice.one_of({1, 2, 4, 6});
-  // vLLM's Qwen2 takes no other size of a head. Larger models would take the tests long.
+  // Larger models would take the tests long.
   const uint64_t all_heads = config.heads * config.head_dim;
-  if (config.architecture == Architecture::kQwen2 && all_heads <= 16) config.hidden = all_heads;
+  if (family.shared_hidden && all_heads <= 16) config.hidden = all_heads;
   config.intermediate = dice.one_of({4, 6, 24, 48});
   config.vocab = dice.one_of({1, 60, 64, 129, 150, 192, 257, 320, 384});
   config.tied_embeddings = dice.one_in(2);
-  config.attention_bias = config.architecture == Architecture::kQwen2 || (glm && dice.one_in(2));
-  config.qk_norm =
-      config.architecture == Architecture::kQwen3 || qwen3_moe || (glm && dice.one_in(2));
-  if (qwen3_moe || deepseek || glm) add_random_experts(dice, config);
-  if (deepseek) add_random_latent_attention(dice, config);
+  config.attention_bias = has(dice, family.attention_bias);
+  config.attention_out_bias = family.out_bias && dice.one_in(2);
+  config.qk_norm = has(dice, family.qk_norm);
+  add_random_experts(dice, family, config);
+  if (family.latent) add_random_latent_attention(dice, config);
   return config;
 }
 

@@ -46,6 +46,7 @@ SETTINGS = {
     "deepseek-one-q-fp8": [f"tp=4,{FP8_EP}"],
     "glm": [*MOE, "tp=2,dtype=fp16"], "glm-air": ["tp=2,ep=on"],
     "glm-fp8": [f"tp=2,{FP8_EP}"],
+    "mistral": DENSE, "mixtral": [*MOE, "tp=1,pp=4"], "qwen2-moe": MOE, "glm-lite": MOE,
 }
 # Of a parameter's name and shape, or of an error, that vLLM has where the layout refuses.
 REFUSED = {
@@ -67,8 +68,8 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 def model_of(folder, name):
     """A small model that vLLM's attention takes: heads of 32, bf16, experts that are not so many that
     every number of ranks divides them. What follows a base's name changes it."""
-    base = next(base for base in ("deepseek-one-q", "deepseek", "qwen3-moe", "qwen3", "qwen2", "llama",
-                                  "glm") if name.startswith(base))
+    base = next(base for base in ("deepseek-one-q", "deepseek", "qwen3-moe", "qwen3", "qwen2-moe", "qwen2",
+                                  "llama", "mistral", "mixtral", "glm-lite", "glm") if name.startswith(base))
     changes = name.removeprefix(base)
     model = json.loads((folder / f"small-{base}.json").read_text())
     model |= {"torch_dtype": "bfloat16", "hidden_size": 128, "intermediate_size": 64,

@@ -24,7 +24,7 @@ using Bits = uint16_t;
 
 Catalogue small_model() {
   ModelConfig config;
-  config.architecture = Architecture::kQwen3;
+  config.family = "qwen3";
   config.layers = 2;
   config.hidden = 8;
   config.heads = 4;
