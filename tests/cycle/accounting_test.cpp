@@ -15,8 +15,8 @@ constexpr uint64_t kPeak = 15 * kMiB;
 
 /// A trainer and an inference rank on one GPU.
 struct OneGpu {
-  std::vector<Peer> peers{{0, Role::kTrainer, 0, 10, "a", {}},
-                          {1, Role::kInference, 0, 11, "a", {}}};
+  std::vector<Peer> peers{{0, Role::kTrainer, 0, 10, {fixed_text<72>("a"), {}}, {}},
+                          {1, Role::kInference, 0, 11, {fixed_text<72>("a"), {}}, {}}};
   DeviceMap devices{.placement = {{0}, {0}, {0}}, .physical = {0, 0}, .gpus = 1, .partner = 1};
 };
 

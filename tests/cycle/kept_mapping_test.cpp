@@ -41,18 +41,18 @@ class WeightsWatcher final : public CycleObserver {
   uint64_t held_bytes_ = 0;
 };
 
-RunOptions options() {
-  RunOptions options;
-  options.model = "preset:tiny-dense";
-  options.trainer = "megatron:tp=1";
-  options.inference = "sglang:tp=1";
-  options.backend = BackendKind::kHost;
-  options.optimizer = false;
-  options.kv_cache_bytes = 1 << 20;
-  options.versions = 2;
-  options.timeout = Seconds{60};
-  options.measure_limits = false;
-  return options;
+Request request() {
+  Request request;
+  request.job.model = "preset:tiny-dense";
+  request.job.trainer = "megatron:tp=1";
+  request.job.inference = "sglang:tp=1";
+  request.job.backend = BackendKind::kHost;
+  request.job.optimizer = false;
+  request.job.kv_cache_bytes = 1 << 20;
+  request.job.timeout = Seconds{60};
+  request.job.measure_limits = false;
+  request.command.versions = 2;
+  return request;
 }
 
 }  // namespace
@@ -60,7 +60,7 @@ RunOptions options() {
 TEST_CASE("weights that inference keeps mapped are told as a leak of just their bytes") {
   WeightsWatcher watcher;
   g_keeps_mappings = true;
-  const Report report = run_command(Command::kUpdate, options(), job(), watcher);
+  const Report report = run_command(request(), job(), watcher);
   g_keeps_mappings = false;
   REQUIRE(report.error.has_value());
   REQUIRE(job().failure_is_agreed());
@@ -76,7 +76,7 @@ TEST_CASE("weights that inference keeps mapped are told as a leak of just their 
 
 TEST_CASE("weights that inference lets go are none, also after such an update") {
   WeightsWatcher watcher;
-  const Report report = run_command(Command::kUpdate, options(), job(), watcher);
+  const Report report = run_command(request(), job(), watcher);
   CHECK_FALSE(report.error.has_value());
   CHECK(report.memory.leaked_bytes == 0);
 }

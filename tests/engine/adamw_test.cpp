@@ -335,10 +335,14 @@ TEST_CASE("a trainer tells of its loading and then of its optimizer's start, byt
   LedgerWords words;
   MemoryLedger ledger(words, 1ULL << 30);
   ThreadPool threads(2);
-  TrainerStandIn trainer(catalogue, layout, layout.bytes, true, *device, ledger, *kernels, threads);
+  TrainerStandIn trainer(
+      TrainerParts{.common = {catalogue, layout, *device, ledger, *kernels, *queue},
+                   .source = *source,
+                   .weights_bytes = layout.bytes,
+                   .threads = threads});
   test::RenewingMonitor monitor;
   const uint64_t before = work::advanced();
-  trainer.load(*source, *device, *queue, Deadline(Seconds(60)), monitor);
+  trainer.load(Deadline(Seconds(60)), monitor);
   // Weights in bf16, then master and moments in fp32.
   CHECK(work::advanced() - before == catalogue.elements() * (2 + 12));
   bool initialises = false;
