@@ -135,16 +135,17 @@ class LargeLayout final : public Layout {
   static void add(RankLayoutBuilder& builder, const LargeTensor& tensor, Part tp) {
     // Engines put their own names together; so does this one, at the same cost.
     const auto parameter = fmt::format("decoder.layers.{}.{}", tensor.layer, tensor.info.name);
+    const uint32_t index = builder.catalogue().index_of(tensor.info.name);
     switch (tensor.cut) {
       case Cut::kNone:
       case Cut::kExpert:
-        builder.replicated(parameter, tensor.info.name, tp);
+        builder.replicated(parameter, index, tp);
         return;
       case Cut::kRows:
-        builder.split_rows(parameter, tensor.info.name, tp);
+        builder.split_rows(parameter, index, tp);
         return;
       case Cut::kCols:
-        builder.split_cols(parameter, tensor.info.name, tp);
+        builder.split_cols(parameter, index, tp);
         return;
     }
   }
