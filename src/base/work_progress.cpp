@@ -91,9 +91,9 @@ Error silent(const Task& task, uint64_t done, Seconds silence) {
                "helps only when it is slow");
 }
 
-/// Watches the work until it is done.
-void watch(Shared& shared, const Task& task, Seconds silence, WaitMonitor& monitor) {
-  const uint64_t start = advanced();
+/// Watches the work until it is done. `start` is advanced() from before it began.
+void watch(Shared& shared, const Task& task, uint64_t start, Seconds silence,
+           WaitMonitor& monitor) {
   uint64_t seen = start;
   std::optional<Deadline> deadline(silence);
   monitor.progressed({task.what, "", task.done_bytes, task.all_bytes, false});
@@ -134,6 +134,7 @@ uint64_t advanced() { return g_advanced; }
 
 void attend(std::function<void()> work, const Task& task, Seconds silence, WaitMonitor& monitor) {
   const auto shared = std::make_shared<Shared>();
+  const uint64_t start = advanced();
   std::thread thread;
   try {
     thread = std::thread([shared, work = std::move(work)] { run(shared, work); });
@@ -143,7 +144,7 @@ void attend(std::function<void()> work, const Task& task, Seconds silence, WaitM
         "see the limits of processes and threads: ulimit -u, and pids.max of the cgroup");
   }
   try {
-    watch(*shared, task, silence, monitor);
+    watch(*shared, task, start, silence, monitor);
   } catch (...) {
     constexpr std::chrono::milliseconds kGrace{50};
     g_given_up = true;
