@@ -10,7 +10,8 @@
 
 // Why CLI11 (2.1 in Debian 12, 2.4 in Ubuntu 24.04) does not read these: AsSizeValue takes no
 // fraction, "1.5 MiB"; AsNumberWithUnit<double>, which takes it, writes the product with six
-// digits, "8589934593B" as 8.58993e+09; in 2.1 both take "-1", and neither tells the accepted forms.
+// digits, "8589934593B" as 8.58993e+09; in 2.1 both take "-1", and neither tells the accepted
+// forms.
 
 namespace awex {
 namespace {
