@@ -53,6 +53,11 @@ Job::~Job() = default;
 
 int Job::rank() const { return parts_->world.rank(); }
 int Job::size() const { return parts_->world.size(); }
+int Job::node_rank() const {
+  int before = 0;
+  for (int other = 0; other < rank(); ++other) before += node_of(other) == node() ? 1 : 0;
+  return before;
+}
 int Job::nodes() const { return parts_->world.nodes(); }
 const NodeIdentity& Job::node_of(int rank) const { return parts_->world.node_of(rank); }
 void Job::set_timeout(Seconds timeout) { parts_->world.set_timeout(timeout); }

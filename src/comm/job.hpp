@@ -74,6 +74,8 @@ class Job final : public WaitMonitor {
   [[nodiscard]] const NodeIdentity& node_of(int rank) const;
   /// This rank's.
   [[nodiscard]] const NodeIdentity& node() const { return node_of(rank()); }
+  /// How many ranks of this rank's node come before it.
+  [[nodiscard]] int node_rank() const;
   /// How long each wait may take from now on; to be the same on every rank.
   void set_timeout(Seconds timeout);
   /// A fresh deadline of the job's timeout.

@@ -94,7 +94,7 @@ class Sorter {
     constexpr std::array kOrder{TensorRole::kExpertGate, TensorRole::kExpertUp,
                                 TensorRole::kExpertDown};
     Experts& experts = experts_.at(tensor.layer.value());
-    const uint32_t matrix = experts.matrices % kOrder.size();
+    const uint32_t matrix = static_cast<uint32_t>(experts.matrices % kOrder.size());
     if (experts.matrices == 0) experts.first.gate = index;
     if (tensor.role != kOrder.at(matrix) || *tensor.expert != experts.matrices / kOrder.size() ||
         index != experts.first.gate + experts.matrices) {

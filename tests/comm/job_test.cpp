@@ -73,6 +73,7 @@ TEST_CASE("ranks are described with role, host and gpu") {
   CHECK(context.rank == job().rank());
   CHECK(context.host == job().node().name());
   CHECK(job().nodes() == 1);
+  CHECK(job().node_rank() == job().rank());  // all are on one node
   for (int rank = 0; rank < job().size(); ++rank) CHECK(job().node_of(rank) == job().node());
 }
 

@@ -25,8 +25,7 @@ class HostBlocksDevice final : public Device {
     return host_->reserve(name, bytes);
   }
   [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
-                                                              uint64_t bytes,
-                                                              uint64_t chunk_bytes,
+                                                              uint64_t bytes, uint64_t chunk_bytes,
                                                               MappedAccess access) override {
     return host_->reserve_import(name, bytes, chunk_bytes, access);
   }
