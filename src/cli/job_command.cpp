@@ -33,7 +33,7 @@ void warn_of_lost_outputs(Job& job, const JobArguments& options) {
 
 Report do_work(const JobArguments& options, Job& job, ReportFiles& files) {
   auto unfinished = begin_report(options.request, job);
-  Progress progress(job.rank() == 0, options.request.command.versions, files);
+  TerminalProgress progress(job.rank() == 0, options.request.command.versions, files);
   try {
     job.do_and_agree([&] {
       if (job.rank() == 0) {

@@ -19,20 +19,20 @@ std::string subject(const PhaseEvent& event) {
 
 }  // namespace
 
-Progress::Progress(bool speaks, uint64_t versions, ReportFiles& files)
+TerminalProgress::TerminalProgress(bool speaks, uint64_t versions, ReportFiles& files)
     : speaks_(speaks),
       moves_(speaks && log::level() == log::Level::kNormal && is_terminal(STDERR_FILENO)),
       versions_(versions),
       files_(files) {}
 
-void Progress::phase_started(const PhaseEvent& event) {
+void TerminalProgress::phase_started(const PhaseEvent& event) {
   if (!moves_) return;
   log::draw(
       fmt::format("\r\033[Kversion {} of {}: {} ...", event.version, versions_, subject(event)));
   drawn_ = true;
 }
 
-void Progress::phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) {
+void TerminalProgress::phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) {
   if (!speaks_ || log::level() != log::Level::kVerbose) return;
   const auto moved = bytes == 0 || seconds <= 0
                          ? ""
@@ -42,13 +42,13 @@ void Progress::phase_finished(const PhaseEvent& event, double seconds, uint64_t 
                           format_seconds(seconds), moved));
 }
 
-void Progress::run_started(const Report& report) {
+void TerminalProgress::run_started(const Report& report) {
   if (!speaks_ || moves_) return;
   log::note(fmt::format("{}: {}, {} -> {}, {} ranks, {}", report.command, report.model_name,
                         report.trainer, report.inference, report.ranks, report.backend));
 }
 
-void Progress::loading(uint64_t done_bytes, uint64_t all_bytes) {
+void TerminalProgress::loading(uint64_t done_bytes, uint64_t all_bytes) {
   constexpr double kLineEverySeconds = 10;
   loaded_bytes_ = done_bytes;
   all_bytes_ = all_bytes;
@@ -63,13 +63,13 @@ void Progress::loading(uint64_t done_bytes, uint64_t all_bytes) {
   }
 }
 
-void Progress::loaded() {
+void TerminalProgress::loaded() {
   if (!speaks_ || moves_) return;
   log::note(fmt::format("loaded the weights: {} of {} in {}", format_bytes(loaded_bytes_),
                         format_bytes(all_bytes_), format_seconds(watch_.seconds())));
 }
 
-void Progress::version_finished(const Report& report) {
+void TerminalProgress::version_finished(const Report& report) {
   if (!speaks_) return;
   try {
     files_.update(report);
@@ -83,7 +83,7 @@ void Progress::version_finished(const Report& report) {
                         format_seconds(version.seconds.value_or(0))));
 }
 
-void Progress::clear() {
+void TerminalProgress::clear() {
   if (drawn_) log::draw("\r\033[K");
   drawn_ = false;
 }

@@ -12,15 +12,15 @@ namespace awex {
 /// Tells rank 0's user on stderr what the job does: one moving line on a terminal; in a log a
 /// header, a line for loading and one for each version; a line for each phase when verbose. Silent
 /// on other ranks.
-class Progress final : public CycleObserver {
+class TerminalProgress final : public CycleObserver {
  public:
   /// `files` are brought up to date after every version; they must outlive it.
-  Progress(bool speaks, uint64_t versions, ReportFiles& files);
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-  Progress(Progress&&) = delete;
-  Progress& operator=(Progress&&) = delete;
-  ~Progress() override { clear(); }
+  TerminalProgress(bool speaks, uint64_t versions, ReportFiles& files);
+  TerminalProgress(const TerminalProgress&) = delete;
+  TerminalProgress& operator=(const TerminalProgress&) = delete;
+  TerminalProgress(TerminalProgress&&) = delete;
+  TerminalProgress& operator=(TerminalProgress&&) = delete;
+  ~TerminalProgress() override { clear(); }
 
   void phase_started(const PhaseEvent& event) override;
   void phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) override;
