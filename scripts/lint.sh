@@ -61,6 +61,16 @@ check_roles() {
   fi
 }
 
+# A linker keeps one of two inline functions of the same name, silently: classes are named once.
+check_class_names() {
+  local twice
+  twice=$(tracked 'src/*.hpp' | xargs grep -hoP '^(class|struct) \K\w+(?= (final )?(:|\{)|$)' | sort | uniq -d)
+  if [[ -z $twice ]]; then return; fi
+  tracked 'src/*.hpp' | xargs grep -nE "^(class|struct) ($(paste -sd'|' <<<"$twice")) "
+  printf 'two headers of src/ have a class of the same name: rename one\n' >&2
+  return 1
+}
+
 has_cuda() { command -v nvcc >/dev/null; }
 
 # Headers that cannot be compiled without the CUDA Toolkit.
@@ -175,7 +185,7 @@ case "${1:-}" in
   "") formatted_files | xargs "$format_tool" -i ;;
   --check)
     failed=()
-    for check in format layers roles shell python headers tidy; do
+    for check in format layers roles class_names shell python headers tidy; do
       step "$check"
       "check_$check" || failed+=("$check")
     done

@@ -15,29 +15,29 @@
 namespace awex::work {
 namespace {
 
-struct OpenPiece {
+struct OpenRead {
   std::string file;
   uint64_t file_bytes = 0;
 };
 
-/// Pieces that threads are at work on, the oldest first.
-struct Pieces {
+/// Reads that threads are at work on, the oldest first.
+struct Reads {
   std::mutex mutex;
   uint64_t next = 0;
-  std::map<uint64_t, OpenPiece> open;
+  std::map<uint64_t, OpenRead> open;
 };
 
 // Never destroyed: a thread that a disk holds may come back while the process ends.
-Pieces& pieces() {
-  static auto* const instance = new Pieces;
+Reads& reads() {
+  static auto* const instance = new Reads;
   return *instance;
 }
 
 std::atomic<uint64_t> g_advanced{0};
 std::atomic<bool> g_given_up{false};
 
-std::optional<OpenPiece> oldest_piece() {
-  auto& all = pieces();
+std::optional<OpenRead> oldest_read() {
+  auto& all = reads();
   const std::lock_guard lock(all.mutex);
   if (all.open.empty()) return std::nullopt;
   return all.open.begin()->second;
@@ -81,9 +81,9 @@ Error silent(const Task& task, uint64_t done, Seconds silence) {
                              amount(done, task.all_bytes), format_seconds(silence.count())),
                  kDeadlineHint);
   }
-  const auto piece = oldest_piece();
+  const auto read = oldest_read();
   const auto where =
-      piece ? fmt::format(", from {} ({})", piece->file, format_bytes(piece->file_bytes)) : "";
+      read ? fmt::format(", from {} ({})", read->file, format_bytes(read->file_bytes)) : "";
   return Error(ExitCode::kDeadline,
                fmt::format("{}: {} read, then nothing more for {}{}", task.what,
                            amount(done, task.all_bytes), format_seconds(silence.count()), where),
@@ -104,8 +104,8 @@ void watch(Shared& shared, const Task& task, uint64_t start, Seconds silence,
     if (now != seen) {
       seen = now;
       deadline.emplace(silence);
-      const auto piece = oldest_piece();
-      monitor.progressed({task.what, piece ? piece->file : "", done, task.all_bytes, false});
+      const auto read = oldest_read();
+      monitor.progressed({task.what, read ? read->file : "", done, task.all_bytes, false});
     }
     if (deadline->expired()) throw silent(task, done, silence);
   }
@@ -114,16 +114,16 @@ void watch(Shared& shared, const Task& task, uint64_t start, Seconds silence,
 
 }  // namespace
 
-Piece::Piece(const std::string& file, uint64_t file_bytes) : id_(0) {
+FileRead::FileRead(const std::string& file, uint64_t file_bytes) : id_(0) {
   if (g_given_up) throw runtime_error(fmt::format("reading {} was given up", file));
-  auto& all = pieces();
+  auto& all = reads();
   const std::lock_guard lock(all.mutex);
   id_ = all.next++;
   all.open[id_] = {file, file_bytes};
 }
 
-Piece::~Piece() {
-  auto& all = pieces();
+FileRead::~FileRead() {
+  auto& all = reads();
   const std::lock_guard lock(all.mutex);
   all.open.erase(id_);
 }

@@ -13,15 +13,15 @@ namespace awex::work {
 
 /// A thread at work on a part of a file, for errors: while it lives, `attend` can name the file.
 /// Throws a run-time error when the work that it belongs to has been given up.
-class Piece {
+class FileRead {
  public:
   /// `file_bytes` is the size of the file; both are copied.
-  Piece(const std::string& file, uint64_t file_bytes);
-  Piece(const Piece&) = delete;
-  Piece& operator=(const Piece&) = delete;
-  Piece(Piece&&) = delete;
-  Piece& operator=(Piece&&) = delete;
-  ~Piece();
+  FileRead(const std::string& file, uint64_t file_bytes);
+  FileRead(const FileRead&) = delete;
+  FileRead& operator=(const FileRead&) = delete;
+  FileRead(FileRead&&) = delete;
+  FileRead& operator=(FileRead&&) = delete;
+  ~FileRead();
 
  private:
   uint64_t id_;

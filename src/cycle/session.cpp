@@ -90,7 +90,7 @@ void Session::run(const CommandOptions& command) {
 }
 
 Error Session::recover(const Error& error) {
-  const Error cause = job_.recover(error);
+  Error cause = job_.recover(error);
   job_.set_phase("recovery");
   // Kernels that wait for a peer end here; nobody begins new ones before all are idle.
   job_.do_and_agree([this] {

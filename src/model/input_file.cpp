@@ -40,7 +40,7 @@ void InputFile::read(uint64_t offset, std::span<std::byte> out) const {
   // Small enough that slow storage shows progress often.
   constexpr size_t kMostAtOnce = 1U << 20;
   while (!out.empty()) {
-    const work::Piece piece(name_, bytes_);
+    const work::FileRead reading(name_, bytes_);
     const auto got = ::pread(fd_.get(), out.data(), std::min(out.size(), kMostAtOnce),
                              static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;

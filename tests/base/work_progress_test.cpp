@@ -28,7 +28,7 @@ class Listener final : public WaitMonitor {
 void read_pieces() {
   ThreadPool pool(4);
   pool.for_each(kPieces, [](size_t piece) {
-    const work::Piece open("file " + std::to_string(piece), kPieceBytes);
+    const work::FileRead open("file " + std::to_string(piece), kPieceBytes);
     for (uint64_t i = 0; i < kPieceBytes; ++i) work::advance(1);
   });
 }
