@@ -18,7 +18,9 @@ namespace awex::cuda {
 struct PackedPiece {
   std::byte* data = nullptr;  ///< The first row; sources are only read.
   uint64_t stride = 0;        ///< Bytes from one row to the next.
-  uint64_t begin = 0;         ///< In the stream; a multiple of kStreamAlignment.
+  /// In the stream; a multiple of kStreamAlignment, but for parts of a copy whose target lies in
+  /// several segments: their units divide it.
+  uint64_t begin = 0;
   uint64_t end = 0;
   uint64_t first_byte = 0;   ///< Position of its first byte among all that this end moves.
   uint32_t row_units = 0;    ///< In one row.
