@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "base/unique_fd.hpp"
+
+namespace awex {
+
+/// What a job's directory tells of the job that serves there, or served there last.
+struct JobRecord {
+  std::string host;        ///< Where rank 0 runs.
+  std::string boot_id;     ///< Of that host's kernel.
+  int pid = 0;             ///< Rank 0's.
+  std::string socket;      ///< Path on that host.
+  std::string build;       ///< build_identity().
+  std::string started_at;  ///< ISO 8601, UTC.
+  std::string ended_at;    ///< Empty while it runs, and for ever if it ended without a word.
+  std::string end;         ///< How it ended: "stopped by a client", or an error's text.
+};
+
+/// The directory that names a resident job, on rank 0. It may be on a disk that hosts share, so it
+/// holds the record alone (job.json, replaced as a whole); socket and lock are in a private
+/// directory (0700, owned by this user) of this host, whose path is short whatever the first one's
+/// is.
+class JobDirectory {
+ public:
+  /// Takes a directory, which is made if need be. Throws a request error when a job serves there
+  /// already (on this host: its lock is held; on another: it has not said that it ended, with what
+  /// to do if it is dead), or when directories cannot be made or are others'.
+  explicit JobDirectory(const std::string& path);
+  JobDirectory(const JobDirectory&) = delete;
+  JobDirectory& operator=(const JobDirectory&) = delete;
+  JobDirectory(JobDirectory&&) = delete;
+  JobDirectory& operator=(JobDirectory&&) = delete;
+  /// Removes the private directory; writes no end.
+  ~JobDirectory();
+
+  [[nodiscard]] const JobRecord& record() const { return record_; }
+  /// The job that served here before, if the directory tells of one.
+  [[nodiscard]] const std::optional<JobRecord>& former() const { return former_; }
+  /// Where socket and lock are. Anyone of this user on this host may remove it when rank 0 is lost.
+  [[nodiscard]] const std::string& private_directory() const { return private_directory_; }
+
+  /// Writes into the record how the job ended.
+  void write_end(const std::string& end);
+
+ private:
+  std::string path_;
+  std::string private_directory_;
+  JobRecord record_;
+  std::optional<JobRecord> former_;
+  UniqueFd lock_;
+};
+
+/// When rank 0 is lost: another rank of its host writes its end and removes what it has left.
+/// Never throws.
+void bury_job(const std::string& path, const std::string& private_directory,
+              const std::string& end) noexcept;
+
+/// What a directory tells; nothing where no job has ever served. Throws request errors for a
+/// directory that cannot be read and for records that are none.
+[[nodiscard]] std::optional<JobRecord> read_job_record(const std::string& path);
+
+/// "a job of pid 4711 on host a, begun 2026-11-27T10:00:00Z, that ended without a word"
+[[nodiscard]] std::string describe(const JobRecord& record);
+
+}  // namespace awex

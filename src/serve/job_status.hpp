@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.hpp"
+#include "cycle/content.hpp"
+#include "cycle/rank_status.hpp"
+#include "cycle/report.hpp"
+
+namespace awex {
+
+/// What rank 0 knows of its job at any time, also while others hang.
+struct JobStatus {
+  enum class Activity : uint8_t { kStarting, kIdle, kRunning, kRecovering, kEnding };
+  Activity activity = Activity::kStarting;
+  std::string command;    ///< That runs; empty for none.
+  std::string phase;      ///< Of it, or of the start.
+  double since_s = 0;     ///< How long the phase, or else the activity, has lasted.
+  uint64_t queued = 0;    ///< Commands that wait.
+  uint64_t commands = 0;  ///< That have ended, and how many of them failed.
+  uint64_t failures = 0;
+  uint64_t epoch = 0;  ///< Job::epoch.
+
+  std::string started_at;  ///< ISO 8601, UTC.
+  std::string build;       ///< build_identity().
+  std::string backend;
+  std::string model_name;
+  std::string trainer;
+  std::string inference;
+  ContentState content = ContentState::kEmpty;
+  std::optional<uint64_t> committed_version;
+  MemoryReport memory;            ///< Against the books, after the last command.
+  std::vector<RankStatus> ranks;  ///< After the last command; by rank; empty while starting.
+  std::vector<RankInfo> rank_infos;
+  std::optional<Error> last_error;
+  std::string last_error_at;  ///< ISO 8601, UTC; empty without one.
+};
+
+/// "starting", "idle", …
+[[nodiscard]] const char* activity_name(JobStatus::Activity activity);
+
+/// As one JSON object, schema_version 1, ended by a newline: unit in the key, null for what is
+/// unknown.
+[[nodiscard]] std::string render_status_json(const JobStatus& status);
+
+/// A job's status, which its threads share.
+class StatusBoard {
+ public:
+  /// `change` is given the status to change; it must not call the board.
+  template <class Change>
+  void update(const Change& change) {
+    const std::lock_guard lock(mutex_);
+    change(status_);
+  }
+  [[nodiscard]] JobStatus read() const {
+    const std::lock_guard lock(mutex_);
+    return status_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  JobStatus status_;
+};
+
+}  // namespace awex
