@@ -1,30 +1,36 @@
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "base/units.hpp"
 #include "comm/job.hpp"
 #include "layout/spec.hpp"
 #include "memory/device.hpp"
+#include "memory/region.hpp"
 #include "model/weights.hpp"
 #include "transfer/move/remote_copies.hpp"
 
 namespace awex {
 
-/// The commands that run under mpirun.
-enum class Command : uint8_t { kUpdate, kOffload, kTransfer, kResume };
+/// What a job does. A resident job's `update` and `resume` are the two halves of a whole update.
+enum class Command : uint8_t { kUpdate, kOffload, kTransfer, kResume, kHandOver, kTakeBack };
 
-/// "update", "offload", "transfer" or "resume".
+/// As users call it: "update", "offload", "transfer" or "resume".
 [[nodiscard]] constexpr const char* command_name(Command command) {
   switch (command) {
     case Command::kUpdate:
+    case Command::kHandOver:
       return "update";
     case Command::kOffload:
       return "offload";
     case Command::kTransfer:
       return "transfer";
     case Command::kResume:
+    case Command::kTakeBack:
       return "resume";
   }
   return "";
@@ -58,12 +64,26 @@ struct JobOptions {
   bool warm_host_memory = false;       ///< Prepare what offloads need in the background at start.
 };
 
-/// What a user asks of one command. The same on every rank.
+/// Which memory an `offload` or `resume` is about.
+struct Scope {
+  std::optional<Role> role;                    ///< Absent: of both roles.
+  std::array<bool, 3> tags{true, true, true};  ///< By Tag.
+
+  [[nodiscard]] bool has(Role of, Tag tag) const {
+    return role.value_or(of) == of && tags.at(static_cast<size_t>(tag));
+  }
+  constexpr bool operator==(const Scope&) const = default;
+};
+
+/// What a user asks of one command. The same on every rank; plain data, to be sent.
 struct CommandOptions {
   Command command = Command::kUpdate;
-  uint64_t versions = 1;  ///< At least 1; 1 for all commands but update.
+  uint64_t versions = 1;  ///< At least 1; 1 for all commands but kUpdate.
   Verify verify = Verify::kDigest;
+  bool train = true;           ///< kHandOver: stand-ins take a training step before it.
+  std::optional<Scope> scope;  ///< kOffload and kResume of a resident job: that memory alone.
 };
+static_assert(std::is_trivially_copyable_v<CommandOptions>);
 
 /// A job that does one command and ends.
 struct Request {

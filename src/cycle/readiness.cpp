@@ -75,6 +75,7 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   Preparation needed;
   switch (command) {
     case Command::kUpdate:
+    case Command::kHandOver:
       needed.train_to = all.steps_to_catch_up();
       needed.restore_optimizer = all.is_away(Tag::kOptimizer);
       needed.restore_weights = all.is_away(Tag::kWeights);
@@ -92,6 +93,7 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
       needed.unmap = all.any_has_mapped();
       break;
     case Command::kResume:
+    case Command::kTakeBack:
       needed.discard_kv_cache = all.inference_holds(Tag::kKvCache);
       needed.discard_weights = all.inference_holds(Tag::kWeights);
       return needed;

@@ -85,6 +85,9 @@ void Session::run(const CommandOptions& command) {
       }
       restore();
       break;
+    case Command::kHandOver:
+    case Command::kTakeBack:
+      break;
   }
   end_version();
 }
