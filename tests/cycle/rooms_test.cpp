@@ -185,6 +185,26 @@ TEST_CASE("ranks that stopped between two moves come to one content") {
   CHECK((state_of({second, first}) == std::pair(State::kPoisoned, std::optional<uint64_t>(1))));
 }
 
+TEST_CASE("a transfer that failed before its first byte leaves what was there") {
+  Content content;
+  content.poison();
+  content.roll_back();
+  CHECK((content.state() == ContentState::kEmpty));
+  content.poison();
+  content.commit(1);
+  content.roll_back();
+  CHECK((content.state() == ContentState::kCommitted));
+  content.poison();
+  content.roll_back();
+  CHECK((content.state() == ContentState::kCommitted));
+  CHECK(content.committed() == 1U);
+  // Another one has written before.
+  content.poison();
+  content.poison();
+  content.roll_back();
+  CHECK((content.state() == ContentState::kPoisoned));
+}
+
 TEST_CASE("of the moves between contents exactly these are legal") {
   const auto states = {ContentState::kEmpty, ContentState::kPoisoned, ContentState::kCommitted};
   std::string legal;
