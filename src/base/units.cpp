@@ -1,11 +1,8 @@
 #include "base/units.hpp"
 
-#include <fmt/chrono.h>
-
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <ctime>
 #include <limits>
 #include <optional>
 
@@ -107,10 +104,6 @@ std::string format_seconds(double seconds) {
   if (seconds >= 0.9995) return fmt::format("{} s", three_digits(seconds));
   if (seconds >= 0.9995e-3) return fmt::format("{} ms", three_digits(seconds * 1e3));
   return fmt::format("{:.0f} us", seconds * 1e6);
-}
-
-std::string utc_now() {
-  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
 }
 
 }  // namespace awex

@@ -23,7 +23,4 @@ using Seconds = std::chrono::duration<double>;
 /// "1.23 s", "12.3 ms", "45 us".
 [[nodiscard]] std::string format_seconds(double seconds);
 
-/// The time of day in UTC, ISO 8601: "2026-11-27T12:15:39Z".
-[[nodiscard]] std::string utc_now();
-
 }  // namespace awex

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/log.hpp"
+#include "base/utc_now.hpp"
 #include "memory/link_limits.hpp"
 
 namespace awex {

@@ -63,6 +63,12 @@ void bury_job(const std::string& path, const std::string& private_directory,
 /// directory that cannot be read and for records that are none.
 [[nodiscard]] std::optional<JobRecord> read_job_record(const std::string& path);
 
+/// Whether a record is of a job on this host.
+[[nodiscard]] bool is_of_this_host(const JobRecord& record);
+/// Whether the job of a record, on this host, lives: its lock is held. A record that tells how the
+/// job ended is not asked for.
+[[nodiscard]] bool job_lives(const JobRecord& record);
+
 /// "a job of pid 4711 on host a, begun 2026-11-27T10:00:00Z, that ended without a word"
 [[nodiscard]] std::string describe(const JobRecord& record);
 
