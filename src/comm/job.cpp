@@ -11,6 +11,7 @@
 #include "comm/ending.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
+#include "comm/orders.hpp"
 #include "comm/progress.hpp"
 #include "comm/recovery.hpp"
 #include "comm/requests.hpp"
@@ -36,6 +37,7 @@ struct Job::Parts {
   Waits waits{world, failures, progress};
   Agreement agreement{world, failures, waits};
   Collectives collectives{world, failures, waits, agreement};
+  Orders orders{world, failures, waits};
   Recovery recovery{world, failures, progress, waits, collectives};
   Ending ending{world, failures, collectives};
 };
@@ -171,6 +173,9 @@ void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> re
              return Late{requests.missing(), fmt::format("taken part in '{}'", what)};
            });
 }
+
+void Job::give_order(std::span<const std::byte> order) { parts_->orders.give(order); }
+std::vector<std::byte> Job::await_order() { return parts_->orders.await(); }
 
 // ---- End
 

@@ -168,6 +168,14 @@ class Job final : public WaitMonitor {
   void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
                 const std::string& what, std::shared_ptr<const void> memory = nullptr);
 
+  /// On rank 0 of a resident job, which between commands polls at least each 100 ms: tells all
+  /// other ranks what to do next, once they come to `await_order`. Within the deadline.
+  void give_order(std::span<const std::byte> order);
+  /// On all other ranks: the next order of rank 0, waited for without a deadline and at hardly any
+  /// cost of processor time; it is there within about 2 ms. Throws what `poll` throws. An order
+  /// that this rank has not taken when the job fails never comes.
+  [[nodiscard]] std::vector<std::byte> await_order();
+
   /// Waits until `done()` for what other ranks take part in, without a message of MPI. When the
   /// deadline passes, Error(kDeadline) says what `late()`, a Late, returns then; it also names
   /// stopped processes.

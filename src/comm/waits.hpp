@@ -42,6 +42,19 @@ class Waits {
     }
   }
 
+  /// The wait of a rank that has nothing to do, without a deadline: returns when `done()` is true.
+  /// It looks often at first; then it sleeps for 2 ms at a time, and costs hardly any of the
+  /// processor.
+  template <class Done>
+  void rest(const Done& done) {
+    const auto start = Clock::now();
+    while (!done()) {
+      poll_at_rest();
+      pause_at_rest(Clock::now() - start);
+    }
+    next_listen_ = next_look_ = {};
+  }
+
   /// On rank 0: waits until everyone's message is there. Otherwise fails with the first cause among
   /// the `verdicts` that came, and if there is none, with the names of those who did not come.
   void wait_for_others(Requests& requests, const std::string& deed,
@@ -65,6 +78,16 @@ class Waits {
 
  private:
   using Clock = MpiWorld::Clock;
+
+  /// How often a poll does what is not cheap.
+  struct Intervals {
+    Clock::duration listen;
+    Clock::duration look;  ///< At processes.
+  };
+
+  void poll_at_rest();
+  static void pause_at_rest(Clock::duration rested);
+  void poll(const Intervals& intervals);
 
   MpiWorld& world_;
   Failures& failures_;
