@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -22,6 +23,8 @@ class Orders {
   [[nodiscard]] std::vector<std::byte> await();
 
  private:
+  [[nodiscard]] uint64_t await_size();
+
   MpiWorld& world_;
   Failures& failures_;
   Waits& waits_;

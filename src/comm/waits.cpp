@@ -5,8 +5,6 @@
 #include <chrono>
 #include <thread>
 
-#include "comm/signals.hpp"
-
 namespace awex {
 namespace {
 
@@ -30,7 +28,7 @@ void Waits::pause_at_rest(Clock::duration rested) {
 
 void Waits::poll(const Intervals& intervals) {
   failures_.throw_known();
-  const int signal_number = termination_signal();
+  const int signal_number = failures_.pending_signal();
   const auto time = Clock::now();
   if (signal_number == 0 && time < next_listen_) return;
   next_listen_ = time + intervals.listen;
@@ -39,11 +37,20 @@ void Waits::poll(const Intervals& intervals) {
   failures_.answer_question();
   progress_.exchange();
   progress_.look_for_silent();
+  if (interrupt_ && !failures_.is_recovering()) interrupt();
   if (signal_number != 0 || time >= next_look_) {
     next_look_ = time + intervals.look;
     failures_.look_for_lost();
   }
-  if (signal_number != 0) failures_.look_for_signal(signal_number);
+  if (signal_number != 0) failures_.look_into_signal(signal_number);
+}
+
+void Waits::interrupt() {
+  try {
+    interrupt_();
+  } catch (const Error& error) {
+    failures_.fail(error);
+  }
 }
 
 void Waits::wait_for_others(Requests& requests, const std::string& deed,

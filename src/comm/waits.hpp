@@ -1,8 +1,10 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "base/wait.hpp"
 #include "comm/failures.hpp"
@@ -29,6 +31,8 @@ class Waits {
   /// Throws the failure that any rank announced, and what Failures and Progress find. Cheap: most
   /// calls only read the clock.
   void poll();
+  /// See Job::set_interrupt.
+  void set_interrupt(std::function<void()> interrupt) { interrupt_ = std::move(interrupt); }
 
   /// Returns when `done()` is true. Once the job's timeout and `grace` have passed without any
   /// rank's progress, `when_late()` is called after every look: it throws, or lets the wait go on.
@@ -85,6 +89,7 @@ class Waits {
     Clock::duration look;  ///< At processes.
   };
 
+  void interrupt();
   void poll_at_rest();
   static void pause_at_rest(Clock::duration rested);
   void poll(const Intervals& intervals);
@@ -92,6 +97,7 @@ class Waits {
   MpiWorld& world_;
   Failures& failures_;
   Progress& progress_;
+  std::function<void()> interrupt_;
   Clock::time_point next_listen_;
   Clock::time_point next_look_;  ///< At processes.
 };

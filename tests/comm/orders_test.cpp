@@ -127,6 +127,29 @@ TEST_CASE("a failure is told to all that rest, and orders come after the recover
   }
 }
 
+TEST_CASE("an interrupt fails what waits on its rank, and is recovered from") {
+  for (int interrupted = 0; interrupted < job().size(); ++interrupted) {
+    pass_on(order_of(2));
+    const auto failure = failure_of([&] {
+      const awex::Deadline soon(Seconds(0.03));
+      if (job().rank() == interrupted) {
+        job().set_interrupt([&] {
+          if (soon.expired()) throw awex::runtime_error("the client has gone away");
+        });
+      }
+      // Nobody ends this wait.
+      job().wait_for([] { return false; }, [] { return awex::Late{{0}, "come"}; });
+    });
+    CHECK(failure.has_value());
+    // It is not called while the job recovers.
+    const auto cause = job().recover(failure.value_or(awex::runtime_error("none failed")));
+    job().set_interrupt(nullptr);
+    CHECK(cause.what() == std::string("the client has gone away"));
+    CHECK(cause.context().rank == interrupted);
+    job().agree(nullptr);
+  }
+}
+
 TEST_CASE("an order that nobody took before the failure never comes") {
   for (uint64_t number = 0; number < 6; ++number) {
     const auto failure = failure_of([&] {
