@@ -49,7 +49,7 @@ class CudaAdamW final : public AdamW {
  public:
   CudaAdamW(Kernels& kernels, std::span<const AdamWView> views, DType dtype)
       : dtype_(dtype),
-        stream_(static_cast<cudaStream_t>(kernels.stream(Lane::kMain))),
+        stream_(static_cast<cudaStream_t>(kernels.stream(Stream::kMain))),
         batch_(describe_views(views, dtype), stream_) {}
 
   void initialise() override {

@@ -64,7 +64,7 @@ class Block {
 /// Seconds of the fastest of several runs, by the device's own clock.
 template <class Work>
 double best_seconds(GpuBench& bench, const Work& work) {
-  const auto stream = static_cast<cudaStream_t>(bench.kernels->stream(Lane::kMain));
+  const auto stream = static_cast<cudaStream_t>(bench.kernels->stream(Stream::kMain));
   cudaEvent_t start = nullptr;
   cudaEvent_t end = nullptr;
   AWEX_CHECK(cudaEventCreate(&start), "make an event");

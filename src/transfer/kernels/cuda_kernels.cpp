@@ -185,32 +185,32 @@ class CudaScaleBatch final : public ScaleBatch {
 class CudaKernels final : public Kernels {
  public:
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
-      Lane lane, std::span<const StridedCopy> copies) override {
-    return std::make_unique<CudaCopyBatch>(copies, on(lane));
+      Stream stream, std::span<const StridedCopy> copies) override {
+    return std::make_unique<CudaCopyBatch>(copies, on(stream));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t slots) override {
-    return std::make_unique<CudaDigestBatch>(views, slots, on(Lane::kMain));
+    return std::make_unique<CudaDigestBatch>(views, slots, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
       std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
-    return std::make_unique<CudaDigestParts>(parts, slots, on(Lane::kMain));
+    return std::make_unique<CudaDigestParts>(parts, slots, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,
       uint32_t slots) override {
-    return make_cuda_proven_copies(copies, views, slots, on(Lane::kMain));
+    return make_cuda_proven_copies(copies, views, slots, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) override {
-    return std::make_unique<CudaScaleBatch>(views, on(Lane::kMain));
+    return std::make_unique<CudaScaleBatch>(views, on(Stream::kMain));
   }
 
-  [[nodiscard]] void* stream(Lane lane) const override { return on(lane); }
+  [[nodiscard]] void* stream(Stream stream) const override { return on(stream); }
 
   void fork() override {
     start_.record(main_.get());
@@ -225,21 +225,22 @@ class CudaKernels final : public Kernels {
   }
 
   void wait(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) override {
-    const auto stream = on(Lane::kMain);
+    const auto stream = on(Stream::kMain);
     wait_until([&] { return is_done(cudaStreamQuery(stream), "cudaStreamQuery", what); }, what,
                deadline, monitor);
   }
 
  private:
-  [[nodiscard]] cudaStream_t on(Lane lane) const {
-    return lane == Lane::kMain ? main_.get() : others_.at(static_cast<size_t>(lane) - 1).get();
+  [[nodiscard]] cudaStream_t on(Stream stream) const {
+    return stream == Stream::kMain ? main_.get()
+                                   : others_.at(static_cast<size_t>(stream) - 1).get();
   }
 
   CudaStream main_;
   /// Whatever a link waits for goes before what the device does for itself.
-  std::array<CudaStream, kLanes - 1> others_{CudaStream(StreamPriority::kHigh),
-                                             CudaStream(StreamPriority::kHigh)};
-  std::array<CudaEvent, kLanes - 1> ends_;
+  std::array<CudaStream, kStreams - 1> others_{CudaStream(StreamPriority::kHigh),
+                                               CudaStream(StreamPriority::kHigh)};
+  std::array<CudaEvent, kStreams - 1> ends_;
   CudaEvent start_;
 };
 

@@ -354,7 +354,7 @@ class HostKernels final : public Kernels {
   explicit HostKernels(size_t threads) : pool_(threads) {}
 
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
-      Lane /*lane*/, std::span<const StridedCopy> copies) override {
+      Stream /*stream*/, std::span<const StridedCopy> copies) override {
     return std::make_unique<HostCopyBatch>(copies, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
@@ -374,7 +374,7 @@ class HostKernels final : public Kernels {
       std::span<const AmaxView> views) override {
     return std::make_unique<HostScaleBatch>(views, pool_);
   }
-  [[nodiscard]] void* stream(Lane /*lane*/) const override { return nullptr; }
+  [[nodiscard]] void* stream(Stream /*stream*/) const override { return nullptr; }
   void fork() override {}
   void join() override {}
 

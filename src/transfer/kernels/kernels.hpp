@@ -138,10 +138,10 @@ class ScaleBatch {
   virtual void finish() = 0;
 };
 
-/// Queues of a device's work (streams on cuda), each in order, that go on side by side. What moves
+/// Queues of a device's work, each in order, that go on side by side: streams on cuda. What moves
 /// between devices has its own, so that links are busy while the device copies for itself.
-enum class Lane : uint8_t { kMain, kSend, kReceive };
-inline constexpr size_t kLanes = 3;
+enum class Stream : uint8_t { kMain, kSend, kReceive };
+inline constexpr size_t kStreams = 3;
 
 /// The transfer's work on memory that a device reaches. Made by make_kernels; must outlive its
 /// batches and be destroyed before its device. On host all work is done when a call returns.
@@ -154,11 +154,11 @@ class Kernels {
   Kernels& operator=(Kernels&&) = delete;
   virtual ~Kernels() = default;
 
-  /// Its work goes to `lane`; all other batches' to the main one.
+  /// Its work goes to `stream`; all other batches' to the main one.
   [[nodiscard]] virtual std::unique_ptr<CopyBatch> prepare_copies_on(
-      Lane lane, std::span<const StridedCopy> copies) = 0;
+      Stream stream, std::span<const StridedCopy> copies) = 0;
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies(std::span<const StridedCopy> copies) {
-    return prepare_copies_on(Lane::kMain, copies);
+    return prepare_copies_on(Stream::kMain, copies);
   }
   [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_digests(
       std::span<const DigestView> views, uint32_t slots) = 0;
@@ -173,15 +173,15 @@ class Kernels {
   [[nodiscard]] virtual std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) = 0;
 
-  /// A lane's native handle (cudaStream_t) for an exchange; null on host.
-  [[nodiscard]] virtual void* stream(Lane lane) const = 0;
-  /// Later work on the other lanes begins after what is queued on the main one.
+  /// A stream's native handle (cudaStream_t) for an exchange; null on host.
+  [[nodiscard]] virtual void* stream(Stream stream) const = 0;
+  /// Later work on the other streams begins after what is queued on the main one.
   virtual void fork() = 0;
-  /// Later work on the main lane begins after what is queued on all others.
+  /// Later work on the main stream begins after what is queued on all others.
   virtual void join() = 0;
 
-  /// Returns when the main lane's work is done. Polls; throws Error(kDeadline) naming `what`, what
-  /// the monitor throws, and device errors.
+  /// Returns when the main stream's work is done. Polls; throws Error(kDeadline) naming `what`,
+  /// what the monitor throws, and device errors.
   virtual void wait(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) = 0;
 };
 

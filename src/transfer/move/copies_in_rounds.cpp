@@ -58,8 +58,8 @@ CopiesInRounds::ReadyRound CopiesInRounds::make_ready(const Round& round,
       }
     }
   }
-  ready.pack = kernels_.prepare_copies_on(Lane::kSend, packs);
-  ready.unpack = kernels_.prepare_copies_on(Lane::kReceive, unpacks);
+  ready.pack = kernels_.prepare_copies_on(Stream::kSend, packs);
+  ready.unpack = kernels_.prepare_copies_on(Stream::kReceive, unpacks);
   return ready;
 }
 

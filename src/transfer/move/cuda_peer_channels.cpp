@@ -19,8 +19,8 @@ namespace {
 class CudaChannels final : public PeerChannels {
  public:
   CudaChannels(Kernels& kernels, uint32_t channels)
-      : main_(static_cast<cudaStream_t>(kernels.stream(Lane::kMain))),
-        lane_(static_cast<cudaStream_t>(kernels.stream(Lane::kSend))),
+      : main_(static_cast<cudaStream_t>(kernels.stream(Stream::kMain))),
+        stream_(static_cast<cudaStream_t>(kernels.stream(Stream::kSend))),
         channels_(channels) {}
   CudaChannels(const CudaChannels&) = delete;
   CudaChannels& operator=(const CudaChannels&) = delete;
@@ -28,7 +28,7 @@ class CudaChannels final : public PeerChannels {
   CudaChannels& operator=(CudaChannels&&) = delete;
   ~CudaChannels() override {
     stop();
-    cudaStreamSynchronize(lane_);
+    cudaStreamSynchronize(stream_);
   }
 
   void clear(std::byte* memory, uint64_t bytes) override {
@@ -46,24 +46,24 @@ class CudaChannels final : public PeerChannels {
   }
 
   void copy(ChannelCount base) override {
-    AWEX_CHECK(cuda::launch_channel_copy(pass(base), lane_),
+    AWEX_CHECK(cuda::launch_channel_copy(pass(base), stream_),
                "launch the exchange with {} inference ranks", streams_);
   }
 
   void compare(ChannelCount base) override {
-    AWEX_CHECK(cudaMemsetAsync(differs_.data(), 0xff, differs_.bytes(), lane_),
+    AWEX_CHECK(cudaMemsetAsync(differs_.data(), 0xff, differs_.bytes(), stream_),
                "reset the result of a comparison");
-    AWEX_CHECK(cuda::launch_channel_compare(pass(base), lane_),
+    AWEX_CHECK(cuda::launch_channel_compare(pass(base), stream_),
                "launch the comparison with {} inference ranks", streams_);
     AWEX_CHECK(cudaMemcpyAsync(found_.values().data(), differs_.data(), differs_.bytes(),
-                               cudaMemcpyDeviceToHost, lane_),
+                               cudaMemcpyDeviceToHost, stream_),
                "fetch the result of a comparison");
   }
 
   [[nodiscard]] bool is_in_order() const override { return true; }
 
   [[nodiscard]] bool is_done() override {
-    return awex::is_done(cudaStreamQuery(lane_), "cudaStreamQuery", kWhat) &&
+    return awex::is_done(cudaStreamQuery(stream_), "cudaStreamQuery", kWhat) &&
            awex::is_done(cudaStreamQuery(main_), "cudaStreamQuery", kWhat);
   }
 
@@ -92,7 +92,7 @@ class CudaChannels final : public PeerChannels {
   }
 
   cudaStream_t main_;
-  cudaStream_t lane_;
+  cudaStream_t stream_;
   uint32_t channels_;
   uint32_t streams_ = 0;
   std::optional<cuda::DeviceStreams> sends_;

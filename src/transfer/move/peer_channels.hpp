@@ -49,7 +49,7 @@ class PeerChannels {
   /// Whether nobody but the device orders a pass with work that comes after it. If not, what comes
   /// after it begins when it is done.
   [[nodiscard]] virtual bool is_in_order() const = 0;
-  /// Whether the pass has ended and, where it is in order with it, the work on the main lane.
+  /// Whether the pass has ended and, where it is in order with it, the work on the main stream.
   [[nodiscard]] virtual bool is_done() = 0;
 
   /// Lets every end that waits give up, for good: passes end, unfinished, as fast as the device

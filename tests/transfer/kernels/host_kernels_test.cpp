@@ -291,7 +291,7 @@ TEST_CASE("an empty batch does nothing") {
   digests->run();
   CHECK(digests->sums().size() == 2);
   CHECK(digests->sums()[1] == 0);
-  CHECK(bench.kernels->stream(Lane::kMain) == nullptr);
+  CHECK(bench.kernels->stream(Stream::kMain) == nullptr);
 }
 
 namespace {
