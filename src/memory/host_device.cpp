@@ -89,17 +89,17 @@ class HostQueue final : public CopyQueue {
         bytes, [&](uint64_t begin, uint64_t count) { std::memset(device + begin, 0, count); });
   }
 
-  Mark mark() override { return ++marks_; }
+  QueueEvent record() override { return ++events_; }
 
   /// The work is done already; the job's other ranks may still have something to say.
-  void wait(Mark /*mark*/, const std::string& /*what*/, const Deadline& /*deadline*/,
+  void wait(QueueEvent /*event*/, const std::string& /*what*/, const Deadline& /*deadline*/,
             WaitMonitor& monitor) override {
     monitor.poll();
   }
 
  private:
   Workers& workers_;
-  Mark marks_ = 0;
+  QueueEvent events_ = 0;
 };
 
 /// The 16 bytes of the kernel's boot id, which all processes of a node share and no two nodes do.

@@ -155,13 +155,13 @@ class NcclExchange final : public Exchange {
     exchange(messages, descriptions_.at(round));
     exchanged_.at(buffer).record(stream_.get());
     exchanged_.at(buffer).hold_back(native(Stream::kReceive));
-    in_flight_.mark_sent(round, stream_.get());
+    in_flight_.record_sent(round, stream_.get());
   }
 
   void close(size_t round) override {
     const uint32_t turn = rounds().at(round).turn;
     unpacked_.at(turn % kBuffers).record(native(Stream::kReceive));
-    in_flight_.mark_received(round, native(Stream::kReceive));
+    in_flight_.record_received(round, native(Stream::kReceive));
   }
 
   void wait() override { in_flight_.wait_for_all(native(Stream::kMain), still_well()); }
