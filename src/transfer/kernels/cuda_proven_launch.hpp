@@ -9,11 +9,11 @@
 
 namespace awex::cuda {
 
-/// A batch of copies and views as the device reads it: a LaunchOrder and its pieces.
+/// A batch of copies and views as the device reads it: a LaunchOrder and its descriptors.
 struct ProvenBatch {
   const LaunchStep* steps = nullptr;
-  const CopyPiece* copies = nullptr;
-  const DigestPiece* views = nullptr;
+  const CopyDescriptor* copies = nullptr;
+  const DigestDescriptor* views = nullptr;
   uint32_t copy_count = 0;
   /// By stretch: tiles that copy and are not done yet. All, when the launch begins.
   uint32_t* left = nullptr;

@@ -40,8 +40,9 @@ class CudaChannels final : public PeerChannels {
   void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
                const LinkedStreams& receives, const PlacedMemory& own) override {
     streams_ = narrow<uint32_t>(sends.streams.size());
-    sends_.emplace(sends.streams, cuda::pieces_to_send(sends.streams, trainer), sends.links, main_);
-    receives_.emplace(receives.streams, cuda::pieces_to_receive(receives.streams, own),
+    sends_.emplace(sends.streams, cuda::descriptors_to_send(sends.streams, trainer), sends.links,
+                   main_);
+    receives_.emplace(receives.streams, cuda::descriptors_to_receive(receives.streams, own),
                       receives.links, main_);
   }
 

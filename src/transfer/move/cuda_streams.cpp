@@ -16,95 +16,98 @@ std::byte* streamed(const StreamedCopy& copy) {
   return reinterpret_cast<std::byte*>(copy.begin);  // NOLINT(performance-no-int-to-ptr)
 }
 
-PackedPiece place(const StreamedCopy& copy, std::byte* data) {
-  PackedPiece piece;
-  piece.data = data;
-  piece.begin = copy.begin;
-  piece.end = copy.end();
-  return piece;
+PackedCopyDescriptor place(const StreamedCopy& copy, std::byte* data) {
+  PackedCopyDescriptor descriptor;
+  descriptor.data = data;
+  descriptor.begin = copy.begin;
+  descriptor.end = copy.end();
+  return descriptor;
 }
 
-void set_units(PackedPiece& piece, const UnitGrid& grid) {
-  piece.row_units = narrow<uint32_t>(grid.row_units);
-  piece.unit_bytes = narrow<uint32_t>((piece.end - piece.begin) / grid.units);
+void set_units(PackedCopyDescriptor& descriptor, const UnitGrid& grid) {
+  descriptor.row_units = narrow<uint32_t>(grid.row_units);
+  descriptor.unit_bytes = narrow<uint32_t>((descriptor.end - descriptor.begin) / grid.units);
 }
 
 /// Elements that change their dtype: several at once where no row cuts them, else one by one.
-PackedPiece converting_piece(const StreamedCopy& streamed_copy, const StridedCopy& copy,
-                             std::byte* data) {
+PackedCopyDescriptor describe_converting(const StreamedCopy& streamed_copy, const StridedCopy& copy,
+                                         std::byte* data) {
   const auto described = describe_converting_copies({&copy, 1}).front();
-  auto piece = place(streamed_copy, data);
-  piece.converts = true;
-  piece.whole_units = described.from.whole_units;
-  piece.conversion = described.from.conversion;
-  piece.stride = described.from.row_stride;
+  auto descriptor = place(streamed_copy, data);
+  descriptor.converts = true;
+  descriptor.whole_units = described.from.whole_units;
+  descriptor.conversion = described.from.conversion;
+  descriptor.stride = described.from.row_stride;
   auto grid = described.grid;
   if (!described.from.whole_units) {
     grid.row_units = described.from.cols;
     grid.units = copy.bytes() / element_bytes(copy.conversion->to);
   }
-  set_units(piece, grid);
-  return piece;
+  set_units(descriptor, grid);
+  return descriptor;
 }
 
 /// What is sent of a trainer's region.
-PackedPiece piece_to_send(const StreamedCopy& streamed_copy, const PlacedMemory& trainer) {
+PackedCopyDescriptor describe_to_send(const StreamedCopy& streamed_copy,
+                                      const PlacedMemory& trainer) {
   const auto strided = packing_copy(streamed_copy.copy, trainer, streamed(streamed_copy));
   auto* data = const_cast<std::byte*>(strided.from);  // NOLINT(*-const-cast): it is only read
-  if (strided.conversion) return converting_piece(streamed_copy, strided, data);
+  if (strided.conversion) return describe_converting(streamed_copy, strided, data);
   const auto described = describe_copies({&strided, 1}).front();
-  auto piece = place(streamed_copy, data);
-  piece.stride = described.from_stride;
-  set_units(piece, described.grid);
-  return piece;
+  auto descriptor = place(streamed_copy, data);
+  descriptor.stride = described.from_stride;
+  set_units(descriptor, described.grid);
+  return descriptor;
 }
 
 /// What is received into a rank's own region.
-PackedPiece piece_to_receive(const StreamedCopy& streamed_copy, const PlacedMemory& own) {
+PackedCopyDescriptor describe_to_receive(const StreamedCopy& streamed_copy,
+                                         const PlacedMemory& own) {
   const auto strided = unpacking_copy(streamed_copy.copy, streamed(streamed_copy), own);
   const auto described = describe_copies({&strided, 1}).front();
-  auto piece = place(streamed_copy, strided.to);
-  piece.stride = described.to_stride;
-  set_units(piece, described.grid);
-  return piece;
+  auto descriptor = place(streamed_copy, strided.to);
+  descriptor.stride = described.to_stride;
+  set_units(descriptor, described.grid);
+  return descriptor;
 }
 
 template <class Describe>
-std::vector<PackedPiece> describe_all(const std::vector<PackedStream>& streams,
-                                      const Describe& describe) {
+std::vector<PackedCopyDescriptor> describe_all(const std::vector<PackedStream>& streams,
+                                               const Describe& describe) {
   const auto before = bytes_before_copies(streams);
-  std::vector<PackedPiece> pieces;
+  std::vector<PackedCopyDescriptor> descriptors;
   for (const auto& stream : streams) {
     for (const auto& copy : stream.copies) {
-      const uint64_t first_byte = before[pieces.size()];
-      pieces.push_back(describe(copy));
-      pieces.back().first_byte = first_byte;
+      const uint64_t first_byte = before[descriptors.size()];
+      descriptors.push_back(describe(copy));
+      descriptors.back().first_byte = first_byte;
     }
   }
-  return pieces;
+  return descriptors;
 }
 
 }  // namespace
 
-std::vector<PackedPiece> pieces_to_send(const std::vector<PackedStream>& streams,
-                                        const PlacedMemory& trainer) {
+std::vector<PackedCopyDescriptor> descriptors_to_send(const std::vector<PackedStream>& streams,
+                                                      const PlacedMemory& trainer) {
   return describe_all(streams,
-                      [&](const StreamedCopy& copy) { return piece_to_send(copy, trainer); });
+                      [&](const StreamedCopy& copy) { return describe_to_send(copy, trainer); });
 }
 
-std::vector<PackedPiece> pieces_to_receive(const std::vector<PackedStream>& streams,
-                                           const PlacedMemory& own) {
+std::vector<PackedCopyDescriptor> descriptors_to_receive(const std::vector<PackedStream>& streams,
+                                                         const PlacedMemory& own) {
   return describe_all(streams,
-                      [&](const StreamedCopy& copy) { return piece_to_receive(copy, own); });
+                      [&](const StreamedCopy& copy) { return describe_to_receive(copy, own); });
 }
 
 DeviceStreams::DeviceStreams(const std::vector<PackedStream>& streams,
-                             const std::vector<PackedPiece>& pieces,
+                             const std::vector<PackedCopyDescriptor>& descriptors,
                              const std::vector<StreamLink>& links, cudaStream_t stream)
-    : pieces_(std::span(pieces), stream),
-      first_pieces_(std::span<const uint32_t>(all_first_copies(streams)), stream),
+    : descriptors_(std::span(descriptors), stream),
+      first_descriptors_(std::span<const uint32_t>(all_first_copies(streams)), stream),
       streams_(streams.size()) {
-  const auto ready = channel_streams(streams, links, pieces_.data(), first_pieces_.data());
+  const auto ready =
+      channel_streams(streams, links, descriptors_.data(), first_descriptors_.data());
   AWEX_CHECK(cudaMemcpyAsync(streams_.data(), ready.data(), streams_.bytes(),
                              cudaMemcpyHostToDevice, stream),
              "copy the descriptors of {} streams to the device", ready.size());

@@ -16,24 +16,25 @@ namespace awex::cuda {
 
 /// The copies of all streams, one after the other, as their sender's device reads them: `trainer`
 /// is the memory that they come from.
-[[nodiscard]] std::vector<PackedPiece> pieces_to_send(const std::vector<PackedStream>& streams,
-                                                      const PlacedMemory& trainer);
+[[nodiscard]] std::vector<PackedCopyDescriptor> descriptors_to_send(
+    const std::vector<PackedStream>& streams, const PlacedMemory& trainer);
 /// As their receiver's device does: `own` is the memory that they go to.
-[[nodiscard]] std::vector<PackedPiece> pieces_to_receive(const std::vector<PackedStream>& streams,
-                                                         const PlacedMemory& own);
+[[nodiscard]] std::vector<PackedCopyDescriptor> descriptors_to_receive(
+    const std::vector<PackedStream>& streams, const PlacedMemory& own);
 
 /// Owns the descriptors of one direction's streams, ready on the device.
 class DeviceStreams {
  public:
-  /// `pieces` are of all streams, `links` has one for each.
-  DeviceStreams(const std::vector<PackedStream>& streams, const std::vector<PackedPiece>& pieces,
+  /// `descriptors` are of all streams, `links` has one for each.
+  DeviceStreams(const std::vector<PackedStream>& streams,
+                const std::vector<PackedCopyDescriptor>& descriptors,
                 const std::vector<StreamLink>& links, cudaStream_t stream);
 
   [[nodiscard]] const DeviceStream* data() const { return streams_.data(); }
 
  private:
-  DeviceArray<PackedPiece> pieces_;
-  DeviceArray<uint32_t> first_pieces_;
+  DeviceArray<PackedCopyDescriptor> descriptors_;
+  DeviceArray<uint32_t> first_descriptors_;
   DeviceArray<DeviceStream> streams_;
 };
 
