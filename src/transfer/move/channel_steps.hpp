@@ -23,8 +23,8 @@ using ChannelCount = uint32_t;
 /// more than the memory of a device.
 inline constexpr ChannelCount kCountsOfPass = 1U << 20;
 
-/// What the two ends of a stream share, for each its own addresses of the same memory.
-struct StreamLink {
+/// What the two ends of a packed stream share, for each its own addresses of the same memory.
+struct PackedStreamLink {
   std::byte* slots = nullptr;       ///< The receiver's staging memory.
   ChannelCount* arrived = nullptr;  ///< At the receiver, by channel: packets that have come.
   ChannelCount* granted = nullptr;  ///< At the sender: packets that there is, or was, a slot for.
@@ -33,20 +33,20 @@ struct StreamLink {
 /// All that goes to, or comes from, one peer. A descriptor says how a backend moves a copy of the
 /// stream, whose bytes lie in it from `begin` to before `end`.
 template <class Descriptor>
-struct ChannelStream {
+struct ChannelPackedStream {
   const Descriptor* descriptors = nullptr;      ///< By place in the stream.
   const uint32_t* first_descriptors = nullptr;  ///< By packet: of its first copy.
   uint32_t descriptor_count = 0;
   uint32_t peer = 0;   ///< Inference role rank.
   uint64_t bytes = 0;  ///< Of the stream.
-  StreamLink link;
+  PackedStreamLink link;
 };
 
 /// One pass through all streams of a rank, which has the same number of both directions.
 template <class Descriptor>
 struct ChannelPass {
-  const ChannelStream<Descriptor>* sends = nullptr;
-  const ChannelStream<Descriptor>* receives = nullptr;
+  const ChannelPackedStream<Descriptor>* sends = nullptr;
+  const ChannelPackedStream<Descriptor>* receives = nullptr;
   uint32_t streams = 0;         ///< Of each direction.
   uint32_t channels = 0;        ///< Of each direction.
   ChannelCount base = 0;        ///< What this pass's counts begin with.
@@ -67,7 +67,7 @@ enum class ChannelEnd : uint8_t { kSender, kReceiver };
 /// Calls work(descriptor, from, to, at) for all descriptors' bytes in a packet: bytes [from, to) of
 /// the descriptor, whose first one lies at `at` in the slot.
 template <class Descriptor, class Work>
-constexpr void for_each_part(const ChannelStream<Descriptor>& stream, uint32_t packet,
+constexpr void for_each_part(const ChannelPackedStream<Descriptor>& stream, uint32_t packet,
                              std::byte* slot, const Work& work) {
   const uint64_t begin = uint64_t{packet} * kPacketBytes;
   const uint64_t end = begin + kPacketBytes;
@@ -90,7 +90,8 @@ template <ChannelEnd kEnd, class Descriptor, class Block>
 constexpr bool go_through(const ChannelPass<Descriptor>& pass, const ChannelShare& share,
                           uint32_t channel, const Block& block) {
   constexpr bool kSends = kEnd == ChannelEnd::kSender;
-  const ChannelStream<Descriptor>& stream = (kSends ? pass.sends : pass.receives)[share.stream];
+  const ChannelPackedStream<Descriptor>& stream =
+      (kSends ? pass.sends : pass.receives)[share.stream];
   const uint32_t packets = packets_of(stream.bytes);
   if (share.first_packet >= packets) return true;
   ChannelCount* arrived = stream.link.arrived + channel;
@@ -112,7 +113,7 @@ constexpr bool go_through(const ChannelPass<Descriptor>& pass, const ChannelShar
 template <ChannelEnd kEnd, class Descriptor, class Block>
 constexpr bool serve_channel(const ChannelPass<Descriptor>& pass, uint32_t channel,
                              const Block& block) {
-  for (uint32_t group = 0; group < stream_groups(pass.streams); ++group) {
+  for (uint32_t group = 0; group < packed_stream_groups(pass.streams); ++group) {
     const ChannelShare share = channel_share(group, pass.streams, channel, pass.channels);
     if (!go_through<kEnd>(pass, share, channel, block)) return false;
   }

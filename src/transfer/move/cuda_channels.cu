@@ -205,7 +205,7 @@ class Block {
     if (threadIdx.x == 0) Count(*count).store(value, ::cuda::std::memory_order_release);
   }
 
-  __device__ void treat(const DeviceStream& stream, uint32_t packet, std::byte* slot) const {
+  __device__ void treat(const DevicePackedStream& stream, uint32_t packet, std::byte* slot) const {
     for_each_part(
         stream, packet, slot,
         [&](const PackedCopyDescriptor& descriptor, uint32_t from, uint32_t to, std::byte* at) {

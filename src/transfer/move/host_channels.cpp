@@ -11,7 +11,7 @@
 #include "base/error.hpp"
 #include "base/wait.hpp"
 #include "transfer/kernels/host_conversion.hpp"
-#include "transfer/move/channel_streams.hpp"
+#include "transfer/move/channel_packed_streams.hpp"
 #include "transfer/move/strided_copies.hpp"
 
 namespace awex {
@@ -19,7 +19,8 @@ namespace {
 
 constexpr uint64_t kNoDifference = ~uint64_t{0};
 
-/// A copy of a stream as one end's threads move it. Its packed side is a slot, not an address.
+/// A copy of a packed stream as one end's threads move it. Its packed side is a slot, not an
+/// address.
 struct HostCopyDescriptor {
   StridedCopy copy;  ///< To be sent: from memory. Received: to memory.
   uint64_t begin = 0;
@@ -27,7 +28,7 @@ struct HostCopyDescriptor {
   uint64_t first_byte = 0;  ///< Position of its first byte among all that this end moves.
 };
 
-using Stream = ChannelStream<HostCopyDescriptor>;
+using HostPackedStream = ChannelPackedStream<HostCopyDescriptor>;
 using Pass = ChannelPass<HostCopyDescriptor>;
 
 /// Calls work(row, byte in row, bytes, packed) for what bytes [from, to) of a descriptor have of
@@ -66,9 +67,9 @@ void lower(uint64_t& least, uint64_t value) {
 enum class Task : uint8_t { kSend, kReceive, kCompare };
 
 /// A thread that serves one end of a channel: what is a block of threads on a GPU.
-class HostBlock {
+class HostEnd {
  public:
-  HostBlock(const Pass& pass, Task task, uint32_t& wait) : pass_(pass), task_(task), wait_(wait) {}
+  HostEnd(const Pass& pass, Task task, uint32_t& wait) : pass_(pass), task_(task), wait_(wait) {}
 
   [[nodiscard]] bool await(ChannelCount* count, ChannelCount value, uint32_t peer) const {
     constexpr uint64_t kManyLooks = 2500;  // some 10 ms
@@ -87,7 +88,7 @@ class HostBlock {
     std::atomic_ref(*count).store(value, std::memory_order_release);
   }
 
-  void treat(const Stream& stream, uint32_t packet, std::byte* slot) const {
+  void treat(const HostPackedStream& stream, uint32_t packet, std::byte* slot) const {
     for_each_part(
         stream, packet, slot,
         [&](const HostCopyDescriptor& descriptor, uint32_t from, uint32_t to, std::byte* at) {
@@ -122,22 +123,22 @@ class HostBlock {
   uint32_t& wait_;
 };
 
-/// Owns the descriptors of one direction's streams.
-class HostStreams {
+/// Owns the descriptors of one direction's packed streams.
+class HostPackedStreams {
  public:
-  HostStreams(const LinkedStreams& linked, std::vector<HostCopyDescriptor> descriptors)
+  HostPackedStreams(const LinkedPackedStreams& linked, std::vector<HostCopyDescriptor> descriptors)
       : descriptors_(std::move(descriptors)),
         first_descriptors_(all_first_copies(linked.streams)),
-        streams_(channel_streams(linked.streams, linked.links, descriptors_.data(),
-                                 first_descriptors_.data())) {}
+        streams_(channel_packed_streams(linked.streams, linked.links, descriptors_.data(),
+                                        first_descriptors_.data())) {}
 
-  [[nodiscard]] const Stream* data() const { return streams_.data(); }
+  [[nodiscard]] const HostPackedStream* data() const { return streams_.data(); }
   [[nodiscard]] uint32_t count() const { return narrow<uint32_t>(streams_.size()); }
 
  private:
   std::vector<HostCopyDescriptor> descriptors_;
   std::vector<uint32_t> first_descriptors_;
-  std::vector<Stream> streams_;
+  std::vector<HostPackedStream> streams_;
 };
 
 template <class Describe>
@@ -172,8 +173,8 @@ class HostChannels final : public PeerChannels {
 
   void clear(std::byte* memory, uint64_t bytes) override { std::memset(memory, 0, bytes); }
 
-  void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
-               const LinkedStreams& receives, const PlacedMemory& own) override {
+  void prepare(const LinkedPackedStreams& sends, const PlacedMemory& trainer,
+               const LinkedPackedStreams& receives, const PlacedMemory& own) override {
     sends_.emplace(sends, describe_all(sends.streams, [&](const MergedCopy& copy) {
                      return packing_copy(copy, trainer, nullptr);
                    }));
@@ -221,8 +222,8 @@ class HostChannels final : public PeerChannels {
 
   template <ChannelEnd kEnd>
   void serve(Task task, uint32_t channel) {
-    const HostBlock block(pass_, task, waits_.at(wait_of(kEnd, channel)));
-    serve_channel<kEnd>(pass_, channel, block);
+    const HostEnd end(pass_, task, waits_.at(wait_of(kEnd, channel)));
+    serve_channel<kEnd>(pass_, channel, end);
   }
 
   /// After a throw nothing is under way.
@@ -252,8 +253,8 @@ class HostChannels final : public PeerChannels {
   }
 
   uint32_t channels_;
-  std::optional<HostStreams> sends_;
-  std::optional<HostStreams> receives_;
+  std::optional<HostPackedStreams> sends_;
+  std::optional<HostPackedStreams> receives_;
   Pass pass_;
   mutable std::array<uint32_t, kChannelWaits> waits_{};
   uint32_t stop_ = 0;

@@ -22,20 +22,20 @@ namespace awex::cuda {
 [[nodiscard]] std::vector<PackedCopyDescriptor> descriptors_to_receive(
     const std::vector<PackedStream>& streams, const PlacedMemory& own);
 
-/// Owns the descriptors of one direction's streams, ready on the device.
-class DeviceStreams {
+/// Owns the descriptors of one direction's packed streams, ready on the device.
+class DevicePackedStreams {
  public:
   /// `descriptors` are of all streams, `links` has one for each.
-  DeviceStreams(const std::vector<PackedStream>& streams,
-                const std::vector<PackedCopyDescriptor>& descriptors,
-                const std::vector<StreamLink>& links, cudaStream_t stream);
+  DevicePackedStreams(const std::vector<PackedStream>& streams,
+                      const std::vector<PackedCopyDescriptor>& descriptors,
+                      const std::vector<PackedStreamLink>& links, cudaStream_t stream);
 
-  [[nodiscard]] const DeviceStream* data() const { return streams_.data(); }
+  [[nodiscard]] const DevicePackedStream* data() const { return streams_.data(); }
 
  private:
   DeviceArray<PackedCopyDescriptor> descriptors_;
   DeviceArray<uint32_t> first_descriptors_;
-  DeviceArray<DeviceStream> streams_;
+  DeviceArray<DevicePackedStream> streams_;
 };
 
 }  // namespace awex::cuda

@@ -1,22 +1,22 @@
-#include "transfer/move/cuda_streams.hpp"
+#include "transfer/move/cuda_packed_streams.hpp"
 
 #include <span>
 
 #include "base/checked.hpp"
 #include "memory/cuda_check.hpp"
 #include "transfer/kernels/cuda_describe.hpp"
-#include "transfer/move/channel_streams.hpp"
+#include "transfer/move/channel_packed_streams.hpp"
 #include "transfer/move/strided_copies.hpp"
 
 namespace awex::cuda {
 namespace {
 
 /// Where a copy's bytes lie in its stream, as an address: what is known of its alignment.
-std::byte* streamed(const StreamedCopy& copy) {
+std::byte* in_stream(const PackedCopy& copy) {
   return reinterpret_cast<std::byte*>(copy.begin);  // NOLINT(performance-no-int-to-ptr)
 }
 
-PackedCopyDescriptor place(const StreamedCopy& copy, std::byte* data) {
+PackedCopyDescriptor place(const PackedCopy& copy, std::byte* data) {
   PackedCopyDescriptor descriptor;
   descriptor.data = data;
   descriptor.begin = copy.begin;
@@ -30,10 +30,10 @@ void set_units(PackedCopyDescriptor& descriptor, const UnitGrid& grid) {
 }
 
 /// Elements that change their dtype: several at once where no row cuts them, else one by one.
-PackedCopyDescriptor describe_converting(const StreamedCopy& streamed_copy, const StridedCopy& copy,
+PackedCopyDescriptor describe_converting(const PackedCopy& packed_copy, const StridedCopy& copy,
                                          std::byte* data) {
   const auto described = describe_converting_copies({&copy, 1}).front();
-  auto descriptor = place(streamed_copy, data);
+  auto descriptor = place(packed_copy, data);
   descriptor.converts = true;
   descriptor.whole_units = described.from.whole_units;
   descriptor.conversion = described.from.conversion;
@@ -48,24 +48,22 @@ PackedCopyDescriptor describe_converting(const StreamedCopy& streamed_copy, cons
 }
 
 /// What is sent of a trainer's region.
-PackedCopyDescriptor describe_to_send(const StreamedCopy& streamed_copy,
-                                      const PlacedMemory& trainer) {
-  const auto strided = packing_copy(streamed_copy.copy, trainer, streamed(streamed_copy));
+PackedCopyDescriptor describe_to_send(const PackedCopy& packed_copy, const PlacedMemory& trainer) {
+  const auto strided = packing_copy(packed_copy.copy, trainer, in_stream(packed_copy));
   auto* data = const_cast<std::byte*>(strided.from);  // NOLINT(*-const-cast): it is only read
-  if (strided.conversion) return describe_converting(streamed_copy, strided, data);
+  if (strided.conversion) return describe_converting(packed_copy, strided, data);
   const auto described = describe_copies({&strided, 1}).front();
-  auto descriptor = place(streamed_copy, data);
+  auto descriptor = place(packed_copy, data);
   descriptor.stride = described.from_stride;
   set_units(descriptor, described.grid);
   return descriptor;
 }
 
 /// What is received into a rank's own region.
-PackedCopyDescriptor describe_to_receive(const StreamedCopy& streamed_copy,
-                                         const PlacedMemory& own) {
-  const auto strided = unpacking_copy(streamed_copy.copy, streamed(streamed_copy), own);
+PackedCopyDescriptor describe_to_receive(const PackedCopy& packed_copy, const PlacedMemory& own) {
+  const auto strided = unpacking_copy(packed_copy.copy, in_stream(packed_copy), own);
   const auto described = describe_copies({&strided, 1}).front();
-  auto descriptor = place(streamed_copy, strided.to);
+  auto descriptor = place(packed_copy, strided.to);
   descriptor.stride = described.to_stride;
   set_units(descriptor, described.grid);
   return descriptor;
@@ -91,26 +89,27 @@ std::vector<PackedCopyDescriptor> describe_all(const std::vector<PackedStream>& 
 std::vector<PackedCopyDescriptor> descriptors_to_send(const std::vector<PackedStream>& streams,
                                                       const PlacedMemory& trainer) {
   return describe_all(streams,
-                      [&](const StreamedCopy& copy) { return describe_to_send(copy, trainer); });
+                      [&](const PackedCopy& copy) { return describe_to_send(copy, trainer); });
 }
 
 std::vector<PackedCopyDescriptor> descriptors_to_receive(const std::vector<PackedStream>& streams,
                                                          const PlacedMemory& own) {
   return describe_all(streams,
-                      [&](const StreamedCopy& copy) { return describe_to_receive(copy, own); });
+                      [&](const PackedCopy& copy) { return describe_to_receive(copy, own); });
 }
 
-DeviceStreams::DeviceStreams(const std::vector<PackedStream>& streams,
-                             const std::vector<PackedCopyDescriptor>& descriptors,
-                             const std::vector<StreamLink>& links, cudaStream_t stream)
+DevicePackedStreams::DevicePackedStreams(const std::vector<PackedStream>& streams,
+                                         const std::vector<PackedCopyDescriptor>& descriptors,
+                                         const std::vector<PackedStreamLink>& links,
+                                         cudaStream_t stream)
     : descriptors_(std::span(descriptors), stream),
       first_descriptors_(std::span<const uint32_t>(all_first_copies(streams)), stream),
       streams_(streams.size()) {
   const auto ready =
-      channel_streams(streams, links, descriptors_.data(), first_descriptors_.data());
+      channel_packed_streams(streams, links, descriptors_.data(), first_descriptors_.data());
   AWEX_CHECK(cudaMemcpyAsync(streams_.data(), ready.data(), streams_.bytes(),
                              cudaMemcpyHostToDevice, stream),
-             "copy the descriptors of {} streams to the device", ready.size());
+             "copy the descriptors of {} packed streams to the device", ready.size());
 }
 
 }  // namespace awex::cuda
