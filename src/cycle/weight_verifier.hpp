@@ -30,7 +30,7 @@ class WeightVerifier {
   uint64_t digest();
   /// What a trainer's last `digest` found; nothing on inference ranks.
   [[nodiscard]] std::span<const uint64_t> sums() const;
-  /// Compares `mine`, this rank's sums by slot of shard_views, with those of all ranks: every
+  /// Compares `mine`, this rank's sums as shard_views numbers them, with those of all ranks: every
   /// replica of every tensor counts by itself. `wrong_element` is what a comparison of bytes found
   /// on this rank, if one was made. Fills `report` as soon as all is compared. Every rank then
   /// throws the same agreed Error(kMismatch) that names the first wrong tensor, if there is one,

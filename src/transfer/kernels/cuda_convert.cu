@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const uint64_t sum = with_elements(descriptor.from.conversion, [&](auto source, auto target) {
     return digest_tile<decltype(source), decltype(target)>(descriptor);
   });
-  add_block_sum(sum, sums + descriptor.slot);
+  add_block_sum(sum, sums + descriptor.sum);
 }
 
 /// The elements of a view that one scale is for.

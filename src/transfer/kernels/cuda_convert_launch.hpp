@@ -42,7 +42,7 @@ struct ConvertedDigestDescriptor {
   uint64_t first_index = 0;
   uint64_t canonical_cols = 0;
   uint64_t key = 0;
-  uint32_t slot = 0;
+  uint32_t sum = 0;
 };
 
 /// A view whose scales are searched, as the device reads it. A unit is a scale.
@@ -63,7 +63,7 @@ cudaError_t launch_convert(const ConvertDescriptor* descriptors, const uint32_t*
 cudaError_t launch_compare_converted(const ConvertDescriptor* descriptors, const uint32_t* owners,
                                      uint32_t tiles, uint64_t* first, cudaStream_t stream);
 
-/// Adds every view's sum to its slot of `sums`.
+/// Adds what every view sums up to its one of `sums`.
 cudaError_t launch_digest_converted(const ConvertedDigestDescriptor* descriptors,
                                     const uint32_t* owners, uint32_t tiles, uint64_t* sums,
                                     cudaStream_t stream);

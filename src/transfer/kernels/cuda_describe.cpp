@@ -96,12 +96,12 @@ UnitGrid groups_of(const DigestView& view, bool whole_groups) {
   return grid;
 }
 
-void check_view(const DigestView& view, uint32_t slots) {
+void check_view(const DigestView& view, uint32_t sum_count) {
   const std::array known_sizes{1U, 2U, 4U};
-  if (view.slot >= slots ||
+  if (view.sum >= sum_count ||
       std::count(known_sizes.begin(), known_sizes.end(), view.element_size) == 0) {
-    throw runtime_error(fmt::format("cannot digest elements of {} bytes into slot {} of {}",
-                                    view.element_size, view.slot, slots));
+    throw runtime_error(fmt::format("cannot digest elements of {} bytes into sum {} of {}",
+                                    view.element_size, view.sum, sum_count));
   }
   if (view.conversion) check_conversion(*view.conversion, view.rows, view.cols);
 }
@@ -115,7 +115,7 @@ DigestDescriptor describe_view(const DigestView& original) {
   descriptor.first_index = view.first_index;
   descriptor.canonical_cols = view.canonical_cols;
   descriptor.key = view.key;
-  descriptor.slot = view.slot;
+  descriptor.sum = view.sum;
   descriptor.element_size = view.element_size;
   descriptor.whole_groups = has_whole_groups(view);
   descriptor.grid = groups_of(view, descriptor.whole_groups);
@@ -133,7 +133,7 @@ ConvertedDigestDescriptor describe_converted_view(const DigestView& original) {
   descriptor.first_index = view.first_index;
   descriptor.canonical_cols = view.canonical_cols;
   descriptor.key = view.key;
-  descriptor.slot = view.slot;
+  descriptor.sum = view.sum;
   descriptor.grid = groups_of(view, descriptor.from.whole_units);
   return descriptor;
 }
@@ -172,23 +172,24 @@ std::vector<ConvertDescriptor> describe_converting_copies(std::span<const Stride
   return descriptors;
 }
 
-std::vector<DigestDescriptor> describe_views(std::span<const DigestView> views, uint32_t slots) {
+std::vector<DigestDescriptor> describe_views(std::span<const DigestView> views,
+                                             uint32_t sum_count) {
   std::vector<DigestDescriptor> descriptors;
   descriptors.reserve(views.size());
   for (const auto& view : views) {
     if (view.conversion) continue;
-    check_view(view, slots);
+    check_view(view, sum_count);
     descriptors.push_back(describe_view(view));
   }
   return descriptors;
 }
 
 std::vector<ConvertedDigestDescriptor> describe_converted_views(std::span<const DigestView> views,
-                                                                uint32_t slots) {
+                                                                uint32_t sum_count) {
   std::vector<ConvertedDigestDescriptor> descriptors;
   for (const auto& view : views) {
     if (!view.conversion) continue;
-    check_view(view, slots);
+    check_view(view, sum_count);
     descriptors.push_back(describe_converted_view(view));
   }
   return descriptors;

@@ -23,8 +23,8 @@ namespace awex::cuda {
     std::span<const StridedCopy> copies);
 
 [[nodiscard]] std::vector<DigestDescriptor> describe_views(std::span<const DigestView> views,
-                                                           uint32_t slots);
+                                                           uint32_t sum_count);
 [[nodiscard]] std::vector<ConvertedDigestDescriptor> describe_converted_views(
-    std::span<const DigestView> views, uint32_t slots);
+    std::span<const DigestView> views, uint32_t sum_count);
 
 }  // namespace awex::cuda

@@ -76,11 +76,11 @@ class CudaCopyBatch final : public CopyBatch {
 /// Views, ready on the device to be added to sums.
 class CudaViews {
  public:
-  CudaViews(std::span<const DigestView> views, uint32_t slots, cudaStream_t stream)
+  CudaViews(std::span<const DigestView> views, uint32_t sum_count, cudaStream_t stream)
       : count_(views.size()),
         stream_(stream),
-        plain_(cuda::describe_views(views, slots), stream),
-        converted_(cuda::describe_converted_views(views, slots), stream) {}
+        plain_(cuda::describe_views(views, sum_count), stream),
+        converted_(cuda::describe_converted_views(views, sum_count), stream) {}
 
   void add_to(const cuda::DeviceSums& sums) const {
     AWEX_CHECK(cuda::launch_digest(plain_.descriptors(), plain_.owners(), plain_.tiles(),
@@ -100,8 +100,8 @@ class CudaViews {
 
 class CudaDigestBatch final : public DigestBatch {
  public:
-  CudaDigestBatch(std::span<const DigestView> views, uint32_t slots, cudaStream_t stream)
-      : views_(views, slots, stream), sums_(slots, stream) {}
+  CudaDigestBatch(std::span<const DigestView> views, uint32_t sum_count, cudaStream_t stream)
+      : views_(views, sum_count, stream), sums_(sum_count, stream) {}
 
   void run() override {
     sums_.reset();
@@ -118,10 +118,10 @@ class CudaDigestBatch final : public DigestBatch {
 
 class CudaDigestParts final : public DigestParts {
  public:
-  CudaDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t slots,
+  CudaDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t sum_count,
                   cudaStream_t stream)
-      : sums_(slots, stream) {
-    for (const auto& part : parts) parts_.emplace_back(part, slots, stream);
+      : sums_(sum_count, stream) {
+    for (const auto& part : parts) parts_.emplace_back(part, sum_count, stream);
   }
 
   void begin() override { sums_.reset(); }
@@ -191,19 +191,19 @@ class CudaKernels final : public Kernels {
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
-                                                             uint32_t slots) override {
-    return std::make_unique<CudaDigestBatch>(views, slots, on(Stream::kMain));
+                                                             uint32_t sum_count) override {
+    return std::make_unique<CudaDigestBatch>(views, sum_count, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
-    return std::make_unique<CudaDigestParts>(parts, slots, on(Stream::kMain));
+      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) override {
+    return std::make_unique<CudaDigestParts>(parts, sum_count, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,
-      uint32_t slots) override {
-    return make_cuda_proven_copies(copies, views, slots, on(Stream::kMain));
+      uint32_t sum_count) override {
+    return make_cuda_proven_copies(copies, views, sum_count, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(

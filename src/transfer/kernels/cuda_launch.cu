@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   const DigestDescriptor& descriptor = descriptors[owners[blockIdx.x]];
   const uint64_t sum =
       digest_tile<PassingBy, kUnitsPerThread>(descriptor, blockIdx.x - descriptor.grid.first_tile);
-  add_block_sum(sum, sums + descriptor.slot);
+  add_block_sum(sum, sums + descriptor.sum);
 }
 
 }  // namespace

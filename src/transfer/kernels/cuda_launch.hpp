@@ -33,7 +33,7 @@ struct DigestDescriptor {
   uint64_t first_index = 0;
   uint64_t canonical_cols = 0;
   uint64_t key = 0;
-  uint32_t slot = 0;
+  uint32_t sum = 0;
   uint32_t element_size = 0;
   bool whole_groups = false;  ///< Rows begin and end with a group, which aligned loads can read.
 };
@@ -48,7 +48,7 @@ cudaError_t launch_copy(const CopyDescriptor* descriptors, const uint32_t* owner
 cudaError_t launch_compare(const CopyDescriptor* descriptors, const uint32_t* owners,
                            uint32_t tiles, uint64_t* first, cudaStream_t stream);
 
-/// Adds every view's sum to its slot of `sums`.
+/// Adds what every view sums up to its one of `sums`.
 cudaError_t launch_digest(const DigestDescriptor* descriptors, const uint32_t* owners,
                           uint32_t tiles, uint64_t* sums, cudaStream_t stream);
 

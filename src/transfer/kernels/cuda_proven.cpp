@@ -101,12 +101,13 @@ class OneLaunch {
 class CudaProvenCopies final : public DigestBatch {
  public:
   CudaProvenCopies(std::span<const StridedCopy> copies, std::span<const DigestView> views,
-                   uint32_t slots, cudaStream_t stream, const LaunchShape& shape)
+                   uint32_t sum_count, cudaStream_t stream, const LaunchShape& shape)
       : stream_(stream),
         converting_(cuda::describe_converting_copies(copies), stream),
-        plain_(cuda::describe_copies(copies), cuda::describe_views(views, slots), shape, stream),
-        converted_(cuda::describe_converted_views(views, slots), stream),
-        sums_(slots, stream) {}
+        plain_(cuda::describe_copies(copies), cuda::describe_views(views, sum_count), shape,
+               stream),
+        converted_(cuda::describe_converted_views(views, sum_count), stream),
+        sums_(sum_count, stream) {}
 
   void run() override {
     sums_.reset();
@@ -134,9 +135,9 @@ class CudaProvenCopies final : public DigestBatch {
 
 std::unique_ptr<DigestBatch> make_cuda_proven_copies(std::span<const StridedCopy> copies,
                                                      std::span<const DigestView> views,
-                                                     uint32_t slots, cudaStream_t stream,
+                                                     uint32_t sum_count, cudaStream_t stream,
                                                      const LaunchShape& shape) {
-  return std::make_unique<CudaProvenCopies>(copies, views, slots, stream, shape);
+  return std::make_unique<CudaProvenCopies>(copies, views, sum_count, stream, shape);
 }
 
 }  // namespace awex

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kTileThreads, 4) proven_copies_kernel(const Pr
     wait_for_copies(batch.left, step);
     if (tile * kTileUnits >= descriptor.grid.units) return;
     const uint64_t sum = digest_tile<Shared, kUnitsPerThread / 2>(descriptor, tile);
-    add_block_sum(sum, reinterpret_cast<Atomic*>(batch.sums) + descriptor.slot);
+    add_block_sum(sum, reinterpret_cast<Atomic*>(batch.sums) + descriptor.sum);
   }
 }
 

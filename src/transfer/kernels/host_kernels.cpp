@@ -181,11 +181,12 @@ DigestView as_few_rows(DigestView view) {
 /// Views in tiles that threads add to sums.
 class HostViews {
  public:
-  HostViews(std::span<const DigestView> views, uint32_t slots, ThreadPool& pool) : pool_(pool) {
+  HostViews(std::span<const DigestView> views, uint32_t sum_count, ThreadPool& pool) : pool_(pool) {
     for (const auto& view : views) {
-      if (view.slot >= slots) {
-        throw runtime_error(fmt::format("cannot prepare a digest: slot {} of {}", view.slot, slots),
-                            "this is a fault of awex-colocate: please report it");
+      if (view.sum >= sum_count) {
+        throw runtime_error(
+            fmt::format("cannot prepare a digest: sum {} of {}", view.sum, sum_count),
+            "this is a fault of awex-colocate: please report it");
       }
       if (view.conversion) check_conversion(*view.conversion, view.rows, view.cols);
       views_.push_back(as_few_rows(view));
@@ -195,7 +196,7 @@ class HostViews {
 
   void add_to(std::vector<uint64_t>& sums) {
     tiles_.for_each(pool_, [&](const HostTile& tile) {
-      std::atomic_ref(sums[views_[tile.item].slot]).fetch_add(sum(tile), std::memory_order_relaxed);
+      std::atomic_ref(sums[views_[tile.item].sum]).fetch_add(sum(tile), std::memory_order_relaxed);
     });
   }
 
@@ -238,8 +239,8 @@ class HostViews {
 
 class HostDigestBatch final : public DigestBatch {
  public:
-  HostDigestBatch(std::span<const DigestView> views, uint32_t slots, ThreadPool& pool)
-      : views_(views, slots, pool), sums_(slots) {}
+  HostDigestBatch(std::span<const DigestView> views, uint32_t sum_count, ThreadPool& pool)
+      : views_(views, sum_count, pool), sums_(sum_count) {}
 
   void run() override {
     std::fill(sums_.begin(), sums_.end(), 0);
@@ -255,9 +256,10 @@ class HostDigestBatch final : public DigestBatch {
 
 class HostDigestParts final : public DigestParts {
  public:
-  HostDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t slots, ThreadPool& pool)
-      : sums_(slots) {
-    for (const auto& part : parts) parts_.emplace_back(part, slots, pool);
+  HostDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t sum_count,
+                  ThreadPool& pool)
+      : sums_(sum_count) {
+    for (const auto& part : parts) parts_.emplace_back(part, sum_count, pool);
   }
 
   void begin() override { std::fill(sums_.begin(), sums_.end(), 0); }
@@ -276,8 +278,8 @@ class HostDigestParts final : public DigestParts {
 class HostProvenCopies final : public DigestBatch {
  public:
   HostProvenCopies(std::span<const StridedCopy> copies, std::span<const DigestView> views,
-                   uint32_t slots, ThreadPool& pool)
-      : copies_(copies, pool), digests_(views, slots, pool) {}
+                   uint32_t sum_count, ThreadPool& pool)
+      : copies_(copies, pool), digests_(views, sum_count, pool) {}
 
   void run() override {
     copies_.copy();
@@ -358,17 +360,17 @@ class HostKernels final : public Kernels {
     return std::make_unique<HostCopyBatch>(copies, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
-                                                             uint32_t slots) override {
-    return std::make_unique<HostDigestBatch>(views, slots, pool_);
+                                                             uint32_t sum_count) override {
+    return std::make_unique<HostDigestBatch>(views, sum_count, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
-    return std::make_unique<HostDigestParts>(parts, slots, pool_);
+      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) override {
+    return std::make_unique<HostDigestParts>(parts, sum_count, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,
-      uint32_t slots) override {
-    return std::make_unique<HostProvenCopies>(copies, views, slots, pool_);
+      uint32_t sum_count) override {
+    return std::make_unique<HostProvenCopies>(copies, views, sum_count, pool_);
   }
   [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) override {

@@ -38,7 +38,7 @@ std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
                      .canonical_cols = elements,
                      .key = keys_[i],
                      .element_size = run.element_size,
-                     .slot = narrow<uint32_t>(i)});
+                     .sum = narrow<uint32_t>(i)});
   }
   return views;
 }

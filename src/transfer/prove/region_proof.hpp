@@ -53,7 +53,7 @@ class RegionProof {
   std::vector<ProvenRun> runs_;
   std::vector<uint64_t> keys_;
   Kernels& kernels_;
-  std::unique_ptr<DigestParts> digests_;           ///< A part for each chunk, a slot for each run.
+  std::unique_ptr<DigestParts> digests_;           ///< A part for each chunk, a sum for each run.
   std::optional<std::vector<uint64_t>> recorded_;  ///< By the last offload, if it went well.
 };
 

@@ -23,14 +23,14 @@ std::optional<Conversion> conversion_of(const Shard& shard, const RowBlock& bloc
 }
 
 /// Numbers the replicas that a rank holds, in the order of their first shards.
-class ReplicaSlots {
+class ReplicaNumbers {
  public:
   size_t of(const Shard& shard) {
-    return slots_.try_emplace({shard.tensor, shard.replica}, slots_.size()).first->second;
+    return numbers_.try_emplace({shard.tensor, shard.replica}, numbers_.size()).first->second;
   }
 
  private:
-  std::map<std::pair<uint32_t, uint32_t>, size_t> slots_;
+  std::map<std::pair<uint32_t, uint32_t>, size_t> numbers_;
 };
 
 /// A sum over boxes, so that their order does not matter.
@@ -61,11 +61,11 @@ class FurtherKeys {
 
 std::vector<HeldReplica> held_replicas(const RankLayout& layout) {
   std::vector<HeldReplica> replicas;
-  ReplicaSlots slots;
+  ReplicaNumbers numbers;
   for (const auto& shard : layout.shards) {
-    const size_t slot = slots.of(shard);
-    if (slot == replicas.size()) replicas.push_back({shard.tensor, shard.replica, 0});
-    replicas[slot].boxes += box_term(shard.box);
+    const size_t number = numbers.of(shard);
+    if (number == replicas.size()) replicas.push_back({shard.tensor, shard.replica, 0});
+    replicas[number].boxes += box_term(shard.box);
   }
   return replicas;
 }
@@ -75,13 +75,13 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
   const auto& tensors = catalogue.tensors();
   std::vector<uint64_t> keys;
   for (const auto& tensor : tensors) keys.push_back(tensor_key(tensor.name));
-  ReplicaSlots slots;
+  ReplicaNumbers numbers;
   std::vector<DigestView> views;
   for (const auto& shard : layout.shards) {
     const TensorInfo& tensor = tensors[shard.tensor];
     const DType stored = layout.parameters[shard.parameter].dtype;
     const uint64_t element = element_bytes(stored);
-    const auto slot = narrow<uint32_t>(slots.of(shard));
+    const auto sum = narrow<uint32_t>(numbers.of(shard));
     const PlacedRows rows{&memory, shard.offset_bytes, shard.row_stride * element, element};
     for (const auto& block : cut_rows(shard.box.rows.size(), shard.box.cols.size(), {&rows, 1})) {
       views.push_back({.data = address_of(block, rows),
@@ -93,7 +93,7 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
                        .canonical_cols = tensor.cols,
                        .key = keys[shard.tensor],
                        .element_size = narrow<uint32_t>(element),
-                       .slot = slot,
+                       .sum = sum,
                        .conversion = conversion_of(shard, block, stored, tensor, memory)});
     }
   }

@@ -26,8 +26,8 @@ struct HeldReplica {
 
 /// Digest views of all shards of a rank whose weights lie in `memory`, several for a shard that
 /// lies in several segments, of their bits as inference holds them: `catalogue` is the held one
-/// (layout/held_catalogue.hpp), and a trainer's layout has scales (layout/trainer_scales.hpp). Slot
-/// i sums entry i of held_replicas(layout).
+/// (layout/held_catalogue.hpp), and a trainer's layout has scales (layout/trainer_scales.hpp). Sum
+/// i is of entry i of held_replicas(layout).
 [[nodiscard]] std::vector<DigestView> shard_views(const Catalogue& catalogue,
                                                   const RankLayout& layout,
                                                   const PlacedMemory& memory);

@@ -101,7 +101,7 @@ class RoleMemory {
       const auto* bits = reinterpret_cast<const Bits*>(view.data);
       for (uint64_t row = 0; row < view.rows; ++row) {
         for (uint64_t col = 0; col < view.cols; ++col) {
-          sums[view.slot] +=
+          sums[view.sum] +=
               digest_term(view.key, view.first_index + row * view.canonical_cols + col,
                           bits[row * view.row_stride + col]);
         }
