@@ -64,7 +64,7 @@ TEST_CASE("a model is laid out for both roles, and two layouts have two fingerpr
   CHECK(one.inference->describe() == "sglang:tp=1");
   CHECK(one.fingerprint != other.fingerprint);
   CHECK(one.fingerprint == model_of("megatron:tp=2", "sglang:tp=1").fingerprint);
-  for (const uint64_t copies : one.inference_copies) CHECK(copies == 2);
+  for (const uint64_t count : one.inference_replicas) CHECK(count == 2);
   CHECK_THROWS_WITH_AS(model_of("megatorn:tp=2", "sglang:tp=1"),
                        "\"megatorn\" is no trainer engine", Error);
 }
