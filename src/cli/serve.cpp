@@ -35,9 +35,7 @@ std::string table_for(const Report& report, const Rendering& rendering) {
   return render_table(report, {.unicode = rendering.unicode, .color = rendering.color});
 }
 
-void show_status(const JobStatus& status) {
-  log::note(render_status_json(status));
-}
+void show_status(const JobStatus& status) { log::note(render_status_json(status)); }
 
 /// Tells on stderr how far the start has come; what follows is told by the job's log.
 class StartProgress final : public CycleObserver {
@@ -60,17 +58,12 @@ class StartProgress final : public CycleObserver {
   double next_line_s_ = 10;
 };
 
-ExitCode code_of(const Resident::End& end) {
-  return end.error ? end.error->code() : ExitCode::kOk;
-}
+ExitCode code_of(const Resident::End& end) { return end.error ? end.error->code() : ExitCode::kOk; }
 
 /// Ends a job in which a rank is lost: one of the others reports it.
-[[noreturn]] void break_off(Resident& resident, Job& job, const Error& error) {
+[[noreturn]] void break_off(Job& job, const Error& error) {
   job.await_turn_to_report(error.code());
-  if (job.is_reporter()) {
-    log::error(error);
-    resident.bury(error);
-  }
+  if (job.is_reporter()) log::error(error);
   job.abort(error.code());
 }
 
@@ -79,10 +72,9 @@ ExitCode serve(const ServeOptions& options, Job& job) {
   StartProgress progress(job.rank() == 0);
   Resident resident(options, job, voice, progress);
   const auto end = resident.serve();
-  if (!end.in_order) break_off(resident, job, *end.error);
+  if (!end.in_order) break_off(job, *end.error);
   if (end.error && job.rank() == 0) log::error(*end.error);
   job.finish();
-  resident.say_goodbye();
   return code_of(end);
 }
 

@@ -185,6 +185,7 @@ std::vector<std::byte> Job::await_order() { return parts_->orders.await(); }
 
 // ---- End
 
+bool Job::is_lost(int rank) const { return parts_->failures.is_lost(rank); }
 bool Job::is_reporter() const { return parts_->ending.is_reporter(); }
 void Job::await_turn_to_report(ExitCode code) { parts_->ending.await_turn_to_report(code); }
 void Job::finish() { parts_->ending.finish(); }
