@@ -435,6 +435,8 @@ void Doorman::State::put(uint64_t id, Client& client, const Event& event) {
 void Doorman::State::drop(uint64_t id) {
   const auto found = clients.find(id);
   const auto stage = found->second.stage;
+  // A poll of the thread's would keep a socket open that is only closed.
+  ::shutdown(found->second.socket.get(), SHUT_RDWR);
   clients.erase(found);
   if (stage == Stage::kWaiting) {
     if (running == id && running_cancels) cancelled = true;
@@ -481,10 +483,6 @@ std::optional<Visit> Doorman::next(Seconds longest) {
         state_->running_cancels = first.request.cancel_on_disconnect;
         state_->cancelled = false;
         state_->running = first.client;
-        const auto found = state_->clients.find(first.client);
-        Event started;
-        started.kind = Event::Kind::kStarted;
-        if (found != state_->clients.end()) state_->put(first.client, found->second, started);
         return Visit{first.client, std::move(first.request)};
       }
     }
