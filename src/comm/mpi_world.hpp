@@ -8,6 +8,7 @@
 
 #include "base/error.hpp"
 #include "base/units.hpp"
+#include "comm/bell.hpp"
 #include "comm/mpi_start.hpp"
 #include "comm/node_identity.hpp"
 #include "comm/peer.hpp"
@@ -49,6 +50,14 @@ class MpiWorld {
   /// How many nodes there are.
   [[nodiscard]] int nodes() const { return node_count_; }
 
+  /// Whether the other ranks of this node wake this one when there is something to learn. Not the
+  /// node's first rank, which has to ask MPI on their behalf.
+  [[nodiscard]] bool is_rung() const { return is_rung_; }
+  [[nodiscard]] const Bell& bell() const { return bell_; }
+  /// Wakes the other ranks of this node.
+  void ring_node() const noexcept;
+  [[nodiscard]] bool is_first_of_node() const { return node_ranks_.front() == rank_; }
+
   void set_peers(std::vector<Peer> peers);
   /// Empty before set_peers.
   [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
@@ -81,6 +90,7 @@ class MpiWorld {
  private:
   void connect(int* argc, char*** argv);
   void learn_nodes();
+  void learn_bells();
   [[nodiscard]] std::string describe_all(const std::vector<int>& ranks) const;
 
   Seconds timeout_;
@@ -92,6 +102,9 @@ class MpiWorld {
   std::vector<NodeIdentity> nodes_;  ///< By rank.
   std::vector<int> node_ranks_;
   int node_count_ = 1;
+  Bell bell_;
+  std::vector<BellName> bells_;  ///< By rank.
+  bool is_rung_ = false;
   std::vector<Peer> peers_;
   std::string phase_;
   Clock::time_point start_ = Clock::now();

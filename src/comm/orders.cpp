@@ -22,6 +22,7 @@ void Orders::give(std::span<const std::byte> order) {
     letters.send(bytes_of(bytes), other, kOrderTag);
     if (bytes > 0) letters.send(order, other, kOrderTag);
   }
+  world_.ring_node();
   waits_.wait_for_others(letters, "taken the next order", {});
   failures_.begin_command();
 }
@@ -51,6 +52,7 @@ uint64_t Orders::await_size() {
     if (last_order->expired()) failures_.fail_without_last_order(kLastOrderGrace);
     return false;
   });
+  if (world_.is_first_of_node()) world_.ring_node();
   return bytes;
 }
 

@@ -47,14 +47,13 @@ class Waits {
   }
 
   /// The wait of a rank that has nothing to do, without a deadline: returns when `done()` is true.
-  /// It looks often at first; then it sleeps for 2 ms at a time, and costs hardly any of the
-  /// processor.
+  /// It looks often at first; then it sleeps until another rank of its node rings, and looks by
+  /// itself ten times a second. A node's first rank, which nobody rings, looks every 2 ms.
   template <class Done>
   void rest(const Done& done) {
-    const auto start = Clock::now();
-    while (!done()) {
+    for (auto start = Clock::now(); !done();) {
       poll_at_rest();
-      pause_at_rest(Clock::now() - start);
+      if (pause_at_rest(Clock::now() - start)) start = Clock::now();
     }
     next_listen_ = next_look_ = {};
   }
@@ -91,7 +90,7 @@ class Waits {
 
   void interrupt();
   void poll_at_rest();
-  static void pause_at_rest(Clock::duration rested);
+  [[nodiscard]] bool pause_at_rest(Clock::duration rested);
   void poll(const Intervals& intervals);
 
   MpiWorld& world_;
