@@ -15,6 +15,7 @@ constexpr Seconds kLastOrderGrace{10};
 }  // namespace
 
 void Orders::give(std::span<const std::byte> order) {
+  failures_.throw_known();
   failures_.set_agreed(false);
   const auto bytes = narrow<uint64_t>(order.size());
   Requests letters(world_.traffic());
@@ -28,6 +29,7 @@ void Orders::give(std::span<const std::byte> order) {
 }
 
 std::vector<std::byte> Orders::await() {
+  failures_.throw_known();
   failures_.set_agreed(false);
   failures_.end_command();
   std::vector<std::byte> order(narrow<size_t>(await_size()));
