@@ -8,7 +8,6 @@
 #include "base/launch.hpp"
 #include "base/wait.hpp"
 #include "comm/mpi_check.hpp"
-#include "comm/process_watch.hpp"
 
 namespace awex {
 namespace {
@@ -144,12 +143,17 @@ Error MpiWorld::located(Error error) const {
   return error;
 }
 
-Error MpiWorld::late(const std::vector<int>& ranks, const std::string& deed) const {
+Error MpiWorld::late(const std::vector<int>& ranks, const std::string& deed, Seconds waited) const {
   return located(Error(ExitCode::kDeadline,
                        fmt::format("{} {} not {} after {}{}", describe_all(ranks),
                                    ranks.size() == 1 ? "has" : "have", deed,
-                                   format_seconds(timeout_.count()), describe_stopped()),
+                                   format_seconds(waited.count()), describe_stopped()),
                        kDeadlineHint));
+}
+
+std::optional<ProcessActivity> MpiWorld::activity_of(int rank) const {
+  if (peers_.empty() || node_of(rank) != node_of(rank_)) return std::nullopt;
+  return awex::activity_of(peers_[static_cast<size_t>(rank)].pid);
 }
 
 std::vector<int> MpiWorld::stopped_ranks() const {

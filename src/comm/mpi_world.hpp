@@ -3,6 +3,7 @@
 #include <mpi.h>
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "comm/mpi_start.hpp"
 #include "comm/node_identity.hpp"
 #include "comm/peer.hpp"
+#include "comm/process_watch.hpp"
 #include "comm/requests.hpp"
 
 namespace awex {
@@ -77,7 +79,13 @@ class MpiWorld {
   /// The error with what it does not say of its place filled in from this rank's.
   [[nodiscard]] Error located(Error error) const;
   /// "rank 3 (inference, host a, gpu 1) has not finished phase 'transfer' after 30 s".
-  [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed) const;
+  [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed) const {
+    return late(ranks, deed, timeout_);
+  }
+  [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed,
+                           Seconds waited) const;
+  /// What a rank's process does; nothing where this rank cannot see it.
+  [[nodiscard]] std::optional<ProcessActivity> activity_of(int rank) const;
   /// Those of this node whose processes are stopped by a signal or a debugger.
   [[nodiscard]] std::vector<int> stopped_ranks() const;
   /// Names them, as a further sentence of a message: a stopped rank is seldom the one that is

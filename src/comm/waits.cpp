@@ -62,7 +62,8 @@ void Waits::interrupt() {
 }
 
 void Waits::wait_for_others(Requests& requests, const std::string& deed,
-                            std::span<const WireError> verdicts) {
+                            std::span<const WireError> verdicts,
+                            const std::function<void(const std::vector<int>&)>& look) {
   const auto give_up = [&] {
     const auto* cause = first_cause(verdicts);
     const auto missing = requests.missing();
@@ -73,6 +74,7 @@ void Waits::wait_for_others(Requests& requests, const std::string& deed,
     if (requests.test()) return true;
     failures_.listen();
     if (failures_.take_question()) give_up();
+    if (look) look(requests.missing());
     return false;
   };
   wait(done, kRankZeroGrace, give_up);

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/wait.hpp"
 #include "comm/failures.hpp"
@@ -18,9 +19,9 @@ namespace awex {
 // When a wait for everyone fails, the rank that knows most should speak first. Local waits end
 // after the timeout and say what they waited for; then rank 0, which knows who is missing; then the
 // others, who ask rank 0 and, when it does not answer, name it.
-inline constexpr Seconds kRankZeroGrace{0.5};
-inline constexpr Seconds kOthersGrace{1.0};
-inline constexpr Seconds kAnswerGrace{1.0};
+inline constexpr Seconds kRankZeroGrace{0.2};
+inline constexpr Seconds kOthersGrace{0.4};
+inline constexpr Seconds kAnswerGrace{0.4};
 
 /// The wait loop of all that waits for other ranks.
 class Waits {
@@ -60,8 +61,10 @@ class Waits {
 
   /// On rank 0: waits until everyone's message is there. Otherwise fails with the first cause among
   /// the `verdicts` that came, and if there is none, with the names of those who did not come.
+  /// `look`, if given, is called while it waits, with those who have not come yet, and may throw.
   void wait_for_others(Requests& requests, const std::string& deed,
-                       std::span<const WireError> verdicts);
+                       std::span<const WireError> verdicts,
+                       const std::function<void(const std::vector<int>&)>& look = nullptr);
 
   /// On the other ranks: waits for what rank 0 must do first. When it takes too long, asks rank 0
   /// who is missing, and names rank 0 if it does not answer.

@@ -226,7 +226,7 @@ std::string text_of_fault(const Fault& fault) {
       if (deed == Deed::kAgree) job().agree(&error);
       break;
     case Way::kLate:
-      std::this_thread::sleep_for(Seconds(0.3 + 0.2 * static_cast<double>(fault.step)));
+      std::this_thread::sleep_for(Seconds(0.3 + 0.08 * static_cast<double>(fault.step)));
       break;
   }
   throw Error(error);
