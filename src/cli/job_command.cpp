@@ -7,6 +7,7 @@
 #include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/progress.hpp"
+#include "cli/publish.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_table.hpp"
 #include "cli/report_files.hpp"
@@ -60,42 +61,24 @@ std::string report_text(const Report& report, const JobArguments& options) {
       report, {.unicode = locale_is_utf8(), .color = use_color(options.talk.color, STDOUT_FILENO)});
 }
 
-/// Rank 0: writes every output. Returns the exit code: a report that cannot be written is a
-/// failure.
-ExitCode publish(const Report& report, const JobArguments& options, ReportFiles& files) {
-  auto code = report.exit_code();
-  if (report.error) log::error(*report.error);
-  const auto attempt = [&code](const auto& write) {
-    try {
-      write();
-    } catch (const Error& error) {
-      // One error a command: the one that its exit code is of.
-      if (code != ExitCode::kOk) return log::warning(error.what());
-      log::error(error);
-      code = error.code();
-    }
-  };
-  files.be_patient(options.request.job.timeout);
-  attempt([&] { files.write(report); });
-  attempt([&] {
-    const Seconds patience = code == ExitCode::kDeadline ? Seconds(1) : options.request.job.timeout;
-    write_all(STDOUT_FILENO, report_text(report, options), "stdout", {patience, {}});
-  });
-  return code;
+ExitCode publish_report(const Report& report, const JobArguments& options, ReportFiles& files) {
+  return publish(
+      {report.exit_code(), report.error, files.render(report), report_text(report, options)}, files,
+      {options.request.job.timeout, {}});
 }
 
 /// The rank that reports writes every output: rank 0, or another where that is lost. Returns the
 /// exit code.
 ExitCode end_with(const Report& report, const JobArguments& options, const Job& job,
                   ReportFiles& files) {
-  if (job.rank() == 0) return publish(report, options, files);
+  if (job.rank() == 0) return publish_report(report, options, files);
   if (!report.error || !job.is_reporter()) return report.exit_code();
   try {
     files.open(options.json_path, options.trace_path, report, {options.request.job.timeout, {}});
   } catch (const Error& error) {
     log::warning(error.what());  // the report's own error is the one that counts
   }
-  return publish(report, options, files);
+  return publish_report(report, options, files);
 }
 
 /// Ends a job whose failure not all ranks have agreed on.

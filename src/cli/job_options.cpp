@@ -1,7 +1,7 @@
 #include "cli/job_options.hpp"
 
 #include "base/units.hpp"
-#include "cli/report_files.hpp"
+#include "cli/output_files.hpp"
 
 namespace awex {
 namespace {
