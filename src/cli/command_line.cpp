@@ -11,6 +11,7 @@
 
 #include "base/build_identity.hpp"
 #include "base/log.hpp"
+#include "cli/help_text.hpp"
 #include "cli/launcher.hpp"
 #include "cli/options.hpp"
 #include "cli/render_json.hpp"
@@ -58,7 +59,7 @@ void describe_program(CLI::App& root) {
   root.name("awex-colocate");
   root.footer(kExamples);
   root.set_version_flag("--version", version_text(), "Print the version and the built-in backends");
-  root.get_formatter()->column_width(34);
+  root.formatter(make_help_formatter());
   // refuse_unknown_arguments tells of what is unknown, with the nearest name.
   root.allow_extras();
 }
@@ -66,7 +67,8 @@ void describe_program(CLI::App& root) {
 std::vector<Subcommand> add_subcommands(CLI::App& root) {
   std::vector<Subcommand> commands{add_update(root), add_offload(root),    add_transfer(root),
                                    add_resume(root), add_checkpoint(root), add_digest(root),
-                                   add_plan(root)};
+                                   add_plan(root),   add_status(root),     add_stop(root),
+                                   add_restore(root)};
   for (const auto& command : commands) command.parser->allow_extras();
   return commands;
 }

@@ -4,6 +4,8 @@
 #include <memory>
 
 #include "base/work_progress.hpp"
+#include "cli/client_command.hpp"
+#include "cli/client_options.hpp"
 #include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/progress.hpp"
@@ -130,21 +132,41 @@ ExitCode run_job(const JobArguments& options, int* argc, char*** argv) {
   }
 }
 
+namespace {
+
+/// A command's options, whether it is a job or asks one.
+struct CommandArguments {
+  JobArguments job;
+  ClientArguments client;
+};
+
+void complete_options(CLI::App& parser, const std::shared_ptr<CommandArguments>& options) {
+  auto& [job, client] = *options;
+  read_config(parser, job);
+  check_client_options(parser, client);
+  if (!client.directory.empty()) return check_outputs(job.json_path, job.trace_path);
+  complete_job_options(parser, job);
+  // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
+  // what others do not find on their nodes they tell with their names, later.
+  if (launched_rank().value_or(0) != 0) return;
+  NoMonitor nobody;
+  work::attend([options] { check_model_and_layouts(options->job.request.job); },
+               {"reading the model's config", 0, 0}, job.request.job.timeout, nobody);
+}
+
+}  // namespace
+
 Subcommand add_job_command(CLI::App& root, Command command, const char* description) {
-  const auto options = std::make_shared<JobArguments>();
+  const auto options = std::make_shared<CommandArguments>();
   auto* parser = root.add_subcommand(command_name(command), description);
-  add_job_options(*parser, command, *options);
-  const auto complete = [parser, options] {
-    complete_job_options(*parser, *options);
-    // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
-    // what others do not find on their nodes they tell with their names, later.
-    if (launched_rank().value_or(0) != 0) return;
-    NoMonitor nobody;
-    work::attend([options] { check_model_and_layouts(options->request.job); },
-                 {"reading the model's config", 0, 0}, options->request.job.timeout, nobody);
+  add_job_options(*parser, command, options->job);
+  add_client_options(*parser, command, options->client);
+  const auto run = [options](int* argc, char*** argv) {
+    return options->client.directory.empty()
+               ? run_job(options->job, argc, argv)
+               : run_client(make_client_task(options->client, options->job));
   };
-  return {parser, complete,
-          [options](int* argc, char*** argv) { return run_job(*options, argc, argv); }};
+  return {parser, [parser, options] { complete_options(*parser, options); }, run};
 }
 
 }  // namespace awex
