@@ -7,6 +7,7 @@
 #include "base/wait.hpp"
 #include "cli/client_options.hpp"
 #include "cli/publish.hpp"
+#include "serve/job_directory.hpp"
 #include "serve/protocol.hpp"
 
 namespace awex {
@@ -45,6 +46,9 @@ class LeaveMonitor final : public WaitMonitor {
                                     const ReportFiles& files);
 /// What the files hold while the job works.
 [[nodiscard]] Error not_heard_yet();
+
+/// Whether a record tells of a job that has ended; of one on another host only its own word counts.
+[[nodiscard]] bool has_ended(const JobRecord& record);
 
 /// What stdout carries of a status.
 [[nodiscard]] std::string status_text(const ClientTask& task, const Event& event);

@@ -8,8 +8,8 @@ namespace {
 
 constexpr const char* kWithJob = "With --job DIR, started alone: asks a job that serve keeps";
 
-std::array<bool, kTags> parse_tags(const std::string& text) {
-  std::array<bool, kTags> tags{};
+decltype(Scope::tags) parse_tags(const std::string& text) {
+  decltype(Scope::tags) tags{};
   std::istringstream names(text + ",");
   for (std::string name; std::getline(names, name, ',');) {
     const auto tag = parse_choice<Tag>(name, {{tag_name(Tag::kWeights), Tag::kWeights},

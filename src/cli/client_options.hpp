@@ -1,7 +1,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <array>
 #include <optional>
 #include <string>
 
@@ -16,7 +15,7 @@ struct ClientArguments {
   std::string directory;  ///< Empty: the command is started under mpirun and is the job.
   Seconds patience{0};    ///< How long to wait for a job to come to the directory.
   bool train = true;
-  std::optional<std::array<bool, kTags>> tags;  ///< By Tag; absent: those of the command.
+  std::optional<decltype(Scope::tags)> tags;  ///< By Tag; absent: those of the command.
   bool cancel_on_disconnect = false;
 };
 

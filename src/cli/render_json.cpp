@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
-#include "cli/error_json.hpp"
-#include "cli/json_values.hpp"
+#include "base/error_json.hpp"
+#include "base/json_values.hpp"
 
 namespace awex {
 namespace {

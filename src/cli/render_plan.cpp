@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "base/units.hpp"
-#include "cli/error_json.hpp"
-#include "cli/json_values.hpp"
+#include "base/error_json.hpp"
+#include "base/json_values.hpp"
 #include "cli/text_table.hpp"
 #include "plan/plan_copies.hpp"
 

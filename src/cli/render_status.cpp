@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/json_values.hpp"
 #include "base/units.hpp"
-#include "cli/json_values.hpp"
 #include "cli/text_table.hpp"
 #include "cli/wrapped_text.hpp"
 #include "cycle/rank_status.hpp"
@@ -76,10 +76,10 @@ Json parse_status(const std::string& json) {
   return status;
 }
 
-const Json& ranks_of(const Json& status) {
+const Json& list_of(const Json& object, const char* key) {
   static const Json kNone = Json::array();
-  const auto& ranks = member(status, "ranks");
-  return ranks.is_array() ? ranks : kNone;
+  const auto& list = member(object, key);
+  return list.is_array() ? list : kNone;
 }
 
 /// A line about the job; nothing where there is nothing to say.
@@ -152,7 +152,7 @@ std::string leak_line(const Json& memory, const TextStyle& style) {
 
 std::string gpus_line(const Json& status) {
   std::set<std::string> names;
-  for (const auto& rank : ranks_of(status)) {
+  for (const auto& rank : list_of(status, "ranks")) {
     const auto gpu = text(rank, "gpu");
     const auto blank = gpu.find(' ');
     if (blank != std::string::npos) names.insert(gpu.substr(blank + 1));
@@ -160,11 +160,18 @@ std::string gpus_line(const Json& status) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// A rank's memory of a tag; null where it holds none of it.
+const Json& memory_of(const Json& rank, const char* tag) {
+  static const Json kNull;
+  for (const auto& memory : list_of(rank, "tags")) {
+    if (text(memory, "tag") == tag) return memory;
+  }
+  return kNull;
+}
+
 uint64_t host_bytes_of(const Json& rank) {
   uint64_t all = 0;
-  for (const auto* tag : kTagNames) {
-    all += count(member(member(rank, "memory"), tag), "host_bytes").value_or(0);
-  }
+  for (const auto& memory : list_of(rank, "tags")) all += count(memory, "host_bytes").value_or(0);
   return all;
 }
 
@@ -211,8 +218,8 @@ std::string host_line(const std::string& name, const HostUse& host) {
 
 std::string host_lines(const Json& status) {
   std::map<std::string, HostUse> hosts;
-  for (const auto& rank : ranks_of(status)) {
-    if (member(rank, "memory").is_object()) add_rank(hosts[text(rank, "host")], rank);
+  for (const auto& rank : list_of(status, "ranks")) {
+    if (member(rank, "tags").is_array()) add_rank(hosts[text(rank, "host")], rank);
   }
   std::string out;
   for (const auto& [name, host] : hosts) out += line("host", host_line(name, host));
@@ -248,7 +255,7 @@ std::string last_error_lines(const Json& status, const TextStyle& style) {
 
 std::string job_lines(const Json& status, const TextStyle& style) {
   const auto& memory = member(status, "memory");
-  const auto model = text(status, "model_name");
+  const auto model = text(status, "model");
   const auto backend = text(status, "backend");
   return line("job", activity_line(status)) + line("commands", commands_line(status)) +
          line("started", start_line(status)) +
@@ -273,10 +280,6 @@ std::vector<std::string> cells_of_rank(const Json& rank) {
   return {count_text(rank, "rank"), or_unknown(shortened(text(rank, "host"), 14)),
           or_unknown(gpu.substr(0, gpu.find(' '))),
           or_unknown(shortened(text(rank, "engine"), 10))};
-}
-
-const Json& memory_of(const Json& rank, const char* tag) {
-  return member(member(rank, "memory"), tag);
 }
 
 /// The ranks of a role, a line each; the tags are those that any of them holds.
@@ -310,7 +313,7 @@ std::string role_table(const std::string& role, const std::vector<const Json*>& 
 
 std::string rank_tables(const Json& status) {
   std::vector<std::pair<std::string, std::vector<const Json*>>> roles;
-  for (const auto& rank : ranks_of(status)) {
+  for (const auto& rank : list_of(status, "ranks")) {
     const auto role = text(rank, "role");
     const auto found = std::find_if(roles.begin(), roles.end(),
                                     [&role](const auto& entry) { return entry.first == role; });
@@ -333,7 +336,7 @@ std::string process_table(const Json& status) {
                    {"gpu free", ""},
                    {"of", ""}});
   bool any = false;
-  for (const auto& rank : ranks_of(status)) {
+  for (const auto& rank : list_of(status, "ranks")) {
     if (!count(rank, "pid")) continue;
     any = true;
     table.add_row({count_text(rank, "rank"), count_text(rank, "pid"), count_text(rank, "steps"),

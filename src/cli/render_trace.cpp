@@ -4,7 +4,7 @@
 
 #include <map>
 
-#include "cli/json_values.hpp"
+#include "base/json_values.hpp"
 
 namespace awex {
 namespace {

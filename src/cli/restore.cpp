@@ -4,17 +4,9 @@
 
 #include "cli/client_command.hpp"
 #include "cli/subcommand.hpp"
-#include "serve/job_directory.hpp"
 
 namespace awex {
 namespace {
-
-/// Whether the record tells of a job that has ended; of one on another host only that one's word
-/// counts.
-bool has_ended(const JobRecord& record) {
-  if (!record.ended_at.empty()) return true;
-  return is_of_this_host(record) && !job_lives(record);
-}
 
 /// The roles are all built in: their memory is their ranks' own.
 ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {

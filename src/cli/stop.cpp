@@ -5,7 +5,6 @@
 #include "base/log.hpp"
 #include "cli/client_command.hpp"
 #include "cli/subcommand.hpp"
-#include "serve/job_directory.hpp"
 
 namespace awex {
 namespace {
@@ -18,7 +17,7 @@ void await_end(const ClientTask& task, const JobRecord& asked) {
     const auto record = read_job_record(task.directory);
     const bool is_same = record && record->pid == asked.pid && record->socket == asked.socket;
     if (!is_same) return;
-    if (!job_lives(asked))
+    if (has_ended(*record))
       return log::note(fmt::format("the job has ended: it was {}", describe(*record)));
     leave.poll();
     std::this_thread::sleep_for(std::chrono::milliseconds(10));

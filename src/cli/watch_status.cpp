@@ -14,7 +14,6 @@
 #include "cli/render_status.hpp"
 #include "comm/signals.hpp"
 #include "serve/client.hpp"
-#include "serve/job_directory.hpp"
 
 namespace awex {
 namespace {
@@ -67,10 +66,8 @@ class Watch {
 
 /// The end of a job that was there; nothing where it is there still.
 std::optional<JobRecord> end_of_job(const ClientTask& task) {
-  auto record = read_job_record(task.directory);
-  const bool has_ended =
-      record && (!record->ended_at.empty() || (is_of_this_host(*record) && !job_lives(*record)));
-  return has_ended ? record : std::nullopt;
+  const auto record = read_job_record(task.directory);
+  return record && has_ended(*record) ? record : std::nullopt;
 }
 
 ExitCode end_watch(const ClientTask& task, Watch& watch, const Error& error) {

@@ -1,22 +1,13 @@
 #include "cycle/session.hpp"
 
-#include <fmt/chrono.h>
-
-#include <ctime>
 #include <exception>
 #include <utility>
 
 #include "base/log.hpp"
+#include "base/utc_now.hpp"
 #include "memory/link_limits.hpp"
 
 namespace awex {
-namespace {
-
-std::string utc_now() {
-  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
-}
-
-}  // namespace
 
 Session::Session(const Request& request, Job& job, CycleObserver& observer, Report& report,
                  const EngineFactory& engines)

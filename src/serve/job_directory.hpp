@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "base/error.hpp"
 #include "base/unique_fd.hpp"
 
 namespace awex {
@@ -18,6 +19,7 @@ struct JobRecord {
   std::string started_at;  ///< ISO 8601, UTC.
   std::string ended_at;    ///< Empty while it runs, and for ever if it ended without a word.
   std::string end;         ///< How it ended: "stopped by a client", or an error's text.
+  std::optional<ExitCode> exit_code;  ///< That its ranks ended with; absent where unknown.
 };
 
 /// The directory that names a resident job, on rank 0. It may be on a disk that hosts share, so it
@@ -43,8 +45,8 @@ class JobDirectory {
   /// Where socket and lock are. Anyone of this user on this host may remove it when rank 0 is lost.
   [[nodiscard]] const std::string& private_directory() const { return private_directory_; }
 
-  /// Writes into the record how the job ended.
-  void write_end(const std::string& end);
+  /// Writes into the record how the job ended, and the exit code of its ranks.
+  void write_end(const std::string& end, std::optional<ExitCode> code = std::nullopt);
 
  private:
   std::string path_;
@@ -62,6 +64,12 @@ void bury_job(const std::string& path, const std::string& private_directory,
 /// What a directory tells; nothing where no job has ever served. Throws request errors for a
 /// directory that cannot be read and for records that are none.
 [[nodiscard]] std::optional<JobRecord> read_job_record(const std::string& path);
+
+/// Whether a record is of a job on this host.
+[[nodiscard]] bool is_of_this_host(const JobRecord& record);
+/// Whether the job of a record, on this host, lives: its lock is held. A record that tells how the
+/// job ended is not asked for.
+[[nodiscard]] bool job_lives(const JobRecord& record);
 
 /// "a job of pid 4711 on host a, begun 2026-11-27T10:00:00Z, that ended without a word"
 [[nodiscard]] std::string describe(const JobRecord& record);

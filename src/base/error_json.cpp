@@ -1,6 +1,6 @@
-#include "cli/error_json.hpp"
+#include "base/error_json.hpp"
 
-#include "cli/json_values.hpp"
+#include "base/json_values.hpp"
 
 namespace awex {
 

@@ -1,0 +1,440 @@
+#include "serve/job_directory.hpp"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "base/build_identity.hpp"
+#include "base/error.hpp"
+#include "base/json_values.hpp"
+#include "base/log.hpp"
+#include "base/utc_now.hpp"
+#include "base/wait.hpp"
+#include "comm/node_identity.hpp"
+#include "model/json_input.hpp"
+#include "serve/json_fields.hpp"
+
+namespace awex {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kRecordName = "job.json";
+constexpr const char* kSocketName = "socket";
+constexpr const char* kPrivateName = "awex-colocate-";
+constexpr const char* kPrivatePattern = "awex-colocate-XXXXXX";
+constexpr size_t kLongestRecord = 64 << 10;
+/// How long another job's start at the same directory may take.
+constexpr Seconds kOthersStart{5};
+
+std::string record_path(const std::string& directory) { return directory + "/" + kRecordName; }
+
+/// A request error, as the user has named the directory.
+Error cannot(const std::string& attempt, int error_number, std::string hint = {}) {
+  return request_error(
+      fmt::format("cannot {}: {} ({})", attempt, std::strerror(error_number), error_number),
+      hint.empty() ? "name a directory that you may write to" : std::move(hint));
+}
+
+std::string encode_record(const JobRecord& record) {
+  const Json json = {
+      {"schema_version", 1},
+      {"host", record.host},
+      {"boot_id", text_or_null(record.boot_id)},
+      {"pid", record.pid},
+      {"socket", record.socket},
+      {"build", record.build},
+      {"started_at", record.started_at},
+      {"ended_at", text_or_null(record.ended_at)},
+      {"end", text_or_null(record.end)},
+      {"exit_code", record.exit_code ? Json(static_cast<int>(*record.exit_code)) : Json()}};
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+JobRecord decode_record(const std::string& text, const std::string& where) {
+  const auto parsed = parse_json(text, where);
+  JsonFields fields(parsed, where);
+  if (fields.count("schema_version") != 1) {
+    throw fields.is_not("schema_version", parsed.at("schema_version"), "1");
+  }
+  JobRecord record;
+  record.host = fields.text("host");
+  record.boot_id = fields.text("boot_id");
+  const auto pid = fields.count("pid");
+  if (pid == 0 || pid > (1U << 30)) throw fields.is_not("pid", parsed.at("pid"), "a process");
+  record.pid = static_cast<int>(pid);
+  record.socket = fields.text("socket");
+  record.build = fields.text("build");
+  record.started_at = fields.text("started_at");
+  record.ended_at = fields.text("ended_at");
+  record.end = fields.text("end");
+  if (fields.find("exit_code") != nullptr) {
+    const auto code = fields.count("exit_code");
+    if (code > static_cast<uint64_t>(ExitCode::kPeerLost)) {
+      throw fields.is_not("exit_code", parsed.at("exit_code"), "an exit code");
+    }
+    record.exit_code = static_cast<ExitCode>(code);
+  }
+  return record;
+}
+
+/// The record's file, not valid where there is none. A symbolic link or a FIFO is none.
+UniqueFd open_record(const std::string& directory, int flags) {
+  const auto path = record_path(directory);
+  UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (!fd.valid()) {
+    if (errno == ENOENT) return {};
+    throw cannot(fmt::format("read the job's record \"{}\"", path), errno,
+                 errno == ENOTDIR ? "name a directory" : "see whether it is yours (ls -l)");
+  }
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
+    throw request_error(fmt::format("\"{}\" is no plain file, and so no job's record", path),
+                        "name another directory, or remove it");
+  }
+  return fd;
+}
+
+JobRecord read_record(const UniqueFd& fd, const std::string& directory) {
+  const auto path = record_path(directory);
+  std::string text(kLongestRecord + 1, '\0');
+  size_t bytes = 0;
+  while (bytes < text.size()) {
+    const auto count =
+        ::pread(fd.get(), text.data() + bytes, text.size() - bytes, static_cast<off_t>(bytes));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw cannot(fmt::format("read the job's record \"{}\"", path), errno);
+    if (count == 0) break;
+    bytes += static_cast<size_t>(count);
+  }
+  try {
+    if (bytes > kLongestRecord) throw request_error(fmt::format("\"{}\" is too long", path));
+    text.resize(bytes);
+    return decode_record(text, fmt::format("\"{}\"", path));
+  } catch (const Error& error) {
+    throw request_error(fmt::format("{}: no job has written this", error.what()),
+                        "name another directory, or remove that file");
+  }
+}
+
+/// A new file beside the record, whole and on the disk, that takes its place or vanishes.
+class NewRecord {
+ public:
+  NewRecord(const std::string& directory, const JobRecord& record)
+      : target_(record_path(directory)), path_(target_ + ".XXXXXX") {
+    fd_ = UniqueFd(::mkostemp(path_.data(), O_CLOEXEC));
+    if (!fd_.valid()) throw cannot(fmt::format("write into \"{}\"", directory), errno);
+    try {
+      write(encode_record(record));
+    } catch (...) {
+      ::unlink(path_.c_str());
+      throw;
+    }
+  }
+  NewRecord(const NewRecord&) = delete;
+  NewRecord& operator=(const NewRecord&) = delete;
+  NewRecord(NewRecord&&) = delete;
+  NewRecord& operator=(NewRecord&&) = delete;
+  ~NewRecord() {
+    if (!moved_) ::unlink(path_.c_str());
+  }
+
+  [[nodiscard]] uid_t owner() const {
+    struct stat status {};
+    return ::fstat(fd_.get(), &status) == 0 ? status.st_uid : ::geteuid();
+  }
+
+  /// False where there is a record already.
+  [[nodiscard]] bool publish_first() {
+    if (::link(path_.c_str(), target_.c_str()) == 0) return true;
+    if (errno == EEXIST) return false;
+    publish();  // a file system without links
+    return true;
+  }
+  void publish() {
+    if (::rename(path_.c_str(), target_.c_str()) != 0) {
+      throw cannot(fmt::format("write the job's record \"{}\"", target_), errno);
+    }
+    moved_ = true;
+  }
+
+ private:
+  void write(const std::string& text) {
+    size_t written = 0;
+    while (written < text.size()) {
+      const auto count = ::write(fd_.get(), text.data() + written, text.size() - written);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) throw failed();
+      written += static_cast<size_t>(count);
+    }
+    if (::fchmod(fd_.get(), 0644) != 0 || ::fsync(fd_.get()) != 0) throw failed();
+  }
+  [[nodiscard]] Error failed() const {
+    return cannot(fmt::format("write the job's record \"{}\"", target_), errno,
+                  "make room there (df -h), or name another directory");
+  }
+
+  std::string target_;
+  std::string path_;
+  UniqueFd fd_;
+  bool moved_ = false;
+};
+
+/// Whether `directory` is its own: others' links are not followed.
+bool is_own_directory(const UniqueFd& directory) {
+  struct stat status {};
+  return ::fstat(directory.get(), &status) == 0 && S_ISDIR(status.st_mode) &&
+         status.st_uid == ::geteuid();
+}
+
+UniqueFd open_directory(const std::string& path) {
+  return UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+}
+
+/// Removes a private directory and what a job has made in it; nothing else, as its name may come
+/// from a file.
+void remove_private(const std::string& path) noexcept {
+  const auto slash = path.rfind('/');
+  if (slash == std::string::npos ||
+      path.compare(slash + 1, std::strlen(kPrivateName), kPrivateName) != 0) {
+    return;
+  }
+  const auto directory = open_directory(path);
+  if (!directory.valid() || !is_own_directory(directory)) return;
+  ::unlinkat(directory.get(), kSocketName, 0);
+  ::rmdir(path.c_str());
+}
+
+/// $XDG_RUNTIME_DIR where it is what it should be, and short enough; /tmp elsewhere.
+std::string base_directory() {
+  const char* named = std::getenv("XDG_RUNTIME_DIR");
+  if (named == nullptr || *named != '/') return "/tmp";
+  std::string path(named);
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const auto longest = sizeof(sockaddr_un::sun_path) - 1;
+  if (path.size() + std::strlen(kPrivatePattern) + std::strlen(kSocketName) + 2 > longest) {
+    return "/tmp";
+  }
+  struct stat status {};
+  const bool is_private = ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode) &&
+                          status.st_uid == ::geteuid() && (status.st_mode & 022U) == 0 &&
+                          ::access(path.c_str(), W_OK | X_OK) == 0;
+  return is_private ? path : "/tmp";
+}
+
+std::string make_private_directory() {
+  auto path = base_directory() + "/" + kPrivatePattern;
+  // Its name is new, so nobody can have put something there.
+  if (::mkdtemp(path.data()) == nullptr) {
+    throw cannot(fmt::format("make the job's private directory \"{}\"", path), errno,
+                 "set XDG_RUNTIME_DIR to a directory of your own on this host");
+  }
+  return path;
+}
+
+/// Held by a job as long as it lives. It is the directory's own, which also keeps those away that
+/// tidy /tmp up (systemd-tmpfiles).
+UniqueFd lock_private(const std::string& path) {
+  auto directory = open_directory(path);
+  if (!directory.valid() || !is_own_directory(directory) || ::fchmod(directory.get(), 0700) != 0 ||
+      ::flock(directory.get(), LOCK_EX | LOCK_NB) != 0) {
+    throw cannot(fmt::format("lock the job's private directory \"{}\"", path), errno,
+                 "set XDG_RUNTIME_DIR to a directory of your own on this host");
+  }
+  return directory;
+}
+
+std::string private_directory_of(const JobRecord& record) {
+  const auto slash = record.socket.rfind('/');
+  return slash == std::string::npos ? std::string() : record.socket.substr(0, slash);
+}
+
+/// Makes the directory and those above it.
+std::string take_directory(const std::string& path) {
+  if (path.empty()) throw request_error("the job's directory has no name", "name one: --job DIR");
+  std::error_code failure;
+  fs::create_directories(path, failure);
+  if (failure) throw cannot(fmt::format("make the directory \"{}\"", path), failure.value());
+  const auto absolute = fs::canonical(path, failure);
+  if (failure) throw cannot(fmt::format("find the directory \"{}\"", path), failure.value());
+  if (!fs::is_directory(absolute, failure)) {
+    throw request_error(fmt::format("\"{}\" is no directory", path), "name one: --job DIR");
+  }
+  return absolute.string();
+}
+
+/// Files of this user have another owner on some file systems, the same for all.
+void check_owner(const std::string& directory, const NewRecord& mine) {
+  struct stat status {};
+  if (::stat(directory.c_str(), &status) != 0) {
+    throw cannot(fmt::format("look at the directory \"{}\"", directory), errno);
+  }
+  if (::geteuid() == 0 || status.st_uid == mine.owner()) return;
+  throw request_error(fmt::format("the directory \"{}\" belongs to another user (uid {})",
+                                  directory, status.st_uid),
+                      "name one of your own: --job DIR");
+}
+
+void refuse_living(const JobRecord& record, const std::string& directory) {
+  if (!record.ended_at.empty()) return;
+  const auto path = record_path(directory);
+  if (!is_of_this_host(record)) {
+    throw request_error(
+        fmt::format("a job of pid {} on host {}, begun {}, serves at \"{}\": it has not said that "
+                    "it ended",
+                    record.pid, record.host, record.started_at, directory),
+        fmt::format("stop it on host {}, or name another directory; when that job or host is gone, "
+                    "remove \"{}\"",
+                    record.host, path));
+  }
+  if (!job_lives(record)) return;
+  throw request_error(fmt::format("a job of pid {}, begun {}, serves at \"{}\" already", record.pid,
+                                  record.started_at, directory),
+                      "stop it first (awex-colocate stop --job DIR), or name another directory");
+}
+
+/// Waits while another job begins or ends here. File systems without locks go without.
+void lock_record(const UniqueFd& record, const std::string& directory) {
+  const Deadline deadline(kOthersStart);
+  while (::flock(record.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EINTR) continue;
+    if (errno != EWOULDBLOCK) return;
+    if (deadline.expired()) {
+      throw request_error(
+          fmt::format("\"{}\" has been locked by another program for {}", record_path(directory),
+                      format_seconds(deadline.allowed().count())),
+          "see which (fuser), or name another directory");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+bool is_current(const UniqueFd& record, const std::string& directory) {
+  struct stat opened {};
+  struct stat named {};
+  return ::fstat(record.get(), &opened) == 0 &&
+         ::stat(record_path(directory).c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+         opened.st_ino == named.st_ino;
+}
+
+bool is_same_job(const JobRecord& a, const JobRecord& b) {
+  return a.host == b.host && a.boot_id == b.boot_id && a.pid == b.pid && a.socket == b.socket &&
+         a.started_at == b.started_at;
+}
+
+/// Puts the record into the directory, unless a job serves there; one at a time. Returns what was
+/// there before.
+std::optional<JobRecord> publish(const std::string& directory, const JobRecord& record) {
+  while (true) {
+    NewRecord mine(directory, record);
+    check_owner(directory, mine);
+    const auto current = open_record(directory, O_RDWR);
+    if (!current.valid()) {
+      if (mine.publish_first()) return std::nullopt;
+      continue;
+    }
+    lock_record(current, directory);
+    if (!is_current(current, directory)) continue;
+    auto former = read_record(current, directory);
+    refuse_living(former, directory);
+    mine.publish();
+    return former;
+  }
+}
+
+/// Writes a record's end, where the directory still tells of that job.
+void publish_end(const std::string& directory, const JobRecord& ended) {
+  const auto now = read_job_record(directory);
+  if (now && is_same_job(*now, ended)) NewRecord(directory, ended).publish();
+}
+
+}  // namespace
+
+bool is_of_this_host(const JobRecord& record) {
+  const auto here = read_node_identity();
+  return record.host == here.name();
+}
+
+bool job_lives(const JobRecord& record) {
+  const auto here = read_node_identity();
+  const auto boot = text_of(here.boot);
+  if (!record.boot_id.empty() && !boot.empty() && record.boot_id != boot) return false;
+  const auto directory = open_directory(private_directory_of(record));
+  if (directory.valid()) {
+    return ::flock(directory.get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  }
+  // Another user's, or somebody has tidied up, or this container has a /tmp of its own.
+  return ::kill(record.pid, 0) == 0 || errno == EPERM;
+}
+
+JobDirectory::JobDirectory(const std::string& path)
+    : path_(take_directory(path)), private_directory_(make_private_directory()) {
+  try {
+    lock_ = lock_private(private_directory_);
+    const auto node = read_node_identity();
+    record_.host = node.name();
+    record_.boot_id = text_of(node.boot);
+    record_.pid = ::getpid();
+    record_.socket = private_directory_ + "/" + kSocketName;
+    record_.build = build_identity();
+    record_.started_at = utc_now();
+    former_ = publish(path_, record_);
+    if (former_ && is_of_this_host(*former_)) remove_private(private_directory_of(*former_));
+  } catch (...) {
+    remove_private(private_directory_);
+    throw;
+  }
+}
+
+JobDirectory::~JobDirectory() { remove_private(private_directory_); }
+
+void JobDirectory::write_end(const std::string& end, std::optional<ExitCode> code) {
+  record_.ended_at = utc_now();
+  record_.end = end;
+  record_.exit_code = code;
+  publish_end(path_, record_);
+}
+
+void bury_job(const std::string& path, const std::string& private_directory,
+              const std::string& end) noexcept {
+  try {
+    auto record = read_job_record(path);
+    if (record && record->ended_at.empty() && private_directory_of(*record) == private_directory) {
+      record->ended_at = utc_now();
+      record->end = end;
+      publish_end(path, *record);
+    }
+  } catch (const std::exception& error) {
+    log::warning(fmt::format("the job's end is not written into \"{}\": {}", path, error.what()));
+  }
+  remove_private(private_directory);
+}
+
+std::optional<JobRecord> read_job_record(const std::string& path) {
+  const auto fd = open_record(path, O_RDONLY);
+  if (!fd.valid()) return std::nullopt;
+  return read_record(fd, path);
+}
+
+std::string describe(const JobRecord& record) {
+  const auto job = fmt::format("a job of pid {} on host {}, begun {}", record.pid, record.host,
+                               record.started_at);
+  if (record.ended_at.empty()) return job + ", that ended without a word";
+  return fmt::format("{}, that ended {}: {}", job, record.ended_at, record.end);
+}
+
+}  // namespace awex

@@ -1,0 +1,272 @@
+#include "serve/protocol.hpp"
+
+#include <array>
+#include <limits>
+
+#include "base/error_json.hpp"
+#include "base/json_values.hpp"
+#include "model/json_input.hpp"
+#include "serve/json_fields.hpp"
+
+namespace awex {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::array kErrands{
+    Named<Errand>{"update", Errand::kUpdate},     Named<Errand>{"offload", Errand::kOffload},
+    Named<Errand>{"transfer", Errand::kTransfer}, Named<Errand>{"resume", Errand::kResume},
+    Named<Errand>{"restore", Errand::kRestore},   Named<Errand>{"status", Errand::kStatus},
+    Named<Errand>{"stop", Errand::kStop}};
+
+/// Unlike command_name, one name for each.
+constexpr std::array kCommands{Named<Command>{"update", Command::kUpdate},
+                               Named<Command>{"offload", Command::kOffload},
+                               Named<Command>{"transfer", Command::kTransfer},
+                               Named<Command>{"resume", Command::kResume},
+                               Named<Command>{"hand_over", Command::kHandOver},
+                               Named<Command>{"take_back", Command::kTakeBack}};
+
+constexpr std::array kVerifies{Named<Verify>{"digest", Verify::kDigest},
+                               Named<Verify>{"full", Verify::kFull},
+                               Named<Verify>{"off", Verify::kOff}};
+
+constexpr std::array kRoles{Named<Role>{"trainer", Role::kTrainer},
+                            Named<Role>{"inference", Role::kInference}};
+
+constexpr std::array kTagNames{Named<Tag>{"weights", Tag::kWeights},
+                               Named<Tag>{"optimizer", Tag::kOptimizer},
+                               Named<Tag>{"kv_cache", Tag::kKvCache}};
+
+constexpr std::array kEvents{Named<Event::Kind>{"queued", Event::Kind::kQueued},
+                             Named<Event::Kind>{"started", Event::Kind::kStarted},
+                             Named<Event::Kind>{"phase", Event::Kind::kPhase},
+                             Named<Event::Kind>{"done", Event::Kind::kDone}};
+
+// Bytes that are no UTF-8 must not keep a message from being sent.
+std::string line_of(const Json& message) {
+  return message.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+bool has_command(Errand errand) {
+  switch (errand) {
+    case Errand::kUpdate:
+    case Errand::kOffload:
+    case Errand::kTransfer:
+    case Errand::kResume:
+      return true;
+    case Errand::kRestore:
+    case Errand::kStatus:
+    case Errand::kStop:
+      return false;
+  }
+  return false;
+}
+
+Json scope_json(const std::optional<Scope>& scope) {
+  if (!scope) return {};
+  Json tags = Json::array();
+  for (const auto& named : kTagNames) {
+    if (scope->tags.at(static_cast<size_t>(named.value))) tags.push_back(named.name);
+  }
+  return {{"role", scope->role ? Json(name_of(kRoles, *scope->role)) : Json()}, {"tags", tags}};
+}
+
+Json command_json(const ClientRequest& request) {
+  if (!has_command(request.errand)) return {};
+  const auto& command = request.command;
+  return {{"command", name_of(kCommands, command.command)},
+          {"versions", command.versions},
+          {"verify", name_of(kVerifies, command.verify)},
+          {"train", command.train},
+          {"scope", scope_json(command.scope)}};
+}
+
+std::optional<Scope> read_scope(const json* value) {
+  if (value == nullptr) return std::nullopt;
+  JsonFields fields(*value, "the request's scope");
+  Scope scope;
+  if (fields.find("role") != nullptr) scope.role = fields.choice("role", kRoles);
+  const auto& tags = fields.get("tags");
+  if (!tags.is_array()) throw fields.is_not("tags", tags, "a list");
+  scope.tags = {};
+  for (const auto& tag : tags) {
+    scope.tags.at(static_cast<size_t>(fields.choice_of("tags", tag, kTagNames))) = true;
+  }
+  fields.finish();
+  return scope;
+}
+
+CommandOptions read_command(const json& value, Errand errand) {
+  JsonFields fields(value, "the request's command");
+  CommandOptions command;
+  command.command = fields.choice("command", kCommands);
+  if (std::string_view(command_name(command.command)) != errand_name(errand)) {
+    throw fields.is_not("command", value.at("command"), "of the errand");
+  }
+  command.versions = fields.count("versions");
+  const bool several = command.command == Command::kUpdate;
+  if (command.versions == 0 || (command.versions > 1 && !several)) {
+    throw fields.is_not("versions", value.at("versions"), several ? "at least 1" : "1");
+  }
+  command.verify = fields.choice("verify", kVerifies);
+  command.train = fields.boolean("train");
+  command.scope = read_scope(fields.find("scope"));
+  fields.finish();
+  return command;
+}
+
+Rendering read_rendering(const json& value) {
+  JsonFields fields(value, "the request's rendering");
+  Rendering rendering;
+  rendering.table = fields.boolean("table");
+  rendering.unicode = fields.boolean("unicode");
+  rendering.color = fields.boolean("color");
+  rendering.json = fields.boolean("json");
+  rendering.trace = fields.boolean("trace");
+  fields.finish();
+  return rendering;
+}
+
+/// First of all, so that what another version says otherwise is not held against it.
+void check_version(JsonFields& fields) {
+  const auto version = fields.count("protocol");
+  if (version == kProtocolVersion) return;
+  throw request_error(
+      fmt::format("the client speaks version {} of the protocol, this job version {}", version,
+                  kProtocolVersion),
+      "use the awex-colocate that the job was started with");
+}
+
+ExitCode read_exit_code(JsonFields& fields, const char* key) {
+  const auto code = fields.count(key);
+  if (code > static_cast<uint64_t>(ExitCode::kPeerLost)) {
+    throw request_error(fmt::format("\"{}\" is {}, no exit code", key, code));
+  }
+  return static_cast<ExitCode>(code);
+}
+
+std::optional<Error> read_error(const json* value) {
+  if (value == nullptr) return std::nullopt;
+  JsonFields fields(*value, "the error");
+  const auto code = read_exit_code(fields, "code");
+  Error error(code, fields.text("message"), fields.text("hint"));
+  auto& context = error.context();
+  if (const auto* rank = fields.find("rank")) {
+    constexpr int kMostRanks = std::numeric_limits<int>::max();
+    if (!rank->is_number_unsigned() || rank->get<uint64_t>() > kMostRanks) {
+      throw fields.is_not("rank", *rank, "a rank");
+    }
+    context.rank = rank->get<int>();
+  }
+  context.host = fields.text("host");
+  context.gpu = fields.text("gpu");
+  context.role = fields.text("role");
+  context.phase = fields.text("phase");
+  context.tag = fields.text("tag");
+  context.tensor = fields.text("tensor");
+  return error;
+}
+
+Event read_event(std::string_view line) {
+  const auto parsed = parse_json(line, "the event");
+  JsonFields fields(parsed, "the event");
+  Event event;
+  event.kind = fields.choice("event", kEvents);
+  switch (event.kind) {
+    case Event::Kind::kQueued:
+      event.ahead = fields.count("ahead");
+      break;
+    case Event::Kind::kStarted:
+      break;
+    case Event::Kind::kPhase:
+      event.phase = fields.text("phase");
+      event.role = fields.text("role");
+      event.tag = fields.text("tag");
+      event.seconds = fields.number("seconds");
+      event.bytes = fields.count("bytes");
+      break;
+    case Event::Kind::kDone:
+      event.exit_code = read_exit_code(fields, "exit_code");
+      event.error = read_error(fields.find("error"));
+      event.table = fields.text("table");
+      event.json = fields.text("json");
+      event.trace = fields.text("trace");
+      event.status = fields.text("status");
+      break;
+  }
+  return event;
+}
+
+}  // namespace
+
+const char* errand_name(Errand errand) { return name_of(kErrands, errand); }
+
+std::string encode(const ClientRequest& request) {
+  const auto& rendering = request.rendering;
+  return line_of({{"protocol", kProtocolVersion},
+                  {"errand", errand_name(request.errand)},
+                  {"command", command_json(request)},
+                  {"cancel_on_disconnect", request.cancel_on_disconnect},
+                  {"rendering",
+                   {{"table", rendering.table},
+                    {"unicode", rendering.unicode},
+                    {"color", rendering.color},
+                    {"json", rendering.json},
+                    {"trace", rendering.trace}}}});
+}
+
+ClientRequest decode_request(std::string_view line) {
+  const auto parsed = parse_json(line, "the request");
+  JsonFields fields(parsed, "the request");
+  check_version(fields);
+  ClientRequest request;
+  request.errand = fields.choice("errand", kErrands);
+  if (has_command(request.errand)) {
+    request.command = read_command(fields.get("command"), request.errand);
+  } else if (const auto* command = fields.find("command")) {
+    throw fields.is_not("command", *command, "null, as this errand has none");
+  }
+  request.cancel_on_disconnect = fields.boolean("cancel_on_disconnect");
+  request.rendering = read_rendering(fields.get("rendering"));
+  fields.finish();
+  return request;
+}
+
+std::string encode(const Event& event) {
+  Json message = {{"event", name_of(kEvents, event.kind)}};
+  switch (event.kind) {
+    case Event::Kind::kQueued:
+      message["ahead"] = event.ahead;
+      break;
+    case Event::Kind::kStarted:
+      break;
+    case Event::Kind::kPhase:
+      message["phase"] = event.phase;
+      message["role"] = event.role;
+      message["tag"] = text_or_null(event.tag);
+      message["seconds"] = value_or_null(event.seconds);
+      message["bytes"] = event.bytes;
+      break;
+    case Event::Kind::kDone:
+      message["exit_code"] = static_cast<int>(event.exit_code);
+      message["error"] = event.error ? error_json(*event.error) : Json();
+      message["table"] = text_or_null(event.table);
+      message["json"] = text_or_null(event.json);
+      message["trace"] = text_or_null(event.trace);
+      message["status"] = text_or_null(event.status);
+      break;
+  }
+  return line_of(message);
+}
+
+Event decode_event(std::string_view line) {
+  try {
+    return read_event(line);
+  } catch (const Error& error) {
+    throw runtime_error(fmt::format("the job's answer cannot be understood: {}", error.what()),
+                        "use the awex-colocate that the job was started with");
+  }
+}
+
+}  // namespace awex
