@@ -43,7 +43,7 @@ Report do_work(const JobArguments& options, Job& job, ReportFiles& files) {
         files.open(options.json_path, options.trace_path, unfinished,
                    {options.request.job.timeout, [&job] { job.poll(); }});
       }
-      if (job.size() < 2) throw too_few_ranks(options.request.command.command);
+      if (job.size() < 2) throw too_few_ranks(command_name(options.request.command.command));
     });
     warn_of_lost_outputs(job, options);
     return run_command(options.request, job, progress);
@@ -112,7 +112,8 @@ Job::Start when_mpi_does_not_start(const JobArguments& options) {
 }  // namespace
 
 ExitCode run_job(const JobArguments& options, int* argc, char*** argv) {
-  if (const auto refused = refuse_wrong_launch(options.request.command.command)) return *refused;
+  const auto* name = command_name(options.request.command.command);
+  if (const auto refused = refuse_wrong_launch(name)) return *refused;
   Job job(argc, argv, options.request.job.timeout, when_mpi_does_not_start(options));
   log::configure(options.talk.level, fmt::format("rank {}", job.rank()),
                  use_color(options.talk.color, STDERR_FILENO));

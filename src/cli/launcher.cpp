@@ -13,10 +13,10 @@
 namespace awex {
 namespace {
 
-std::string start_hint(Command command) {
+std::string start_hint(const std::string& command) {
   const auto& launch = this_launch();
   return fmt::format("start it with {}: {} awex-colocate {} ...", launcher_name(launch),
-                     start_command(launch, 2), command_name(command));
+                     start_command(launch, 2), command);
 }
 
 std::string processes(const Launch& launch) {
@@ -24,7 +24,7 @@ std::string processes(const Launch& launch) {
   return *launch.size == 1 ? "one process" : fmt::format("{} processes", *launch.size);
 }
 
-std::optional<Error> wrong_launch(Command command) {
+std::optional<Error> wrong_launch(const std::string& command) {
   const auto& launch = this_launch();
   switch (launch.launcher) {
     case Launcher::kNone:
@@ -36,30 +36,30 @@ std::optional<Error> wrong_launch(Command command) {
       if (mpi_speaks_pmi()) return std::nullopt;
       return request_error(
           fmt::format("srun started {} of {} without PMIx, and without it {} makes no job of them",
-                      processes(launch), command_name(command), mpi_name()),
+                      processes(launch), command, mpi_name()),
           fmt::format("start it with srun --mpi=pmix: {} awex-colocate {} ...; srun --mpi=list "
                       "tells whether this Slurm has pmix, and if not, mpirun works inside of "
                       "sbatch and salloc",
                       start_command(launch, std::max(2, launch.size.value_or(2))),
-                      command_name(command)));
+                      command));
     case Launcher::kOtherMpi:
       if (mpi_speaks_pmi()) return std::nullopt;
       return request_error(
           fmt::format("the launcher of another MPI (MPICH, Intel MPI or MVAPICH: PMI_RANK is set) "
                       "started {} of {}, but this program was built with {}",
-                      processes(launch), command_name(command), mpi_name()),
+                      processes(launch), command, mpi_name()),
           fmt::format("start it with {} of {} (mpirun --version names the one in PATH): {} "
                       "awex-colocate {} ...",
                       uses_srun(launch) ? "srun --mpi=pmix, or mpirun" : "mpirun", mpi_name(),
                       start_command(launch, std::max(2, launch.size.value_or(2))),
-                      command_name(command)));
+                      command));
     case Launcher::kTorchrun:
       return request_error(
           fmt::format("torchrun started {} of {} (RANK, LOCAL_RANK and WORLD_SIZE are set), but "
                       "this program is an MPI program, built with {}",
-                      processes(launch), command_name(command), mpi_name()),
+                      processes(launch), command, mpi_name()),
           fmt::format("start it with {} instead: {} awex-colocate {} ...", launcher_name(launch),
-                      start_command(launch, launch.size.value_or(2)), command_name(command)));
+                      start_command(launch, launch.size.value_or(2)), command));
   }
   return std::nullopt;
 }
@@ -70,7 +70,7 @@ std::optional<int> launched_rank() { return this_launch().rank; }
 
 void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); }
 
-std::optional<ExitCode> refuse_wrong_launch(Command command) {
+std::optional<ExitCode> refuse_wrong_launch(const std::string& command) {
   const auto error = wrong_launch(command);
   if (!error) return std::nullopt;
   const auto& launch = this_launch();
@@ -83,19 +83,19 @@ std::optional<ExitCode> refuse_wrong_launch(Command command) {
   return error->code();
 }
 
-Error too_few_ranks(Command command) {
+Error too_few_ranks(const std::string& command) {
   const auto& launch = this_launch();
   if (launch.size.value_or(1) >= 2) {
     return request_error(
         fmt::format("{} was started as {}, but {} made each of them a job of its own",
-                    command_name(command), processes(launch), mpi_name()),
+                    command, processes(launch), mpi_name()),
         fmt::format("use the launcher of {}; mpirun --version names the one in PATH, srun "
                     "--mpi=list the ways of Slurm",
                     mpi_name()));
   }
   return request_error(
       fmt::format("{} needs a trainer and an inference rank, but the job has one rank",
-                  command_name(command)),
+                  command),
       start_hint(command));
 }
 

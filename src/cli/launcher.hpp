@@ -1,9 +1,9 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "base/error.hpp"
-#include "cycle/options.hpp"
 
 namespace awex {
 
@@ -20,9 +20,9 @@ void let_rank_0_speak();
 /// PMIx, another MPI's mpirun, torchrun), which MPI meets with an abort or a job for each process.
 /// Throws the request error on the process that is to tell it; the others get the exit code to end
 /// with, after the first has had time to speak.
-[[nodiscard]] std::optional<ExitCode> refuse_wrong_launch(Command command);
+[[nodiscard]] std::optional<ExitCode> refuse_wrong_launch(const std::string& command);
 
 /// The error of a job of one rank.
-[[nodiscard]] Error too_few_ranks(Command command);
+[[nodiscard]] Error too_few_ranks(const std::string& command);
 
 }  // namespace awex

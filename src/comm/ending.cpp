@@ -31,6 +31,7 @@ bool Ending::is_reporter() const {
 }
 
 void Ending::finish() {
+  failures_.end_command();
   collectives_.barrier("the end of the job");
   failures_.stop_watching();  // from here on processes end, as they should
   world_.finalise();

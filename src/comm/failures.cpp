@@ -10,6 +10,7 @@
 #include "base/wait.hpp"
 #include "comm/mpi_check.hpp"
 #include "comm/requests.hpp"
+#include "comm/signals.hpp"
 
 namespace awex {
 namespace {
@@ -56,6 +57,10 @@ void Failures::listen() {
 }
 
 void Failures::take(const WireError& wire) {
+  if (wire.telling == Telling::kToldToEnd) {
+    told_to_end_ = true;
+    return;
+  }
   if (wire.rank_zero_lost) lost_.insert(0);
   if (wire.epoch > world_.epoch() && !wire.ends_job) {
     if (wire.telling == Telling::kFailure && !next_) next_ = wire;
@@ -103,14 +108,43 @@ void Failures::look_for_lost() {
                      "out-of-memory killer (dmesg)"));
 }
 
-void Failures::look_for_signal(int signal_number) {
-  listen_for_cause();
-  look_for_lost();
-  const char* name = signal_number == SIGINT ? "SIGINT" : "SIGTERM";
-  end_job_with(runtime_error(fmt::format("told to end by {} {}", name, world_.describe_phase()),
-                             fmt::format("{} sends it to all ranks when one has died or the job is "
-                                         "cancelled",
-                                         launcher_name(this_launch()))));
+int Failures::pending_signal() const {
+  const bool is_settled = signal_noted_ && (signal_thrown_ || !commanded_);
+  return is_settled ? 0 : termination_signal();
+}
+
+void Failures::look_into_signal(int signal_number) {
+  if (!signal_noted_) {
+    listen_for_cause();
+    look_for_lost();
+  }
+  const auto error = told_to_end_by(signal_number);
+  if (!resident_) end_job_with(error);
+  told_to_end_ = true;
+  if (!std::exchange(signal_noted_, true) && world_.rank() != 0) {
+    WireError wire;
+    wire.telling = Telling::kToldToEnd;
+    tell(0, wire);
+  }
+  if (!commanded_) return;
+  signal_thrown_ = true;
+  fail(error);
+}
+
+Error Failures::told_to_end_by(int signal_number) const {
+  return runtime_error(
+      fmt::format("told to end by {} {}", signal_number == SIGINT ? "SIGINT" : "SIGTERM",
+                  world_.describe_phase()),
+      fmt::format("{} sends it to all ranks when one has died or the job is "
+                  "cancelled",
+                  launcher_name(this_launch())));
+}
+
+void Failures::fail_without_last_order(Seconds waited) {
+  const auto told = told_to_end_by(termination_signal());
+  end_job_with(runtime_error(fmt::format("{}, and {} has given no last order for {}", told.what(),
+                                         world_.describe(0), format_seconds(waited.count())),
+                             told.hint()));
 }
 
 void Failures::end_job_with(const Error& error) {
@@ -152,6 +186,7 @@ void Failures::tell(int to, WireError wire) {
 }
 
 void Failures::begin_recovery() {
+  end_command();
   recovering_ = true;
   failure_.reset();
   question_.reset();

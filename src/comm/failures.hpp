@@ -14,8 +14,8 @@ namespace awex {
 
 /// What this rank knows of failures: it tells its own to all, hears of the others', and watches the
 /// processes of its node. The first failure of an epoch counts; from then on `throw_known` throws
-/// it. Some failures end the job: a process that is gone, a signal to end, and all that goes wrong
-/// while the job recovers.
+/// it. Some failures end the job: a process that is gone, a signal to end (of a job that is not
+/// resident), and all that goes wrong while the job recovers.
 class Failures {
  public:
   explicit Failures(MpiWorld& world) : world_(world) {}
@@ -36,8 +36,21 @@ class Failures {
   void listen();
   /// Throws Error(kPeerLost) when a watched process is gone, or its failure if it told one.
   void look_for_lost();
-  /// Throws that this process was told to end by a signal, or what other ranks tell at that time.
-  void look_for_signal(int signal_number);
+  /// The signal that has told this process to end and is still to be looked into, or 0.
+  [[nodiscard]] int pending_signal() const;
+  /// Throws that the signal has told this process to end, or what other ranks tell at that time. In
+  /// a resident job only while a command runs; otherwise rank 0 learns of it.
+  void look_into_signal(int signal_number);
+
+  /// From now on a signal fails a command, once, not the job.
+  void become_resident() { resident_ = commanded_ = true; }
+  void begin_command() { commanded_ = true; }
+  void end_command() { commanded_ = false; }
+  /// Whether a signal has told this rank to end, or another one as far as is known here.
+  [[nodiscard]] bool told_to_end() const { return told_to_end_; }
+  void set_told_to_end() { told_to_end_ = true; }
+  /// Throws that rank 0 does not let a rank end that was told to.
+  [[noreturn]] void fail_without_last_order(Seconds waited);
 
   /// Tells all ranks of the failure that is known here, which is `error` if there was none; once.
   void announce(const Error& error);
@@ -53,6 +66,8 @@ class Failures {
   void begin_recovery();
   /// Forgets them. The world must be in the next epoch already.
   void end_recovery();
+
+  [[nodiscard]] bool is_recovering() const { return recovering_; }
 
   /// Asks rank 0, for which this rank waits too long, who is missing; `late` is what it would say.
   void ask_rank_zero(const Error& late);
@@ -74,6 +89,7 @@ class Failures {
   void listen_for_cause();
   void take(const WireError& wire);
   void tell(int to, WireError wire);
+  [[nodiscard]] Error told_to_end_by(int signal_number) const;
   [[noreturn]] void end_job_with(const Error& error);
 
   /// A failure, and when it happened on the job's common clock.
@@ -91,6 +107,11 @@ class Failures {
   bool recovering_ = false;
   bool ends_job_ = false;
   bool agreed_ = false;
+  bool resident_ = false;
+  bool commanded_ = false;      ///< A command runs, of a resident job.
+  bool told_to_end_ = false;    ///< By a signal, this rank or another.
+  bool signal_noted_ = false;   ///< This rank's signal, and rank 0 knows of it,
+  bool signal_thrown_ = false;  ///< or a command has failed for it.
   std::set<int> lost_;
   Outbox outbox_;
 };

@@ -11,6 +11,7 @@
 #include "comm/ending.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
+#include "comm/orders.hpp"
 #include "comm/progress.hpp"
 #include "comm/recovery.hpp"
 #include "comm/requests.hpp"
@@ -36,6 +37,7 @@ struct Job::Parts {
   Waits waits{world, failures, progress};
   Agreement agreement{world, failures, waits};
   Collectives collectives{world, failures, waits, agreement};
+  Orders orders{world, failures, waits};
   Recovery recovery{world, failures, progress, waits, collectives};
   Ending ending{world, failures, collectives};
 };
@@ -122,6 +124,9 @@ bool Job::failure_is_agreed() const { return parts_->failures.is_agreed(); }
 // ---- Waits
 
 void Job::poll() { parts_->waits.poll(); }
+void Job::set_interrupt(std::function<void()> interrupt) {
+  parts_->waits.set_interrupt(std::move(interrupt));
+}
 bool Job::overdue(const Deadline& deadline) const {
   return parts_->progress.overdue(deadline, Seconds(0));
 }
@@ -171,6 +176,12 @@ void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> re
              return Late{requests.missing(), fmt::format("taken part in '{}'", what)};
            });
 }
+
+void Job::become_resident() { parts_->failures.become_resident(); }
+void Job::end_command() { parts_->failures.end_command(); }
+bool Job::told_to_end() const { return parts_->failures.told_to_end(); }
+void Job::give_order(std::span<const std::byte> order) { parts_->orders.give(order); }
+std::vector<std::byte> Job::await_order() { return parts_->orders.await(); }
 
 // ---- End
 

@@ -143,6 +143,10 @@ class Job final : public WaitMonitor {
   /// gone, and Error(kRuntime) when this process was told to end (SIGTERM, SIGINT). Cheap: most
   /// calls only read the clock.
   void poll() override;
+  /// `poll`, and so every wait, also calls `interrupt` from time to time (at most each 20 µs), but
+  /// not while the job recovers; null takes it away. An Error that it throws is this rank's
+  /// failure, as if what this rank did had thrown it.
+  void set_interrupt(std::function<void()> interrupt);
 
   /// Tells the other ranks how far long local work has come: it renews the deadlines of their
   /// waits, for `timeout` from then on. A rank that has begun such work and falls silent before its
@@ -167,6 +171,29 @@ class Job final : public WaitMonitor {
   /// failure until MPI has let go of it, in `recover`.
   void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
                 const std::string& what, std::shared_ptr<const void> memory = nullptr);
+
+  /// From now on this job serves commands, each begun by an order. A signal to end (SIGTERM,
+  /// SIGINT) then ends no job: a command that runs fails on the rank that got it, and can be
+  /// recovered from; otherwise nothing throws, and `told_to_end` says so. Local; to be called on
+  /// all ranks.
+  void become_resident();
+  /// Whether a signal has told this rank to end; on rank 0 also whether one has told any other,
+  /// which is known after a few polls, and after `recover` the same on every rank. Rank 0 is then
+  /// to give the last order soon.
+  [[nodiscard]] bool told_to_end() const;
+  /// A command begins when `give_order` or `await_order` returns; what a job does before its first
+  /// order counts as one. It ends with the next `await_order`, with `recover` or `finish`, and, on
+  /// rank 0, with this, before it waits for clients.
+  void end_command();
+
+  /// On rank 0 of a resident job, which between commands polls at least each 100 ms: tells all
+  /// other ranks what to do next, once they come to `await_order`. Within the deadline.
+  void give_order(std::span<const std::byte> order);
+  /// On all other ranks: the next order of rank 0, waited for without a deadline and at hardly any
+  /// cost of processor time; it is there within about 2 ms. Throws what `poll` throws, and when
+  /// this rank was told to end but rank 0 gives no last order within 10 s. An order that this rank
+  /// has not taken when the job fails never comes.
+  [[nodiscard]] std::vector<std::byte> await_order();
 
   /// Waits until `done()` for what other ranks take part in, without a message of MPI. When the
   /// deadline passes, Error(kDeadline) says what `late()`, a Late, returns then; it also names

@@ -40,7 +40,7 @@ Error Recovery::recover(const Error& error) {
   // What all ranks have thrown need not be told.
   if (!failures_.is_agreed()) failures_.announce(error);
   const Coming mine{failures_.known() ? failures_.verdict() : to_wire(error, world_.now()),
-                    collectives_.begun()};
+                    collectives_.begun(), failures_.told_to_end()};
   if (failures_.ends_job()) failures_.fail(error);
   const auto deed = fmt::format("come to the recovery from \"{}\"", text_of(mine.verdict.message));
   failures_.begin_recovery();
@@ -50,6 +50,7 @@ Error Recovery::recover(const Error& error) {
     world_.begin_epoch(make_communicator());
     collectives_.begin_epoch();
     progress_.forget();
+    if (verdict.going.told_to_end) failures_.set_told_to_end();
     failures_.end_recovery();
     return from_wire(verdict.going.cause);
   } catch (const Error& fatal) {
@@ -71,13 +72,14 @@ Recovery::Verdict Recovery::lead(const Coming& mine, const std::string& deed) {
   }
   waits_.wait_for_others(inbox, deed, {});
 
-  Going going{mine.verdict, mine.begun};
+  Going going{mine.verdict, mine.begun, mine.told_to_end};
   std::vector<WireError> verdicts;
   std::vector<std::vector<uint64_t>> sent_to(size);
   for (const auto& message : messages) {
     const auto coming = record_of<Coming>(message);
     verdicts.push_back(coming.verdict);
     if (coming.begun.sequence > going.last.sequence) going.last = coming.begun;
+    going.told_to_end = going.told_to_end || coming.told_to_end;
     const auto sent = numbers_of<Coming>(message);
     for (size_t to = 0; to < size; ++to) sent_to[to].push_back(sent[to]);
   }

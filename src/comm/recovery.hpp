@@ -34,11 +34,13 @@ class Recovery {
   struct Coming {
     WireError verdict;
     CollectiveCall begun;
+    bool told_to_end = false;
   };
   /// What rank 0 answers, followed by how many messages each rank has sent to this one.
   struct Going {
     WireError cause;
     CollectiveCall last;
+    bool told_to_end = false;  ///< Any rank.
   };
   struct Verdict {
     Going going;

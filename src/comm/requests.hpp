@@ -18,6 +18,7 @@ enum Tag : int {
   kArrivalTag,
   kFailureTag,
   kDataTag,
+  kOrderTag,
   kProgressTag,
   kComingTag,
   kGoingTag

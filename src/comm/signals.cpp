@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cmath>
 #include <csignal>
 #include <string_view>
@@ -17,7 +18,10 @@ namespace {
 std::atomic<int> g_termination_signal{0};
 std::atomic<int> g_termination_signals{0};
 std::atomic<bool> g_interrupted{false};
-static_assert(std::atomic<int>::is_always_lock_free);
+std::atomic<int> g_status_signals{0};
+std::atomic<void (*)(void*)> g_wake{nullptr};
+std::atomic<void*> g_wake_context{nullptr};
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<void*>::is_always_lock_free);
 
 // What the watchdog's handler may touch: prepared before, because a handler must not allocate.
 std::string g_last_words;
@@ -32,6 +36,17 @@ void write_from_handler(int fd, const std::string& text) {
   [[maybe_unused]] const auto written = ::write(fd, text.data(), text.size());
 }
 
+void wake() {
+  const int error_number = errno;  // of what the signal has interrupted
+  if (const auto function = g_wake.load()) function(g_wake_context);
+  errno = error_number;
+}
+
+void on_status(int /*signal_number*/) {
+  ++g_status_signals;
+  wake();
+}
+
 void on_termination(int signal_number) {
   if (signal_number == SIGINT && g_interrupted.exchange(true)) {
     constexpr std::string_view kWords = "error: ended by a second SIGINT\n";
@@ -43,6 +58,7 @@ void on_termination(int signal_number) {
   int none = 0;
   g_termination_signal.compare_exchange_strong(none, signal_number);
   ++g_termination_signals;
+  wake();
 }
 
 void on_alarm(int /*signal_number*/) {
@@ -82,6 +98,15 @@ void note_termination_signals() {
 
 int termination_signal() { return g_termination_signal; }
 int termination_signals() { return g_termination_signals; }
+
+void note_status_signals() { set_handler(SIGUSR1, on_status, SA_RESTART); }
+int status_signals() { return g_status_signals; }
+
+void wake_on_signals(void (*wake)(void* context), void* context) {
+  g_wake = nullptr;  // never the old function with the new context
+  g_wake_context = context;
+  g_wake = wake;
+}
 
 Watchdog::Watchdog(Seconds allowed, ExitCode code, const std::string& message, LastReport report) {
   g_last_report = std::move(report);

@@ -17,6 +17,17 @@ void note_termination_signals();
 /// How many such signals have come.
 [[nodiscard]] int termination_signals();
 
+/// From now on SIGUSR1, with which a person asks for the status, is counted instead of ending the
+/// process.
+void note_status_signals();
+/// How many have come.
+[[nodiscard]] int status_signals();
+
+/// From now on `wake` is called with `context` when a signal of the above has been noted, on
+/// whatever thread the signal interrupts: it may do only what a signal's handler may. Null takes
+/// it away, after which no call begins.
+void wake_on_signals(void (*wake)(void* context), void* context);
+
 /// What a watchdog leaves where the job's report belongs.
 struct LastReport {
   std::string path;  ///< Empty for none.

@@ -1,31 +1,56 @@
 #include "comm/waits.hpp"
 
-#include "comm/signals.hpp"
+#include <sched.h>
+
+#include <chrono>
+#include <thread>
 
 namespace awex {
 namespace {
 
-constexpr MpiWorld::Clock::duration kListenInterval = std::chrono::microseconds(20);
-constexpr MpiWorld::Clock::duration kLookInterval = std::chrono::milliseconds(5);
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
 
 }  // namespace
 
-void Waits::poll() {
+void Waits::poll() { poll({microseconds(20), milliseconds(5)}); }
+
+void Waits::poll_at_rest() { poll({milliseconds(10), milliseconds(200)}); }
+
+/// A command often follows the last one soon.
+void Waits::pause_at_rest(Clock::duration rested) {
+  if (rested < milliseconds(1)) {
+    ::sched_yield();
+  } else {
+    std::this_thread::sleep_for(rested < milliseconds(20) ? microseconds(50) : milliseconds(2));
+  }
+}
+
+void Waits::poll(const Intervals& intervals) {
   failures_.throw_known();
-  const int signal_number = termination_signal();
+  const int signal_number = failures_.pending_signal();
   const auto time = Clock::now();
   if (signal_number == 0 && time < next_listen_) return;
-  next_listen_ = time + kListenInterval;
+  next_listen_ = time + intervals.listen;
   failures_.listen();
   failures_.throw_known();
   failures_.answer_question();
   progress_.exchange();
   progress_.look_for_silent();
+  if (interrupt_ && !failures_.is_recovering()) interrupt();
   if (signal_number != 0 || time >= next_look_) {
-    next_look_ = time + kLookInterval;
+    next_look_ = time + intervals.look;
     failures_.look_for_lost();
   }
-  if (signal_number != 0) failures_.look_for_signal(signal_number);
+  if (signal_number != 0) failures_.look_into_signal(signal_number);
+}
+
+void Waits::interrupt() {
+  try {
+    interrupt_();
+  } catch (const Error& error) {
+    failures_.fail(error);
+  }
 }
 
 void Waits::wait_for_others(Requests& requests, const std::string& deed,

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "base/wait.hpp"
 #include "comm/failures.hpp"
@@ -29,6 +31,8 @@ class Waits {
   /// Throws the failure that any rank announced, and what Failures and Progress find. Cheap: most
   /// calls only read the clock.
   void poll();
+  /// See Job::set_interrupt.
+  void set_interrupt(std::function<void()> interrupt) { interrupt_ = std::move(interrupt); }
 
   /// Returns when `done()` is true. Once the job's timeout and `grace` have passed without any
   /// rank's progress, `when_late()` is called after every look: it throws, or lets the wait go on.
@@ -40,6 +44,19 @@ class Waits {
       if (progress_.overdue(limit, grace)) when_late();
       pause_in_wait(spins);
     }
+  }
+
+  /// The wait of a rank that has nothing to do, without a deadline: returns when `done()` is true.
+  /// It looks often at first; then it sleeps for 2 ms at a time, and costs hardly any of the
+  /// processor.
+  template <class Done>
+  void rest(const Done& done) {
+    const auto start = Clock::now();
+    while (!done()) {
+      poll_at_rest();
+      pause_at_rest(Clock::now() - start);
+    }
+    next_listen_ = next_look_ = {};
   }
 
   /// On rank 0: waits until everyone's message is there. Otherwise fails with the first cause among
@@ -66,9 +83,21 @@ class Waits {
  private:
   using Clock = MpiWorld::Clock;
 
+  /// How often a poll does what is not cheap.
+  struct Intervals {
+    Clock::duration listen;
+    Clock::duration look;  ///< At processes.
+  };
+
+  void interrupt();
+  void poll_at_rest();
+  static void pause_at_rest(Clock::duration rested);
+  void poll(const Intervals& intervals);
+
   MpiWorld& world_;
   Failures& failures_;
   Progress& progress_;
+  std::function<void()> interrupt_;
   Clock::time_point next_listen_;
   Clock::time_point next_look_;  ///< At processes.
 };

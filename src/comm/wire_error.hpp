@@ -11,9 +11,10 @@ namespace awex {
 
 /// What a failure message between ranks is for.
 enum class Telling : uint8_t {
-  kSuccess,   ///< No failure: a verdict of agree.
-  kFailure,   ///< The job has failed.
-  kQuestion,  ///< To rank 0: "I have waited too long for you; do you know who is missing?"
+  kSuccess,    ///< No failure: a verdict of agree.
+  kFailure,    ///< The job has failed.
+  kQuestion,   ///< To rank 0: "I have waited too long for you; do you know who is missing?"
+  kToldToEnd,  ///< To rank 0 of a resident job: "a signal has told me to end".
 };
 
 /// An Error as plain data of a fixed size, so that it travels through MPI. It is small enough to be

@@ -18,6 +18,15 @@ const char* content_name(ContentState state) {
   return "unknown";
 }
 
+void Content::poison() {
+  before_ = state_;
+  enter(ContentState::kPoisoned);
+}
+
+void Content::roll_back() {
+  if (state_ == ContentState::kPoisoned) state_ = before_;
+}
+
 void Content::commit(uint64_t version) {
   enter(ContentState::kCommitted);
   committed_ = version;
@@ -38,7 +47,8 @@ void Content::reconcile(std::span<const Content> ranks) {
   }
   committed_ = committed;
   if (is_mixed) {
-    poison();
+    enter(ContentState::kPoisoned);
+    before_ = ContentState::kPoisoned;
   } else if (is_empty) {
     discard();
   }

@@ -48,7 +48,10 @@ class Content {
   [[nodiscard]] std::optional<uint64_t> committed() const { return committed_; }
 
   /// Before the first byte of a transfer may be written.
-  void poison() { enter(ContentState::kPoisoned); }
+  void poison();
+  /// Of the transfer that failed last no rank has written a byte: what was there before it is
+  /// there. Nothing where no transfer has failed since the last commit.
+  void roll_back();
   /// When every rank has agreed that `version` is right.
   void commit(uint64_t version);
   /// The weights' memory is given back. What is poisoned stays so.
@@ -57,12 +60,16 @@ class Content {
   /// Where they differ in more than that some have given the memory back, the content is poisoned.
   void reconcile(std::span<const Content> ranks);
 
-  friend bool operator==(const Content&, const Content&) = default;
+  /// What is there now; not how it came there.
+  friend bool operator==(const Content& a, const Content& b) {
+    return a.state_ == b.state_ && a.committed_ == b.committed_;
+  }
 
  private:
   void enter(ContentState to);
 
   ContentState state_ = ContentState::kEmpty;
+  ContentState before_ = ContentState::kEmpty;  ///< The transfer that has poisoned it.
   std::optional<uint64_t> committed_;
 };
 

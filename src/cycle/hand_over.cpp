@@ -28,8 +28,8 @@ HeldModel hold_model(std::shared_ptr<WeightSource> source, const EngineSpec& tra
   model.trainer_shards = RoleShards(held, *model.trainer);
   model.inference_shards = RoleShards(held, *model.inference);
   model.seconds = watch.seconds();
-  model.trainer_copies = model.trainer_shards.copies_of_tensors(held);
-  model.inference_copies = model.inference_shards.copies_of_tensors(held);
+  model.trainer_replicas = model.trainer_shards.replicas_of_tensors(held);
+  model.inference_replicas = model.inference_shards.replicas_of_tensors(held);
   model.fingerprint =
       tensor_key(fmt::format("{} {:#x} {} {} {}", build_identity(), held.fingerprint(),
                              model.trainer->describe(), model.inference->describe(), ranks));

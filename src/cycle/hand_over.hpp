@@ -22,10 +22,10 @@ struct HeldModel {
   std::unique_ptr<Layout> inference;
   RoleShards trainer_shards;
   RoleShards inference_shards;
-  std::vector<uint64_t> trainer_copies;    ///< By held tensor.
-  std::vector<uint64_t> inference_copies;  ///< By held tensor.
-  uint64_t fingerprint = 0;                ///< Of model, layouts and build; then of files, too.
-  double seconds = 0;                      ///< That indexing the shards took.
+  std::vector<uint64_t> trainer_replicas;    ///< By held tensor.
+  std::vector<uint64_t> inference_replicas;  ///< By held tensor.
+  uint64_t fingerprint = 0;                  ///< Of model, layouts and build; then of files, too.
+  double seconds = 0;                        ///< That indexing the shards took.
 
   /// The model's own tensors, as the trainer holds them.
   [[nodiscard]] const Catalogue& catalogue() const { return source->catalogue(); }

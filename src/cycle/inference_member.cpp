@@ -44,7 +44,7 @@ void InferenceMember::prove() {
 void InferenceMember::prepare_proof() {
   const auto& layout = hand_over_.inference_here;
   transfer_->prove(shard_views(*hand_over_.model.held, layout, engine_.placed(Tag::kWeights)),
-                   narrow<uint32_t>(held_copies(layout).size()));
+                   narrow<uint32_t>(held_replicas(layout).size()));
 }
 
 void InferenceMember::load() {

@@ -43,7 +43,7 @@ class InferenceMember {
   /// Brings all weights here, to where the engine has them now; the trainer must be mapped. All
   /// inference ranks together.
   uint64_t transfer();
-  /// The digests of the last transfer, by slot of shard_views.
+  /// The digests of the last transfer, as shard_views numbers them.
   [[nodiscard]] std::span<const uint64_t> sums() const { return transfer_->sums(); }
   /// Brings them once more and compares. The same conditions.
   [[nodiscard]] std::optional<WrongElement> compare() { return transfer_->compare(); }

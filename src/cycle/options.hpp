@@ -80,8 +80,8 @@ struct CommandOptions {
   Command command = Command::kUpdate;
   uint64_t versions = 1;  ///< At least 1; 1 for all commands but kUpdate.
   Verify verify = Verify::kDigest;
-  bool train = true;           ///< kHandOver: stand-ins take a training step before it.
-  std::optional<Scope> scope;  ///< kOffload and kResume of a resident job: that memory alone.
+  bool train = true;             ///< kHandOver: stand-ins take a training step before it.
+  std::optional<Scope> scope{};  ///< kOffload and kResume of a resident job: that memory alone.
 };
 static_assert(std::is_trivially_copyable_v<CommandOptions>);
 

@@ -70,6 +70,15 @@ void prepare_mapping(const Holdings& ranks, Preparation& needed) {
 
 }  // namespace
 
+bool serves_what_trainers_hold(std::span<const Holding> ranks) {
+  return std::all_of(ranks.begin(), ranks.end(), [](const Holding& rank) {
+    if (rank.role == Role::kTrainer) return rank.trained == rank.committed;
+    return rank.regions.at(static_cast<size_t>(Tag::kWeights)) == RegionState::kResident;
+  });
+}
+
+bool any_has_mapped(std::span<const Holding> ranks) { return Holdings(ranks).any_has_mapped(); }
+
 Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   const Holdings all(ranks);
   Preparation needed;

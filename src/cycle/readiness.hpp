@@ -17,7 +17,8 @@ struct Holding {
   Role role = Role::kTrainer;
   std::array<std::optional<RegionState>, kTags> regions{};  ///< By Tag; absent: holds none of it.
   bool has_mapped = false;  ///< An inference rank: its trainer's weights.
-  uint64_t trained = 0;     ///< A trainer's steps.
+  uint64_t trained = 0;     ///< A trainer's steps,
+  uint64_t committed = 0;   ///< and how many of them are in the version that was committed last.
   /// By Tag: the engine takes it for released, wherever its bytes are.
   std::array<bool, kTags> is_released{};
 };
@@ -35,6 +36,13 @@ struct Preparation {
 
   constexpr bool operator==(const Preparation&) const = default;
 };
+
+/// Whether inference still holds, on every rank, what the trainers hold now: nothing has been
+/// trained since the last commit, and no weights have gone since. Pure; the same on every rank.
+[[nodiscard]] bool serves_what_trainers_hold(std::span<const Holding> ranks);
+
+/// Whether some inference rank has its trainer's weights mapped.
+[[nodiscard]] bool any_has_mapped(std::span<const Holding> ranks);
 
 /// What a command finds missing when the ranks hold what they hold. An update needs all of the
 /// trainers' memory and their weights mapped, a transfer their weights, resident and mapped; an

@@ -1,5 +1,6 @@
 #include "cycle/session.hpp"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -8,6 +9,15 @@
 #include "memory/link_limits.hpp"
 
 namespace awex {
+namespace {
+
+/// Whether a command makes a version.
+bool brings_weights(Command command) {
+  return command == Command::kUpdate || command == Command::kHandOver ||
+         command == Command::kTransfer;
+}
+
+}  // namespace
 
 Session::Session(const Request& request, Job& job, CycleObserver& observer, Report& report,
                  const EngineFactory& engines)
@@ -31,7 +41,7 @@ void Session::start() {
   ledger_ = std::make_unique<GpuLedger>(job_, world().devices, setup_.budget.gpu_bytes);
   connect();
   if (options_.measure_limits) measure_limits();
-  steps_ = std::make_unique<CycleSteps>(job_, world(), hand_over(), options_, engines_,
+  steps_ = std::make_unique<CycleSteps>(job_, world(), planned(), options_, engines_,
                                         ledger_->ledger(), *kernels_, *queue_, remote_.get());
   steps_->prove(request_.command.verify);
   if (options_.warm_host_memory) {
@@ -40,7 +50,7 @@ void Session::start() {
   job_.set_phase("load");
   job_.watch_progress([this](uint64_t done, uint64_t all) { observer_.loading(done, all); });
   const Command first = request_.command.command;
-  steps_->load(/*with_mapping=*/first == Command::kUpdate || first == Command::kTransfer);
+  steps_->load(/*with_mapping=*/brings_weights(first));
   phases_.take_baseline();
   job_.watch_progress(nullptr);
   observer_.loaded();
@@ -49,35 +59,41 @@ void Session::start() {
 
 void Session::run(const CommandOptions& command) {
   steps_->prove(command.verify);
-  begin_version();
-  make_ready(command.command);
+  begin_version(brings_weights(command.command));
   switch (command.command) {
     case Command::kUpdate:
+      make_ready(command.command);
       for (uint64_t version = 1; version <= command.versions; ++version) {
-        if (version > 1) begin_version();
+        if (version > 1) begin_version(true);
         bring_weights(command);
         update();
         end_version();
       }
       return;
+    case Command::kHandOver:
+      hand_over(command);
+      break;
+    case Command::kTakeBack:
+      take_back();
+      break;
     case Command::kOffload:
-      has_given_over_ = true;
-      for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
-        run_steps({steps_->offload(tag), steps_->check_backup(tag)});
-      }
+      offload(command.scope.value_or(Scope{.role = Role::kTrainer}));
       break;
     case Command::kTransfer:
+      make_ready(command.command);
       bring_weights(command);
       break;
     case Command::kResume:
+      if (command.scope) {
+        resume(*command.scope);
+        break;
+      }
+      make_ready(command.command);
       // A job that has given nothing over yet has nothing to take back.
       if (!std::exchange(has_given_over_, true)) {
         run_steps({steps_->offload(Tag::kWeights), steps_->offload(Tag::kOptimizer)});
       }
       restore();
-      break;
-    case Command::kHandOver:
-    case Command::kTakeBack:
       break;
   }
   end_version();
@@ -103,9 +119,16 @@ Error Session::recover(const Error& error) {
 void Session::conclude() {
   report_.memory = account_.report();
   if (!steps_) return;
-  const Content& content = steps_->content();
-  report_.poisoned = content.state() == ContentState::kPoisoned;
-  report_.committed_version = content.committed();
+  report_.poisoned = content().state() == ContentState::kPoisoned;
+  report_.committed_version = content().committed();
+}
+
+std::vector<RankStatus> Session::statuses() {
+  return job_.all_gather_value(steps_->status(), "the status of all ranks");
+}
+
+std::vector<Holding> Session::holdings() {
+  return job_.all_gather_value(steps_->holding(), "what the ranks hold");
 }
 
 void Session::stop_background() {
@@ -114,7 +137,7 @@ void Session::stop_background() {
 
 /// Makes the remote copies, whose memory is booked like all other.
 void Session::connect() {
-  const bool needed = hand_over().plan.remote_bytes > 0;
+  const bool needed = planned().plan.remote_bytes > 0;
   if (needed && role() == Role::kInference) {
     ledger_->ledger().reserve(kStagingBytes, "staging memory", job_.deadline(), job_);
   }
@@ -124,7 +147,7 @@ void Session::connect() {
 
 /// Brings what a command needs into the state that it needs.
 void Session::make_ready(Command command) {
-  const auto ranks = job_.all_gather_value(steps_->holding(), "what the ranks hold");
+  const auto ranks = holdings();
   const Preparation needed = preparation_for(command, ranks);
   const auto steps_if = [](bool is_needed, Steps steps) {
     return is_needed ? std::move(steps) : Steps{};
@@ -136,6 +159,58 @@ void Session::make_ready(Command command) {
              steps_if(needed.restore_weights, steps_->restore(Tag::kWeights))});
   run_steps({steps_if(needed.train_to > 0, steps_->catch_up(needed.train_to))});
   run_steps({steps_if(needed.map, steps_->map())});
+}
+
+/// The first half of an update, after which inference serves what the trainers hold.
+void Session::hand_over(const CommandOptions& command) {
+  const auto ranks = holdings();
+  const bool is_served =
+      content().state() == ContentState::kCommitted && serves_what_trainers_hold(ranks);
+  if (command.train || !is_served) {
+    make_ready(Command::kHandOver);
+    if (command.train) run_steps({steps_->train()});
+    bring_weights(command);
+  } else {
+    auto& version = report_.versions.back();
+    version.version = content().committed().value();
+    version.committed = true;
+    if (options_.offload && any_has_mapped(ranks)) run_steps({steps_->unmap()});
+    if (options_.offload) run_steps({steps_->offload(Tag::kOptimizer)});
+  }
+  has_given_over_ = true;
+  std::vector<Steps> lists{steps_->take(Tag::kKvCache)};
+  if (options_.offload) lists.push_back(steps_->offload(Tag::kWeights));
+  run_steps(std::move(lists));
+}
+
+/// The second half, after which the trainers have all their memory, mapped for the next transfer.
+void Session::take_back() {
+  if (!options_.offload) return;
+  make_ready(Command::kTakeBack);
+  make_ready(Command::kHandOver);
+}
+
+/// The memory of a scope goes: the trainers' to host memory, inference's for good.
+void Session::offload(const Scope& scope) {
+  has_given_over_ = true;
+  make_ready(Command::kOffload);
+  for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+    if (!scope.has(Role::kTrainer, tag)) continue;
+    run_steps({steps_->offload(tag), steps_->check_backup(tag)});
+  }
+  for (const Tag tag : {Tag::kKvCache, Tag::kWeights}) {
+    if (scope.has(Role::kInference, tag)) run_steps({steps_->discard(tag)});
+  }
+}
+
+/// The memory of a scope comes: the trainers' with its bytes, inference's with none.
+void Session::resume(const Scope& scope) {
+  for (const Tag tag : {Tag::kOptimizer, Tag::kWeights}) {
+    if (scope.has(Role::kTrainer, tag)) run_steps({steps_->restore(tag)});
+  }
+  for (const Tag tag : {Tag::kWeights, Tag::kKvCache}) {
+    if (scope.has(Role::kInference, tag)) run_steps({steps_->take(tag)});
+  }
 }
 
 /// What follows the commit of an update.
@@ -183,10 +258,13 @@ void Session::run_steps(std::vector<Steps> lists) {
   if (!steps.empty()) phases_.run(steps);
 }
 
-void Session::begin_version() {
-  const uint64_t version = report_.versions.empty() ? 1 : report_.versions.back().version + 1;
+/// A command that brings weights makes the version after the last that was committed; what others
+/// do is told with that last one.
+void Session::begin_version(bool is_new) {
+  const uint64_t last = content().committed().value_or(0);
   report_.versions.push_back({});
-  report_.versions.back().version = version;
+  report_.versions.back().version = is_new ? last + 1 : std::max<uint64_t>(last, 1);
+  report_.versions.back().committed = !is_new && content().state() == ContentState::kCommitted;
   version_start_ = job_.now();
 }
 
@@ -217,23 +295,23 @@ void Session::measure_limits() {
 }
 
 void Session::describe_run() {
-  const Catalogue& catalogue = hand_over().model.catalogue();
+  const Catalogue& catalogue = planned().model.catalogue();
   report_.backend = backend_name(world().backend);
   report_.model_name = catalogue.model_name();
   report_.model_tensors = catalogue.tensors().size();
   report_.model_bytes = catalogue.bytes();
-  report_.trainer = hand_over().model.trainer->describe();
-  report_.inference = hand_over().model.inference->describe();
-  report_.notes = hand_over().model.inference->notes();
+  report_.trainer = planned().model.trainer->describe();
+  report_.inference = planned().model.inference->describe();
+  report_.notes = planned().model.inference->notes();
   report_.gpus = world().devices.gpus;
   report_.one_core_ranks = world().one_core_ranks;
   for (const auto& peer : job_.peers()) {
     report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.node.name(),
                                   fmt::format("{} {}", peer.device.index, peer.device.name)});
   }
-  report_.plan = PlanReport{hand_over().plan_seconds, hand_over().plan.total_pieces,
-                            hand_over().plan.local_bytes, hand_over().plan.remote_bytes,
-                            hand_over().plan.remote_bytes_lower_bound};
+  report_.plan =
+      PlanReport{planned().plan_seconds, planned().plan.total_pieces, planned().plan.local_bytes,
+                 planned().plan.remote_bytes, planned().plan.remote_bytes_lower_bound};
 }
 
 namespace {

@@ -9,6 +9,7 @@
 #include "cycle/observer.hpp"
 #include "cycle/options.hpp"
 #include "cycle/phases.hpp"
+#include "cycle/rank_status.hpp"
 #include "cycle/report.hpp"
 #include "cycle/setup.hpp"
 #include "cycle/steps.hpp"
@@ -32,7 +33,8 @@ class Session {
   /// it has recovered.
   void start();
   /// Runs a command. Commands may come in any order: each first brings what it needs into the state
-  /// that it needs (cycle/readiness.hpp). Versions are numbered on from one command to the next.
+  /// that it needs (cycle/readiness.hpp). A version has the number after the last that was
+  /// committed.
   void run(const CommandOptions& command);
 
   /// After a failure of `run`, on every rank: ends what it has left under way, on the device and
@@ -40,6 +42,11 @@ class Session {
   /// into the state that it needs. Returns the first cause, as Job::recover, and throws as that
   /// does. Whatever else it throws can be recovered from by calling it again.
   [[nodiscard]] Error recover(const Error& error);
+
+  /// What every rank holds now, by rank; after `start`.
+  [[nodiscard]] std::vector<RankStatus> statuses();
+  /// Of inference's weights; after `start`.
+  [[nodiscard]] const Content& content() const { return steps_->content(); }
 
   /// Brings the report up to date with memory and content, also after a failure.
   void conclude();
@@ -51,15 +58,20 @@ class Session {
   void measure_limits();
   void describe_run();
   void make_ready(Command command);
+  void hand_over(const CommandOptions& command);
+  void take_back();
+  void offload(const Scope& scope);
+  void resume(const Scope& scope);
   void update();
   void bring_weights(const CommandOptions& command);
   void restore();
   void run_steps(std::vector<Steps> lists);
-  void begin_version();
+  void begin_version(bool is_new);
   void end_version();
 
+  [[nodiscard]] std::vector<Holding> holdings();
   [[nodiscard]] const World& world() const { return setup_.world; }
-  [[nodiscard]] const HandOver& hand_over() const { return setup_.hand_over; }
+  [[nodiscard]] const HandOver& planned() const { return setup_.hand_over; }
   [[nodiscard]] Role role() const { return job_.peers()[static_cast<size_t>(job_.rank())].role; }
 
   const Request& request_;

@@ -1,5 +1,6 @@
 #include "cycle/steps.hpp"
 
+#include <algorithm>
 #include <iterator>
 #include <utility>
 
@@ -127,10 +128,12 @@ Steps CycleSteps::transfer() {
            region(Tag::kWeights),
            [this] {
              if (proves()) hear_of_digest();
+             written_transfer_ = transfers_;
              return inference_->transfer();
            },
            [this] {
              content_.poison();
+             ++transfers_;
              wrong_.reset();  // of weights that are written anew
            }}};
 }
@@ -181,6 +184,7 @@ Steps CycleSteps::commit(uint64_t version) {
            {},
            [this, version] {
              content_.commit(version);
+             if (trainer_) committed_steps_ = trainer_->steps();
              if (inference_) inference_->commit(version);
            }}};
 }
@@ -194,6 +198,29 @@ Steps CycleSteps::catch_up(uint64_t steps) {
   return {{{"train", kTrainers, std::nullopt}, nullptr, [this, steps] {
              return trainer_->catch_up(steps);
            }}};
+}
+
+void CycleSteps::recover() {
+  struct Mine {
+    Content content;
+    uint64_t transfers = 0;
+    uint64_t written = 0;
+  };
+  const auto ranks = job_.all_gather_value(Mine{content_, transfers_, written_transfer_},
+                                           "the content of all ranks");
+  uint64_t last = 0;
+  for (const auto& rank : ranks) last = std::max(last, rank.transfers);
+  const bool has_written = std::any_of(ranks.begin(), ranks.end(), [last](const Mine& rank) {
+    return last > 0 && rank.written == last;
+  });
+  std::vector<Content> contents;
+  for (const auto& rank : ranks) {
+    contents.push_back(rank.content);
+    if (!has_written) contents.back().roll_back();
+  }
+  content_ = contents[static_cast<size_t>(job_.rank())];
+  content_.reconcile(contents);
+  transfers_ = last;
 }
 
 MemorySample CycleSteps::sample() {
@@ -219,12 +246,31 @@ Holding CycleSteps::holding() {
   }
   if (trainer_) {
     holding.trained = trainer_->steps();
+    holding.committed = committed_steps_;
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
       holding.is_released.at(static_cast<size_t>(tag)) = trainer_->is_released(tag);
     }
   }
   holding.has_mapped = inference_ && inference_->has_mapped();
   return holding;
+}
+
+RankStatus CycleSteps::status() {
+  RankStatus status = status_of_process();
+  const Engine& engine = trainer_ ? *trainer_engine_ : *inference_engine_;
+  status.engine = fixed_text<32>(engine.name());
+  for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
+    const Region* memory = region(tag);
+    if (memory == nullptr) continue;
+    status.memory.at(static_cast<size_t>(tag)) = RankStatus::Memory{
+        memory->state(), memory->bytes(), memory->held_bytes(), memory->host_bytes()};
+  }
+  if (inference_) status.staging_bytes = inference_->staging_bytes();
+  if (trainer_) status.steps = trainer_->steps();
+  const auto device = world_.device->memory();
+  status.device_free_bytes = device.free_bytes;
+  status.device_total_bytes = device.total_bytes;
+  return status;
 }
 
 /// Whether any rank of a role holds the tag; the same on every rank.

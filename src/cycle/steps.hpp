@@ -10,6 +10,7 @@
 #include "cycle/inference_member.hpp"
 #include "cycle/options.hpp"
 #include "cycle/phases.hpp"
+#include "cycle/rank_status.hpp"
 #include "cycle/readiness.hpp"
 #include "cycle/trainer_member.hpp"
 #include "cycle/weight_verifier.hpp"
@@ -77,14 +78,14 @@ class CycleSteps {
   /// Trainers that have taken fewer training steps take them; after a failure.
   [[nodiscard]] Steps catch_up(uint64_t steps);
 
-  /// After a failure, when the device is idle: all ranks come to one content. Collective.
-  void recover() {
-    content_.reconcile(job_.all_gather_value(content_, "the content of all ranks"));
-  }
+  /// After a failure, when the device is idle: all ranks come to one content, which is the one
+  /// before the failed transfer where no rank has written a byte of it. Collective.
+  void recover();
 
   /// This rank's memory at a quiet moment.
   [[nodiscard]] MemorySample sample();
   [[nodiscard]] Holding holding();
+  [[nodiscard]] RankStatus status();
   /// Of inference's weights, over all ranks.
   [[nodiscard]] const Content& content() const { return content_; }
 
@@ -110,6 +111,9 @@ class CycleSteps {
   std::unique_ptr<ScaleSearch> scales_;            ///< Where anything is quantised.
   std::unique_ptr<WeightVerifier> verifier_;
   Content content_;
+  uint64_t transfers_ = 0;             ///< That have begun,
+  uint64_t written_transfer_ = 0;      ///< and the last of them that has written here.
+  uint64_t committed_steps_ = 0;       ///< A trainer's, when its weights were committed last.
   std::optional<WrongElement> wrong_;  ///< What the last comparison of bytes found here.
 };
 

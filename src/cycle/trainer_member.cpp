@@ -7,13 +7,13 @@ namespace awex {
 namespace {
 
 /// An engine's tensors as runs of elements, whose digests prove an offload.
-std::vector<Segment> segments_of(const std::vector<Parameter>& tensors) {
-  std::vector<Segment> segments;
+std::vector<ProvenRun> runs_of(const std::vector<Parameter>& tensors) {
+  std::vector<ProvenRun> runs;
   for (const auto& tensor : tensors) {
-    segments.push_back({tensor.name, tensor.offset_bytes, tensor.bytes(),
-                        narrow<uint32_t>(element_bytes(tensor.dtype))});
+    runs.push_back({tensor.name, tensor.offset_bytes, tensor.bytes(),
+                    narrow<uint32_t>(element_bytes(tensor.dtype))});
   }
-  return segments;
+  return runs;
 }
 
 /// What others map of a trainer is its region.
@@ -40,7 +40,7 @@ TrainerMember::TrainerMember(Job& job, TrainerEngine& engine, const RankLayout& 
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
     Region* held = region(tag);
     if (held == nullptr) continue;
-    proofs_.try_emplace(tag, *held, segments_of(engine.tensors(tag)), kernels);
+    proofs_.try_emplace(tag, *held, runs_of(engine.tensors(tag)), kernels);
   }
 }
 

@@ -21,11 +21,11 @@ WeightVerifier::WeightVerifier(Job& job, const HandOver& hand_over, Kernels& ker
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;
   const bool trains = role_ == Role::kTrainer;
-  copies_ = held_copies(trains ? hand_over.trainer_here : hand_over.inference_here);
+  replicas_ = held_replicas(trains ? hand_over.trainer_here : hand_over.inference_here);
   if (!trains) return;
   const auto views = shard_views(*model_.held, hand_over.trainer_here, trainer_weights);
   for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
-  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(copies_.size()));
+  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(replicas_.size()));
 }
 
 uint64_t WeightVerifier::digest() {
@@ -46,12 +46,12 @@ void WeightVerifier::verify(std::span<const uint64_t> mine,
   const auto verdicts = job_.all_gather_value(verdict, "the comparison of bytes");
   const size_t half = sums.size() / 2;
   const auto result =
-      compare_digests(*model_.held, std::span(sums).first(half), model_.trainer_copies,
-                      std::span(sums).subspan(half), model_.inference_copies);
+      compare_digests(*model_.held, std::span(sums).first(half), model_.trainer_replicas,
+                      std::span(sums).subspan(half), model_.inference_replicas);
   report = report_of(result);
   refuse_wrong_bytes(verdicts);
   refuse_diverged_replicas(result, mine);
-  refuse_wrong_copies(result, mine, std::span(sums).first(half));
+  refuse_wrong_replicas(result, mine, std::span(sums).first(half));
 }
 
 DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
@@ -73,7 +73,7 @@ DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
 
 /// The trainers' sums over all ranks, then inference's.
 std::vector<uint64_t> WeightVerifier::reduce_sums(std::span<const uint64_t> mine) {
-  const auto terms = rank_terms(model_.held->tensors().size(), copies_, mine);
+  const auto terms = rank_terms(model_.held->tensors().size(), replicas_, mine);
   std::vector<uint64_t> sums(2 * terms.size(), 0);
   std::copy(terms.begin(), terms.end(),
             sums.begin() + static_cast<ptrdiff_t>(role_ == Role::kTrainer ? 0 : terms.size()));
@@ -99,19 +99,19 @@ void WeightVerifier::refuse_diverged_replicas(const DigestComparison& result,
   if (result.diverged_tensors.empty()) return;
   const uint32_t first = result.diverged_tensors.front();
   const auto& tensors = model_.held->tensors();
-  const auto odd = odd_ranks(gather_copies(first, Role::kTrainer, mine), std::nullopt);
+  const auto odd = odd_ranks(gather_replicas(first, Role::kTrainer, mine), std::nullopt);
   blame(fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}{}",
                     result.diverged_tensors.size(), tensors.size(), tensors[first].name,
                     odd.empty() ? ", where no bytes are those of most replicas" : ""),
         "data-parallel ranks have drifted apart: look at the trainer", odd, first);
 }
 
-void WeightVerifier::refuse_wrong_copies(const DigestComparison& result,
-                                         std::span<const uint64_t> mine, RoleSums trainer) {
+void WeightVerifier::refuse_wrong_replicas(const DigestComparison& result,
+                                           std::span<const uint64_t> mine, RoleSums trainer) {
   if (result.wrong_tensors.empty()) return;
   const uint32_t first = result.wrong_tensors.front();
   const auto& tensors = model_.held->tensors();
-  const auto odd = odd_ranks(gather_copies(first, Role::kInference, mine), trainer[first]);
+  const auto odd = odd_ranks(gather_replicas(first, Role::kInference, mine), trainer[first]);
   blame(fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
                     result.wrong_tensors.size(), tensors.size(), tensors[first].name),
         "its weights are poisoned until an update is committed; the trainer's are whole; "
@@ -119,19 +119,19 @@ void WeightVerifier::refuse_wrong_copies(const DigestComparison& result,
         odd, first);
 }
 
-std::vector<CopySum> WeightVerifier::gather_copies(uint32_t tensor, Role role,
-                                                   std::span<const uint64_t> mine) {
-  std::vector<CopySum> own;
-  for (size_t i = 0; i < copies_.size() && role == role_; ++i) {
-    if (copies_[i].tensor == tensor) own.push_back({job_.rank(), copies_[i], mine[i]});
+std::vector<ReplicaSum> WeightVerifier::gather_replicas(uint32_t tensor, Role role,
+                                                        std::span<const uint64_t> mine) {
+  std::vector<ReplicaSum> own;
+  for (size_t i = 0; i < replicas_.size() && role == role_; ++i) {
+    if (replicas_[i].tensor == tensor) own.push_back({job_.rank(), replicas_[i], mine[i]});
   }
   uint64_t most = own.size();
-  job_.all_reduce_max({&most, 1}, "the copies of a wrong tensor");
-  own.resize(most, CopySum{-1, {}, 0});
-  const auto bytes = job_.all_gather(std::as_bytes(std::span(own)), "the digests of its copies");
-  std::vector<CopySum> all(bytes.size() / sizeof(CopySum));
+  job_.all_reduce_max({&most, 1}, "the replicas of a wrong tensor");
+  own.resize(most, ReplicaSum{-1, {}, 0});
+  const auto bytes = job_.all_gather(std::as_bytes(std::span(own)), "the digests of its replicas");
+  std::vector<ReplicaSum> all(bytes.size() / sizeof(ReplicaSum));
   std::memcpy(all.data(), bytes.data(), bytes.size());
-  std::erase_if(all, [](const CopySum& copy) { return copy.rank < 0; });
+  std::erase_if(all, [](const ReplicaSum& replica) { return replica.rank < 0; });
   return all;
 }
 

@@ -12,7 +12,7 @@
 #include "cycle/report.hpp"
 #include "transfer/kernels/kernels.hpp"
 #include "transfer/move/weight_transfer.hpp"
-#include "transfer/prove/odd_copies.hpp"
+#include "transfer/prove/odd_replicas.hpp"
 #include "transfer/prove/tensor_digests.hpp"
 
 namespace awex {
@@ -30,12 +30,12 @@ class WeightVerifier {
   uint64_t digest();
   /// What a trainer's last `digest` found; nothing on inference ranks.
   [[nodiscard]] std::span<const uint64_t> sums() const;
-  /// Compares `mine`, this rank's sums by slot of shard_views, with those of all ranks: every copy
-  /// of every tensor counts by itself.
-  /// `wrong_element` is what a comparison of bytes found on this rank, if one was made. Fills
-  /// `report` as soon as all is compared. Every rank then throws the same agreed Error(kMismatch)
-  /// that names the first wrong tensor, if there is one, and the ranks that hold it, where that can
-  /// be told; its context has the rank if it is one alone. Collective.
+  /// Compares `mine`, this rank's sums as shard_views numbers them, with those of all ranks: every
+  /// replica of every tensor counts by itself. `wrong_element` is what a comparison of bytes found
+  /// on this rank, if one was made. Fills `report` as soon as all is compared. Every rank then
+  /// throws the same agreed Error(kMismatch) that names the first wrong tensor, if there is one,
+  /// and the ranks that hold it, where that can be told; its context has the rank if it is one
+  /// alone. Collective.
   void verify(std::span<const uint64_t> mine, const std::optional<WrongElement>& wrong_element,
               std::optional<DigestReport>& report);
 
@@ -50,11 +50,11 @@ class WeightVerifier {
   [[nodiscard]] DigestReport report_of(const DigestComparison& result) const;
   void refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts) const;
   void refuse_diverged_replicas(const DigestComparison& result, std::span<const uint64_t> mine);
-  void refuse_wrong_copies(const DigestComparison& result, std::span<const uint64_t> mine,
-                           RoleSums trainer);
+  void refuse_wrong_replicas(const DigestComparison& result, std::span<const uint64_t> mine,
+                             RoleSums trainer);
   /// All that the ranks of `role` hold of a tensor. Collective.
-  [[nodiscard]] std::vector<CopySum> gather_copies(uint32_t tensor, Role role,
-                                                   std::span<const uint64_t> mine);
+  [[nodiscard]] std::vector<ReplicaSum> gather_replicas(uint32_t tensor, Role role,
+                                                        std::span<const uint64_t> mine);
   /// Fails with an error of this message, which gets the ranks that hold wrong bytes. Collective.
   [[noreturn]] void blame(std::string message, const char* hint, const std::vector<int>& ranks,
                           uint32_t tensor) const;
@@ -63,7 +63,7 @@ class WeightVerifier {
   const HeldModel& model_;
   Kernels& kernels_;
   Role role_;
-  std::vector<HeldCopy> copies_;  ///< What this rank's sums are of.
+  std::vector<HeldReplica> replicas_;  ///< What this rank's sums are of.
   uint64_t bytes_ = 0;
   std::unique_ptr<DigestBatch> batch_;  ///< On a trainer rank.
 };

@@ -21,53 +21,53 @@ bool can_load_fours(const AdamWView& view, uint64_t element_size) {
          (view.cols | row_stride) % kCount == 0;
 }
 
-cuda::AdamWPiece describe_view(const AdamWView& original, uint64_t element_size) {
+cuda::AdamWDescriptor describe_view(const AdamWView& original, uint64_t element_size) {
   const auto view = cuda::collapse(original);
-  cuda::AdamWPiece piece;
-  piece.weights = view.weights;
-  piece.master = view.master;
-  piece.exp_avg = view.exp_avg;
-  piece.exp_avg_sq = view.exp_avg_sq;
-  piece.row_stride = view.row_stride;
-  piece.first_index = view.first_index;
-  piece.canonical_cols = view.canonical_cols;
-  piece.key = view.key;
-  piece.fours = can_load_fours(view, element_size);
-  piece.grid.row_units = piece.fours ? view.cols / 4 : view.cols;
-  piece.grid.units = view.rows * piece.grid.row_units;
-  return piece;
+  cuda::AdamWDescriptor descriptor;
+  descriptor.weights = view.weights;
+  descriptor.master = view.master;
+  descriptor.exp_avg = view.exp_avg;
+  descriptor.exp_avg_sq = view.exp_avg_sq;
+  descriptor.row_stride = view.row_stride;
+  descriptor.first_index = view.first_index;
+  descriptor.canonical_cols = view.canonical_cols;
+  descriptor.key = view.key;
+  descriptor.fours = can_load_fours(view, element_size);
+  descriptor.grid.row_units = descriptor.fours ? view.cols / 4 : view.cols;
+  descriptor.grid.units = view.rows * descriptor.grid.row_units;
+  return descriptor;
 }
 
-std::vector<cuda::AdamWPiece> describe_views(std::span<const AdamWView> views, DType dtype) {
-  std::vector<cuda::AdamWPiece> pieces;
-  pieces.reserve(views.size());
-  for (const auto& view : views) pieces.push_back(describe_view(view, element_bytes(dtype)));
-  return pieces;
+std::vector<cuda::AdamWDescriptor> describe_views(std::span<const AdamWView> views, DType dtype) {
+  std::vector<cuda::AdamWDescriptor> descriptors;
+  descriptors.reserve(views.size());
+  for (const auto& view : views) descriptors.push_back(describe_view(view, element_bytes(dtype)));
+  return descriptors;
 }
 
 class CudaAdamW final : public AdamW {
  public:
   CudaAdamW(Kernels& kernels, std::span<const AdamWView> views, DType dtype)
       : dtype_(dtype),
-        stream_(static_cast<cudaStream_t>(kernels.stream(Lane::kMain))),
+        stream_(static_cast<cudaStream_t>(kernels.stream(Stream::kMain))),
         batch_(describe_views(views, dtype), stream_) {}
 
   void initialise() override {
-    AWEX_CHECK(cuda::launch_adamw_initialise(dtype_, batch_.pieces(), batch_.owners(),
+    AWEX_CHECK(cuda::launch_adamw_initialise(dtype_, batch_.descriptors(), batch_.owners(),
                                              batch_.tiles(), stream_),
                "launch the start of the optimizer");
   }
 
   void step(const AdamWStep& step) override {
-    AWEX_CHECK(cuda::launch_adamw_step(dtype_, batch_.pieces(), batch_.owners(), batch_.tiles(),
-                                       step, stream_),
+    AWEX_CHECK(cuda::launch_adamw_step(dtype_, batch_.descriptors(), batch_.owners(),
+                                       batch_.tiles(), step, stream_),
                "launch an optimizer step");
   }
 
  private:
   DType dtype_;
   cudaStream_t stream_;
-  cuda::TiledBatch<cuda::AdamWPiece> batch_;
+  cuda::TiledBatch<cuda::AdamWDescriptor> batch_;
 };
 
 }  // namespace

@@ -15,7 +15,7 @@
 namespace awex::cuda {
 
 /// An AdamWView as the device reads it. A unit is four neighbouring elements, or one.
-struct AdamWPiece {
+struct AdamWDescriptor {
   std::byte* weights = nullptr;
   float* master = nullptr;
   float* exp_avg = nullptr;
@@ -28,10 +28,11 @@ struct AdamWPiece {
   bool fours = false;  ///< Units are four elements, aligned for one load from each array.
 };
 
-cudaError_t launch_adamw_initialise(DType dtype, const AdamWPiece* pieces, const uint32_t* owners,
-                                    uint32_t tiles, cudaStream_t stream);
+cudaError_t launch_adamw_initialise(DType dtype, const AdamWDescriptor* descriptors,
+                                    const uint32_t* owners, uint32_t tiles, cudaStream_t stream);
 
-cudaError_t launch_adamw_step(DType dtype, const AdamWPiece* pieces, const uint32_t* owners,
-                              uint32_t tiles, const AdamWStep& step, cudaStream_t stream);
+cudaError_t launch_adamw_step(DType dtype, const AdamWDescriptor* descriptors,
+                              const uint32_t* owners, uint32_t tiles, const AdamWStep& step,
+                              cudaStream_t stream);
 
 }  // namespace awex::cuda

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/thread_pool.hpp"
@@ -46,6 +47,8 @@ class Engine {
   Engine& operator=(Engine&&) = delete;
   virtual ~Engine() = default;
 
+  /// What people know it by, for `status`: "built in". At most 31 bytes.
+  [[nodiscard]] virtual std::string name() const = 0;
   /// Its memory of a tag, the same for life; null where it holds none. Every engine has weights.
   [[nodiscard]] virtual Region* region(Tag tag) = 0;
   /// Where its memory of a tag lies; all its bytes are there while the region is resident. As a

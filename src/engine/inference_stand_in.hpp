@@ -13,6 +13,7 @@ class InferenceStandIn final : public Engine {
   /// Reserves addresses; takes no memory.
   explicit InferenceStandIn(const InferenceParts& parts);
 
+  [[nodiscard]] std::string name() const override { return "built in"; }
   [[nodiscard]] Region* region(Tag tag) override;
   [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override;
 

@@ -20,6 +20,7 @@ class TrainerStandIn final : public TrainerEngine {
   /// trained.
   explicit TrainerStandIn(const TrainerParts& parts);
 
+  [[nodiscard]] std::string name() const override { return "built in"; }
   [[nodiscard]] Region* region(Tag tag) override;
   [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override;
 

@@ -65,7 +65,7 @@ void RankLayoutBuilder::check_blocks(const TensorInfo& info, const Box& box,
   }
 }
 
-void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies, Splitter splitter) {
+void RankLayoutBuilder::add(uint32_t tensor, Box box, Part replicas, Splitter splitter) {
   const TensorInfo& info = this->info(tensor);
   Parameter& parameter = layout_.parameters.back();
   if (parameter.cols == 0) {
@@ -80,7 +80,7 @@ void RankLayoutBuilder::add(uint32_t tensor, Box box, Part copies, Splitter spli
   if (info.scaling) check_blocks(info, box, splitter);
   layout_.shards.push_back({.tensor = tensor,
                             .parameter = narrow<uint32_t>(layout_.parameters.size() - 1),
-                            .replica = replica_group_ * copies.count + copies.index,
+                            .replica = replica_group_ * replicas.count + replicas.index,
                             .box = box,
                             .offset_bytes = parameter.offset_bytes + parameter.bytes(),
                             .row_stride = parameter.cols});
@@ -116,12 +116,12 @@ void RankLayoutBuilder::split_cols(std::string name, uint32_t tensor, Part group
 }
 
 void RankLayoutBuilder::split_padded_rows(std::string name, uint32_t tensor, uint64_t padded_rows,
-                                          Part group, Part copies) {
+                                          Part group, Part replicas) {
   begin(std::move(name));
   const TensorInfo& info = this->info(tensor);
   const Range wanted = group.of(padded_rows);
   const Range held = intersect(wanted, {0, info.rows});
-  add(tensor, {held, {0, info.cols}}, copies);
+  add(tensor, {held, {0, info.cols}}, replicas);
   pad_rows(wanted.size() - held.size());
 }
 

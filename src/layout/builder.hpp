@@ -53,10 +53,10 @@ class RankLayoutBuilder {
   /// Begins the next matrix of a parameter that stacks several (experts): blocks of elements that
   /// share a scale do not reach from one into the next.
   void begin_matrix() { matrix_row_ = layout_.parameters.back().rows; }
-  /// Adds a box of a canonical tensor. `copies` tells how many ranks of the same group hold this
+  /// Adds a box of a canonical tensor. `replicas` tells how many ranks of the same group hold this
   /// block, and which of them this rank is. A request error names `splitter` when the box of a
   /// quantised tensor cuts blocks that share a scale.
-  void add(uint32_t tensor, Box box, Part copies, Splitter splitter = {});
+  void add(uint32_t tensor, Box box, Part replicas, Splitter splitter = {});
   /// Adds rows that hold no canonical element.
   void pad_rows(uint64_t rows);
 
@@ -67,10 +67,10 @@ class RankLayoutBuilder {
   void split_rows(std::string name, uint32_t tensor, Part group);
   /// Columns split over `group`.
   void split_cols(std::string name, uint32_t tensor, Part group);
-  /// Rows of a tensor padded to `padded_rows` (which must divide), split over `group`. `copies`
+  /// Rows of a tensor padded to `padded_rows` (which must divide), split over `group`. `replicas`
   /// as for add().
   void split_padded_rows(std::string name, uint32_t tensor, uint64_t padded_rows, Part group,
-                         Part copies = {});
+                         Part replicas = {});
 
   /// Adds this rank's part of the rows, or columns, of a whole tensor to the open parameter.
   void add_rows(uint32_t tensor, Part group);

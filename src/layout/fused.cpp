@@ -28,10 +28,10 @@ Range experts_of(uint64_t experts, uint32_t groups, uint32_t group) {
   return {begin(group), begin(group + 1)};
 }
 
-/// A rank's share of a tensor: part `part.index`, which `copies.count` ranks of an instance hold.
+/// A rank's share of a tensor: part `part.index`, which `replicas.count` ranks of an instance hold.
 struct Share {
   Part part;
-  Part copies;
+  Part replicas;
   Splitter by{"tp"};
 };
 
@@ -68,7 +68,7 @@ class RankWriter {
 
   /// The embedding is there again as the head: on the last of several stages, or wherever the
   /// engine has a head of its own.
-  [[nodiscard]] bool has_tied_copy() const {
+  [[nodiscard]] bool has_tied_replica() const {
     if (!config_.tied_embeddings || engine_.ends_everywhere) return false;
     return engine_.own_head || (engine_.stages.size() > 1 && *engine_.tied_head != '\0');
   }
@@ -81,8 +81,8 @@ class RankWriter {
   [[nodiscard]] Share share_of_end(const Ways& ways, bool is_everywhere) const {
     Share mine = share(ways);
     if (is_everywhere) {
-      mine.copies.index += stage_ * mine.copies.count;
-      mine.copies.count *= narrow<uint32_t>(engine_.stages.size());
+      mine.replicas.index += stage_ * mine.replicas.count;
+      mine.replicas.count *= narrow<uint32_t>(engine_.stages.size());
     }
     return mine;
   }
@@ -93,20 +93,20 @@ class RankWriter {
 
   void add_last_norm() {
     builder_.replicated("model.norm.weight", tensors_.final_norm,
-                        share_of_end({}, engine_.ends_everywhere).copies);
+                        share_of_end({}, engine_.ends_everywhere).replicas);
   }
 
   void add_embedding() {
     Share mine = share_of_end(engine_.embedding, engine_.ends_everywhere);
-    if (has_tied_copy()) mine.copies.count += share_of_head().copies.count;
+    if (has_tied_replica()) mine.replicas.count += share_of_head().replicas.count;
     add_vocabulary("model.embed_tokens.weight", tensors_.embedding, mine);
   }
 
   void add_head() {
     Share mine = share_of_head();
-    if (has_tied_copy()) {
+    if (has_tied_replica()) {
       const uint32_t before = stage_ranks() / engine_.embedding.count;
-      mine.copies = {mine.copies.count + before, mine.copies.index + before};
+      mine.replicas = {mine.replicas.count + before, mine.replicas.index + before};
       add_vocabulary(engine_.tied_head, tensors_.embedding, mine);
     } else if (tensors_.head) {
       add_vocabulary("lm_head.weight", *tensors_.head, mine);
@@ -117,7 +117,7 @@ class RankWriter {
     builder_.begin(name);
     const Range wanted = mine.part.of(padded_vocab(config_, engine_, mine.part.count));
     const Range held = intersect(wanted, {0, config_.vocab});
-    builder_.add(tensor, {held, {0, config_.hidden}}, mine.copies);
+    builder_.add(tensor, {held, {0, config_.hidden}}, mine.replicas);
     builder_.pad_rows(wanted.size() - held.size());
   }
 
@@ -155,8 +155,8 @@ class RankWriter {
     const uint32_t sharers =
         engine_.attention.count > kv_heads ? engine_.attention.count / kv_heads : 1;
     const Share heads{{queries.part.count / sharers, queries.part.index / sharers},
-                      {queries.copies.count * sharers,
-                       queries.copies.index * sharers + queries.part.index % sharers},
+                      {queries.replicas.count * sharers,
+                       queries.replicas.index * sharers + queries.part.index % sharers},
                       queries.by};
     builder_.begin(std::move(name));
     add_row_block(qkv.q, queries);
@@ -233,16 +233,16 @@ class RankWriter {
 
   void add_row_block(uint32_t tensor, Share mine) {
     const TensorInfo& info = builder_.info(tensor);
-    builder_.add(tensor, {mine.part.of(info.rows), {0, info.cols}}, mine.copies, mine.by);
+    builder_.add(tensor, {mine.part.of(info.rows), {0, info.cols}}, mine.replicas, mine.by);
   }
   void add_column_block(uint32_t tensor, Share mine) {
     const TensorInfo& info = builder_.info(tensor);
-    builder_.add(tensor, {{0, info.rows}, mine.part.of(info.cols)}, mine.copies, mine.by);
+    builder_.add(tensor, {{0, info.rows}, mine.part.of(info.cols)}, mine.replicas, mine.by);
   }
 
   /// Parameters that the engine names as the checkpoint does: whole, or split by attention heads.
   void add_whole(uint32_t tensor) {
-    builder_.replicated(builder_.info(tensor).name, tensor, share({}).copies);
+    builder_.replicated(builder_.info(tensor).name, tensor, share({}).replicas);
   }
   void add_rows(uint32_t tensor) {
     builder_.begin(builder_.info(tensor).name);

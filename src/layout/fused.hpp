@@ -10,7 +10,8 @@
 
 namespace awex {
 
-/// How many ranks hold one copy of a tensor together (1: each has a whole one), and what says so.
+/// How many ranks hold one replica of a tensor together (1: each has a whole one), and what says
+/// so.
 struct Ways {
   uint32_t count = 1;
   Splitter by{"tp"};
@@ -19,7 +20,7 @@ struct Ways {
 /// An inference engine that fuses projections (qkv_proj, gate_up_proj, stacked experts), as vLLM
 /// does and SGLang after it. Ranks of the role run tp fastest, then pipeline stages, then data
 /// parallel ranks, then instances. A stage has tp * dp ranks; counted dp-major, each run of
-/// `Ways::count` of them holds one copy of a tensor. So every count must divide tp * dp.
+/// `Ways::count` of them holds one replica of a tensor. So every count must divide tp * dp.
 struct FusedEngine {
   std::string spec;           ///< Layout::describe().
   uint32_t tp = 1;            ///< Tensor parallel ranks.
@@ -33,14 +34,14 @@ struct FusedEngine {
   Ways experts;         ///< One expert; tp * dp / count groups of ranks share out the experts.
   bool fuse_shared_experts = false;  ///< Every such group holds them as its last expert.
   const char* fused_qkv_a = "";      ///< MLA: how the engine names q_a and kv_a together.
-  const char* tied_head = "";        ///< What the last of several stages calls its own copy of a
+  const char* tied_head = "";        ///< What the last of several stages calls its own replica of a
                                      ///< tied embedding; empty where it has none.
   const char* moe_module = "mlp.";   ///< How it names what has the experts of a layer,
   const char* experts_module = "experts.";        ///< in it what has w13_weight and w2_weight,
   const char* shared_module = "shared_experts.";  ///< and the shared experts.
   bool ends_everywhere = false;  ///< Every stage has embedding, last norm and head (or tied head).
   bool pads_vocabulary_by_parts = false;  ///< Further, where a multiple of 64 does not divide.
-  bool own_head = false;             ///< A tied lm_head is a copy of its own on one stage, too.
+  bool own_head = false;             ///< A tied lm_head is a replica of its own on one stage, too.
   bool head_everywhere = false;      ///< Every stage has the lm_head, not the last alone.
   std::vector<std::string> notes{};  ///< Layout::notes().
 };

@@ -57,13 +57,13 @@ class RankWriter {
 
  private:
   void add_chunk(const PipelineChunk& chunk) {
-    // Copies of a tied embedding: the output layer has one of its own unless it can share.
+    // Replicas of a tied embedding: the output layer has one of its own unless it can share.
     const ModelTensors& tensors = trainer_.tensors;
     const bool tied = !tensors.head;
-    const bool has_copy = tied && !(chunk.embedding && chunk.head);
-    const uint32_t copies = has_copy ? 2 : 1;
+    const bool has_replica = tied && !(chunk.embedding && chunk.head);
+    const uint32_t replicas = has_replica ? 2 : 1;
     if (chunk.embedding) {
-      add_vocabulary("embedding.word_embeddings.weight", tensors.embedding, {copies, 0});
+      add_vocabulary("embedding.word_embeddings.weight", tensors.embedding, {replicas, 0});
     }
     for (uint64_t layer = chunk.layers.begin; layer < chunk.layers.end; ++layer) {
       add_layer(layer - chunk.layers.begin, tensors.layers[layer]);
@@ -72,16 +72,16 @@ class RankWriter {
       builder_.replicated(prefix_ + "decoder.final_layernorm.weight", tensors.final_norm,
                           place_.tp);
     }
-    if (chunk.head && (has_copy || !tied)) {
+    if (chunk.head && (has_replica || !tied)) {
       add_vocabulary("output_layer.weight", tensors.head.value_or(tensors.embedding),
-                     {copies, copies - 1});
+                     {replicas, replicas - 1});
     }
   }
 
-  void add_vocabulary(const char* name, uint32_t tensor, Part copies) {
+  void add_vocabulary(const char* name, uint32_t tensor, Part replicas) {
     builder_.split_padded_rows(prefix_ + name, tensor,
                                trainer_.options.padded_vocab(builder_.info(tensor).rows), place_.tp,
-                               copies);
+                               replicas);
   }
 
   void add_layer(uint64_t local, const LayerTensors& layer) {

@@ -25,7 +25,7 @@ namespace awex {
 ///
 /// Names are the engine's own: layers begin at 0 in every pipeline chunk. The first chunk of a rank
 /// has the names as they are, chunk N >= 1 (of virtual pipeline stages) has "chunkN." before them.
-/// With tied embeddings and several chunks, the last one holds a copy of the embedding as
+/// With tied embeddings and several chunks, the last one holds a replica of the embedding as
 /// output_layer.weight.
 ///
 /// Keeps a reference to the catalogue. Throws a request error that names option and value when the

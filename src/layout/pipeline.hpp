@@ -13,7 +13,7 @@ struct PipelineChunk {
   Range layers;             ///< Of the model; may be empty.
   bool embedding = false;   ///< The token embedding stands before the layers.
   bool final_norm = false;  ///< The norm after the model's last layer.
-  bool head = false;        ///< The output layer, or the embedding's copy when they are tied.
+  bool head = false;        ///< The output layer, or the embedding's replica when they are tied.
 };
 
 /// Chunks by stage, each stage's in the model's order.

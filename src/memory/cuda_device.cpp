@@ -28,7 +28,7 @@ class CudaQueue final : public CopyQueue {
                format_bytes(bytes), fmt::ptr(device));
   }
 
-  Mark mark() override {
+  QueueEvent record() override {
     if (spare_.empty()) spare_.emplace_back();
     spare_.back().record(stream_.get());
     pending_.push_back(std::move(spare_.back()));
@@ -36,16 +36,16 @@ class CudaQueue final : public CopyQueue {
     return done_ + pending_.size();
   }
 
-  void wait(Mark mark, const std::string& what, const Deadline& deadline,
+  void wait(QueueEvent event, const std::string& what, const Deadline& deadline,
             WaitMonitor& monitor) override {
-    if (mark <= done_) return;
-    if (mark > done_ + pending_.size()) {
-      throw runtime_error(fmt::format("cannot wait for {}: mark {} was never made", what, mark));
+    if (event <= done_) return;
+    if (event > done_ + pending_.size()) {
+      throw runtime_error(fmt::format("cannot wait for {}: event {} was never made", what, event));
     }
-    const auto event = pending_[mark - done_ - 1].get();
-    wait_until([&] { return is_done(cudaEventQuery(event), "cudaEventQuery", what); }, what,
+    const auto cuda_event = pending_[event - done_ - 1].get();
+    wait_until([&] { return is_done(cudaEventQuery(cuda_event), "cudaEventQuery", what); }, what,
                deadline, monitor);
-    for (; done_ < mark; ++done_) {
+    for (; done_ < event; ++done_) {
       spare_.push_back(std::move(pending_.front()));
       pending_.pop_front();
     }
@@ -53,8 +53,8 @@ class CudaQueue final : public CopyQueue {
 
  private:
   CudaStream stream_;
-  Mark done_ = 0;                  ///< Marks up to this one are known to be done.
-  std::deque<CudaEvent> pending_;  ///< Of the marks after it, oldest first.
+  QueueEvent done_ = 0;            ///< Events up to this one are known to be done.
+  std::deque<CudaEvent> pending_;  ///< Of those after it, oldest first.
   std::vector<CudaEvent> spare_;
 };
 

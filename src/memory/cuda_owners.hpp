@@ -63,7 +63,7 @@ class CudaEvent {
   [[nodiscard]] cudaEvent_t get() const { return event_; }
   /// Stands for what is queued on `stream` so far.
   void record(cudaStream_t stream) const {
-    AWEX_CHECK(cudaEventRecord(event_, stream), "mark a stream's work");
+    AWEX_CHECK(cudaEventRecord(event_, stream), "record an event on a stream");
   }
   /// Lets later work on `stream` wait for what was recorded last, if anything was.
   void hold_back(cudaStream_t stream) const {

@@ -138,8 +138,8 @@ class HostBlock {
   [[nodiscard]] virtual std::span<std::byte> bytes() const = 0;
 };
 
-/// A point in a queue's work, to wait for. Numbers grow by one with every mark of that queue.
-using Mark = uint64_t;
+/// A point in a queue's work, to wait for. Numbers grow by one with every event of that queue.
+using QueueEvent = uint64_t;
 
 /// Copies in order on one device (a CUDA stream). The host backend has done the work when a call
 /// returns. Callers keep memory alive and backed until they have waited for it.
@@ -155,15 +155,15 @@ class CopyQueue {
   /// Copies between any two addresses, host (in a HostBlock) or device, asynchronously on cuda.
   virtual void copy(std::byte* to, const std::byte* from, uint64_t bytes) = 0;
   virtual void fill_zero(std::byte* device, uint64_t bytes) = 0;
-  /// Marks the work queued so far.
-  virtual Mark mark() = 0;
-  /// Returns when the work before `mark` is done. Polls; throws Error(kDeadline) that says
+  /// An event behind the work queued so far.
+  virtual QueueEvent record() = 0;
+  /// Returns when the work before `event` is done. Polls; throws Error(kDeadline) that says
   /// "<what>" when the deadline passes, and whatever `monitor` throws.
-  virtual void wait(Mark mark, const std::string& what, const Deadline& deadline,
+  virtual void wait(QueueEvent event, const std::string& what, const Deadline& deadline,
                     WaitMonitor& monitor) = 0;
   /// Waits for all work queued so far.
   void finish(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) {
-    wait(mark(), what, deadline, monitor);
+    wait(record(), what, deadline, monitor);
   }
 };
 

@@ -27,16 +27,16 @@ class Workers {
  public:
   explicit Workers(size_t threads) : pool_(threads) {}
 
-  /// Calls work(begin, bytes) for pieces of [0, total) of one huge page's size.
+  /// Calls work(begin, bytes) for parts of [0, total), each of a huge page's size.
   template <class Work>
-  void for_pieces(uint64_t total, const Work& work) {
+  void for_huge_pages(uint64_t total, const Work& work) {
     if (total <= kHugePageBytes) {
       work(uint64_t{0}, total);
       return;
     }
     const std::lock_guard turn(mutex_);
-    pool_.for_each(ceil_div(total, kHugePageBytes), [&](size_t piece) {
-      const uint64_t begin = piece * kHugePageBytes;
+    pool_.for_each(ceil_div(total, kHugePageBytes), [&](size_t page) {
+      const uint64_t begin = page * kHugePageBytes;
       work(begin, std::min(kHugePageBytes, total - begin));
     });
   }
@@ -56,7 +56,7 @@ class HostMemoryBlock final : public HostBlock {
     // Only advice: a kernel without huge pages refuses it and copies a little slower.
     ::madvise(data_, bytes_, MADV_HUGEPAGE);
     nodes.prefer_for({data_, bytes_});
-    workers.for_pieces(bytes_, [this](uint64_t begin, uint64_t count) {
+    workers.for_huge_pages(bytes_, [this](uint64_t begin, uint64_t count) {
       for (uint64_t at = begin; at < begin + count; at += kSmallPageBytes) data_[at] = {};
     });
   }
@@ -79,27 +79,27 @@ class HostQueue final : public CopyQueue {
   explicit HostQueue(Workers& workers) : workers_(workers) {}
 
   void copy(std::byte* to, const std::byte* from, uint64_t bytes) override {
-    workers_.for_pieces(bytes, [&](uint64_t begin, uint64_t count) {
+    workers_.for_huge_pages(bytes, [&](uint64_t begin, uint64_t count) {
       std::memcpy(to + begin, from + begin, count);
     });
   }
 
   void fill_zero(std::byte* device, uint64_t bytes) override {
-    workers_.for_pieces(
+    workers_.for_huge_pages(
         bytes, [&](uint64_t begin, uint64_t count) { std::memset(device + begin, 0, count); });
   }
 
-  Mark mark() override { return ++marks_; }
+  QueueEvent record() override { return ++events_; }
 
   /// The work is done already; the job's other ranks may still have something to say.
-  void wait(Mark /*mark*/, const std::string& /*what*/, const Deadline& /*deadline*/,
+  void wait(QueueEvent /*event*/, const std::string& /*what*/, const Deadline& /*deadline*/,
             WaitMonitor& monitor) override {
     monitor.poll();
   }
 
  private:
   Workers& workers_;
-  Mark marks_ = 0;
+  QueueEvent events_ = 0;
 };
 
 /// The 16 bytes of the kernel's boot id, which all processes of a node share and no two nodes do.

@@ -23,7 +23,7 @@ RegionChange about_tag(Tag tag, const Move& move) {
 /// A chunk on its way to host memory.
 struct InFlight {
   uint64_t chunk;
-  Mark mark;
+  QueueEvent event;
 };
 
 }  // namespace
@@ -117,7 +117,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     // offload, when another process is likely to use the device (to transfer weights, say).
     const auto settle = [&](const InFlight& copy, bool is_last) {
       if (leaving && is_last) leaving(copy.chunk);  // no later copy is left to hide it behind
-      queue.wait(copy.mark, describe_move("offload", copy.chunk), deadline, monitor);
+      queue.wait(copy.event, describe_move("offload", copy.chunk), deadline, monitor);
       if (leaving && !is_last) leaving(copy.chunk);
       chunks_[copy.chunk].bytes_in_host = true;
       release_chunks(copy.chunk, 1);
@@ -137,7 +137,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
       const auto host = chunks_[chunk].host->bytes();
       queue.copy(host.data(), chunk_data(chunk), host.size());
       change.moved_bytes += host.size();
-      const auto before = std::exchange(behind, InFlight{chunk, queue.mark()});
+      const auto before = std::exchange(behind, InFlight{chunk, queue.record()});
       if (before) settle(*before, /*is_last=*/false);
     }
     if (behind) settle(*behind, /*is_last=*/true);
@@ -164,10 +164,10 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
       const auto host = backup(chunk);
       queue.copy(chunk_data(chunk), host.data(), host.size());
       change.moved_bytes += host.size();
-      coming.push_back({chunk, queue.mark()});
+      coming.push_back({chunk, queue.record()});
     }
     for (const auto& copy : coming) {
-      queue.wait(copy.mark, describe_move("resume", copy.chunk), deadline, monitor);
+      queue.wait(copy.event, describe_move("resume", copy.chunk), deadline, monitor);
       if (arrived) arrived(copy.chunk);
     }
     for (auto& chunk : chunks_) chunk.bytes_in_host = false;

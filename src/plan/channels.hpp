@@ -14,7 +14,7 @@
 namespace awex {
 
 /// The most channels of a rank in each direction. All ranks have as many as the smallest of their
-/// GPUs runs at once, but no fewer than kStreamsAtOnce.
+/// GPUs runs at once, but no fewer than kPackedStreamsAtOnce.
 inline constexpr uint32_t kMostChannels = 64;
 inline constexpr uint32_t kChannelSlots = 2;
 inline constexpr uint32_t kPacketBytes = 256U << 10;
@@ -23,12 +23,12 @@ inline constexpr uint32_t kPacketBytes = 256U << 10;
 inline constexpr uint64_t kSlotsBytes = uint64_t{kMostChannels} * kChannelSlots * kPacketBytes;
 /// Packed streams, one for each peer, that share a rank's channels at a time: all of a machine with
 /// eight GPUs or fewer.
-inline constexpr uint32_t kStreamsAtOnce = 8;
+inline constexpr uint32_t kPackedStreamsAtOnce = 8;
 /// Copies begin in a packed stream at multiples of this many bytes, and packets do too, so that no
 /// unit of a copy lies in two packets.
-inline constexpr uint64_t kStreamAlignment = 32;
-static_assert(kPacketBytes % kStreamAlignment == 0);
-static_assert(kStreamsAtOnce <= kMostChannels);
+inline constexpr uint64_t kPackedStreamAlignment = 32;
+static_assert(kPacketBytes % kPackedStreamAlignment == 0);
+static_assert(kPackedStreamsAtOnce <= kMostChannels);
 
 /// Which packets of which packed stream a channel carries: `first_packet` and every
 /// `packet_step`-th from there on, each in the slot after the last one's.
@@ -38,16 +38,17 @@ struct ChannelShare {
   uint32_t packet_step = 0;
 };
 
-/// A rank goes through its packed streams in groups of kStreamsAtOnce.
-[[nodiscard]] constexpr uint32_t stream_groups(uint32_t streams) {
-  return (streams + kStreamsAtOnce - 1) / kStreamsAtOnce;
+/// A rank goes through its packed streams in groups of kPackedStreamsAtOnce.
+[[nodiscard]] constexpr uint32_t packed_stream_groups(uint32_t streams) {
+  return (streams + kPackedStreamsAtOnce - 1) / kPackedStreamsAtOnce;
 }
 
 /// The share of channel `channel` of `channels` in a group of a rank's packed streams.
 [[nodiscard]] constexpr ChannelShare channel_share(uint32_t group, uint32_t streams,
                                                    uint32_t channel, uint32_t channels) {
-  const uint32_t first = group * kStreamsAtOnce;
-  const uint32_t sharing = streams - first < kStreamsAtOnce ? streams - first : kStreamsAtOnce;
+  const uint32_t first = group * kPackedStreamsAtOnce;
+  const uint32_t sharing =
+      streams - first < kPackedStreamsAtOnce ? streams - first : kPackedStreamsAtOnce;
   const uint32_t which = channel % sharing;
   return {first + which, channel / sharing, (channels - which + sharing - 1) / sharing};
 }

@@ -15,7 +15,7 @@ PackedStream stream_of(uint32_t peer, const ExchangedCopies::ByPeer& copies) {
   if (found == copies.end()) return stream;
   for (const auto& copy : found->second) {
     for (const auto& part : split(copy, kMostCopyBytes)) {
-      stream.copies.push_back({part, round_up(stream.bytes(), kStreamAlignment)});
+      stream.copies.push_back({part, round_up(stream.bytes(), kPackedStreamAlignment)});
     }
   }
   return stream;

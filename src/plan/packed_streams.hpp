@@ -9,7 +9,7 @@ namespace awex {
 
 /// A copy of 1 GiB at most, or a part of one, and where its first byte lies in its packed stream;
 /// its rows follow one another.
-struct StreamedCopy {
+struct PackedCopy {
   MergedCopy copy;
   uint64_t begin = 0;
 
@@ -19,7 +19,7 @@ struct StreamedCopy {
 /// All that goes from one rank to another.
 struct PackedStream {
   uint32_t peer = 0;  ///< The other end's inference role rank.
-  std::vector<StreamedCopy> copies;
+  std::vector<PackedCopy> copies;
 
   [[nodiscard]] uint64_t bytes() const { return copies.empty() ? 0 : copies.back().end(); }
 };

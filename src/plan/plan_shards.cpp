@@ -29,16 +29,16 @@ RoleShards::RoleShards(const Catalogue& catalogue, const Layout& layout) {
   sort_by_tensor(catalogue.tensors().size(), {groups.begin(), groups.end()});
 }
 
-std::vector<uint64_t> RoleShards::copies_of_tensors(const Catalogue& catalogue) const {
-  std::vector<uint64_t> copies;
+std::vector<uint64_t> RoleShards::replicas_of_tensors(const Catalogue& catalogue) const {
+  std::vector<uint64_t> replicas;
   for (uint32_t tensor = 0; tensor < catalogue.tensors().size(); ++tensor) {
     uint64_t held = 0;
     for (const auto& shard : of(tensor)) {
       held += shard.box.elements() * ranks_of(shard.group).size();
     }
-    copies.push_back(held / catalogue.tensors()[tensor].elements());
+    replicas.push_back(held / catalogue.tensors()[tensor].elements());
   }
-  return copies;
+  return replicas;
 }
 
 void RoleShards::sort_by_tensor(size_t tensors, const std::vector<std::span<const Shard>>& groups) {

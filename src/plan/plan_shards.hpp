@@ -37,7 +37,7 @@ class RoleShards {
     return std::span(shards_).subspan(first_[tensor], first_[tensor + 1] - first_[tensor]);
   }
   /// For each tensor the number of replicas that the ranks hold together.
-  [[nodiscard]] std::vector<uint64_t> copies_of_tensors(const Catalogue& catalogue) const;
+  [[nodiscard]] std::vector<uint64_t> replicas_of_tensors(const Catalogue& catalogue) const;
 
  private:
   void sort_by_tensor(size_t tensors, const std::vector<std::span<const Shard>>& groups);

@@ -64,7 +64,7 @@ TEST_CASE("a model is laid out for both roles, and two layouts have two fingerpr
   CHECK(one.inference->describe() == "sglang:tp=1");
   CHECK(one.fingerprint != other.fingerprint);
   CHECK(one.fingerprint == model_of("megatron:tp=2", "sglang:tp=1").fingerprint);
-  for (const uint64_t copies : one.inference_copies) CHECK(copies == 2);
+  for (const uint64_t count : one.inference_replicas) CHECK(count == 2);
   CHECK_THROWS_WITH_AS(model_of("megatorn:tp=2", "sglang:tp=1"),
                        "\"megatorn\" is no trainer engine", Error);
 }
@@ -183,6 +183,26 @@ TEST_CASE("ranks that stopped between two moves come to one content") {
   CHECK((state_of({first, poisoned}) == std::pair(State::kPoisoned, std::optional<uint64_t>())));
   second.commit(2);
   CHECK((state_of({second, first}) == std::pair(State::kPoisoned, std::optional<uint64_t>(1))));
+}
+
+TEST_CASE("a transfer that failed before its first byte leaves what was there") {
+  Content content;
+  content.poison();
+  content.roll_back();
+  CHECK((content.state() == ContentState::kEmpty));
+  content.poison();
+  content.commit(1);
+  content.roll_back();
+  CHECK((content.state() == ContentState::kCommitted));
+  content.poison();
+  content.roll_back();
+  CHECK((content.state() == ContentState::kCommitted));
+  CHECK(content.committed() == 1U);
+  // Another one has written before.
+  content.poison();
+  content.poison();
+  content.roll_back();
+  CHECK((content.state() == ContentState::kPoisoned));
 }
 
 TEST_CASE("of the moves between contents exactly these are legal") {

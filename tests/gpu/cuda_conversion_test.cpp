@@ -20,7 +20,7 @@ namespace {
 constexpr uint64_t kSourceBytes = 8 << 20;
 constexpr uint64_t kScales = 1 << 20;
 constexpr uint64_t kTargetBytes = 64 << 20;
-constexpr uint32_t kSlots = 5;
+constexpr uint32_t kSums = 5;
 constexpr std::byte kPoison{0xee};
 
 struct HostBench {
@@ -100,8 +100,8 @@ class RandomBoxes {
       view.canonical_cols = box.canonical_cols;
       view.key = box.to * 77 + 5;
       view.element_size = static_cast<uint32_t>(box.from_size());
-      view.slot = static_cast<uint32_t>(views.size() % kSlots);
-      // Now and then one that keeps its dtype, so that both kinds share slots.
+      view.sum = static_cast<uint32_t>(views.size() % kSums);
+      // Now and then one that keeps its dtype, so that both kinds share sums.
       if (views.size() % 7 != 0) view.conversion = box.with_scales(scales);
       views.push_back(view);
     }
@@ -256,9 +256,9 @@ TEST_CASE("digests of converted views are the host's") {
       CAPTURE(tame);
       const RandomBoxes boxes(seed, 80, true);
       const auto wanted =
-          host.kernels->prepare_digests(boxes.views(from.data(), scales.data()), kSlots);
+          host.kernels->prepare_digests(boxes.views(from.data(), scales.data()), kSums);
       const auto batch =
-          gpu.kernels->prepare_digests(boxes.views(gpu_from.data(), gpu_scales.data()), kSlots);
+          gpu.kernels->prepare_digests(boxes.views(gpu_from.data(), gpu_scales.data()), kSums);
       wanted->run();
       for (int run = 0; run < 2; ++run) {
         batch->run();

@@ -206,31 +206,31 @@ TEST_CASE("a region's bytes survive offload and resume, and its memory is given 
   }
 }
 
-TEST_CASE("marks end in order and a wait past its deadline names what it waited for") {
+TEST_CASE("events end in order and a wait past its deadline names what it waited for") {
   DeviceBench bench;
   const uint64_t bytes = 256 * kMiB;
   const auto range = bench.device->reserve("weights", bytes);
   take_all(*range);
   const auto block = bench.device->allocate_host(bytes);
   const auto copy = [&] { bench.queue->copy(block->bytes().data(), range->data(), bytes); };
-  std::vector<Mark> marks;
+  std::vector<QueueEvent> events;
   for (int i = 0; i < 5; ++i) {
     copy();
-    marks.push_back(bench.queue->mark());
+    events.push_back(bench.queue->record());
   }
-  for (size_t i = 1; i < marks.size(); ++i) CHECK(marks[i] == marks[i - 1] + 1);
+  for (size_t i = 1; i < events.size(); ++i) CHECK(events[i] == events[i - 1] + 1);
   std::string message;
   try {
-    bench.queue->wait(marks.back(), "offloading weights", Deadline(Seconds(1e-6)), bench.monitor);
+    bench.queue->wait(events.back(), "offloading weights", Deadline(Seconds(1e-6)), bench.monitor);
   } catch (const Error& error) {
     CHECK(error.code() == ExitCode::kDeadline);
     message = error.what();
   }
   CHECK(message.find("offloading weights") != std::string::npos);
-  bench.queue->wait(marks[2], "copies", Deadline(Seconds(60)), bench.monitor);
-  bench.queue->wait(marks[0], "copies", Deadline(Seconds(60)), bench.monitor);
+  bench.queue->wait(events[2], "copies", Deadline(Seconds(60)), bench.monitor);
+  bench.queue->wait(events[0], "copies", Deadline(Seconds(60)), bench.monitor);
   CHECK_THROWS_AS(
-      bench.queue->wait(marks.back() + 1, "copies", Deadline(Seconds(60)), bench.monitor), Error);
+      bench.queue->wait(events.back() + 1, "copies", Deadline(Seconds(60)), bench.monitor), Error);
   bench.finish();
 }
 

@@ -169,7 +169,7 @@ uint64_t digest_by_rows(const DigestView& view, const std::byte* base,
 }
 
 /// A view of random shape: whole or ragged groups, packed or not, well aligned or just enough.
-DigestView random_view(std::mt19937& random, const std::byte* memory, uint32_t slots) {
+DigestView random_view(std::mt19937& random, const std::byte* memory, uint32_t sum_count) {
   const bool ragged = random() % 2 == 0;
   const uint64_t step = ragged ? 1 : 8;
   const bool packed = random() % 3 == 0;
@@ -181,7 +181,7 @@ DigestView random_view(std::mt19937& random, const std::byte* memory, uint32_t s
   view.canonical_cols = view.cols + (packed ? 0 : random() % 9 * step);
   view.first_index = random() % 1000 * step + (uint64_t{random()} << 3 << (random() % 20));
   view.key = mix64(random());
-  view.slot = static_cast<uint32_t>(random() % slots);
+  view.sum = static_cast<uint32_t>(random() % sum_count);
   view.data = memory + random() % 100 * step * view.element_size;
   return view;
 }
@@ -193,16 +193,16 @@ TEST_CASE("digests of views of any shape are the sums of the formula") {
   std::mt19937 random(11);
   const auto memory = named_bytes(4 << 20);
   const GpuBuffer buffer(*bench.device, memory);
-  constexpr uint32_t kSlots = 17;
+  constexpr uint32_t kSums = 17;
   for (int trial = 0; trial < 12; ++trial) {
     CAPTURE(trial);
     std::vector<DigestView> views;
-    std::vector<uint64_t> expected(kSlots, 0);
+    std::vector<uint64_t> expected(kSums, 0);
     for (int i = 0; i < 80; ++i) {
-      views.push_back(random_view(random, buffer.data(), kSlots));
-      expected[views.back().slot] += digest_by_rows(views.back(), buffer.data(), memory);
+      views.push_back(random_view(random, buffer.data(), kSums));
+      expected[views.back().sum] += digest_by_rows(views.back(), buffer.data(), memory);
     }
-    const auto batch = bench.kernels->prepare_digests(views, kSlots);
+    const auto batch = bench.kernels->prepare_digests(views, kSums);
     for (int run = 0; run < 2; ++run) {
       batch->run();
       bench.wait();
@@ -217,15 +217,15 @@ TEST_CASE("parts add up to what the whole has, in any order, as often as they ar
   std::mt19937 random(12);
   const auto memory = named_bytes(4 << 20);
   const GpuBuffer buffer(*bench.device, memory);
-  constexpr uint32_t kSlots = 5;
+  constexpr uint32_t kSums = 5;
   std::vector<std::vector<DigestView>> parts(4);  // the last one stays empty
-  std::vector<uint64_t> expected(kSlots, 0);
+  std::vector<uint64_t> expected(kSums, 0);
   for (int i = 0; i < 60; ++i) {
-    const auto view = random_view(random, buffer.data(), kSlots);
+    const auto view = random_view(random, buffer.data(), kSums);
     parts[random() % 3].push_back(view);
-    expected[view.slot] += digest_by_rows(view, buffer.data(), memory);
+    expected[view.sum] += digest_by_rows(view, buffer.data(), memory);
   }
-  const auto batch = bench.kernels->prepare_digest_parts(parts, kSlots);
+  const auto batch = bench.kernels->prepare_digest_parts(parts, kSums);
   for (const auto& order : {std::vector<size_t>{0, 1, 2, 3}, {3, 1, 0, 2}}) {
     batch->begin();
     for (const size_t part : order) batch->add(part);

@@ -111,8 +111,8 @@ void check_exchange(GpuBench& bench, Exchange& exchange, uint32_t me) {
       unpacks.push_back(whole(exchange.inbox(turn) + m.offset,
                               incoming.data() + slot(ranks, turn, m.peer), m.bytes));
     }
-    ready.push_back({bench.kernels->prepare_copies_on(Lane::kSend, packs),
-                     bench.kernels->prepare_copies_on(Lane::kReceive, unpacks)});
+    ready.push_back({bench.kernels->prepare_copies_on(Stream::kSend, packs),
+                     bench.kernels->prepare_copies_on(Stream::kReceive, unpacks)});
   }
   for (uint64_t pass = 0; pass < 4; ++pass) {
     CAPTURE(pass);

@@ -30,8 +30,8 @@ void check_case(GpuBench& bench, const ProvenCase& c, const cuda::LaunchShape& s
   std::vector<std::byte> expected(c.to_bytes(), kPoison);
   GpuBuffer to(*bench.device, expected);
   const auto batch = make_cuda_proven_copies(
-      c.copies(from.data(), to.data()), c.views(from.data(), to.data()), ProvenCase::kSlots,
-      static_cast<cudaStream_t>(bench.kernels->stream(Lane::kMain)), shape);
+      c.copies(from.data(), to.data()), c.views(from.data(), to.data()), ProvenCase::kSums,
+      static_cast<cudaStream_t>(bench.kernels->stream(Stream::kMain)), shape);
   for (uint64_t run = 0; run < 3; ++run) {
     CAPTURE(run);
     const auto source = named_bytes(c.from_bytes(), run * 1'000'003);

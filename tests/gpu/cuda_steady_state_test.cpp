@@ -85,7 +85,7 @@ TEST_CASE("the counters see what our code calls") {
   {
     const GpuBench bench;
     const auto queue = bench.device->make_queue();
-    (void)queue->mark();
+    (void)queue->record();
     const auto block = bench.device->allocate_host(kMiB);
     const auto range = bench.device->reserve("a test", kMiB);
     range->take_chunks(0, 1);

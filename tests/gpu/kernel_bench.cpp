@@ -64,7 +64,7 @@ class Block {
 /// Seconds of the fastest of several runs, by the device's own clock.
 template <class Work>
 double best_seconds(GpuBench& bench, const Work& work) {
-  const auto stream = static_cast<cudaStream_t>(bench.kernels->stream(Lane::kMain));
+  const auto stream = static_cast<cudaStream_t>(bench.kernels->stream(Stream::kMain));
   cudaEvent_t start = nullptr;
   cudaEvent_t end = nullptr;
   AWEX_CHECK(cudaEventCreate(&start), "make an event");
@@ -173,9 +173,9 @@ template <class Print>
 void measure_proven(GpuBench& bench, const std::vector<StridedCopy>& copies,
                     const std::vector<DigestView>& views, const std::string& what,
                     const Print& print) {
-  const auto slots = static_cast<uint32_t>(views.size());
-  const auto separate = bench.kernels->prepare_digests(views, slots);
-  const auto batch = bench.kernels->prepare_proven_copies(copies, views, slots);
+  const auto sum_count = static_cast<uint32_t>(views.size());
+  const auto separate = bench.kernels->prepare_digests(views, sum_count);
+  const auto batch = bench.kernels->prepare_proven_copies(copies, views, sum_count);
   const double seconds = best_seconds(bench, [&](cudaStream_t /*stream*/) { batch->run(); });
   if (sums_of(bench, *batch) != sums_of(bench, *separate)) {
     throw runtime_error(fmt::format("{}: the digests differ from separate ones", what));
@@ -222,7 +222,7 @@ void measure(GpuBench& bench, const std::string& name, const std::vector<Tensor>
     measure_proven(bench, *copies, views, fmt::format("copy + digest of target{}", shape), print);
     const auto sources = views_of(*copies, true);
     views.insert(views.end(), sources.begin(), sources.end());
-    for (size_t i = 0; i < views.size(); ++i) views[i].slot = static_cast<uint32_t>(i);
+    for (size_t i = 0; i < views.size(); ++i) views[i].sum = static_cast<uint32_t>(i);
     measure_proven(bench, *copies, views, fmt::format("copy + digests of both sides{}", shape),
                    print);
   }

@@ -467,11 +467,11 @@ TEST_CASE("a queue copies exactly the bytes it is told to, with any number of th
   }
 }
 
-TEST_CASE("marks grow by one, and a wait asks the monitor") {
+TEST_CASE("events grow by one, and a wait asks the monitor") {
   const auto device = make_host_device(0, 1);
   const auto queue = device->make_queue();
-  const Mark first = queue->mark();
-  CHECK(queue->mark() == first + 1);
+  const QueueEvent first = queue->record();
+  CHECK(queue->record() == first + 1);
   CountingMonitor monitor;
   queue->wait(first, "a copy", Deadline(Seconds(60)), monitor);
   queue->finish("all copies", Deadline(Seconds(60)), monitor);

@@ -109,18 +109,18 @@ class FakeQueue final : public CopyQueue {
     pending_.push_back({to, from, bytes, 0});
   }
   void fill_zero(std::byte* /*device*/, uint64_t /*bytes*/) override { FAIL("not asked for"); }
-  Mark mark() override {
-    ++marks_;
+  QueueEvent record() override {
+    ++events_;
     for (auto& copy : pending_) {
-      if (copy.mark == 0) copy.mark = marks_;
+      if (copy.event == 0) copy.event = events_;
     }
-    return marks_;
+    return events_;
   }
-  void wait(Mark mark, const std::string& /*what*/, const Deadline& /*deadline*/,
+  void wait(QueueEvent event, const std::string& /*what*/, const Deadline& /*deadline*/,
             WaitMonitor& monitor) override {
-    script_.call("wait", mark);
+    script_.call("wait", event);
     monitor.poll();
-    while (!pending_.empty() && pending_.front().mark <= mark) {
+    while (!pending_.empty() && pending_.front().event <= event) {
       const auto& copy = pending_.front();
       std::copy_n(copy.from, copy.bytes, copy.to);
       pending_.pop_front();
@@ -132,12 +132,12 @@ class FakeQueue final : public CopyQueue {
     std::byte* to;
     const std::byte* from;
     uint64_t bytes;
-    Mark mark;
+    QueueEvent event;
   };
 
   Script& script_;
   std::deque<Copy> pending_;
-  Mark marks_ = 0;
+  QueueEvent events_ = 0;
 };
 
 class FakeDevice final : public Device {

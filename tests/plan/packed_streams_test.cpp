@@ -34,12 +34,12 @@ void check_packets(const PackedStream& stream) {
 void check_stream(const PackedStream& stream, const std::vector<MergedCopy>& wanted) {
   uint64_t bytes = 0;
   uint64_t end = 0;
-  for (const auto& streamed : stream.copies) {
-    CHECK(streamed.begin % kStreamAlignment == 0);
-    CHECK(streamed.begin >= end);
-    CHECK(streamed.begin < end + kStreamAlignment);
-    end = streamed.end();
-    bytes += streamed.copy.bytes();
+  for (const auto& packed : stream.copies) {
+    CHECK(packed.begin % kPackedStreamAlignment == 0);
+    CHECK(packed.begin >= end);
+    CHECK(packed.begin < end + kPackedStreamAlignment);
+    end = packed.end();
+    bytes += packed.copy.bytes();
   }
   uint64_t wanted_bytes = 0;
   for (const auto& copy : wanted) wanted_bytes += copy.bytes();
@@ -49,7 +49,7 @@ void check_stream(const PackedStream& stream, const std::vector<MergedCopy>& wan
 
 bool are_same(const PackedStream& a, const PackedStream& b) {
   return std::equal(a.copies.begin(), a.copies.end(), b.copies.begin(), b.copies.end(),
-                    [](const StreamedCopy& x, const StreamedCopy& y) {
+                    [](const PackedCopy& x, const PackedCopy& y) {
                       return x.begin == y.begin && x.copy.source_offset == y.copy.source_offset &&
                              x.copy.target_offset == y.copy.target_offset &&
                              x.copy.bytes() == y.copy.bytes();
@@ -103,7 +103,7 @@ class Channel {
   [[nodiscard]] std::vector<Piece> work_of(uint32_t rank, bool sends) const {
     const auto ranks = static_cast<uint32_t>(packets_.size());
     std::vector<Piece> work;
-    for (uint32_t group = 0; group < stream_groups(ranks - 1); ++group) {
+    for (uint32_t group = 0; group < packed_stream_groups(ranks - 1); ++group) {
       const auto share = channel_share(group, ranks - 1, number_, channels_);
       const uint32_t distance = share.stream + 1;
       const uint32_t peer = (rank + (sends ? distance : ranks - distance)) % ranks;
@@ -196,7 +196,7 @@ TEST_CASE("copies too large for 32-bit counts of bytes are cut") {
   const auto& copies = streams.front().copies;
   REQUIRE(copies.size() == 12 + 3);
   CHECK(std::all_of(copies.begin(), copies.end(),
-                    [](const StreamedCopy& part) { return part.copy.bytes() <= kGiB; }));
+                    [](const PackedCopy& part) { return part.copy.bytes() <= kGiB; }));
   CHECK(copies[11].copy.row_bytes == 10);
   CHECK(copies[11].copy.source_offset == 7 + kRow + 1 + 5 * kGiB);
   CHECK(copies[11].copy.target_offset == 9 + kRow + 2 + 5 * kGiB);
@@ -207,12 +207,12 @@ TEST_CASE("copies too large for 32-bit counts of bytes are cut") {
 
 TEST_CASE("every packet of every stream is one channel's") {
   constexpr uint32_t kPackets = 1000;
-  for (const uint32_t channels : {kStreamsAtOnce, 39U, 54U, kMostChannels}) {
+  for (const uint32_t channels : {kPackedStreamsAtOnce, 39U, 54U, kMostChannels}) {
     for (const uint32_t streams : {1U, 2U, 7U, 8U, 9U, 15U, 100U}) {
       CAPTURE(channels);
       CAPTURE(streams);
       std::vector<std::vector<uint32_t>> carried(streams, std::vector<uint32_t>(kPackets));
-      for (uint32_t group = 0; group < stream_groups(streams); ++group) {
+      for (uint32_t group = 0; group < packed_stream_groups(streams); ++group) {
         for (uint32_t channel = 0; channel < channels; ++channel) {
           const auto share = channel_share(group, streams, channel, channels);
           for (uint32_t p = share.first_packet; p < kPackets; p += share.packet_step) {
@@ -236,7 +236,7 @@ TEST_CASE("channels overwrite nothing and wait in no circle, in clusters of ever
         count = random() % 3 == 0 ? 0 : static_cast<uint32_t>(random() % 200);
       }
     }
-    for (const uint32_t channels : {kStreamsAtOnce, 39U, kMostChannels}) {
+    for (const uint32_t channels : {kPackedStreamsAtOnce, 39U, kMostChannels}) {
       for (const uint32_t number : {0U, 1U, 7U, channels - 1}) {
         CAPTURE(ranks);
         CAPTURE(channels);

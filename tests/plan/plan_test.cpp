@@ -726,28 +726,28 @@ TEST_CASE("trainers that do not hold the whole model are refused, and the tensor
   }
 }
 
-TEST_CASE("copies of tensors are counted over the role") {
+TEST_CASE("replicas of tensors are counted over the role") {
   const World world =
       plain_world({"megatron", 2}, {"sglang", 8},
                   {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6, 7}, {0, 0, 0, 0, 0, 0, 0, 0}});
-  const auto check_copies = [&](const std::vector<RankLayout>& ranks,
-                                const std::vector<std::vector<Identity>>& regions) {
+  const auto check_replicas = [&](const std::vector<RankLayout>& ranks,
+                                  const std::vector<std::vector<Identity>>& regions) {
     std::vector<uint64_t> elements(world.catalogue.tensors().size(), 0);
     for (const auto& region : regions) {
       for (const Identity id : region) {
         if (id != kPadding && id != kRest) ++elements.at(tensor_of(id));
       }
     }
-    const auto copies =
-        RoleShards(world.catalogue, GivenLayout(ranks)).copies_of_tensors(world.catalogue);
-    REQUIRE(copies.size() == elements.size());
-    for (size_t tensor = 0; tensor < copies.size(); ++tensor) {
+    const auto replicas =
+        RoleShards(world.catalogue, GivenLayout(ranks)).replicas_of_tensors(world.catalogue);
+    REQUIRE(replicas.size() == elements.size());
+    for (size_t tensor = 0; tensor < replicas.size(); ++tensor) {
       CAPTURE(world.catalogue.tensors()[tensor].name);
-      CHECK(copies[tensor] * world.catalogue.tensors()[tensor].elements() == elements[tensor]);
+      CHECK(replicas[tensor] * world.catalogue.tensors()[tensor].elements() == elements[tensor]);
     }
   };
-  check_copies(world.trainers, world.trainer_regions);
-  check_copies(world.inference, world.inference_regions);
+  check_replicas(world.trainers, world.trainer_regions);
+  check_replicas(world.inference, world.inference_regions);
 }
 
 }  // namespace awex::test

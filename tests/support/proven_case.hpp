@@ -18,7 +18,7 @@ namespace awex::test {
 /// whole matrices, of boxes in them, and of what is copied.
 class ProvenCase {
  public:
-  static constexpr uint32_t kSlots = 23;
+  static constexpr uint32_t kSums = 23;
 
   /// Matrices have up to `most_bytes` bytes, but for gaps.
   ProvenCase(uint32_t seed, int matrices, uint64_t most_bytes) : random_(seed) {
@@ -58,10 +58,10 @@ class ProvenCase {
     }
   }
 
-  /// Sums by slot, element by element, of the two buffers as they are.
+  /// All sums, element by element, of the two buffers as they are.
   [[nodiscard]] std::vector<uint64_t> sums(const std::vector<std::byte>& from,
                                            const std::vector<std::byte>& to) const {
-    std::vector<uint64_t> sums(kSlots, 0);
+    std::vector<uint64_t> sums(kSums, 0);
     for (const auto& [view, offset, is_of_source] : views_) {
       const std::byte* data = (is_of_source ? from : to).data() + offset;
       for (uint64_t row = 0; row < view.rows; ++row) {
@@ -72,7 +72,7 @@ class ProvenCase {
             bits |= std::to_integer<uint64_t>(data[at]) << (8 * byte);
           }
           const uint64_t index = view.first_index + row * view.canonical_cols + col;
-          sums[view.slot] += digest_term(view.key, index, bits);
+          sums[view.sum] += digest_term(view.key, index, bits);
         }
       }
     }
@@ -148,7 +148,7 @@ class ProvenCase {
     view.canonical_cols = cols + (one_in(2) ? 0 : any_below(9) * step);
     view.key = mix64(random_());
     view.element_size = size;
-    view.slot = static_cast<uint32_t>(any_below(kSlots));
+    view.sum = static_cast<uint32_t>(any_below(kSums));
     views_.push_back({view, offset, is_of_source});
   }
 

@@ -247,8 +247,8 @@ class RemoteCaseRun {
     kernels_.join();
   }
 
-  /// What is sent is there only when the main lane's work before is done, and what came is read by
-  /// its work behind.
+  /// What is sent is there only when the main stream's work before is done, and what came is read
+  /// by its work behind.
   void check_version(uint64_t version) {
     expected_ = case_.target(me_, version, kUnset);
     memory_.next_from.write(0, case_.source(me_, version));

@@ -26,44 +26,48 @@ template <class View>
   return view;
 }
 
-/// Numbers the tiles, of `tile_units` units, of all pieces (which have a UnitGrid `grid`) and tells
-/// each tile's piece.
-template <class Piece>
-[[nodiscard]] std::vector<uint32_t> lay_tiles(std::span<Piece> pieces, uint32_t tile_units) {
+/// Numbers the tiles, of `tile_units` units, of all items, whose descriptors have a UnitGrid
+/// `grid`, and tells each tile's item.
+template <class Descriptor>
+[[nodiscard]] std::vector<uint32_t> lay_tiles(std::span<Descriptor> descriptors,
+                                              uint32_t tile_units) {
   std::vector<uint32_t> owners;
-  for (uint64_t i = 0; i < pieces.size(); ++i) {
-    auto& grid = pieces[i].grid;
+  for (uint64_t i = 0; i < descriptors.size(); ++i) {
+    auto& grid = descriptors[i].grid;
     grid.first_tile = owners.size();
     const uint64_t tiles = grid.units / tile_units + (grid.units % tile_units != 0);
     owners.resize(owners.size() + tiles, static_cast<uint32_t>(i));
   }
-  // The limit of a launch's first dimension; pieces are fewer than tiles or empty.
+  // The limit of a launch's first dimension; items are fewer than tiles or empty.
   constexpr uint64_t kMostTiles = std::numeric_limits<int32_t>::max();
-  if (owners.size() > kMostTiles || pieces.size() > kMostTiles) {
-    throw runtime_error(fmt::format("a batch of {} pieces in {} tiles is too large for one launch",
-                                    pieces.size(), owners.size()));
+  if (owners.size() > kMostTiles || descriptors.size() > kMostTiles) {
+    throw runtime_error(fmt::format("a batch of {} items in {} tiles is too large for one launch",
+                                    descriptors.size(), owners.size()));
   }
   return owners;
 }
 
-/// Pieces and their tiles' owners, ready on the device for launches on `stream`.
-template <class Piece>
+/// Descriptors of a batch's items and their tiles' owners, ready on the device for launches on
+/// `stream`.
+template <class Descriptor>
 class TiledBatch {
  public:
-  TiledBatch(std::vector<Piece> pieces, cudaStream_t stream, uint32_t tile_units = kTileUnits)
-      : TiledBatch(lay_tiles(std::span<Piece>(pieces), tile_units), pieces, stream) {}
+  TiledBatch(std::vector<Descriptor> descriptors, cudaStream_t stream,
+             uint32_t tile_units = kTileUnits)
+      : TiledBatch(lay_tiles(std::span<Descriptor>(descriptors), tile_units), descriptors, stream) {
+  }
 
-  [[nodiscard]] const Piece* pieces() const { return pieces_.data(); }
+  [[nodiscard]] const Descriptor* descriptors() const { return descriptors_.data(); }
   [[nodiscard]] const uint32_t* owners() const { return owners_.data(); }
   [[nodiscard]] uint32_t tiles() const { return static_cast<uint32_t>(owners_.size()); }
 
  private:
-  TiledBatch(const std::vector<uint32_t>& owners, const std::vector<Piece>& pieces,
+  TiledBatch(const std::vector<uint32_t>& owners, const std::vector<Descriptor>& descriptors,
              cudaStream_t stream)
-      : pieces_(std::span<const Piece>(pieces), stream),
+      : descriptors_(std::span<const Descriptor>(descriptors), stream),
         owners_(std::span<const uint32_t>(owners), stream) {}
 
-  DeviceArray<Piece> pieces_;
+  DeviceArray<Descriptor> descriptors_;
   DeviceArray<uint32_t> owners_;
 };
 

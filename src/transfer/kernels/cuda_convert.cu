@@ -42,45 +42,48 @@ __device__ void for_each_unit(const ConvertedRows& rows, const UnitGrid& grid,
   }
 }
 
-__device__ Place place_in_row(const ConvertPiece& piece, const UnitWalk& walk) {
+__device__ Place place_in_row(const ConvertDescriptor& descriptor, const UnitWalk& walk) {
   const uint64_t col = walk.col() * kUnitElements;
-  const uint64_t left = piece.from.cols - col;
+  const uint64_t left = descriptor.from.cols - col;
   return {walk.row(), col, 0, left < kUnitElements ? static_cast<uint32_t>(left) : kUnitElements};
 }
 
 template <class From, class To>
-__device__ void convert_tile(const ConvertPiece& piece) {
+__device__ void convert_tile(const ConvertDescriptor& descriptor) {
   using Bits = typename To::Bits;
   for_each_unit<From, To>(
-      piece.from, piece.grid, [&](const UnitWalk& walk) { return place_in_row(piece, walk); },
+      descriptor.from, descriptor.grid,
+      [&](const UnitWalk& walk) { return place_in_row(descriptor, walk); },
       [&](const Place& place, const Unit<Bits>& unit) {
-        auto* to = piece.to + place.row * piece.to_stride + place.col * sizeof(Bits);
-        store_unit(to, unit, place, piece.from.whole_units);
+        auto* to = descriptor.to + place.row * descriptor.to_stride + place.col * sizeof(Bits);
+        store_unit(to, unit, place, descriptor.from.whole_units);
       });
 }
 
 /// This thread's first difference, as a position in the batch.
 template <class From, class To>
-__device__ uint64_t compare_tile(const ConvertPiece& piece) {
+__device__ uint64_t compare_tile(const ConvertDescriptor& descriptor) {
   using Bits = typename To::Bits;
   uint64_t position = kNoDifference;
   for_each_unit<From, To>(
-      piece.from, piece.grid, [&](const UnitWalk& walk) { return place_in_row(piece, walk); },
+      descriptor.from, descriptor.grid,
+      [&](const UnitWalk& walk) { return place_in_row(descriptor, walk); },
       [&](const Place& place, const Unit<Bits>& wanted) {
-        const auto* to = piece.to + place.row * piece.to_stride + place.col * sizeof(Bits);
-        const auto held = load_unit<Bits>(to, place, piece.from.whole_units);
+        const auto* to =
+            descriptor.to + place.row * descriptor.to_stride + place.col * sizeof(Bits);
+        const auto held = load_unit<Bits>(to, place, descriptor.from.whole_units);
         const uint32_t byte = first_differing_byte(wanted, held);
         if (byte == sizeof(wanted) || position != kNoDifference) return;
-        position =
-            piece.first_byte + (place.row * piece.from.cols + place.col) * sizeof(Bits) + byte;
+        position = descriptor.first_byte +
+                   (place.row * descriptor.from.cols + place.col) * sizeof(Bits) + byte;
       });
   return position;
 }
 
 /// The part of a group of canonical elements that lies in a row; nothing of a group behind the row.
-__device__ Place place_in_group(const ConvertedDigestPiece& piece, const UnitWalk& walk) {
-  const uint64_t row_begin = piece.first_index + walk.row() * piece.canonical_cols;
-  const uint64_t row_end = row_begin + piece.from.cols;
+__device__ Place place_in_group(const ConvertedDigestDescriptor& descriptor, const UnitWalk& walk) {
+  const uint64_t row_begin = descriptor.first_index + walk.row() * descriptor.canonical_cols;
+  const uint64_t row_end = row_begin + descriptor.from.cols;
   const uint64_t group_begin = (row_begin / kDigestLanes + walk.col()) * kDigestLanes;
   const uint64_t begin = group_begin < row_begin ? row_begin : group_begin;
   const uint64_t group_end = group_begin + kDigestLanes;
@@ -100,42 +103,46 @@ __device__ uint64_t sum_lanes(const Unit<Bits>& unit, const Place& place,
 }
 
 template <class From, class To>
-__device__ uint64_t digest_tile(const ConvertedDigestPiece& piece) {
+__device__ uint64_t digest_tile(const ConvertedDigestDescriptor& descriptor) {
   uint64_t sum = 0;
   for_each_unit<From, To>(
-      piece.from, piece.grid, [&](const UnitWalk& walk) { return place_in_group(piece, walk); },
+      descriptor.from, descriptor.grid,
+      [&](const UnitWalk& walk) { return place_in_group(descriptor, walk); },
       [&](const Place& place, const Unit<typename To::Bits>& unit) {
-        const uint64_t index = piece.first_index + place.row * piece.canonical_cols + place.col;
-        sum += group_key(piece.key, index / kDigestLanes) * sum_lanes(unit, place, Lanes());
+        const uint64_t index =
+            descriptor.first_index + place.row * descriptor.canonical_cols + place.col;
+        sum += group_key(descriptor.key, index / kDigestLanes) * sum_lanes(unit, place, Lanes());
       });
   return sum;
 }
 
 __global__ void __launch_bounds__(kTileThreads)
-    convert_kernel(const ConvertPiece* pieces, const uint32_t* owners) {
-  const ConvertPiece& piece = pieces[owners[blockIdx.x]];
-  with_elements(piece.from.conversion, [&](auto source, auto target) {
-    convert_tile<decltype(source), decltype(target)>(piece);
+    convert_kernel(const ConvertDescriptor* descriptors, const uint32_t* owners) {
+  const ConvertDescriptor& descriptor = descriptors[owners[blockIdx.x]];
+  with_elements(descriptor.from.conversion, [&](auto source, auto target) {
+    convert_tile<decltype(source), decltype(target)>(descriptor);
   });
 }
 
 __global__ void __launch_bounds__(kTileThreads)
-    compare_converted_kernel(const ConvertPiece* pieces, const uint32_t* owners, uint64_t* first) {
-  const ConvertPiece& piece = pieces[owners[blockIdx.x]];
-  const uint64_t position = with_elements(piece.from.conversion, [&](auto source, auto target) {
-    return compare_tile<decltype(source), decltype(target)>(piece);
-  });
+    compare_converted_kernel(const ConvertDescriptor* descriptors, const uint32_t* owners,
+                             uint64_t* first) {
+  const ConvertDescriptor& descriptor = descriptors[owners[blockIdx.x]];
+  const uint64_t position =
+      with_elements(descriptor.from.conversion, [&](auto source, auto target) {
+        return compare_tile<decltype(source), decltype(target)>(descriptor);
+      });
   if (position != kNoDifference) lower(first, position);
 }
 
 __global__ void __launch_bounds__(kTileThreads)
-    digest_converted_kernel(const ConvertedDigestPiece* pieces, const uint32_t* owners,
+    digest_converted_kernel(const ConvertedDigestDescriptor* descriptors, const uint32_t* owners,
                             Atomic* sums) {
-  const ConvertedDigestPiece& piece = pieces[owners[blockIdx.x]];
-  const uint64_t sum = with_elements(piece.from.conversion, [&](auto source, auto target) {
-    return digest_tile<decltype(source), decltype(target)>(piece);
+  const ConvertedDigestDescriptor& descriptor = descriptors[owners[blockIdx.x]];
+  const uint64_t sum = with_elements(descriptor.from.conversion, [&](auto source, auto target) {
+    return digest_tile<decltype(source), decltype(target)>(descriptor);
   });
-  add_block_sum(sum, sums + piece.slot);
+  add_block_sum(sum, sums + descriptor.sum);
 }
 
 /// The elements of a view that one scale is for.
@@ -146,13 +153,13 @@ struct BlockBox {
   uint64_t row_bytes;
 };
 
-__device__ BlockBox box_of(const ScalePiece& piece, uint64_t element_size, uint64_t block_row,
-                           uint64_t block_col) {
-  const uint64_t row = piece.rows.begin(block_row);
-  const uint64_t col = piece.cols.begin(block_col);
-  return {piece.data + (row * piece.row_stride + col) * element_size,
-          piece.row_stride * element_size, piece.rows.end(block_row) - row,
-          (piece.cols.end(block_col) - col) * element_size};
+__device__ BlockBox box_of(const ScaleDescriptor& descriptor, uint64_t element_size,
+                           uint64_t block_row, uint64_t block_col) {
+  const uint64_t row = descriptor.rows.begin(block_row);
+  const uint64_t col = descriptor.cols.begin(block_col);
+  return {descriptor.data + (row * descriptor.row_stride + col) * element_size,
+          descriptor.row_stride * element_size, descriptor.rows.end(block_row) - row,
+          (descriptor.cols.end(block_col) - col) * element_size};
 }
 
 /// The largest magnitude of what this thread reads, one Vector at a time: its share of the box.
@@ -202,15 +209,15 @@ __device__ uint32_t largest_of_block(uint32_t value) {
 
 /// One block of threads for one block of elements, so that no other writes its scale.
 __global__ void __launch_bounds__(kTileThreads)
-    amax_kernel(const ScalePiece* pieces, const uint32_t* owners) {
-  const ScalePiece& piece = pieces[owners[blockIdx.x]];
-  const uint64_t unit = blockIdx.x - piece.grid.first_tile;
-  const uint64_t block_row = unit / piece.grid.row_units;
-  const uint64_t block_col = unit - block_row * piece.grid.row_units;
-  const uint32_t mine = with_source(piece.dtype, [&](auto source) {
+    amax_kernel(const ScaleDescriptor* descriptors, const uint32_t* owners) {
+  const ScaleDescriptor& descriptor = descriptors[owners[blockIdx.x]];
+  const uint64_t unit = blockIdx.x - descriptor.grid.first_tile;
+  const uint64_t block_row = unit / descriptor.grid.row_units;
+  const uint64_t block_col = unit - block_row * descriptor.grid.row_units;
+  const uint32_t mine = with_source(descriptor.dtype, [&](auto source) {
     using Element = decltype(source);
     using Bits = typename Element::Bits;
-    const auto box = box_of(piece, sizeof(Bits), block_row, block_col);
+    const auto box = box_of(descriptor, sizeof(Bits), block_row, block_col);
     const uint64_t places = reinterpret_cast<uintptr_t>(box.data) | box.row_stride | box.row_bytes;
     const Bits largest = places % sizeof(uint4) == 0 ? largest_of_thread<Element, uint4>(box)
                                                      : largest_of_thread<Element, Bits>(box);
@@ -218,45 +225,47 @@ __global__ void __launch_bounds__(kTileThreads)
   });
   const uint32_t largest = largest_of_block(mine);
   if (threadIdx.x != 0) return;
-  piece.scales.scales[block_row * piece.scales.row_stride + block_col] = F32Element::value(largest);
+  descriptor.scales.scales[block_row * descriptor.scales.row_stride + block_col] =
+      F32Element::value(largest);
 }
 
 __global__ void __launch_bounds__(kTileThreads)
-    scales_kernel(const ScalePiece* pieces, const uint32_t* owners) {
-  const ScalePiece& piece = pieces[owners[blockIdx.x]];
-  UnitWalk walk(piece.grid);
+    scales_kernel(const ScaleDescriptor* descriptors, const uint32_t* owners) {
+  const ScaleDescriptor& descriptor = descriptors[owners[blockIdx.x]];
+  UnitWalk walk(descriptor.grid);
   for (uint32_t i = 0; i < kUnitsPerThread && walk.inside(); ++i, walk.next()) {
-    float& scale = piece.scales.scales[walk.row() * piece.scales.row_stride + walk.col()];
+    float& scale = descriptor.scales.scales[walk.row() * descriptor.scales.row_stride + walk.col()];
     scale = block_scale(scale);
   }
 }
 
 }  // namespace
 
-cudaError_t launch_convert(const ConvertPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                           cudaStream_t stream) {
-  return launch_tiles(convert_kernel, tiles, stream, pieces, owners);
+cudaError_t launch_convert(const ConvertDescriptor* descriptors, const uint32_t* owners,
+                           uint32_t tiles, cudaStream_t stream) {
+  return launch_tiles(convert_kernel, tiles, stream, descriptors, owners);
 }
 
-cudaError_t launch_compare_converted(const ConvertPiece* pieces, const uint32_t* owners,
+cudaError_t launch_compare_converted(const ConvertDescriptor* descriptors, const uint32_t* owners,
                                      uint32_t tiles, uint64_t* first, cudaStream_t stream) {
-  return launch_tiles(compare_converted_kernel, tiles, stream, pieces, owners, first);
+  return launch_tiles(compare_converted_kernel, tiles, stream, descriptors, owners, first);
 }
 
-cudaError_t launch_digest_converted(const ConvertedDigestPiece* pieces, const uint32_t* owners,
-                                    uint32_t tiles, uint64_t* sums, cudaStream_t stream) {
-  return launch_tiles(digest_converted_kernel, tiles, stream, pieces, owners,
+cudaError_t launch_digest_converted(const ConvertedDigestDescriptor* descriptors,
+                                    const uint32_t* owners, uint32_t tiles, uint64_t* sums,
+                                    cudaStream_t stream) {
+  return launch_tiles(digest_converted_kernel, tiles, stream, descriptors, owners,
                       reinterpret_cast<Atomic*>(sums));
 }
 
-cudaError_t launch_amax(const ScalePiece* pieces, const uint32_t* owners, uint32_t tiles,
+cudaError_t launch_amax(const ScaleDescriptor* descriptors, const uint32_t* owners, uint32_t tiles,
                         cudaStream_t stream) {
-  return launch_tiles(amax_kernel, tiles, stream, pieces, owners);
+  return launch_tiles(amax_kernel, tiles, stream, descriptors, owners);
 }
 
-cudaError_t launch_scales(const ScalePiece* pieces, const uint32_t* owners, uint32_t tiles,
-                          cudaStream_t stream) {
-  return launch_tiles(scales_kernel, tiles, stream, pieces, owners);
+cudaError_t launch_scales(const ScaleDescriptor* descriptors, const uint32_t* owners,
+                          uint32_t tiles, cudaStream_t stream) {
+  return launch_tiles(scales_kernel, tiles, stream, descriptors, owners);
 }
 
 }  // namespace awex::cuda

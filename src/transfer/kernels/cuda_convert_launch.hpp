@@ -27,7 +27,7 @@ struct ConvertedRows {
 };
 
 /// A converting copy as the device reads it. A unit is kUnitElements of a row, from its first on.
-struct ConvertPiece {
+struct ConvertDescriptor {
   ConvertedRows from;
   std::byte* to = nullptr;
   uint64_t to_stride = 0;  ///< Bytes.
@@ -36,17 +36,17 @@ struct ConvertPiece {
 };
 
 /// A converted digest view as the device reads it. A unit is a group of canonical elements.
-struct ConvertedDigestPiece {
+struct ConvertedDigestDescriptor {
   ConvertedRows from;
   UnitGrid grid;
   uint64_t first_index = 0;
   uint64_t canonical_cols = 0;
   uint64_t key = 0;
-  uint32_t slot = 0;
+  uint32_t sum = 0;
 };
 
 /// A view whose scales are searched, as the device reads it. A unit is a scale.
-struct ScalePiece {
+struct ScaleDescriptor {
   const std::byte* data = nullptr;
   uint64_t row_stride = 0;  ///< Elements.
   DType dtype = DType::kBf16;
@@ -56,23 +56,24 @@ struct ScalePiece {
   UnitGrid grid;
 };
 
-cudaError_t launch_convert(const ConvertPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                           cudaStream_t stream);
+cudaError_t launch_convert(const ConvertDescriptor* descriptors, const uint32_t* owners,
+                           uint32_t tiles, cudaStream_t stream);
 
 /// Lowers `*first` to the position of the first byte that launch_convert would write otherwise.
-cudaError_t launch_compare_converted(const ConvertPiece* pieces, const uint32_t* owners,
+cudaError_t launch_compare_converted(const ConvertDescriptor* descriptors, const uint32_t* owners,
                                      uint32_t tiles, uint64_t* first, cudaStream_t stream);
 
-/// Adds every view's sum to its slot of `sums`.
-cudaError_t launch_digest_converted(const ConvertedDigestPiece* pieces, const uint32_t* owners,
-                                    uint32_t tiles, uint64_t* sums, cudaStream_t stream);
+/// Adds what every view sums up to its one of `sums`.
+cudaError_t launch_digest_converted(const ConvertedDigestDescriptor* descriptors,
+                                    const uint32_t* owners, uint32_t tiles, uint64_t* sums,
+                                    cudaStream_t stream);
 
 /// Writes the largest absolute value of every block. A tile is one unit.
-cudaError_t launch_amax(const ScalePiece* pieces, const uint32_t* owners, uint32_t tiles,
+cudaError_t launch_amax(const ScaleDescriptor* descriptors, const uint32_t* owners, uint32_t tiles,
                         cudaStream_t stream);
 
 /// Turns largest absolute values into scales. Tiles are of kTileUnits.
-cudaError_t launch_scales(const ScalePiece* pieces, const uint32_t* owners, uint32_t tiles,
-                          cudaStream_t stream);
+cudaError_t launch_scales(const ScaleDescriptor* descriptors, const uint32_t* owners,
+                          uint32_t tiles, cudaStream_t stream);
 
 }  // namespace awex::cuda

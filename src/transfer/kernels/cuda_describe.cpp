@@ -20,21 +20,21 @@ uint32_t widest_access(uint64_t bits) {
   return width;
 }
 
-CopyPiece describe_copy(const StridedCopy& copy, uint64_t first_byte) {
+CopyDescriptor describe_copy(const StridedCopy& copy, uint64_t first_byte) {
   const bool gapless =
       copy.rows <= 1 || (copy.from_stride == copy.row_bytes && copy.to_stride == copy.row_bytes);
   const uint64_t row_bytes = gapless ? copy.bytes() : copy.row_bytes;
   const uint64_t strides = gapless ? 0 : copy.from_stride | copy.to_stride;
-  CopyPiece piece;
-  piece.from = copy.from;
-  piece.to = copy.to;
-  piece.from_stride = copy.from_stride;
-  piece.to_stride = copy.to_stride;
-  piece.width = widest_access(address(copy.from) | address(copy.to) | row_bytes | strides);
-  piece.grid.units = copy.bytes() / piece.width;
-  piece.grid.row_units = row_bytes / piece.width;
-  piece.first_byte = first_byte;
-  return piece;
+  CopyDescriptor descriptor;
+  descriptor.from = copy.from;
+  descriptor.to = copy.to;
+  descriptor.from_stride = copy.from_stride;
+  descriptor.to_stride = copy.to_stride;
+  descriptor.width = widest_access(address(copy.from) | address(copy.to) | row_bytes | strides);
+  descriptor.grid.units = copy.bytes() / descriptor.width;
+  descriptor.grid.row_units = row_bytes / descriptor.width;
+  descriptor.first_byte = first_byte;
+  return descriptor;
 }
 
 /// Whether all units of rows of `cols` elements are whole, and lie where accesses of 16 bytes, or
@@ -48,7 +48,7 @@ bool has_whole_units(uint64_t cols, uint64_t places, uint64_t element_size) {
 /// Whether an element's row matters: to its scale alone.
 bool depends_on_rows(const Conversion& conversion) { return conversion.to == DType::kF8E4M3; }
 
-ConvertPiece describe_converting_copy(const StridedCopy& copy, uint64_t first_byte) {
+ConvertDescriptor describe_converting_copy(const StridedCopy& copy, uint64_t first_byte) {
   const auto& conversion = *copy.conversion;
   const uint64_t from_size = element_bytes(conversion.from);
   const uint64_t to_size = element_bytes(conversion.to);
@@ -57,20 +57,22 @@ ConvertPiece describe_converting_copy(const StridedCopy& copy, uint64_t first_by
   const bool gapless = copy.from_stride == cols * from_size && copy.to_stride == copy.row_bytes;
   const bool as_one_row = copy.rows <= 1 || (gapless && !depends_on_rows(conversion));
   const uint64_t rows = as_one_row ? std::min<uint64_t>(copy.rows, 1) : copy.rows;
-  ConvertPiece piece;
-  piece.from.data = copy.from;
-  piece.from.row_stride = rows > 1 ? copy.from_stride : 0;
-  piece.from.cols = as_one_row ? cols * copy.rows : cols;
-  piece.from.conversion = conversion;
-  piece.to = copy.to;
-  piece.to_stride = rows > 1 ? copy.to_stride : 0;
-  piece.from.whole_units =
-      has_whole_units(piece.from.cols, address(copy.from) | piece.from.row_stride, from_size) &&
-      has_whole_units(piece.from.cols, address(copy.to) | piece.to_stride, to_size);
-  piece.grid.row_units = piece.from.cols / kUnitElements + (piece.from.cols % kUnitElements != 0);
-  piece.grid.units = rows * piece.grid.row_units;
-  piece.first_byte = first_byte;
-  return piece;
+  ConvertDescriptor descriptor;
+  descriptor.from.data = copy.from;
+  descriptor.from.row_stride = rows > 1 ? copy.from_stride : 0;
+  descriptor.from.cols = as_one_row ? cols * copy.rows : cols;
+  descriptor.from.conversion = conversion;
+  descriptor.to = copy.to;
+  descriptor.to_stride = rows > 1 ? copy.to_stride : 0;
+  descriptor.from.whole_units =
+      has_whole_units(descriptor.from.cols, address(copy.from) | descriptor.from.row_stride,
+                      from_size) &&
+      has_whole_units(descriptor.from.cols, address(copy.to) | descriptor.to_stride, to_size);
+  descriptor.grid.row_units =
+      descriptor.from.cols / kUnitElements + (descriptor.from.cols % kUnitElements != 0);
+  descriptor.grid.units = rows * descriptor.grid.row_units;
+  descriptor.first_byte = first_byte;
+  return descriptor;
 }
 
 /// Whether a view's rows begin and end with a group of canonical elements, in memory where one or
@@ -94,46 +96,46 @@ UnitGrid groups_of(const DigestView& view, bool whole_groups) {
   return grid;
 }
 
-void check_view(const DigestView& view, uint32_t slots) {
+void check_view(const DigestView& view, uint32_t sum_count) {
   const std::array known_sizes{1U, 2U, 4U};
-  if (view.slot >= slots ||
+  if (view.sum >= sum_count ||
       std::count(known_sizes.begin(), known_sizes.end(), view.element_size) == 0) {
-    throw runtime_error(fmt::format("cannot digest elements of {} bytes into slot {} of {}",
-                                    view.element_size, view.slot, slots));
+    throw runtime_error(fmt::format("cannot digest elements of {} bytes into sum {} of {}",
+                                    view.element_size, view.sum, sum_count));
   }
   if (view.conversion) check_conversion(*view.conversion, view.rows, view.cols);
 }
 
-DigestPiece describe_view(const DigestView& original) {
+DigestDescriptor describe_view(const DigestView& original) {
   const auto view = collapse(original);
-  DigestPiece piece;
-  piece.data = view.data;
-  piece.row_stride = view.row_stride;
-  piece.cols = view.cols;
-  piece.first_index = view.first_index;
-  piece.canonical_cols = view.canonical_cols;
-  piece.key = view.key;
-  piece.slot = view.slot;
-  piece.element_size = view.element_size;
-  piece.whole_groups = has_whole_groups(view);
-  piece.grid = groups_of(view, piece.whole_groups);
-  return piece;
+  DigestDescriptor descriptor;
+  descriptor.data = view.data;
+  descriptor.row_stride = view.row_stride;
+  descriptor.cols = view.cols;
+  descriptor.first_index = view.first_index;
+  descriptor.canonical_cols = view.canonical_cols;
+  descriptor.key = view.key;
+  descriptor.sum = view.sum;
+  descriptor.element_size = view.element_size;
+  descriptor.whole_groups = has_whole_groups(view);
+  descriptor.grid = groups_of(view, descriptor.whole_groups);
+  return descriptor;
 }
 
-ConvertedDigestPiece describe_converted_view(const DigestView& original) {
+ConvertedDigestDescriptor describe_converted_view(const DigestView& original) {
   const auto view = depends_on_rows(*original.conversion) ? original : collapse(original);
-  ConvertedDigestPiece piece;
-  piece.from.data = view.data;
-  piece.from.row_stride = view.row_stride * view.element_size;
-  piece.from.cols = view.cols;
-  piece.from.conversion = *view.conversion;
-  piece.from.whole_units = has_whole_groups(view);
-  piece.first_index = view.first_index;
-  piece.canonical_cols = view.canonical_cols;
-  piece.key = view.key;
-  piece.slot = view.slot;
-  piece.grid = groups_of(view, piece.from.whole_units);
-  return piece;
+  ConvertedDigestDescriptor descriptor;
+  descriptor.from.data = view.data;
+  descriptor.from.row_stride = view.row_stride * view.element_size;
+  descriptor.from.cols = view.cols;
+  descriptor.from.conversion = *view.conversion;
+  descriptor.from.whole_units = has_whole_groups(view);
+  descriptor.first_index = view.first_index;
+  descriptor.canonical_cols = view.canonical_cols;
+  descriptor.key = view.key;
+  descriptor.sum = view.sum;
+  descriptor.grid = groups_of(view, descriptor.from.whole_units);
+  return descriptor;
 }
 
 }  // namespace
@@ -149,47 +151,48 @@ std::vector<uint64_t> bytes_before(std::span<const StridedCopy> copies) {
   return sums;
 }
 
-std::vector<CopyPiece> describe_copies(std::span<const StridedCopy> copies) {
+std::vector<CopyDescriptor> describe_copies(std::span<const StridedCopy> copies) {
   const auto first_bytes = bytes_before(copies);
-  std::vector<CopyPiece> pieces;
-  pieces.reserve(copies.size());
+  std::vector<CopyDescriptor> descriptors;
+  descriptors.reserve(copies.size());
   for (size_t i = 0; i < copies.size(); ++i) {
     if (copies[i].conversion) continue;
-    pieces.push_back(describe_copy(copies[i], first_bytes[i]));
+    descriptors.push_back(describe_copy(copies[i], first_bytes[i]));
   }
-  return pieces;
+  return descriptors;
 }
 
-std::vector<ConvertPiece> describe_converting_copies(std::span<const StridedCopy> copies) {
+std::vector<ConvertDescriptor> describe_converting_copies(std::span<const StridedCopy> copies) {
   const auto first_bytes = bytes_before(copies);
-  std::vector<ConvertPiece> pieces;
+  std::vector<ConvertDescriptor> descriptors;
   for (size_t i = 0; i < copies.size(); ++i) {
     if (!copies[i].conversion) continue;
-    pieces.push_back(describe_converting_copy(copies[i], first_bytes[i]));
+    descriptors.push_back(describe_converting_copy(copies[i], first_bytes[i]));
   }
-  return pieces;
+  return descriptors;
 }
 
-std::vector<DigestPiece> describe_views(std::span<const DigestView> views, uint32_t slots) {
-  std::vector<DigestPiece> pieces;
-  pieces.reserve(views.size());
+std::vector<DigestDescriptor> describe_views(std::span<const DigestView> views,
+                                             uint32_t sum_count) {
+  std::vector<DigestDescriptor> descriptors;
+  descriptors.reserve(views.size());
   for (const auto& view : views) {
     if (view.conversion) continue;
-    check_view(view, slots);
-    pieces.push_back(describe_view(view));
+    check_view(view, sum_count);
+    descriptors.push_back(describe_view(view));
   }
-  return pieces;
+  return descriptors;
 }
 
-std::vector<ConvertedDigestPiece> describe_converted_views(std::span<const DigestView> views,
-                                                           uint32_t slots) {
-  std::vector<ConvertedDigestPiece> pieces;
+std::vector<ConvertedDigestDescriptor> describe_converted_views(std::span<const DigestView> views,
+                                                                uint32_t sum_count) {
+  std::vector<ConvertedDigestDescriptor> descriptors;
   for (const auto& view : views) {
     if (!view.conversion) continue;
-    check_view(view, slots);
-    pieces.push_back(describe_converted_view(view));
+    check_view(view, sum_count);
+    descriptors.push_back(describe_converted_view(view));
   }
-  return pieces;
+  return descriptors;
 }
 
 }  // namespace awex::cuda

@@ -15,16 +15,16 @@
 
 namespace awex::cuda {
 
-/// Bytes that a batch writes before each of its copies: CopyPiece::first_byte.
+/// Bytes that a batch writes before each of its copies: CopyDescriptor::first_byte.
 [[nodiscard]] std::vector<uint64_t> bytes_before(std::span<const StridedCopy> copies);
 
-[[nodiscard]] std::vector<CopyPiece> describe_copies(std::span<const StridedCopy> copies);
-[[nodiscard]] std::vector<ConvertPiece> describe_converting_copies(
+[[nodiscard]] std::vector<CopyDescriptor> describe_copies(std::span<const StridedCopy> copies);
+[[nodiscard]] std::vector<ConvertDescriptor> describe_converting_copies(
     std::span<const StridedCopy> copies);
 
-[[nodiscard]] std::vector<DigestPiece> describe_views(std::span<const DigestView> views,
-                                                      uint32_t slots);
-[[nodiscard]] std::vector<ConvertedDigestPiece> describe_converted_views(
-    std::span<const DigestView> views, uint32_t slots);
+[[nodiscard]] std::vector<DigestDescriptor> describe_views(std::span<const DigestView> views,
+                                                           uint32_t sum_count);
+[[nodiscard]] std::vector<ConvertedDigestDescriptor> describe_converted_views(
+    std::span<const DigestView> views, uint32_t sum_count);
 
 }  // namespace awex::cuda

@@ -32,20 +32,20 @@ class CudaCopyBatch final : public CopyBatch {
         found_(1, cuda::kNoDifference) {}
 
   void copy() override {
-    AWEX_CHECK(cuda::launch_copy(plain_.pieces(), plain_.owners(), plain_.tiles(), stream_),
+    AWEX_CHECK(cuda::launch_copy(plain_.descriptors(), plain_.owners(), plain_.tiles(), stream_),
                "launch a batch of {} copies", copies_.size());
-    AWEX_CHECK(cuda::launch_convert(converting_.pieces(), converting_.owners(), converting_.tiles(),
-                                    stream_),
+    AWEX_CHECK(cuda::launch_convert(converting_.descriptors(), converting_.owners(),
+                                    converting_.tiles(), stream_),
                "launch the converting ones of {} copies", copies_.size());
   }
 
   void compare() override {
     AWEX_CHECK(cudaMemsetAsync(first_.data(), 0xff, first_.bytes(), stream_),
                "reset the result of a comparison");
-    AWEX_CHECK(cuda::launch_compare(plain_.pieces(), plain_.owners(), plain_.tiles(), first_.data(),
-                                    stream_),
+    AWEX_CHECK(cuda::launch_compare(plain_.descriptors(), plain_.owners(), plain_.tiles(),
+                                    first_.data(), stream_),
                "launch a comparison of {} copies", copies_.size());
-    AWEX_CHECK(cuda::launch_compare_converted(converting_.pieces(), converting_.owners(),
+    AWEX_CHECK(cuda::launch_compare_converted(converting_.descriptors(), converting_.owners(),
                                               converting_.tiles(), first_.data(), stream_),
                "launch a comparison of the converting ones of {} copies", copies_.size());
     AWEX_CHECK(cudaMemcpyAsync(found_.values().data(), first_.data(), first_.bytes(),
@@ -67,8 +67,8 @@ class CudaCopyBatch final : public CopyBatch {
   std::vector<StridedCopy> copies_;
   std::vector<uint64_t> first_bytes_;  ///< Bytes of the batch before each copy.
   cudaStream_t stream_;
-  cuda::TiledBatch<cuda::CopyPiece> plain_;
-  cuda::TiledBatch<cuda::ConvertPiece> converting_;
+  cuda::TiledBatch<cuda::CopyDescriptor> plain_;
+  cuda::TiledBatch<cuda::ConvertDescriptor> converting_;
   DeviceArray<uint64_t> first_;
   PinnedArray<uint64_t> found_;
 };
@@ -76,17 +76,17 @@ class CudaCopyBatch final : public CopyBatch {
 /// Views, ready on the device to be added to sums.
 class CudaViews {
  public:
-  CudaViews(std::span<const DigestView> views, uint32_t slots, cudaStream_t stream)
+  CudaViews(std::span<const DigestView> views, uint32_t sum_count, cudaStream_t stream)
       : count_(views.size()),
         stream_(stream),
-        plain_(cuda::describe_views(views, slots), stream),
-        converted_(cuda::describe_converted_views(views, slots), stream) {}
+        plain_(cuda::describe_views(views, sum_count), stream),
+        converted_(cuda::describe_converted_views(views, sum_count), stream) {}
 
   void add_to(const cuda::DeviceSums& sums) const {
-    AWEX_CHECK(
-        cuda::launch_digest(plain_.pieces(), plain_.owners(), plain_.tiles(), sums.data(), stream_),
-        "launch the digests of {} views", count_);
-    AWEX_CHECK(cuda::launch_digest_converted(converted_.pieces(), converted_.owners(),
+    AWEX_CHECK(cuda::launch_digest(plain_.descriptors(), plain_.owners(), plain_.tiles(),
+                                   sums.data(), stream_),
+               "launch the digests of {} views", count_);
+    AWEX_CHECK(cuda::launch_digest_converted(converted_.descriptors(), converted_.owners(),
                                              converted_.tiles(), sums.data(), stream_),
                "launch the converting ones of the digests of {} views", count_);
   }
@@ -94,14 +94,14 @@ class CudaViews {
  private:
   uint64_t count_;
   cudaStream_t stream_;
-  cuda::TiledBatch<cuda::DigestPiece> plain_;
-  cuda::TiledBatch<cuda::ConvertedDigestPiece> converted_;
+  cuda::TiledBatch<cuda::DigestDescriptor> plain_;
+  cuda::TiledBatch<cuda::ConvertedDigestDescriptor> converted_;
 };
 
 class CudaDigestBatch final : public DigestBatch {
  public:
-  CudaDigestBatch(std::span<const DigestView> views, uint32_t slots, cudaStream_t stream)
-      : views_(views, slots, stream), sums_(slots, stream) {}
+  CudaDigestBatch(std::span<const DigestView> views, uint32_t sum_count, cudaStream_t stream)
+      : views_(views, sum_count, stream), sums_(sum_count, stream) {}
 
   void run() override {
     sums_.reset();
@@ -118,10 +118,10 @@ class CudaDigestBatch final : public DigestBatch {
 
 class CudaDigestParts final : public DigestParts {
  public:
-  CudaDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t slots,
+  CudaDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t sum_count,
                   cudaStream_t stream)
-      : sums_(slots, stream) {
-    for (const auto& part : parts) parts_.emplace_back(part, slots, stream);
+      : sums_(sum_count, stream) {
+    for (const auto& part : parts) parts_.emplace_back(part, sum_count, stream);
   }
 
   void begin() override { sums_.reset(); }
@@ -135,18 +135,18 @@ class CudaDigestParts final : public DigestParts {
   cuda::DeviceSums sums_;
 };
 
-cuda::ScalePiece describe_scales(const AmaxView& view) {
+cuda::ScaleDescriptor describe_scales(const AmaxView& view) {
   check_scales_source(view.dtype, view.grid, view.rows, view.cols);
-  cuda::ScalePiece piece;
-  piece.data = view.data;
-  piece.row_stride = view.row_stride;
-  piece.dtype = view.dtype;
-  piece.rows = {view.rows, view.grid.block, view.grid.row_in_block};
-  piece.cols = {view.cols, view.grid.block, view.grid.col_in_block};
-  piece.scales = view.grid;
-  piece.grid.row_units = piece.cols.count();
-  piece.grid.units = piece.rows.count() * piece.grid.row_units;
-  return piece;
+  cuda::ScaleDescriptor descriptor;
+  descriptor.data = view.data;
+  descriptor.row_stride = view.row_stride;
+  descriptor.dtype = view.dtype;
+  descriptor.rows = {view.rows, view.grid.block, view.grid.row_in_block};
+  descriptor.cols = {view.cols, view.grid.block, view.grid.col_in_block};
+  descriptor.scales = view.grid;
+  descriptor.grid.row_units = descriptor.cols.count();
+  descriptor.grid.units = descriptor.rows.count() * descriptor.grid.row_units;
+  return descriptor;
 }
 
 class CudaScaleBatch final : public ScaleBatch {
@@ -159,58 +159,59 @@ class CudaScaleBatch final : public ScaleBatch {
 
   void find_amax() override {
     AWEX_CHECK(
-        cuda::launch_amax(searches_.pieces(), searches_.owners(), searches_.tiles(), stream_),
+        cuda::launch_amax(searches_.descriptors(), searches_.owners(), searches_.tiles(), stream_),
         "launch the search for the largest values of {} views", views_);
   }
 
   void finish() override {
-    AWEX_CHECK(cuda::launch_scales(scales_.pieces(), scales_.owners(), scales_.tiles(), stream_),
-               "launch the scales of {} views", views_);
+    AWEX_CHECK(
+        cuda::launch_scales(scales_.descriptors(), scales_.owners(), scales_.tiles(), stream_),
+        "launch the scales of {} views", views_);
   }
 
  private:
-  static std::vector<cuda::ScalePiece> describe(std::span<const AmaxView> views) {
-    std::vector<cuda::ScalePiece> pieces;
-    pieces.reserve(views.size());
-    for (const auto& view : views) pieces.push_back(describe_scales(view));
-    return pieces;
+  static std::vector<cuda::ScaleDescriptor> describe(std::span<const AmaxView> views) {
+    std::vector<cuda::ScaleDescriptor> descriptors;
+    descriptors.reserve(views.size());
+    for (const auto& view : views) descriptors.push_back(describe_scales(view));
+    return descriptors;
   }
 
   uint64_t views_;
   cudaStream_t stream_;
-  cuda::TiledBatch<cuda::ScalePiece> searches_;  ///< In tiles of one block.
-  cuda::TiledBatch<cuda::ScalePiece> scales_;
+  cuda::TiledBatch<cuda::ScaleDescriptor> searches_;  ///< In tiles of one block.
+  cuda::TiledBatch<cuda::ScaleDescriptor> scales_;
 };
 
 class CudaKernels final : public Kernels {
  public:
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
-      Lane lane, std::span<const StridedCopy> copies) override {
-    return std::make_unique<CudaCopyBatch>(copies, on(lane));
+      Stream stream, std::span<const StridedCopy> copies) override {
+    return std::make_unique<CudaCopyBatch>(copies, on(stream));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
-                                                             uint32_t slots) override {
-    return std::make_unique<CudaDigestBatch>(views, slots, on(Lane::kMain));
+                                                             uint32_t sum_count) override {
+    return std::make_unique<CudaDigestBatch>(views, sum_count, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
-    return std::make_unique<CudaDigestParts>(parts, slots, on(Lane::kMain));
+      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) override {
+    return std::make_unique<CudaDigestParts>(parts, sum_count, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,
-      uint32_t slots) override {
-    return make_cuda_proven_copies(copies, views, slots, on(Lane::kMain));
+      uint32_t sum_count) override {
+    return make_cuda_proven_copies(copies, views, sum_count, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) override {
-    return std::make_unique<CudaScaleBatch>(views, on(Lane::kMain));
+    return std::make_unique<CudaScaleBatch>(views, on(Stream::kMain));
   }
 
-  [[nodiscard]] void* stream(Lane lane) const override { return on(lane); }
+  [[nodiscard]] void* stream(Stream stream) const override { return on(stream); }
 
   void fork() override {
     start_.record(main_.get());
@@ -225,21 +226,22 @@ class CudaKernels final : public Kernels {
   }
 
   void wait(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) override {
-    const auto stream = on(Lane::kMain);
+    const auto stream = on(Stream::kMain);
     wait_until([&] { return is_done(cudaStreamQuery(stream), "cudaStreamQuery", what); }, what,
                deadline, monitor);
   }
 
  private:
-  [[nodiscard]] cudaStream_t on(Lane lane) const {
-    return lane == Lane::kMain ? main_.get() : others_.at(static_cast<size_t>(lane) - 1).get();
+  [[nodiscard]] cudaStream_t on(Stream stream) const {
+    return stream == Stream::kMain ? main_.get()
+                                   : others_.at(static_cast<size_t>(stream) - 1).get();
   }
 
   CudaStream main_;
   /// Whatever a link waits for goes before what the device does for itself.
-  std::array<CudaStream, kLanes - 1> others_{CudaStream(StreamPriority::kHigh),
-                                             CudaStream(StreamPriority::kHigh)};
-  std::array<CudaEvent, kLanes - 1> ends_;
+  std::array<CudaStream, kStreams - 1> others_{CudaStream(StreamPriority::kHigh),
+                                               CudaStream(StreamPriority::kHigh)};
+  std::array<CudaEvent, kStreams - 1> ends_;
   CudaEvent start_;
 };
 

@@ -13,7 +13,7 @@
 namespace awex::cuda {
 
 /// A strided copy as the device reads it.
-struct CopyPiece {
+struct CopyDescriptor {
   const std::byte* from = nullptr;
   std::byte* to = nullptr;
   uint64_t from_stride = 0;  ///< Bytes.
@@ -25,7 +25,7 @@ struct CopyPiece {
 
 /// A digest view as the device reads it. A unit is a group of 8 canonical elements that share a
 /// key.
-struct DigestPiece {
+struct DigestDescriptor {
   const std::byte* data = nullptr;
   uint64_t row_stride = 0;  ///< Elements.
   UnitGrid grid;
@@ -33,7 +33,7 @@ struct DigestPiece {
   uint64_t first_index = 0;
   uint64_t canonical_cols = 0;
   uint64_t key = 0;
-  uint32_t slot = 0;
+  uint32_t sum = 0;
   uint32_t element_size = 0;
   bool whole_groups = false;  ///< Rows begin and end with a group, which aligned loads can read.
 };
@@ -41,15 +41,15 @@ struct DigestPiece {
 /// Position of no difference.
 inline constexpr uint64_t kNoDifference = ~uint64_t{0};
 
-cudaError_t launch_copy(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
+cudaError_t launch_copy(const CopyDescriptor* descriptors, const uint32_t* owners, uint32_t tiles,
                         cudaStream_t stream);
 
 /// Lowers `*first` to the position of the first byte in which the two sides differ.
-cudaError_t launch_compare(const CopyPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                           uint64_t* first, cudaStream_t stream);
+cudaError_t launch_compare(const CopyDescriptor* descriptors, const uint32_t* owners,
+                           uint32_t tiles, uint64_t* first, cudaStream_t stream);
 
-/// Adds every view's sum to its slot of `sums`.
-cudaError_t launch_digest(const DigestPiece* pieces, const uint32_t* owners, uint32_t tiles,
-                          uint64_t* sums, cudaStream_t stream);
+/// Adds what every view sums up to its one of `sums`.
+cudaError_t launch_digest(const DigestDescriptor* descriptors, const uint32_t* owners,
+                          uint32_t tiles, uint64_t* sums, cudaStream_t stream);
 
 }  // namespace awex::cuda

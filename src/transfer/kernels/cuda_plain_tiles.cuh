@@ -12,13 +12,14 @@
 namespace awex::cuda {
 
 template <class Vector>
-__device__ const Vector* source_of(const CopyPiece& piece, const UnitWalk& walk) {
-  return reinterpret_cast<const Vector*>(piece.from + walk.row() * piece.from_stride) + walk.col();
+__device__ const Vector* source_of(const CopyDescriptor& descriptor, const UnitWalk& walk) {
+  return reinterpret_cast<const Vector*>(descriptor.from + walk.row() * descriptor.from_stride) +
+         walk.col();
 }
 
 template <class Vector>
-__device__ Vector* target_of(const CopyPiece& piece, const UnitWalk& walk) {
-  return reinterpret_cast<Vector*>(piece.to + walk.row() * piece.to_stride) + walk.col();
+__device__ Vector* target_of(const CopyDescriptor& descriptor, const UnitWalk& walk) {
+  return reinterpret_cast<Vector*>(descriptor.to + walk.row() * descriptor.to_stride) + walk.col();
 }
 
 /// For memory that nothing else touches soon: it displaces nothing in the cache.
@@ -48,14 +49,14 @@ struct Shared {
 
 /// All of a thread's loads are in flight before their first store.
 template <class Vector, class Memory>
-__device__ void copy_units(const CopyPiece& piece, uint64_t tile) {
-  UnitWalk walk(piece.grid, tile);
+__device__ void copy_units(const CopyDescriptor& descriptor, uint64_t tile) {
+  UnitWalk walk(descriptor.grid, tile);
   Vector values[kUnitsPerThread];
   Vector* targets[kUnitsPerThread];
 #pragma unroll
   for (uint32_t i = 0; i < kUnitsPerThread; ++i, walk.next()) {
-    targets[i] = walk.inside() ? target_of<Vector>(piece, walk) : nullptr;
-    if (walk.inside()) values[i] = Memory::load(source_of<Vector>(piece, walk));
+    targets[i] = walk.inside() ? target_of<Vector>(descriptor, walk) : nullptr;
+    if (walk.inside()) values[i] = Memory::load(source_of<Vector>(descriptor, walk));
   }
 #pragma unroll
   for (uint32_t i = 0; i < kUnitsPerThread; ++i) {
@@ -65,17 +66,17 @@ __device__ void copy_units(const CopyPiece& piece, uint64_t tile) {
 
 /// Memory tells how both sides are reached: PassingBy or Shared.
 template <class Memory>
-__device__ void copy_tile(const CopyPiece& piece, uint64_t tile) {
-  if (piece.width == 16) {
-    copy_units<uint4, Memory>(piece, tile);
-  } else if (piece.width == 8) {
-    copy_units<uint2, Memory>(piece, tile);
-  } else if (piece.width == 4) {
-    copy_units<unsigned int, Memory>(piece, tile);
-  } else if (piece.width == 2) {
-    copy_units<unsigned short, Memory>(piece, tile);
+__device__ void copy_tile(const CopyDescriptor& descriptor, uint64_t tile) {
+  if (descriptor.width == 16) {
+    copy_units<uint4, Memory>(descriptor, tile);
+  } else if (descriptor.width == 8) {
+    copy_units<uint2, Memory>(descriptor, tile);
+  } else if (descriptor.width == 4) {
+    copy_units<unsigned int, Memory>(descriptor, tile);
+  } else if (descriptor.width == 2) {
+    copy_units<unsigned short, Memory>(descriptor, tile);
   } else {
-    copy_units<unsigned char, Memory>(piece, tile);
+    copy_units<unsigned char, Memory>(descriptor, tile);
   }
 }
 
@@ -139,27 +140,27 @@ __device__ uint64_t sum_lanes(const Elements& group, std::index_sequence<kLane..
 /// are made, so that no registers are needed to find a group's place. As many groups at a time as
 /// kLoads wide loads fetch.
 template <uint32_t kElementSize, class Memory, uint32_t kLoads>
-__device__ uint64_t digest_one_row(const DigestPiece& piece, uint64_t tile) {
+__device__ uint64_t digest_one_row(const DigestDescriptor& descriptor, uint64_t tile) {
   constexpr uint32_t kAtOnce = kElementSize == 4 ? kLoads / 2 : kLoads;
   constexpr uint64_t kGroupBytes = kDigestLanes * kElementSize;
   uint64_t sum = 0;
   uint64_t unit = tile * kTileUnits + threadIdx.x;
 #pragma unroll 1
   for (uint32_t done = 0; done < kUnitsPerThread; done += kAtOnce) {
-    const std::byte* from = piece.data + unit * kGroupBytes;
+    const std::byte* from = descriptor.data + unit * kGroupBytes;
     Group<kElementSize> groups[kAtOnce];
 #pragma unroll
     for (uint32_t i = 0; i < kAtOnce; ++i) {
       groups[i] = {};
-      if (unit + i * kTileThreads >= piece.grid.units) continue;
+      if (unit + i * kTileThreads >= descriptor.grid.units) continue;
       groups[i].template load<Memory>(from + i * kTileThreads * kGroupBytes);
     }
-    const uint64_t first_group = piece.first_index / kDigestLanes;
+    const uint64_t first_group = descriptor.first_index / kDigestLanes;
 #pragma unroll
     for (uint32_t i = 0; i < kAtOnce; ++i, unit += kTileThreads) {
-      const uint64_t key = group_key(piece.key, first_group + unit);
-      // A unit outside the piece adds nothing, whatever its bits.
-      sum += (unit < piece.grid.units ? key : 0) * sum_lanes(groups[i], Lanes());
+      const uint64_t key = group_key(descriptor.key, first_group + unit);
+      // A unit outside the view adds nothing, whatever its bits.
+      sum += (unit < descriptor.grid.units ? key : 0) * sum_lanes(groups[i], Lanes());
     }
   }
   return sum;
@@ -168,24 +169,24 @@ __device__ uint64_t digest_one_row(const DigestPiece& piece, uint64_t tile) {
 /// Rows of whole groups: one key and one or two wide loads for eight elements. As many units at a
 /// time as kLoads wide loads fetch, so that enough are in flight and registers suffice.
 template <uint32_t kElementSize, class Memory, uint32_t kLoads>
-__device__ uint64_t digest_whole_groups(const DigestPiece& piece, uint64_t tile) {
+__device__ uint64_t digest_whole_groups(const DigestDescriptor& descriptor, uint64_t tile) {
   constexpr uint32_t kAtOnce = kElementSize == 4 ? kLoads / 2 : kLoads;
-  const uint64_t first_group = piece.first_index / kDigestLanes;
-  const uint64_t row_groups = piece.canonical_cols / kDigestLanes;
+  const uint64_t first_group = descriptor.first_index / kDigestLanes;
+  const uint64_t row_groups = descriptor.canonical_cols / kDigestLanes;
   uint64_t sum = 0;
-  UnitWalk walk(piece.grid, tile);
+  UnitWalk walk(descriptor.grid, tile);
 #pragma unroll 1
   for (uint32_t done = 0; done < kUnitsPerThread; done += kAtOnce) {
     Group<kElementSize> groups[kAtOnce];
     uint64_t keys[kAtOnce];
 #pragma unroll
     for (uint32_t i = 0; i < kAtOnce; ++i, walk.next()) {
-      keys[i] = 0;  // a unit outside the piece adds nothing, whatever its bits
+      keys[i] = 0;  // a unit outside the view adds nothing, whatever its bits
       groups[i] = {};
       if (!walk.inside()) continue;
-      const uint64_t element = walk.row() * piece.row_stride + walk.col() * kDigestLanes;
-      groups[i].template load<Memory>(piece.data + element * kElementSize);
-      keys[i] = group_key(piece.key, first_group + walk.row() * row_groups + walk.col());
+      const uint64_t element = walk.row() * descriptor.row_stride + walk.col() * kDigestLanes;
+      groups[i].template load<Memory>(descriptor.data + element * kElementSize);
+      keys[i] = group_key(descriptor.key, first_group + walk.row() * row_groups + walk.col());
     }
 #pragma unroll
     for (uint32_t i = 0; i < kAtOnce; ++i) sum += keys[i] * sum_lanes(groups[i], Lanes());
@@ -208,39 +209,39 @@ __device__ uint64_t sum_inside(const Bits* row, uint64_t begin, uint64_t end, ui
 
 /// Rows that begin or end anywhere: element by element, still one key a group.
 template <uint32_t kElementSize, class Memory>
-__device__ uint64_t digest_any_rows(const DigestPiece& piece, uint64_t tile) {
+__device__ uint64_t digest_any_rows(const DigestDescriptor& descriptor, uint64_t tile) {
   using Bits = typename Group<kElementSize>::Bits;
-  const auto* elements = reinterpret_cast<const Bits*>(piece.data);
+  const auto* elements = reinterpret_cast<const Bits*>(descriptor.data);
   uint64_t sum = 0;
-  UnitWalk walk(piece.grid, tile);
+  UnitWalk walk(descriptor.grid, tile);
   for (uint32_t i = 0; i < kUnitsPerThread && walk.inside(); ++i, walk.next()) {
-    const uint64_t begin = piece.first_index + walk.row() * piece.canonical_cols;
+    const uint64_t begin = descriptor.first_index + walk.row() * descriptor.canonical_cols;
     const uint64_t group = begin / kDigestLanes + walk.col();
-    sum +=
-        group_key(piece.key, group) * sum_inside<Memory>(elements + walk.row() * piece.row_stride,
-                                                         begin, begin + piece.cols, group, Lanes());
+    sum += group_key(descriptor.key, group) *
+           sum_inside<Memory>(elements + walk.row() * descriptor.row_stride, begin,
+                              begin + descriptor.cols, group, Lanes());
   }
   return sum;
 }
 
 template <uint32_t kElementSize, class Memory, uint32_t kLoads>
-__device__ uint64_t digest_units(const DigestPiece& piece, uint64_t tile) {
-  if (!piece.whole_groups) return digest_any_rows<kElementSize, Memory>(piece, tile);
-  if (piece.grid.row_units == piece.grid.units) {
-    return digest_one_row<kElementSize, Memory, kLoads>(piece, tile);
+__device__ uint64_t digest_units(const DigestDescriptor& descriptor, uint64_t tile) {
+  if (!descriptor.whole_groups) return digest_any_rows<kElementSize, Memory>(descriptor, tile);
+  if (descriptor.grid.row_units == descriptor.grid.units) {
+    return digest_one_row<kElementSize, Memory, kLoads>(descriptor, tile);
   }
   // Finding a place takes registers that loads would need.
   constexpr uint32_t kRowLoads = kLoads < kUnitsPerThread / 2 ? kLoads : kUnitsPerThread / 2;
-  return digest_whole_groups<kElementSize, Memory, kRowLoads>(piece, tile);
+  return digest_whole_groups<kElementSize, Memory, kRowLoads>(descriptor, tile);
 }
 
 /// What this thread's units of a tile add to the view's sum. Memory is PassingBy or Shared; kLoads
 /// are in flight at once.
 template <class Memory, uint32_t kLoads>
-__device__ uint64_t digest_tile(const DigestPiece& piece, uint64_t tile) {
-  if (piece.element_size == 2) return digest_units<2, Memory, kLoads>(piece, tile);
-  if (piece.element_size == 4) return digest_units<4, Memory, kLoads>(piece, tile);
-  return digest_units<1, Memory, kLoads>(piece, tile);
+__device__ uint64_t digest_tile(const DigestDescriptor& descriptor, uint64_t tile) {
+  if (descriptor.element_size == 2) return digest_units<2, Memory, kLoads>(descriptor, tile);
+  if (descriptor.element_size == 4) return digest_units<4, Memory, kLoads>(descriptor, tile);
+  return digest_units<1, Memory, kLoads>(descriptor, tile);
 }
 
 }  // namespace awex::cuda

@@ -13,10 +13,10 @@
 namespace awex {
 namespace {
 
-using cuda::ConvertedDigestPiece;
-using cuda::ConvertPiece;
-using cuda::CopyPiece;
-using cuda::DigestPiece;
+using cuda::ConvertDescriptor;
+using cuda::ConvertedDigestDescriptor;
+using cuda::CopyDescriptor;
+using cuda::DigestDescriptor;
 using cuda::LaunchOrder;
 using cuda::LaunchShape;
 using cuda::LaunchStep;
@@ -24,44 +24,44 @@ using cuda::TouchedRows;
 
 uint64_t address(const std::byte* data) { return reinterpret_cast<uintptr_t>(data); }
 
-TouchedRows touched_rows(const std::byte* data, uint64_t stride, const CopyPiece& piece) {
+TouchedRows touched_rows(const std::byte* data, uint64_t stride, const CopyDescriptor& descriptor) {
   return {.begin = address(data),
-          .row_bytes = piece.grid.row_units * piece.width,
+          .row_bytes = descriptor.grid.row_units * descriptor.width,
           .stride = stride,
-          .grid = piece.grid,
-          .unit_bytes = piece.width};
+          .grid = descriptor.grid,
+          .unit_bytes = descriptor.width};
 }
 
-TouchedRows touched_rows(const DigestPiece& piece) {
-  return {.begin = address(piece.data),
-          .row_bytes = piece.cols * piece.element_size,
-          .stride = piece.row_stride * piece.element_size,
-          .grid = piece.grid,
-          .unit_bytes = static_cast<uint32_t>(kDigestLanes * piece.element_size),
+TouchedRows touched_rows(const DigestDescriptor& descriptor) {
+  return {.begin = address(descriptor.data),
+          .row_bytes = descriptor.cols * descriptor.element_size,
+          .stride = descriptor.row_stride * descriptor.element_size,
+          .grid = descriptor.grid,
+          .unit_bytes = static_cast<uint32_t>(kDigestLanes * descriptor.element_size),
           // A row that begins inside a group has its second group earlier by what is missing.
-          .early_bytes = piece.whole_groups
+          .early_bytes = descriptor.whole_groups
                              ? 0
-                             : static_cast<uint32_t>((kDigestLanes - 1) * piece.element_size)};
+                             : static_cast<uint32_t>((kDigestLanes - 1) * descriptor.element_size)};
 }
 
-LaunchOrder order(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
-                  const LaunchShape& shape) {
+LaunchOrder order(const std::vector<CopyDescriptor>& copies,
+                  const std::vector<DigestDescriptor>& views, const LaunchShape& shape) {
   std::vector<cuda::TouchedByCopy> by_copies;
   by_copies.reserve(copies.size());
-  for (const auto& piece : copies) {
-    by_copies.push_back({touched_rows(piece.from, piece.from_stride, piece),
-                         touched_rows(piece.to, piece.to_stride, piece)});
+  for (const auto& descriptor : copies) {
+    by_copies.push_back({touched_rows(descriptor.from, descriptor.from_stride, descriptor),
+                         touched_rows(descriptor.to, descriptor.to_stride, descriptor)});
   }
   std::vector<TouchedRows> by_views;
   by_views.reserve(views.size());
-  for (const auto& piece : views) by_views.push_back(touched_rows(piece));
+  for (const auto& descriptor : views) by_views.push_back(touched_rows(descriptor));
   return cuda::order_launch(by_copies, by_views, shape);
 }
 
 /// Copies and views that keep their dtype, ready on the device for one launch.
 class OneLaunch {
  public:
-  OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
+  OneLaunch(const std::vector<CopyDescriptor>& copies, const std::vector<DigestDescriptor>& views,
             const LaunchShape& shape, cudaStream_t stream)
       : OneLaunch(copies, views, order(copies, views, shape), stream) {}
 
@@ -83,7 +83,7 @@ class OneLaunch {
   }
 
  private:
-  OneLaunch(const std::vector<CopyPiece>& copies, const std::vector<DigestPiece>& views,
+  OneLaunch(const std::vector<CopyDescriptor>& copies, const std::vector<DigestDescriptor>& views,
             const LaunchOrder& order, cudaStream_t stream)
       : copies_(std::span(copies), stream),
         views_(std::span(views), stream),
@@ -91,8 +91,8 @@ class OneLaunch {
         stretch_tiles_(std::span(order.stretch_tiles), stream),
         left_(order.stretch_tiles.size()) {}
 
-  DeviceArray<CopyPiece> copies_;
-  DeviceArray<DigestPiece> views_;
+  DeviceArray<CopyDescriptor> copies_;
+  DeviceArray<DigestDescriptor> views_;
   DeviceArray<LaunchStep> steps_;
   DeviceArray<uint32_t> stretch_tiles_;
   DeviceArray<uint32_t> left_;
@@ -101,20 +101,21 @@ class OneLaunch {
 class CudaProvenCopies final : public DigestBatch {
  public:
   CudaProvenCopies(std::span<const StridedCopy> copies, std::span<const DigestView> views,
-                   uint32_t slots, cudaStream_t stream, const LaunchShape& shape)
+                   uint32_t sum_count, cudaStream_t stream, const LaunchShape& shape)
       : stream_(stream),
         converting_(cuda::describe_converting_copies(copies), stream),
-        plain_(cuda::describe_copies(copies), cuda::describe_views(views, slots), shape, stream),
-        converted_(cuda::describe_converted_views(views, slots), stream),
-        sums_(slots, stream) {}
+        plain_(cuda::describe_copies(copies), cuda::describe_views(views, sum_count), shape,
+               stream),
+        converted_(cuda::describe_converted_views(views, sum_count), stream),
+        sums_(sum_count, stream) {}
 
   void run() override {
     sums_.reset();
-    AWEX_CHECK(cuda::launch_convert(converting_.pieces(), converting_.owners(), converting_.tiles(),
-                                    stream_),
+    AWEX_CHECK(cuda::launch_convert(converting_.descriptors(), converting_.owners(),
+                                    converting_.tiles(), stream_),
                "launch copies that convert");
     plain_.run(sums_.data(), stream_);
-    AWEX_CHECK(cuda::launch_digest_converted(converted_.pieces(), converted_.owners(),
+    AWEX_CHECK(cuda::launch_digest_converted(converted_.descriptors(), converted_.owners(),
                                              converted_.tiles(), sums_.data(), stream_),
                "launch digests that convert");
     sums_.fetch();
@@ -124,9 +125,9 @@ class CudaProvenCopies final : public DigestBatch {
 
  private:
   cudaStream_t stream_;
-  cuda::TiledBatch<ConvertPiece> converting_;
+  cuda::TiledBatch<ConvertDescriptor> converting_;
   OneLaunch plain_;
-  cuda::TiledBatch<ConvertedDigestPiece> converted_;
+  cuda::TiledBatch<ConvertedDigestDescriptor> converted_;
   cuda::DeviceSums sums_;
 };
 
@@ -134,9 +135,9 @@ class CudaProvenCopies final : public DigestBatch {
 
 std::unique_ptr<DigestBatch> make_cuda_proven_copies(std::span<const StridedCopy> copies,
                                                      std::span<const DigestView> views,
-                                                     uint32_t slots, cudaStream_t stream,
+                                                     uint32_t sum_count, cudaStream_t stream,
                                                      const LaunchShape& shape) {
-  return std::make_unique<CudaProvenCopies>(copies, views, slots, stream, shape);
+  return std::make_unique<CudaProvenCopies>(copies, views, sum_count, stream, shape);
 }
 
 }  // namespace awex

@@ -32,17 +32,17 @@ __device__ void wait_for_copies(uint32_t* left, const LaunchStep& step) {
 __global__ void __launch_bounds__(kTileThreads, 4) proven_copies_kernel(const ProvenBatch batch) {
   const LaunchStep step = batch.steps[blockIdx.x / kStepTiles];
   const uint64_t tile = step.first_tile + blockIdx.x % kStepTiles;
-  if (step.piece < batch.copy_count) {
-    const CopyPiece piece = batch.copies[step.piece];
-    if (tile * kTileUnits >= piece.grid.units) return;
-    copy_tile<Shared>(piece, tile);
+  if (step.item < batch.copy_count) {
+    const CopyDescriptor descriptor = batch.copies[step.item];
+    if (tile * kTileUnits >= descriptor.grid.units) return;
+    copy_tile<Shared>(descriptor, tile);
     count_down(batch.left[step.first_stretch]);
   } else {
-    const DigestPiece piece = batch.views[step.piece - batch.copy_count];
+    const DigestDescriptor descriptor = batch.views[step.item - batch.copy_count];
     wait_for_copies(batch.left, step);
-    if (tile * kTileUnits >= piece.grid.units) return;
-    const uint64_t sum = digest_tile<Shared, kUnitsPerThread / 2>(piece, tile);
-    add_block_sum(sum, reinterpret_cast<Atomic*>(batch.sums) + piece.slot);
+    if (tile * kTileUnits >= descriptor.grid.units) return;
+    const uint64_t sum = digest_tile<Shared, kUnitsPerThread / 2>(descriptor, tile);
+    add_block_sum(sum, reinterpret_cast<Atomic*>(batch.sums) + descriptor.sum);
   }
 }
 

@@ -19,7 +19,7 @@ inline constexpr cuda::LaunchShape kProvenShape{.stretch_steps = 4, .lag_steps =
 /// launch of the other copies and the views behind them, then views that convert. Takes 4 bytes of
 /// device memory for each 32 KiB of copies and of views, and about 100 bytes for each of them.
 [[nodiscard]] std::unique_ptr<DigestBatch> make_cuda_proven_copies(
-    std::span<const StridedCopy> copies, std::span<const DigestView> views, uint32_t slots,
+    std::span<const StridedCopy> copies, std::span<const DigestView> views, uint32_t sum_count,
     cudaStream_t stream, const cuda::LaunchShape& shape = kProvenShape);
 
 }  // namespace awex

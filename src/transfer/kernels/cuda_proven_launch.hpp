@@ -9,15 +9,15 @@
 
 namespace awex::cuda {
 
-/// A batch of copies and views as the device reads it: a LaunchOrder and its pieces.
+/// A batch of copies and views as the device reads it: a LaunchOrder and its descriptors.
 struct ProvenBatch {
   const LaunchStep* steps = nullptr;
-  const CopyPiece* copies = nullptr;
-  const DigestPiece* views = nullptr;
+  const CopyDescriptor* copies = nullptr;
+  const DigestDescriptor* views = nullptr;
   uint32_t copy_count = 0;
   /// By stretch: tiles that copy and are not done yet. All, when the launch begins.
   uint32_t* left = nullptr;
-  uint64_t* sums = nullptr;  ///< Every view's sum is added to its slot.
+  uint64_t* sums = nullptr;  ///< Of the views, by DigestDescriptor::sum.
 };
 
 /// Copies, and sums the views as they are after all copies, in one launch of `steps` steps.

@@ -13,8 +13,8 @@ namespace awex::cuda {
 /// Sums that kernels on `stream` add to, and their copy in host memory.
 class DeviceSums {
  public:
-  DeviceSums(uint32_t slots, cudaStream_t stream)
-      : stream_(stream), sums_(slots), fetched_(slots, uint64_t{0}) {}
+  DeviceSums(uint32_t sum_count, cudaStream_t stream)
+      : stream_(stream), sums_(sum_count), fetched_(sum_count, uint64_t{0}) {}
 
   [[nodiscard]] uint64_t* data() const { return sums_.data(); }
 

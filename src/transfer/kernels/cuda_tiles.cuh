@@ -10,7 +10,7 @@ class UnitWalk {
  public:
   __device__ explicit UnitWalk(const UnitGrid& grid)
       : UnitWalk(grid, blockIdx.x - grid.first_tile) {}
-  /// In the piece's tile `tile`.
+  /// In the item's tile `tile`.
   __device__ UnitWalk(const UnitGrid& grid, uint64_t tile)
       : UnitWalk(grid.units, grid.row_units, tile * kTileUnits + threadIdx.x) {}
   /// From unit `first` on.
@@ -22,7 +22,7 @@ class UnitWalk {
     col_step_ = kTileThreads - row_step_ * row_units_;
   }
 
-  /// Whether the walk is still inside the piece.
+  /// Whether the walk is still inside the item.
   __device__ bool inside() const { return unit_ < units_; }
   __device__ uint64_t unit() const { return unit_; }
   __device__ uint64_t row() const { return row_; }

@@ -74,7 +74,7 @@ class HostCopyBatch final : public CopyBatch {
     tiles_.for_each(pool_, [this](const HostTile& tile) {
       const auto& copy = copies_[tile.item];
       if (copy.conversion) {
-        for_each_piece(tile, convert);
+        for_each_run(tile, convert);
         return;
       }
       stream_rows(copy.to + tile.first_row * copy.to_stride + tile.first_col, copy.to_stride,
@@ -86,9 +86,9 @@ class HostCopyBatch final : public CopyBatch {
   void compare() override {
     difference_.reset();
     tiles_.for_each(pool_, [this](const HostTile& tile) {
-      for_each_piece(tile, [this](const Piece& piece) {
-        return piece.copy.conversion ? compare_converted(piece)
-                                     : compare_bytes(piece, 0, piece.from, piece.cells);
+      for_each_run(tile, [this](const CellRun& run) {
+        return run.copy.conversion ? compare_converted(run)
+                                   : compare_bytes(run, 0, run.from, run.cells);
       });
     });
   }
@@ -97,7 +97,7 @@ class HostCopyBatch final : public CopyBatch {
 
  private:
   /// Cells that lie contiguously on both sides.
-  struct Piece {
+  struct CellRun {
     uint64_t index;  ///< Of the copy.
     const CellCopy& copy;
     uint64_t row;  ///< Of the first cell.
@@ -107,45 +107,45 @@ class HostCopyBatch final : public CopyBatch {
     uint64_t cells;
   };
 
-  /// Calls work(piece) over a tile's pieces, until it returns false.
+  /// Calls work(run) over a tile's runs, until it returns false.
   template <class Work>
-  void for_each_piece(const HostTile& tile, const Work& work) const {
+  void for_each_run(const HostTile& tile, const Work& work) const {
     const auto& copy = copies_[tile.item];
     for (uint64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
-      if (!work(Piece{tile.item, copy, row, tile.first_col,
-                      copy.from + row * copy.from_stride + tile.first_col * copy.from_cell,
-                      copy.to + row * copy.to_stride + tile.first_col * copy.to_cell, tile.cols})) {
+      if (!work(CellRun{tile.item, copy, row, tile.first_col,
+                        copy.from + row * copy.from_stride + tile.first_col * copy.from_cell,
+                        copy.to + row * copy.to_stride + tile.first_col * copy.to_cell,
+                        tile.cols})) {
         return;
       }
     }
   }
 
-  static bool convert(const Piece& piece) {
-    convert_elements(*piece.copy.conversion, piece.row, piece.col, piece.cells, piece.from,
-                     piece.to);
+  static bool convert(const CellRun& run) {
+    convert_elements(*run.copy.conversion, run.row, run.col, run.cells, run.from, run.to);
     return true;
   }
 
-  /// Whether the piece's target holds `wanted` from its byte `first` on; notes it if not.
-  bool compare_bytes(const Piece& piece, uint64_t first, const std::byte* wanted, uint64_t bytes) {
-    const auto* held = piece.to + first;
+  /// Whether the run's target holds `wanted` from its byte `first` on; notes it if not.
+  bool compare_bytes(const CellRun& run, uint64_t first, const std::byte* wanted, uint64_t bytes) {
+    const auto* held = run.to + first;
     if (std::memcmp(held, wanted, bytes) == 0) return true;
     const auto* differing = std::mismatch(wanted, wanted + bytes, held).first;
-    const uint64_t cells_before = piece.row * piece.copy.cols + piece.col;
-    note_difference(piece.index, cells_before * piece.copy.to_cell + first +
-                                     static_cast<uint64_t>(differing - wanted));
+    const uint64_t cells_before = run.row * run.copy.cols + run.col;
+    note_difference(run.index, cells_before * run.copy.to_cell + first +
+                                   static_cast<uint64_t>(differing - wanted));
     return false;
   }
 
-  bool compare_converted(const Piece& piece) {
+  bool compare_converted(const CellRun& run) {
     std::array<std::byte, kBufferBytes> wanted;
-    const auto& copy = piece.copy;
+    const auto& copy = run.copy;
     const uint64_t cells_at_once = wanted.size() / copy.to_cell;
-    for (uint64_t done = 0; done < piece.cells; done += cells_at_once) {
-      const uint64_t cells = std::min(cells_at_once, piece.cells - done);
-      convert_elements(*copy.conversion, piece.row, piece.col + done, cells,
-                       piece.from + done * copy.from_cell, wanted.data());
-      if (!compare_bytes(piece, done * copy.to_cell, wanted.data(), cells * copy.to_cell)) {
+    for (uint64_t done = 0; done < run.cells; done += cells_at_once) {
+      const uint64_t cells = std::min(cells_at_once, run.cells - done);
+      convert_elements(*copy.conversion, run.row, run.col + done, cells,
+                       run.from + done * copy.from_cell, wanted.data());
+      if (!compare_bytes(run, done * copy.to_cell, wanted.data(), cells * copy.to_cell)) {
         return false;
       }
     }
@@ -181,11 +181,12 @@ DigestView as_few_rows(DigestView view) {
 /// Views in tiles that threads add to sums.
 class HostViews {
  public:
-  HostViews(std::span<const DigestView> views, uint32_t slots, ThreadPool& pool) : pool_(pool) {
+  HostViews(std::span<const DigestView> views, uint32_t sum_count, ThreadPool& pool) : pool_(pool) {
     for (const auto& view : views) {
-      if (view.slot >= slots) {
-        throw runtime_error(fmt::format("cannot prepare a digest: slot {} of {}", view.slot, slots),
-                            "this is a fault of awex-colocate: please report it");
+      if (view.sum >= sum_count) {
+        throw runtime_error(
+            fmt::format("cannot prepare a digest: sum {} of {}", view.sum, sum_count),
+            "this is a fault of awex-colocate: please report it");
       }
       if (view.conversion) check_conversion(*view.conversion, view.rows, view.cols);
       views_.push_back(as_few_rows(view));
@@ -195,7 +196,7 @@ class HostViews {
 
   void add_to(std::vector<uint64_t>& sums) {
     tiles_.for_each(pool_, [&](const HostTile& tile) {
-      std::atomic_ref(sums[views_[tile.item].slot]).fetch_add(sum(tile), std::memory_order_relaxed);
+      std::atomic_ref(sums[views_[tile.item].sum]).fetch_add(sum(tile), std::memory_order_relaxed);
     });
   }
 
@@ -238,8 +239,8 @@ class HostViews {
 
 class HostDigestBatch final : public DigestBatch {
  public:
-  HostDigestBatch(std::span<const DigestView> views, uint32_t slots, ThreadPool& pool)
-      : views_(views, slots, pool), sums_(slots) {}
+  HostDigestBatch(std::span<const DigestView> views, uint32_t sum_count, ThreadPool& pool)
+      : views_(views, sum_count, pool), sums_(sum_count) {}
 
   void run() override {
     std::fill(sums_.begin(), sums_.end(), 0);
@@ -255,9 +256,10 @@ class HostDigestBatch final : public DigestBatch {
 
 class HostDigestParts final : public DigestParts {
  public:
-  HostDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t slots, ThreadPool& pool)
-      : sums_(slots) {
-    for (const auto& part : parts) parts_.emplace_back(part, slots, pool);
+  HostDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t sum_count,
+                  ThreadPool& pool)
+      : sums_(sum_count) {
+    for (const auto& part : parts) parts_.emplace_back(part, sum_count, pool);
   }
 
   void begin() override { std::fill(sums_.begin(), sums_.end(), 0); }
@@ -276,8 +278,8 @@ class HostDigestParts final : public DigestParts {
 class HostProvenCopies final : public DigestBatch {
  public:
   HostProvenCopies(std::span<const StridedCopy> copies, std::span<const DigestView> views,
-                   uint32_t slots, ThreadPool& pool)
-      : copies_(copies, pool), digests_(views, slots, pool) {}
+                   uint32_t sum_count, ThreadPool& pool)
+      : copies_(copies, pool), digests_(views, sum_count, pool) {}
 
   void run() override {
     copies_.copy();
@@ -354,27 +356,27 @@ class HostKernels final : public Kernels {
   explicit HostKernels(size_t threads) : pool_(threads) {}
 
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies_on(
-      Lane /*lane*/, std::span<const StridedCopy> copies) override {
+      Stream /*stream*/, std::span<const StridedCopy> copies) override {
     return std::make_unique<HostCopyBatch>(copies, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
-                                                             uint32_t slots) override {
-    return std::make_unique<HostDigestBatch>(views, slots, pool_);
+                                                             uint32_t sum_count) override {
+    return std::make_unique<HostDigestBatch>(views, sum_count, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t slots) override {
-    return std::make_unique<HostDigestParts>(parts, slots, pool_);
+      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) override {
+    return std::make_unique<HostDigestParts>(parts, sum_count, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,
-      uint32_t slots) override {
-    return std::make_unique<HostProvenCopies>(copies, views, slots, pool_);
+      uint32_t sum_count) override {
+    return std::make_unique<HostProvenCopies>(copies, views, sum_count, pool_);
   }
   [[nodiscard]] std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) override {
     return std::make_unique<HostScaleBatch>(views, pool_);
   }
-  [[nodiscard]] void* stream(Lane /*lane*/) const override { return nullptr; }
+  [[nodiscard]] void* stream(Stream /*stream*/) const override { return nullptr; }
   void fork() override {}
   void join() override {}
 

@@ -48,7 +48,7 @@ struct DigestView {
   uint64_t canonical_cols = 0;  ///< Canonical index step from one row to the next.
   uint64_t key = 0;             ///< tensor_key of the tensor.
   uint32_t element_size = 0;    ///< 1, 2 or 4 bytes, as in memory; data is aligned to it.
-  uint32_t slot = 0;            ///< Which sum this view adds to.
+  uint32_t sum = 0;             ///< Number of the batch's sum that this view adds to.
   std::optional<Conversion> conversion = std::nullopt;
 };
 
@@ -82,7 +82,7 @@ class CopyBatch {
   [[nodiscard]] virtual std::optional<Difference> difference() const = 0;
 };
 
-/// A batch of digest views with one sum for each of its slots.
+/// A batch of digest views, each of which adds to one of the batch's sums.
 class DigestBatch {
  public:
   DigestBatch() = default;
@@ -94,12 +94,12 @@ class DigestBatch {
 
   /// Queues the summing of all views, from zero.
   virtual void run() = 0;
-  /// After `run` and Kernels::wait: one sum a slot.
+  /// After `run` and Kernels::wait: all sums, by number.
   [[nodiscard]] virtual std::span<const uint64_t> sums() const = 0;
 };
 
-/// Digest views in parts that are summed one by one, each when its bytes are there, into one sum
-/// for each of their slots.
+/// Digest views in parts that are summed one by one, each when its bytes are there; a sum may be of
+/// views of several parts.
 class DigestParts {
  public:
   DigestParts() = default;
@@ -115,7 +115,7 @@ class DigestParts {
   virtual void add(size_t part) = 0;
   /// Queues the way of the sums to the host.
   virtual void finish() = 0;
-  /// After `finish` and Kernels::wait: one sum a slot.
+  /// After `finish` and Kernels::wait: all sums, by number.
   [[nodiscard]] virtual std::span<const uint64_t> sums() const = 0;
 };
 
@@ -138,10 +138,10 @@ class ScaleBatch {
   virtual void finish() = 0;
 };
 
-/// Queues of a device's work (streams on cuda), each in order, that go on side by side. What moves
+/// Queues of a device's work, each in order, that go on side by side: streams on cuda. What moves
 /// between devices has its own, so that links are busy while the device copies for itself.
-enum class Lane : uint8_t { kMain, kSend, kReceive };
-inline constexpr size_t kLanes = 3;
+enum class Stream : uint8_t { kMain, kSend, kReceive };
+inline constexpr size_t kStreams = 3;
 
 /// The transfer's work on memory that a device reaches. Made by make_kernels; must outlive its
 /// batches and be destroyed before its device. On host all work is done when a call returns.
@@ -154,34 +154,35 @@ class Kernels {
   Kernels& operator=(Kernels&&) = delete;
   virtual ~Kernels() = default;
 
-  /// Its work goes to `lane`; all other batches' to the main one.
+  /// Its work goes to `stream`; all other batches' to the main one.
   [[nodiscard]] virtual std::unique_ptr<CopyBatch> prepare_copies_on(
-      Lane lane, std::span<const StridedCopy> copies) = 0;
+      Stream stream, std::span<const StridedCopy> copies) = 0;
   [[nodiscard]] std::unique_ptr<CopyBatch> prepare_copies(std::span<const StridedCopy> copies) {
-    return prepare_copies_on(Lane::kMain, copies);
+    return prepare_copies_on(Stream::kMain, copies);
   }
   [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_digests(
-      std::span<const DigestView> views, uint32_t slots) = 0;
+      std::span<const DigestView> views, uint32_t sum_count) = 0;
   [[nodiscard]] virtual std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t slots) = 0;
+      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) = 0;
   /// A batch whose `run` first makes all copies, then sums all views, as their bytes are then: read
   /// back from memory, wherever a view lies. Where it can, a device does both at once, and digests
   /// what was just written while that is still in its cache. Copies as in CopyBatch.
   [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_proven_copies(
-      std::span<const StridedCopy> copies, std::span<const DigestView> views, uint32_t slots) = 0;
+      std::span<const StridedCopy> copies, std::span<const DigestView> views,
+      uint32_t sum_count) = 0;
   /// No two views of a batch touch the same scale.
   [[nodiscard]] virtual std::unique_ptr<ScaleBatch> prepare_scales(
       std::span<const AmaxView> views) = 0;
 
-  /// A lane's native handle (cudaStream_t) for an exchange; null on host.
-  [[nodiscard]] virtual void* stream(Lane lane) const = 0;
-  /// Later work on the other lanes begins after what is queued on the main one.
+  /// A stream's native handle (cudaStream_t) for an exchange; null on host.
+  [[nodiscard]] virtual void* stream(Stream stream) const = 0;
+  /// Later work on the other streams begins after what is queued on the main one.
   virtual void fork() = 0;
-  /// Later work on the main lane begins after what is queued on all others.
+  /// Later work on the main stream begins after what is queued on all others.
   virtual void join() = 0;
 
-  /// Returns when the main lane's work is done. Polls; throws Error(kDeadline) naming `what`, what
-  /// the monitor throws, and device errors.
+  /// Returns when the main stream's work is done. Polls; throws Error(kDeadline) naming `what`,
+  /// what the monitor throws, and device errors.
   virtual void wait(const std::string& what, const Deadline& deadline, WaitMonitor& monitor) = 0;
 };
 

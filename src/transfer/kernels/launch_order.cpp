@@ -16,7 +16,7 @@ struct Range {
   uint64_t end = 0;
 };
 
-/// From the first to the last byte of units [first, end) of a piece, at least one.
+/// From the first to the last byte of units [first, end) of an item, at least one.
 Range range_of_units(const TouchedRows& rows, uint64_t first, uint64_t end) {
   const uint64_t last = end - 1;
   const uint64_t first_row = first / rows.grid.row_units;
@@ -43,18 +43,18 @@ uint32_t tiles_of_step(const UnitGrid& grid, uint32_t first_tile) {
 struct CopyStep {
   uint64_t begin = 0;  ///< Address where what it writes begins.
   uint64_t reach = 0;  ///< The highest end of what it and the steps before it write.
-  uint32_t piece = 0;
+  uint32_t item = 0;
   uint32_t first_tile = 0;
 };
 
 /// The copies' steps by target address.
 std::vector<CopyStep> sorted_copies(std::span<const TouchedByCopy> copies) {
   std::vector<CopyStep> steps;
-  for (uint32_t piece = 0; piece < copies.size(); ++piece) {
-    const uint64_t count = steps_of(copies[piece].to.grid);
+  for (uint32_t item = 0; item < copies.size(); ++item) {
+    const uint64_t count = steps_of(copies[item].to.grid);
     for (uint32_t tile = 0; tile < count * kStepTiles; tile += kStepTiles) {
-      const auto range = range_of_step(copies[piece].to, tile);
-      steps.push_back({range.begin, range.end, piece, tile});
+      const auto range = range_of_step(copies[item].to, tile);
+      steps.push_back({range.begin, range.end, item, tile});
     }
   }
   std::stable_sort(steps.begin(), steps.end(),
@@ -70,7 +70,7 @@ class ReadPlaces {
   ReadPlaces(std::span<const TouchedByCopy> copies, const std::vector<CopyStep>& steps) {
     places_.reserve(steps.size());
     for (const auto& step : steps) {
-      const auto range = range_of_step(copies[step.piece].from, step.first_tile);
+      const auto range = range_of_step(copies[step.item].from, step.first_tile);
       places_.push_back({range.begin, static_cast<uint32_t>(places_.size())});
     }
     std::sort(places_.begin(), places_.end(),
@@ -107,7 +107,7 @@ class ViewPlacement {
                 const LaunchShape& shape)
       : steps_(steps), shape_(shape), read_places_(copies, steps) {}
 
-  [[nodiscard]] ViewStep place(uint32_t piece, uint32_t first_tile, const Range& read) const {
+  [[nodiscard]] ViewStep place(uint32_t item, uint32_t first_tile, const Range& read) const {
     // The view waits for steps [first, end): all that may write what it reads. Those before `first`
     // end before it; those from `end` on begin behind it.
     const auto first =
@@ -117,7 +117,7 @@ class ViewPlacement {
         steps_.begin(), steps_.end(), [&](const CopyStep& step) { return step.begin < read.end; });
     if (first >= end) {
       const auto before = std::min<uint64_t>(read_places_.at(read.begin) + 1, steps_.size());
-      return {static_cast<uint32_t>(before), {piece, first_tile, 0, 0}};
+      return {static_cast<uint32_t>(before), {item, first_tile, 0, 0}};
     }
     const auto first_stretch = static_cast<uint64_t>(first - steps_.begin()) / shape_.stretch_steps;
     const uint64_t end_stretch =
@@ -125,7 +125,7 @@ class ViewPlacement {
     const uint64_t before =
         std::min(end_stretch * shape_.stretch_steps + shape_.lag_steps, steps_.size());
     return {static_cast<uint32_t>(before),
-            {piece, first_tile, static_cast<uint32_t>(first_stretch),
+            {item, first_tile, static_cast<uint32_t>(first_stretch),
              static_cast<uint32_t>(end_stretch)}};
   }
 
@@ -137,12 +137,12 @@ class ViewPlacement {
 
 /// The views' steps by their places.
 std::vector<ViewStep> sorted_views(std::span<const TouchedRows> views,
-                                   const ViewPlacement& placement, uint32_t first_piece) {
+                                   const ViewPlacement& placement, uint32_t first_item) {
   std::vector<ViewStep> steps;
   for (uint32_t i = 0; i < views.size(); ++i) {
     const uint64_t count = steps_of(views[i].grid);
     for (uint32_t tile = 0; tile < count * kStepTiles; tile += kStepTiles) {
-      steps.push_back(placement.place(first_piece + i, tile, range_of_step(views[i], tile)));
+      steps.push_back(placement.place(first_item + i, tile, range_of_step(views[i], tile)));
     }
   }
   std::stable_sort(steps.begin(), steps.end(), [](const ViewStep& a, const ViewStep& b) {
@@ -156,10 +156,10 @@ void check_size(std::span<const TouchedByCopy> copies, std::span<const TouchedRo
   uint64_t steps = 0;
   for (const auto& copy : copies) steps += steps_of(copy.to.grid);
   for (const auto& view : views) steps += steps_of(view.grid);
-  // The limit of a launch's first dimension; pieces are fewer than steps or empty.
+  // The limit of a launch's first dimension; items are fewer than steps or empty.
   constexpr uint64_t kMostSteps = std::numeric_limits<int32_t>::max() / kStepTiles;
-  const uint64_t pieces = copies.size() + views.size();
-  if (steps > kMostSteps || pieces > kMostSteps) {
+  const uint64_t items = copies.size() + views.size();
+  if (steps > kMostSteps || items > kMostSteps) {
     throw runtime_error(fmt::format(
         "{} copies and {} digests, in {} steps, are too many for one launch, which has {} at most",
         copies.size(), views.size(), steps, kMostSteps));
@@ -185,8 +185,8 @@ LaunchOrder order_launch(std::span<const TouchedByCopy> copies, std::span<const 
     if (i == copy_steps.size()) break;
     const auto& copy = copy_steps[i];
     const uint32_t stretch = i / shape.stretch_steps;
-    order.steps.push_back({copy.piece, copy.first_tile, stretch, stretch});
-    order.stretch_tiles[stretch] += tiles_of_step(copies[copy.piece].to.grid, copy.first_tile);
+    order.steps.push_back({copy.item, copy.first_tile, stretch, stretch});
+    order.stretch_tiles[stretch] += tiles_of_step(copies[copy.item].to.grid, copy.first_tile);
   }
   return order;
 }

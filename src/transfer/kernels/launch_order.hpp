@@ -11,10 +11,10 @@
 
 namespace awex::cuda {
 
-/// What is put in order: up to so many neighbouring tiles of one piece, one block each.
+/// What is put in order: up to so many neighbouring tiles of one item, one block each.
 inline constexpr uint32_t kStepTiles = 4;
 
-/// Memory that the tiles of a piece touch.
+/// Memory that the tiles of an item touch.
 struct TouchedRows {
   uint64_t begin = 0;      ///< Address of the first row.
   uint64_t row_bytes = 0;  ///< Without the gap to the next row.
@@ -24,7 +24,7 @@ struct TouchedRows {
   uint32_t early_bytes = 0;  ///< Units may begin up to so many bytes earlier in their row.
 };
 
-/// A piece that copies.
+/// A item that copies.
 struct TouchedByCopy {
   TouchedRows from;
   TouchedRows to;
@@ -33,7 +33,7 @@ struct TouchedByCopy {
 /// One step of a launch. The copies' steps, in their order, are cut into *stretches*, each of which
 /// counts the tiles that are not done; what reads the copies' targets waits until some are at zero.
 struct LaunchStep {
-  uint32_t piece = 0;  ///< Index of a copy, or number of copies + index of a view.
+  uint32_t item = 0;  ///< Index of a copy, or number of copies + index of a view.
   uint32_t first_tile = 0;
   /// Of a copy: its own stretch, twice. Of a view: those it waits for, half-open, maybe none.
   uint32_t first_stretch = 0;

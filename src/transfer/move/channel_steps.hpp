@@ -23,30 +23,30 @@ using ChannelCount = uint32_t;
 /// more than the memory of a device.
 inline constexpr ChannelCount kCountsOfPass = 1U << 20;
 
-/// What the two ends of a stream share, for each its own addresses of the same memory.
-struct StreamLink {
+/// What the two ends of a packed stream share, for each its own addresses of the same memory.
+struct PackedStreamLink {
   std::byte* slots = nullptr;       ///< The receiver's staging memory.
   ChannelCount* arrived = nullptr;  ///< At the receiver, by channel: packets that have come.
   ChannelCount* granted = nullptr;  ///< At the sender: packets that there is, or was, a slot for.
 };
 
-/// All that goes to, or comes from, one peer. A piece is a copy of the stream as its backend moves
-/// it; its bytes lie in the stream from `begin` to before `end`.
-template <class Piece>
-struct ChannelStream {
-  const Piece* pieces = nullptr;           ///< By place in the stream.
-  const uint32_t* first_pieces = nullptr;  ///< By packet: the first piece with bytes in it.
-  uint32_t piece_count = 0;
+/// All that goes to, or comes from, one peer. A descriptor says how a backend moves a copy of the
+/// stream, whose bytes lie in it from `begin` to before `end`.
+template <class Descriptor>
+struct ChannelPackedStream {
+  const Descriptor* descriptors = nullptr;      ///< By place in the stream.
+  const uint32_t* first_descriptors = nullptr;  ///< By packet: of its first copy.
+  uint32_t descriptor_count = 0;
   uint32_t peer = 0;   ///< Inference role rank.
   uint64_t bytes = 0;  ///< Of the stream.
-  StreamLink link;
+  PackedStreamLink link;
 };
 
 /// One pass through all streams of a rank, which has the same number of both directions.
-template <class Piece>
+template <class Descriptor>
 struct ChannelPass {
-  const ChannelStream<Piece>* sends = nullptr;
-  const ChannelStream<Piece>* receives = nullptr;
+  const ChannelPackedStream<Descriptor>* sends = nullptr;
+  const ChannelPackedStream<Descriptor>* receives = nullptr;
   uint32_t streams = 0;         ///< Of each direction.
   uint32_t channels = 0;        ///< Of each direction.
   ChannelCount base = 0;        ///< What this pass's counts begin with.
@@ -64,20 +64,20 @@ enum class ChannelEnd : uint8_t { kSender, kReceiver };
   return end == ChannelEnd::kSender ? channel : kMostChannels + channel;
 }
 
-/// Calls work(piece, from, to, at) for all pieces' bytes in a packet: bytes [from, to) of the
-/// piece, whose first one lies at `at` in the slot.
-template <class Piece, class Work>
-constexpr void for_each_part(const ChannelStream<Piece>& stream, uint32_t packet, std::byte* slot,
-                             const Work& work) {
+/// Calls work(descriptor, from, to, at) for all descriptors' bytes in a packet: bytes [from, to) of
+/// the descriptor, whose first one lies at `at` in the slot.
+template <class Descriptor, class Work>
+constexpr void for_each_part(const ChannelPackedStream<Descriptor>& stream, uint32_t packet,
+                             std::byte* slot, const Work& work) {
   const uint64_t begin = uint64_t{packet} * kPacketBytes;
   const uint64_t end = begin + kPacketBytes;
-  for (uint32_t i = stream.first_pieces[packet]; i < stream.piece_count; ++i) {
-    const Piece& piece = stream.pieces[i];
-    if (piece.begin >= end) return;
-    const uint64_t from = piece.begin < begin ? begin : piece.begin;
-    const uint64_t to = piece.end < end ? piece.end : end;
-    work(piece, static_cast<uint32_t>(from - piece.begin), static_cast<uint32_t>(to - piece.begin),
-         slot + (from - begin));
+  for (uint32_t i = stream.first_descriptors[packet]; i < stream.descriptor_count; ++i) {
+    const Descriptor& descriptor = stream.descriptors[i];
+    if (descriptor.begin >= end) return;
+    const uint64_t from = descriptor.begin < begin ? begin : descriptor.begin;
+    const uint64_t to = descriptor.end < end ? descriptor.end : end;
+    work(descriptor, static_cast<uint32_t>(from - descriptor.begin),
+         static_cast<uint32_t>(to - descriptor.begin), slot + (from - begin));
   }
 }
 
@@ -86,11 +86,12 @@ constexpr void for_each_part(const ChannelStream<Piece>& stream, uint32_t packet
 ///     its writer stored before; false when it was stopped first;
 ///   treat(stream, packet, slot): packs a packet into a slot, or unpacks or compares it;
 ///   tell(count, value): sets `*count`, behind all that the block has loaded and stored.
-template <ChannelEnd kEnd, class Piece, class Block>
-constexpr bool go_through(const ChannelPass<Piece>& pass, const ChannelShare& share,
+template <ChannelEnd kEnd, class Descriptor, class Block>
+constexpr bool go_through(const ChannelPass<Descriptor>& pass, const ChannelShare& share,
                           uint32_t channel, const Block& block) {
   constexpr bool kSends = kEnd == ChannelEnd::kSender;
-  const ChannelStream<Piece>& stream = (kSends ? pass.sends : pass.receives)[share.stream];
+  const ChannelPackedStream<Descriptor>& stream =
+      (kSends ? pass.sends : pass.receives)[share.stream];
   const uint32_t packets = packets_of(stream.bytes);
   if (share.first_packet >= packets) return true;
   ChannelCount* arrived = stream.link.arrived + channel;
@@ -109,9 +110,10 @@ constexpr bool go_through(const ChannelPass<Piece>& pass, const ChannelShare& sh
 }
 
 /// One end's whole pass through a channel; false when it was stopped.
-template <ChannelEnd kEnd, class Piece, class Block>
-constexpr bool serve_channel(const ChannelPass<Piece>& pass, uint32_t channel, const Block& block) {
-  for (uint32_t group = 0; group < stream_groups(pass.streams); ++group) {
+template <ChannelEnd kEnd, class Descriptor, class Block>
+constexpr bool serve_channel(const ChannelPass<Descriptor>& pass, uint32_t channel,
+                             const Block& block) {
+  for (uint32_t group = 0; group < packed_stream_groups(pass.streams); ++group) {
     const ChannelShare share = channel_share(group, pass.streams, channel, pass.channels);
     if (!go_through<kEnd>(pass, share, channel, block)) return false;
   }

@@ -40,9 +40,9 @@ CopiesInRounds::ReadyRound CopiesInRounds::make_ready(const Round& round,
     std::byte* at = exchange_->outbox(round.turn) + message.offset;
     for (const auto& part : message.parts) {
       std::byte* packed = at + part.packed_offset;
-      for (const auto& piece : cut_at_source(part.copy, trainer_weights)) {
-        packs.push_back(packing_copy(piece, trainer_weights, packed));
-        packed += piece.bytes();
+      for (const auto& cut : cut_at_source(part.copy, trainer_weights)) {
+        packs.push_back(packing_copy(cut, trainer_weights, packed));
+        packed += cut.bytes();
       }
     }
   }
@@ -51,15 +51,15 @@ CopiesInRounds::ReadyRound CopiesInRounds::make_ready(const Round& round,
     const std::byte* at = exchange_->inbox(round.turn) + message.offset;
     for (const auto& part : message.parts) {
       const std::byte* packed = at + part.packed_offset;
-      for (const auto& piece : cut_at_target(part.copy, own_weights)) {
-        unpacks.push_back(unpacking_copy(piece, packed, own_weights));
-        ready.received.push_back(piece);
-        packed += piece.bytes();
+      for (const auto& cut : cut_at_target(part.copy, own_weights)) {
+        unpacks.push_back(unpacking_copy(cut, packed, own_weights));
+        ready.received.push_back(cut);
+        packed += cut.bytes();
       }
     }
   }
-  ready.pack = kernels_.prepare_copies_on(Lane::kSend, packs);
-  ready.unpack = kernels_.prepare_copies_on(Lane::kReceive, unpacks);
+  ready.pack = kernels_.prepare_copies_on(Stream::kSend, packs);
+  ready.unpack = kernels_.prepare_copies_on(Stream::kReceive, unpacks);
   return ready;
 }
 

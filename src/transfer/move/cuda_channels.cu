@@ -16,13 +16,13 @@ enum class Task : uint8_t { kSend, kReceive, kCompare };
 
 using Count = ::cuda::atomic_ref<ChannelCount, ::cuda::thread_scope_system>;
 
-/// One thread's walk over units [first, first + units) of a piece, kThreads apart.
+/// One thread's walk over units [first, first + units) of a descriptor, kThreads apart.
 class RangeWalk {
  public:
-  __device__ RangeWalk(const PackedPiece& piece, uint32_t first, uint32_t units)
-      : data_(piece.data),
-        stride_(piece.stride),
-        row_units_(piece.row_units),
+  __device__ RangeWalk(const PackedCopyDescriptor& descriptor, uint32_t first, uint32_t units)
+      : data_(descriptor.data),
+        stride_(descriptor.stride),
+        row_units_(descriptor.row_units),
         units_(units),
         unit_(threadIdx.x),
         row_((first + threadIdx.x) / row_units_),
@@ -54,14 +54,14 @@ class RangeWalk {
   uint32_t col_;
 };
 
-/// Bytes [from, to) of a piece, whose first one lies at `packed` in a slot.
+/// Bytes [from, to) of a descriptor, whose first one lies at `packed` in a slot.
 struct Range {
   uint32_t from;
   uint32_t to;
   std::byte* packed;
 
-  __device__ RangeWalk walk(const PackedPiece& piece, uint32_t unit_bytes) const {
-    return {piece, from / unit_bytes, (to - from) / unit_bytes};
+  __device__ RangeWalk walk(const PackedCopyDescriptor& descriptor, uint32_t unit_bytes) const {
+    return {descriptor, from / unit_bytes, (to - from) / unit_bytes};
   }
 };
 
@@ -91,8 +91,8 @@ __device__ void store(const RangeWalk& walk, const Range& range, const Vector& v
 }
 
 template <class Vector, bool kSends>
-__device__ void move_units(const PackedPiece& piece, const Range& range) {
-  RangeWalk walk = range.walk(piece, sizeof(Vector));
+__device__ void move_units(const PackedCopyDescriptor& descriptor, const Range& range) {
+  RangeWalk walk = range.walk(descriptor, sizeof(Vector));
   while (walk.inside()) {
     Vector values[kAtOnce];
     RangeWalk ahead = walk;
@@ -108,61 +108,64 @@ __device__ void move_units(const PackedPiece& piece, const Range& range) {
 }
 
 template <class Vector>
-__device__ void compare_units(const PackedPiece& piece, const Range& range, uint64_t* differs) {
-  RangeWalk walk = range.walk(piece, sizeof(Vector));
+__device__ void compare_units(const PackedCopyDescriptor& descriptor, const Range& range,
+                              uint64_t* differs) {
+  RangeWalk walk = range.walk(descriptor, sizeof(Vector));
   for (; walk.inside(); walk.next()) {
     const Vector came = __ldcg(in_slot<Vector>(walk, range));
     const Vector held = __ldcs(in_memory<Vector>(walk));
     const uint32_t byte = first_differing_byte(came, held);
     if (byte == sizeof(Vector)) continue;
-    lower(differs, piece.first_byte + range.from + walk.unit() * sizeof(Vector) + byte);
+    lower(differs, descriptor.first_byte + range.from + walk.unit() * sizeof(Vector) + byte);
     return;
   }
 }
 
 template <class From, class To>
-__device__ void convert_units(const PackedPiece& piece, const Range& range) {
-  const uint32_t elements = piece.unit_bytes / sizeof(typename To::Bits);
-  for (RangeWalk walk = range.walk(piece, piece.unit_bytes); walk.inside(); walk.next()) {
+__device__ void convert_units(const PackedCopyDescriptor& descriptor, const Range& range) {
+  const uint32_t elements = descriptor.unit_bytes / sizeof(typename To::Bits);
+  for (RangeWalk walk = range.walk(descriptor, descriptor.unit_bytes); walk.inside(); walk.next()) {
     const Place place{walk.row(), uint64_t{walk.col()} * elements, 0, elements};
     const auto* from = walk.row_data() + place.col * sizeof(typename From::Bits);
-    const auto unit = load_unit<typename From::Bits>(from, place, piece.whole_units);
-    store_unit(range.packed + walk.unit() * piece.unit_bytes,
-               convert_unit<From, To>(unit, piece.conversion.grid, place), place,
-               piece.whole_units);
+    const auto unit = load_unit<typename From::Bits>(from, place, descriptor.whole_units);
+    store_unit(range.packed + walk.unit() * descriptor.unit_bytes,
+               convert_unit<From, To>(unit, descriptor.conversion.grid, place), place,
+               descriptor.whole_units);
   }
 }
 
 /// Apart, for its registers are not to weigh on what moves bytes.
-__device__ __noinline__ void convert(const PackedPiece& piece, const Range& range) {
-  with_elements(piece.conversion, [&](auto source, auto target) {
-    convert_units<decltype(source), decltype(target)>(piece, range);
+__device__ __noinline__ void convert(const PackedCopyDescriptor& descriptor, const Range& range) {
+  with_elements(descriptor.conversion, [&](auto source, auto target) {
+    convert_units<decltype(source), decltype(target)>(descriptor, range);
   });
 }
 
 template <class Vector, Task kTask>
-__device__ void treat_units(const PackedPiece& piece, const Range& range, uint64_t* differs) {
+__device__ void treat_units(const PackedCopyDescriptor& descriptor, const Range& range,
+                            uint64_t* differs) {
   if constexpr (kTask == Task::kCompare) {
-    compare_units<Vector>(piece, range, differs);
+    compare_units<Vector>(descriptor, range, differs);
   } else {
-    move_units<Vector, kTask == Task::kSend>(piece, range);
+    move_units<Vector, kTask == Task::kSend>(descriptor, range);
   }
 }
 
 template <Task kTask>
-__device__ void treat_part(const PackedPiece& piece, const Range& range, uint64_t* differs) {
-  if (kTask == Task::kSend && piece.converts) {
-    convert(piece, range);
-  } else if (piece.unit_bytes == 16) {
-    treat_units<uint4, kTask>(piece, range, differs);
-  } else if (piece.unit_bytes == 8) {
-    treat_units<uint2, kTask>(piece, range, differs);
-  } else if (piece.unit_bytes == 4) {
-    treat_units<unsigned int, kTask>(piece, range, differs);
-  } else if (piece.unit_bytes == 2) {
-    treat_units<unsigned short, kTask>(piece, range, differs);
+__device__ void treat_part(const PackedCopyDescriptor& descriptor, const Range& range,
+                           uint64_t* differs) {
+  if (kTask == Task::kSend && descriptor.converts) {
+    convert(descriptor, range);
+  } else if (descriptor.unit_bytes == 16) {
+    treat_units<uint4, kTask>(descriptor, range, differs);
+  } else if (descriptor.unit_bytes == 8) {
+    treat_units<uint2, kTask>(descriptor, range, differs);
+  } else if (descriptor.unit_bytes == 4) {
+    treat_units<unsigned int, kTask>(descriptor, range, differs);
+  } else if (descriptor.unit_bytes == 2) {
+    treat_units<unsigned short, kTask>(descriptor, range, differs);
   } else {
-    treat_units<unsigned char, kTask>(piece, range, differs);
+    treat_units<unsigned char, kTask>(descriptor, range, differs);
   }
 }
 
@@ -202,11 +205,12 @@ class Block {
     if (threadIdx.x == 0) Count(*count).store(value, ::cuda::std::memory_order_release);
   }
 
-  __device__ void treat(const DeviceStream& stream, uint32_t packet, std::byte* slot) const {
-    for_each_part(stream, packet, slot,
-                  [&](const PackedPiece& piece, uint32_t from, uint32_t to, std::byte* at) {
-                    treat_part<kTask>(piece, Range{from, to, at}, pass_.differs);
-                  });
+  __device__ void treat(const DevicePackedStream& stream, uint32_t packet, std::byte* slot) const {
+    for_each_part(
+        stream, packet, slot,
+        [&](const PackedCopyDescriptor& descriptor, uint32_t from, uint32_t to, std::byte* at) {
+          treat_part<kTask>(descriptor, Range{from, to, at}, pass_.differs);
+        });
   }
 
  private:

@@ -13,13 +13,13 @@
 
 namespace awex::cuda {
 
-/// A copy of a stream as the device of one end reads it: rows of that end's memory, and their bytes
-/// in the stream. A unit is what one thread moves at once.
-struct PackedPiece {
+/// A copy of a packed stream as the device of one end reads it: rows of that end's memory, and
+/// their bytes in the stream. A unit is what one thread moves at once.
+struct PackedCopyDescriptor {
   std::byte* data = nullptr;  ///< The first row; sources are only read.
   uint64_t stride = 0;        ///< Bytes from one row to the next.
-  /// In the stream; a multiple of kStreamAlignment, but for parts of a copy whose target lies in
-  /// several segments: their units divide it.
+  /// In the stream; a multiple of kPackedStreamAlignment, but for parts of a copy whose target lies
+  /// in several segments: their units divide it.
   uint64_t begin = 0;
   uint64_t end = 0;
   uint64_t first_byte = 0;   ///< Position of its first byte among all that this end moves.
@@ -30,9 +30,9 @@ struct PackedPiece {
   Conversion conversion;
 };
 
-using DeviceStream = ChannelStream<PackedPiece>;
+using DevicePackedStream = ChannelPackedStream<PackedCopyDescriptor>;
 /// Its addresses are of the device, but those that are said to be of the host: pinned memory.
-using DevicePass = ChannelPass<PackedPiece>;
+using DevicePass = ChannelPass<PackedCopyDescriptor>;
 
 /// How many channels of each direction, kMostChannels at most, the current device runs at once. All
 /// blocks of a pass must, for they wait for those of other devices. Loads the kernels.

@@ -9,9 +9,9 @@
 #include "memory/cuda_check.hpp"
 #include "memory/cuda_owners.hpp"
 #include "transfer/kernels/cuda_launch.hpp"
-#include "transfer/move/channel_streams.hpp"
+#include "transfer/move/channel_packed_streams.hpp"
 #include "transfer/move/cuda_channels.hpp"
-#include "transfer/move/cuda_streams.hpp"
+#include "transfer/move/cuda_packed_streams.hpp"
 
 namespace awex {
 namespace {
@@ -19,8 +19,8 @@ namespace {
 class CudaChannels final : public PeerChannels {
  public:
   CudaChannels(Kernels& kernels, uint32_t channels)
-      : main_(static_cast<cudaStream_t>(kernels.stream(Lane::kMain))),
-        lane_(static_cast<cudaStream_t>(kernels.stream(Lane::kSend))),
+      : main_(static_cast<cudaStream_t>(kernels.stream(Stream::kMain))),
+        stream_(static_cast<cudaStream_t>(kernels.stream(Stream::kSend))),
         channels_(channels) {}
   CudaChannels(const CudaChannels&) = delete;
   CudaChannels& operator=(const CudaChannels&) = delete;
@@ -28,7 +28,7 @@ class CudaChannels final : public PeerChannels {
   CudaChannels& operator=(CudaChannels&&) = delete;
   ~CudaChannels() override {
     stop();
-    cudaStreamSynchronize(lane_);
+    cudaStreamSynchronize(stream_);
   }
 
   void clear(std::byte* memory, uint64_t bytes) override {
@@ -37,33 +37,34 @@ class CudaChannels final : public PeerChannels {
                format_bytes(bytes));
   }
 
-  void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
-               const LinkedStreams& receives, const PlacedMemory& own) override {
-    streams_ = narrow<uint32_t>(sends.streams.size());
-    sends_.emplace(sends.streams, cuda::pieces_to_send(sends.streams, trainer), sends.links, main_);
-    receives_.emplace(receives.streams, cuda::pieces_to_receive(receives.streams, own),
+  void prepare(const LinkedPackedStreams& sends, const PlacedMemory& trainer,
+               const LinkedPackedStreams& receives, const PlacedMemory& own) override {
+    packed_streams_ = narrow<uint32_t>(sends.streams.size());
+    sends_.emplace(sends.streams, cuda::descriptors_to_send(sends.streams, trainer), sends.links,
+                   main_);
+    receives_.emplace(receives.streams, cuda::descriptors_to_receive(receives.streams, own),
                       receives.links, main_);
   }
 
   void copy(ChannelCount base) override {
-    AWEX_CHECK(cuda::launch_channel_copy(pass(base), lane_),
-               "launch the exchange with {} inference ranks", streams_);
+    AWEX_CHECK(cuda::launch_channel_copy(pass(base), stream_),
+               "launch the exchange with {} inference ranks", packed_streams_);
   }
 
   void compare(ChannelCount base) override {
-    AWEX_CHECK(cudaMemsetAsync(differs_.data(), 0xff, differs_.bytes(), lane_),
+    AWEX_CHECK(cudaMemsetAsync(differs_.data(), 0xff, differs_.bytes(), stream_),
                "reset the result of a comparison");
-    AWEX_CHECK(cuda::launch_channel_compare(pass(base), lane_),
-               "launch the comparison with {} inference ranks", streams_);
+    AWEX_CHECK(cuda::launch_channel_compare(pass(base), stream_),
+               "launch the comparison with {} inference ranks", packed_streams_);
     AWEX_CHECK(cudaMemcpyAsync(found_.values().data(), differs_.data(), differs_.bytes(),
-                               cudaMemcpyDeviceToHost, lane_),
+                               cudaMemcpyDeviceToHost, stream_),
                "fetch the result of a comparison");
   }
 
   [[nodiscard]] bool is_in_order() const override { return true; }
 
   [[nodiscard]] bool is_done() override {
-    return awex::is_done(cudaStreamQuery(lane_), "cudaStreamQuery", kWhat) &&
+    return awex::is_done(cudaStreamQuery(stream_), "cudaStreamQuery", kWhat) &&
            awex::is_done(cudaStreamQuery(main_), "cudaStreamQuery", kWhat);
   }
 
@@ -87,16 +88,16 @@ class CudaChannels final : public PeerChannels {
   static constexpr const char* kWhat = "the transfer of weights";
 
   [[nodiscard]] cuda::DevicePass pass(ChannelCount base) const {
-    return {sends_->data(),         receives_->data(),     streams_,       channels_, base,
-            waits_.values().data(), stop_.values().data(), differs_.data()};
+    return {sends_->data(), receives_->data(),      packed_streams_,       channels_,
+            base,           waits_.values().data(), stop_.values().data(), differs_.data()};
   }
 
   cudaStream_t main_;
-  cudaStream_t lane_;
+  cudaStream_t stream_;
   uint32_t channels_;
-  uint32_t streams_ = 0;
-  std::optional<cuda::DeviceStreams> sends_;
-  std::optional<cuda::DeviceStreams> receives_;
+  uint32_t packed_streams_ = 0;
+  std::optional<cuda::DevicePackedStreams> sends_;
+  std::optional<cuda::DevicePackedStreams> receives_;
   PinnedArray<uint32_t> waits_{kChannelWaits, 0};
   PinnedArray<uint32_t> stop_{1, 0};
   DeviceArray<uint64_t> differs_{1};

@@ -29,10 +29,10 @@ struct MessageRound {
 /// Moves messages between the inference ranks of a job, for CopiesInRounds.
 ///
 /// All that is ever to be exchanged is told once, with `prepare`. Every pass then goes through the
-/// rounds in order, for each: `open`; packing into `outbox`, on Lane::kSend; `deliver`; unpacking
-/// from `inbox`, on Lane::kReceive; `close`. On cuda these queue what orders both lanes with the
-/// other ends' and return at once, so that rounds overlap as far as there are buffers. On host a
-/// round is done when `deliver` returns. All inference ranks must go through equal rounds. Calls
+/// rounds in order, for each: `open`; packing into `outbox`, on Stream::kSend; `deliver`; unpacking
+/// from `inbox`, on Stream::kReceive; `close`. On cuda these queue what orders both streams with
+/// the other ends' and return at once, so that rounds overlap as far as there are buffers. On host
+/// a round is done when `deliver` returns. All inference ranks must go through equal rounds. Calls
 /// throw what the job's poll throws, and Error(kDeadline) that names the peers.
 class Exchange {
  public:
@@ -63,8 +63,8 @@ class Exchange {
   virtual void deliver(size_t round) = 0;
   virtual void close(size_t /*round*/) {}
 
-  /// Waits until all work on the kernels' main lane is done (join the others before), watching for
-  /// the exchange's own failures.
+  /// Waits until all work on the kernels' main stream is done (join the others before), watching
+  /// for the exchange's own failures.
   virtual void wait() = 0;
   /// As RemoteCopies::abort and rebuild. What is done when a call returns needs neither.
   virtual void abort(const Deadline& /*deadline*/) {}

@@ -11,7 +11,7 @@
 #include "base/error.hpp"
 #include "base/wait.hpp"
 #include "transfer/kernels/host_conversion.hpp"
-#include "transfer/move/channel_streams.hpp"
+#include "transfer/move/channel_packed_streams.hpp"
 #include "transfer/move/strided_copies.hpp"
 
 namespace awex {
@@ -19,23 +19,24 @@ namespace {
 
 constexpr uint64_t kNoDifference = ~uint64_t{0};
 
-/// A copy of a stream as one end's threads move it. Its packed side is a slot, not an address.
-struct HostPiece {
+/// A copy of a packed stream as one end's threads move it. Its packed side is a slot, not an
+/// address.
+struct HostCopyDescriptor {
   StridedCopy copy;  ///< To be sent: from memory. Received: to memory.
   uint64_t begin = 0;
   uint64_t end = 0;
   uint64_t first_byte = 0;  ///< Position of its first byte among all that this end moves.
 };
 
-using Stream = ChannelStream<HostPiece>;
-using Pass = ChannelPass<HostPiece>;
+using HostPackedStream = ChannelPackedStream<HostCopyDescriptor>;
+using Pass = ChannelPass<HostCopyDescriptor>;
 
-/// Calls work(row, byte in row, bytes, packed) for what bytes [from, to) of a piece have of its
-/// rows; the packed bytes begin at `packed`.
+/// Calls work(row, byte in row, bytes, packed) for what bytes [from, to) of a descriptor have of
+/// its rows; the packed bytes begin at `packed`.
 template <class Work>
-void for_each_row(const HostPiece& piece, uint64_t from, uint64_t to, std::byte* packed,
-                  const Work& work) {
-  const uint64_t row_bytes = piece.copy.row_bytes;
+void for_each_row(const HostCopyDescriptor& descriptor, uint64_t from, uint64_t to,
+                  std::byte* packed, const Work& work) {
+  const uint64_t row_bytes = descriptor.copy.row_bytes;
   for (uint64_t at = from; at < to;) {
     const uint64_t byte = at % row_bytes;
     const uint64_t bytes = std::min(row_bytes - byte, to - at);
@@ -66,9 +67,9 @@ void lower(uint64_t& least, uint64_t value) {
 enum class Task : uint8_t { kSend, kReceive, kCompare };
 
 /// A thread that serves one end of a channel: what is a block of threads on a GPU.
-class HostBlock {
+class HostEnd {
  public:
-  HostBlock(const Pass& pass, Task task, uint32_t& wait) : pass_(pass), task_(task), wait_(wait) {}
+  HostEnd(const Pass& pass, Task task, uint32_t& wait) : pass_(pass), task_(task), wait_(wait) {}
 
   [[nodiscard]] bool await(ChannelCount* count, ChannelCount value, uint32_t peer) const {
     constexpr uint64_t kManyLooks = 2500;  // some 10 ms
@@ -87,23 +88,24 @@ class HostBlock {
     std::atomic_ref(*count).store(value, std::memory_order_release);
   }
 
-  void treat(const Stream& stream, uint32_t packet, std::byte* slot) const {
-    for_each_part(stream, packet, slot,
-                  [&](const HostPiece& piece, uint32_t from, uint32_t to, std::byte* at) {
-                    for_each_row(piece, from, to, at,
-                                 [&](auto... place) { move(piece, place...); });
-                  });
+  void treat(const HostPackedStream& stream, uint32_t packet, std::byte* slot) const {
+    for_each_part(
+        stream, packet, slot,
+        [&](const HostCopyDescriptor& descriptor, uint32_t from, uint32_t to, std::byte* at) {
+          for_each_row(descriptor, from, to, at,
+                       [&](auto... place) { move(descriptor, place...); });
+        });
   }
 
  private:
   void note(uint32_t peer) const { std::atomic_ref(wait_).store(peer, std::memory_order_relaxed); }
 
-  void move(const HostPiece& piece, uint64_t row, uint64_t byte, uint64_t bytes,
+  void move(const HostCopyDescriptor& descriptor, uint64_t row, uint64_t byte, uint64_t bytes,
             std::byte* slot) const {
-    std::byte* own = piece.copy.to + row * piece.copy.to_stride + byte;
+    std::byte* own = descriptor.copy.to + row * descriptor.copy.to_stride + byte;
     switch (task_) {
       case Task::kSend:
-        pack(piece.copy, row, byte, bytes, slot);
+        pack(descriptor.copy, row, byte, bytes, slot);
         return;
       case Task::kReceive:
         std::memcpy(own, slot, bytes);
@@ -111,7 +113,7 @@ class HostBlock {
       case Task::kCompare:
         if (std::memcmp(own, slot, bytes) == 0) return;
         const auto differing = std::mismatch(slot, slot + bytes, own).first - slot;
-        lower(*pass_.differs, piece.first_byte + row * piece.copy.row_bytes + byte +
+        lower(*pass_.differs, descriptor.first_byte + row * descriptor.copy.row_bytes + byte +
                                   static_cast<uint64_t>(differing));
     }
   }
@@ -121,29 +123,29 @@ class HostBlock {
   uint32_t& wait_;
 };
 
-/// Owns the descriptors of one direction's streams.
-class HostStreams {
+/// Owns the descriptors of one direction's packed streams.
+class HostPackedStreams {
  public:
-  HostStreams(const LinkedStreams& linked, std::vector<HostPiece> pieces)
-      : pieces_(std::move(pieces)),
-        first_pieces_(all_first_copies(linked.streams)),
-        streams_(
-            channel_streams(linked.streams, linked.links, pieces_.data(), first_pieces_.data())) {}
+  HostPackedStreams(const LinkedPackedStreams& linked, std::vector<HostCopyDescriptor> descriptors)
+      : descriptors_(std::move(descriptors)),
+        first_descriptors_(all_first_copies(linked.streams)),
+        streams_(channel_packed_streams(linked.streams, linked.links, descriptors_.data(),
+                                        first_descriptors_.data())) {}
 
-  [[nodiscard]] const Stream* data() const { return streams_.data(); }
+  [[nodiscard]] const HostPackedStream* data() const { return streams_.data(); }
   [[nodiscard]] uint32_t count() const { return narrow<uint32_t>(streams_.size()); }
 
  private:
-  std::vector<HostPiece> pieces_;
-  std::vector<uint32_t> first_pieces_;
-  std::vector<Stream> streams_;
+  std::vector<HostCopyDescriptor> descriptors_;
+  std::vector<uint32_t> first_descriptors_;
+  std::vector<HostPackedStream> streams_;
 };
 
 template <class Describe>
-std::vector<HostPiece> describe_all(const std::vector<PackedStream>& streams,
-                                    const Describe& describe) {
+std::vector<HostCopyDescriptor> describe_all(const std::vector<PackedStream>& streams,
+                                             const Describe& describe) {
   const auto before = bytes_before_copies(streams);
-  std::vector<HostPiece> pieces;
+  std::vector<HostCopyDescriptor> descriptors;
   for (const auto& stream : streams) {
     for (const auto& one : stream.copies) {
       const auto copy = describe(one.copy);
@@ -151,10 +153,10 @@ std::vector<HostPiece> describe_all(const std::vector<PackedStream>& streams,
         check_conversion(*copy.conversion, copy.rows,
                          copy.row_bytes / element_bytes(copy.conversion->to));
       }
-      pieces.push_back({copy, one.begin, one.end(), before[pieces.size()]});
+      descriptors.push_back({copy, one.begin, one.end(), before[descriptors.size()]});
     }
   }
-  return pieces;
+  return descriptors;
 }
 
 class HostChannels final : public PeerChannels {
@@ -171,8 +173,8 @@ class HostChannels final : public PeerChannels {
 
   void clear(std::byte* memory, uint64_t bytes) override { std::memset(memory, 0, bytes); }
 
-  void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
-               const LinkedStreams& receives, const PlacedMemory& own) override {
+  void prepare(const LinkedPackedStreams& sends, const PlacedMemory& trainer,
+               const LinkedPackedStreams& receives, const PlacedMemory& own) override {
     sends_.emplace(sends, describe_all(sends.streams, [&](const MergedCopy& copy) {
                      return packing_copy(copy, trainer, nullptr);
                    }));
@@ -220,8 +222,8 @@ class HostChannels final : public PeerChannels {
 
   template <ChannelEnd kEnd>
   void serve(Task task, uint32_t channel) {
-    const HostBlock block(pass_, task, waits_.at(wait_of(kEnd, channel)));
-    serve_channel<kEnd>(pass_, channel, block);
+    const HostEnd end(pass_, task, waits_.at(wait_of(kEnd, channel)));
+    serve_channel<kEnd>(pass_, channel, end);
   }
 
   /// After a throw nothing is under way.
@@ -251,8 +253,8 @@ class HostChannels final : public PeerChannels {
   }
 
   uint32_t channels_;
-  std::optional<HostStreams> sends_;
-  std::optional<HostStreams> receives_;
+  std::optional<HostPackedStreams> sends_;
+  std::optional<HostPackedStreams> receives_;
   Pass pass_;
   mutable std::array<uint32_t, kChannelWaits> waits_{};
   uint32_t stop_ = 0;

@@ -8,7 +8,7 @@
 namespace awex {
 
 /// Of each direction and rank, whatever the machine: threads that wait give the processor away.
-inline constexpr uint32_t kHostChannels = kStreamsAtOnce;
+inline constexpr uint32_t kHostChannels = kPackedStreamsAtOnce;
 
 /// The host's twin of a GPU's channels: the same steps (channel_steps.hpp), by a thread for each
 /// end, over memory that processes share. Threads begin with a pass and end with it; so a pass is

@@ -143,34 +143,34 @@ class NcclExchange final : public Exchange {
   void open(size_t round) override {
     in_flight_.make_room(round, still_well());
     const uint32_t turn = rounds().at(round).turn;
-    exchanged_.at(turn % kBuffers).hold_back(lane(Lane::kSend));
+    exchanged_.at(turn % kBuffers).hold_back(native(Stream::kSend));
   }
 
   void deliver(size_t round) override {
     const auto& messages = rounds().at(round);
     const uint32_t buffer = messages.turn % kBuffers;
-    packed_.record(lane(Lane::kSend));
+    packed_.record(native(Stream::kSend));
     packed_.hold_back(stream_.get());
     unpacked_.at(buffer).hold_back(stream_.get());
     exchange(messages, descriptions_.at(round));
     exchanged_.at(buffer).record(stream_.get());
-    exchanged_.at(buffer).hold_back(lane(Lane::kReceive));
-    in_flight_.mark_sent(round, stream_.get());
+    exchanged_.at(buffer).hold_back(native(Stream::kReceive));
+    in_flight_.record_sent(round, stream_.get());
   }
 
   void close(size_t round) override {
     const uint32_t turn = rounds().at(round).turn;
-    unpacked_.at(turn % kBuffers).record(lane(Lane::kReceive));
-    in_flight_.mark_received(round, lane(Lane::kReceive));
+    unpacked_.at(turn % kBuffers).record(native(Stream::kReceive));
+    in_flight_.record_received(round, native(Stream::kReceive));
   }
 
-  void wait() override { in_flight_.wait_for_all(lane(Lane::kMain), still_well()); }
+  void wait() override { in_flight_.wait_for_all(native(Stream::kMain), still_well()); }
 
   void abort(const Deadline& deadline) override {
     communicator_.reset();
     const auto are_idle = [this] {
-      const std::array streams{stream_.get(), lane(Lane::kSend), lane(Lane::kReceive),
-                               lane(Lane::kMain)};
+      const std::array streams{stream_.get(), native(Stream::kSend), native(Stream::kReceive),
+                               native(Stream::kMain)};
       return std::all_of(streams.begin(), streams.end(), [](cudaStream_t stream) {
         return is_done(cudaStreamQuery(stream), "cudaStreamQuery", kWhat);
       });
@@ -218,8 +218,8 @@ class NcclExchange final : public Exchange {
     return communicator().is_settled(what);
   }
 
-  [[nodiscard]] cudaStream_t lane(Lane lane) const {
-    return static_cast<cudaStream_t>(kernels_.stream(lane));
+  [[nodiscard]] cudaStream_t native(Stream stream) const {
+    return static_cast<cudaStream_t>(kernels_.stream(stream));
   }
   [[nodiscard]] std::byte* in(uint32_t turn) const {
     return staging_.buffer(kBuffers + turn % kBuffers);

@@ -13,7 +13,7 @@ namespace awex {
 /// which must know its peers. `kernels` must be cuda's; all arguments must outlive the exchange.
 ///
 /// Destroying it aborts what is still in flight and waits for no peer; batches and kernels, which
-/// wait for their lanes, can be destroyed after it.
+/// wait for their streams, can be destroyed after it.
 [[nodiscard]] std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device,
                                                            Kernels& kernels);
 

@@ -14,10 +14,10 @@
 
 namespace awex {
 
-/// The streams of one direction, and a link for each.
-struct LinkedStreams {
+/// The packed streams of one direction, and a link for each.
+struct LinkedPackedStreams {
   std::vector<PackedStream> streams;
-  std::vector<StreamLink> links;
+  std::vector<PackedStreamLink> links;
 };
 
 /// What serves the ends of a rank's channels, for PeerCopies: a kernel's blocks on cuda, threads on
@@ -39,8 +39,8 @@ class PeerChannels {
   virtual void clear(std::byte* memory, uint64_t bytes) = 0;
   /// `trainer` is the memory that is sent from, `own` the one that is received into; each copy of
   /// the streams lies in one segment. Before anything below, and again while no pass is under way.
-  virtual void prepare(const LinkedStreams& sends, const PlacedMemory& trainer,
-                       const LinkedStreams& receives, const PlacedMemory& own) = 0;
+  virtual void prepare(const LinkedPackedStreams& sends, const PlacedMemory& trainer,
+                       const LinkedPackedStreams& receives, const PlacedMemory& own) = 0;
 
   /// Begins a pass, whose counts begin with `base`: brings all bytes.
   virtual void copy(ChannelCount base) = 0;
@@ -49,7 +49,7 @@ class PeerChannels {
   /// Whether nobody but the device orders a pass with work that comes after it. If not, what comes
   /// after it begins when it is done.
   [[nodiscard]] virtual bool is_in_order() const = 0;
-  /// Whether the pass has ended and, where it is in order with it, the work on the main lane.
+  /// Whether the pass has ended and, where it is in order with it, the work on the main stream.
   [[nodiscard]] virtual bool is_done() = 0;
 
   /// Lets every end that waits give up, for good: passes end, unfinished, as fast as the device

@@ -10,7 +10,7 @@
 #include "base/log.hpp"
 #include "plan/channels.hpp"
 #include "plan/packed_streams.hpp"
-#include "transfer/move/channel_streams.hpp"
+#include "transfer/move/channel_packed_streams.hpp"
 #include "transfer/move/peer_channels.hpp"
 #include "transfer/move/peer_reach.hpp"
 #include "transfer/share/fd_exchange.hpp"
@@ -62,9 +62,9 @@ class PeerCopies final : public RemoteCopies {
 
   void prepare(const ExchangedCopies& copies, const PlacedMemory& trainer_weights,
                const PlacedMemory& own_weights) override {
-    LinkedStreams sends{cut_to_send(streams_to_send(copies), trainer_weights), {}};
+    LinkedPackedStreams sends{cut_to_send(streams_to_send(copies), trainer_weights), {}};
     for (const auto& stream : sends.streams) sends.links.push_back(link_to(stream.peer));
-    LinkedStreams receives{cut_to_receive(streams_to_receive(copies), own_weights), {}};
+    LinkedPackedStreams receives{cut_to_receive(streams_to_receive(copies), own_weights), {}};
     for (const auto& stream : receives.streams) receives.links.push_back(link_from(stream.peer));
     channels_->prepare(sends, trainer_weights, receives, own_weights);
     received_.clear();
@@ -126,11 +126,11 @@ class PeerCopies final : public RemoteCopies {
     return counts_in(peers_.at(peer)->data(), about);
   }
 
-  [[nodiscard]] StreamLink link_to(uint32_t peer) const {
+  [[nodiscard]] PackedStreamLink link_to(uint32_t peer) const {
     return {peers_.at(peer)->data(), counts_at(peer, me_).arrived.data(),
             own_counts(peer).granted.data()};
   }
-  [[nodiscard]] StreamLink link_from(uint32_t peer) const {
+  [[nodiscard]] PackedStreamLink link_from(uint32_t peer) const {
     return {staging_->data(), own_counts(peer).arrived.data(), counts_at(peer, me_).granted.data()};
   }
 

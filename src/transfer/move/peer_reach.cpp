@@ -26,7 +26,7 @@ uint32_t channels_on(const Job& job, const Device& device) {
 std::optional<int> find_obstacle(Job& job, Device& device) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   if (me.role == Role::kTrainer) return std::nullopt;
-  if (channels_on(job, device) < kStreamsAtOnce) return me.rank;
+  if (channels_on(job, device) < kPackedStreamsAtOnce) return me.rank;
   for (const auto& peer : job.peers()) {
     if (peer.role == Role::kTrainer || peer.rank == me.rank) continue;
     const bool reached = peer.node == me.node && reaches(device, peer.device);

@@ -15,8 +15,8 @@ namespace awex {
 [[nodiscard]] std::optional<std::string> find_unreachable_peer(Job& job, Device& device);
 
 /// Channels of each direction that every inference rank's device runs at once; kMostChannels at
-/// most, kStreamsAtOnce at least where no peer is unreachable. Collective over all ranks, which get
-/// equal answers.
+/// most, kPackedStreamsAtOnce at least where no peer is unreachable. Collective over all ranks,
+/// which get equal answers.
 [[nodiscard]] uint32_t agree_on_channels(Job& job, const Device& device);
 
 }  // namespace awex

@@ -31,7 +31,7 @@ enum class ExchangeKind : uint8_t {
 /// What is ever to be copied is told with `prepare`, and can then be done every version; again when
 /// addresses have changed. All inference ranks must call the same; each rank's memory must be
 /// backed while it copies or compares. Calls throw what the job's poll throws, and Error(kDeadline)
-/// that names the peers who are late. After a failure lanes may wait for peers: `abort`, then
+/// that names the peers who are late. After a failure streams may wait for peers: `abort`, then
 /// `rebuild` or destroy.
 class RemoteCopies {
  public:
@@ -50,20 +50,20 @@ class RemoteCopies {
   /// Makes the connections to all peers, so that none is made later.
   virtual void connect() = 0;
 
-  /// Brings every byte here. Queued on the kernels' lanes beside the main one, so to be between
+  /// Brings every byte here. Queued on the kernels' streams beside the main one, so to be between
   /// Kernels::fork and join; what waits for other ranks may do so before it returns.
   virtual void copy() = 0;
   /// Brings every byte once more and compares it with what is here. As `copy`.
   virtual void compare() = 0;
-  /// Waits until all work on the main lane is done (join the others before), watching the peers.
+  /// Waits until all work on the main stream is done (join the others before), watching the peers.
   virtual void wait() = 0;
   /// After `compare` and `wait`: where in this rank's region a byte differs, if one does.
   [[nodiscard]] virtual std::optional<uint64_t> difference() const = 0;
 
-  /// Ends what is under way, whatever it waits for, and returns when no lane works for it any more:
-  /// bytes that did not come are missing. Speaks with nobody, so that it can follow any failure;
-  /// does nothing more when it is called again. Throws Error(kDeadline) and device errors. Copies
-  /// can then only be rebuilt.
+  /// Ends what is under way, whatever it waits for, and returns when no stream works for it any
+  /// more: bytes that did not come are missing. Speaks with nobody, so that it can follow any
+  /// failure; does nothing more when it is called again. Throws Error(kDeadline) and device errors.
+  /// Copies can then only be rebuilt.
   virtual void abort(const Deadline& deadline) = 0;
   /// Makes ready what was aborted; copies and comparisons then begin anew, with what was prepared.
   /// All inference ranks, each after its `abort`; whether or not work of its own was under way.

@@ -10,8 +10,8 @@ constexpr auto kDeed = "finished the exchange of weights";
 }  // namespace
 
 bool RoundsInFlight::is_done(size_t round) const {
-  const auto has_passed = [round](const Marks& marks) {
-    return awex::is_done(cudaEventQuery(marks[round % kMost].get()), "cudaEventQuery",
+  const auto has_passed = [round](const Events& events) {
+    return awex::is_done(cudaEventQuery(events[round % kMost].get()), "cudaEventQuery",
                          "the exchange of weights");
   };
   return has_passed(sent_) && has_passed(received_);

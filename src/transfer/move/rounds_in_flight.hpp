@@ -14,15 +14,17 @@
 namespace awex {
 
 /// Lets a host follow the rounds that it has queued on a device's streams: bounds how many are
-/// under way, and tells who is late. Every pass marks all rounds, in order.
+/// under way, and tells who is late. Every pass records all rounds, in order.
 class RoundsInFlight {
  public:
   /// Both must outlive it.
   RoundsInFlight(Job& job, const Exchange& exchange) : job_(job), exchange_(exchange) {}
 
   /// A round's work on `stream`, queued before, is all of one direction.
-  void mark_sent(size_t round, cudaStream_t stream) const { record(sent_, round, stream); }
-  void mark_received(size_t round, cudaStream_t stream) const { record(received_, round, stream); }
+  void record_sent(size_t round, cudaStream_t stream) const { record(sent_, round, stream); }
+  void record_received(size_t round, cudaStream_t stream) const {
+    record(received_, round, stream);
+  }
 
   /// What every wait asks as well: whether the exchange can go on; may throw why it cannot.
   using Check = std::function<bool()>;
@@ -36,18 +38,18 @@ class RoundsInFlight {
   /// Fewer than fill a stream, for then its next launch would wait in the driver, and neither a
   /// deadline nor another rank's failure would be seen.
   static constexpr size_t kMost = 64;
-  using Marks = std::array<CudaEvent, kMost>;
+  using Events = std::array<CudaEvent, kMost>;
 
-  static void record(const Marks& marks, size_t round, cudaStream_t stream) {
-    marks[round % kMost].record(stream);
+  static void record(const Events& events, size_t round, cudaStream_t stream) {
+    events[round % kMost].record(stream);
   }
   [[nodiscard]] bool is_done(size_t round) const;
   [[nodiscard]] std::vector<int> late_ranks() const;
 
   Job& job_;
   const Exchange& exchange_;
-  Marks sent_;  ///< Ends of the last rounds.
-  Marks received_;
+  Events sent_;  ///< Ends of the last rounds.
+  Events received_;
 };
 
 }  // namespace awex

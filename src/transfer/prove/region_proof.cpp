@@ -9,36 +9,36 @@
 
 namespace awex {
 
-RegionProof::RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels)
-    : region_(region), segments_(std::move(segments)), kernels_(kernels) {
-  for (const auto& segment : segments_) keys_.push_back(tensor_key(segment.name));
+RegionProof::RegionProof(Region& region, std::vector<ProvenRun> runs, Kernels& kernels)
+    : region_(region), runs_(std::move(runs)), kernels_(kernels) {
+  for (const auto& run : runs_) keys_.push_back(tensor_key(run.name));
   std::vector<std::vector<DigestView>> parts;
   for (uint64_t chunk = 0; chunk < region.range().chunks(); ++chunk) {
     parts.push_back(views_of(chunk));
   }
-  digests_ = kernels.prepare_digest_parts(parts, narrow<uint32_t>(segments_.size()));
+  digests_ = kernels.prepare_digest_parts(parts, narrow<uint32_t>(runs_.size()));
 }
 
-/// The segments' parts in a chunk; an element's place counts from its segment's begin.
+/// The runs' parts in a chunk; an element's place counts from its run's begin.
 std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
   const uint64_t chunk_begin = chunk * region_.range().chunk_bytes();
   const uint64_t chunk_end = chunk_begin + region_.range().chunking().used_bytes(chunk);
   std::vector<DigestView> views;
-  for (size_t i = 0; i < segments_.size(); ++i) {
-    const auto& segment = segments_[i];
-    const uint64_t begin = std::max(segment.offset_bytes, chunk_begin);
-    const uint64_t end = std::min(segment.offset_bytes + segment.bytes, chunk_end);
+  for (size_t i = 0; i < runs_.size(); ++i) {
+    const auto& run = runs_[i];
+    const uint64_t begin = std::max(run.offset_bytes, chunk_begin);
+    const uint64_t end = std::min(run.offset_bytes + run.bytes, chunk_end);
     if (begin >= end) continue;
-    const uint64_t elements = (end - begin) / segment.element_size;
+    const uint64_t elements = (end - begin) / run.element_size;
     views.push_back({.data = region_.data() + begin,
                      .rows = 1,
                      .cols = elements,
                      .row_stride = elements,
-                     .first_index = (begin - segment.offset_bytes) / segment.element_size,
+                     .first_index = (begin - run.offset_bytes) / run.element_size,
                      .canonical_cols = elements,
                      .key = keys_[i],
-                     .element_size = segment.element_size,
-                     .slot = narrow<uint32_t>(i)});
+                     .element_size = run.element_size,
+                     .sum = narrow<uint32_t>(i)});
   }
   return views;
 }
@@ -101,32 +101,32 @@ uint64_t RegionProof::check_backup(ThreadPool& threads) const {
                         "resume it, then offload it again")
         .about_tag(tag_name(region_.tag()));
   }
-  std::vector<uint64_t> digests(segments_.size());
-  threads.for_each(segments_.size(), [&](size_t i) { digests[i] = digest_of_backup(i); });
-  for (size_t i = 0; i < segments_.size(); ++i) compare(i, digests[i], "in its host memory");
+  std::vector<uint64_t> digests(runs_.size());
+  threads.for_each(runs_.size(), [&](size_t i) { digests[i] = digest_of_backup(i); });
+  for (size_t i = 0; i < runs_.size(); ++i) compare(i, digests[i], "in its host memory");
   uint64_t bytes = 0;
-  for (const auto& segment : segments_) bytes += segment.bytes;
+  for (const auto& run : runs_) bytes += run.bytes;
   return bytes;
 }
 
-uint64_t RegionProof::digest_of_backup(size_t segment) const {
-  const auto& [name, offset, bytes, element_size] = segments_[segment];
+uint64_t RegionProof::digest_of_backup(size_t run) const {
+  const auto& [name, offset, bytes, element_size] = runs_[run];
   const uint64_t chunk_bytes = region_.range().chunk_bytes();
   uint64_t digest = 0;
   for (uint64_t done = 0; done < bytes;) {
     const uint64_t at = offset + done;
     const auto chunk = region_.backup(at / chunk_bytes).subspan(at % chunk_bytes);
     const auto part = chunk.first(std::min<uint64_t>(chunk.size(), bytes - done));
-    digest += digest_elements(keys_[segment], element_size, done / element_size, part);
+    digest += digest_elements(keys_[run], element_size, done / element_size, part);
     done += part.size();
   }
   return digest;
 }
 
-void RegionProof::compare(size_t segment, uint64_t digest, const char* where) const {
-  const uint64_t recorded = recorded_.value()[segment];
+void RegionProof::compare(size_t run, uint64_t digest, const char* where) const {
+  const uint64_t recorded = recorded_.value()[run];
   if (digest == recorded) return;
-  const auto& name = segments_[segment].name;
+  const auto& name = runs_[run].name;
   throw Error(ExitCode::kMismatch,
               fmt::format("\"{}\" is not what it was before it was offloaded: {} has the digest "
                           "{:#018x} {}, and had {:#018x}",

@@ -16,7 +16,7 @@
 namespace awex {
 
 /// A named run of whole elements of a region.
-struct Segment {
+struct ProvenRun {
   std::string name;
   uint64_t offset_bytes = 0;
   uint64_t bytes = 0;
@@ -24,18 +24,18 @@ struct Segment {
 };
 
 /// Proves that a region's bytes are the same after a journey through host memory as before: digests
-/// of its segments, taken on the device beside the copies, chunk by chunk before their memory goes
-/// and when they are back. Refers to region and kernels, which must outlive it. Its calls throw
-/// what the region's do.
+/// of its proven runs, taken on the device beside the copies, chunk by chunk before their memory
+/// goes and when they are back. Refers to region and kernels, which must outlive it. Its calls
+/// throw what the region's do.
 class RegionProof {
  public:
-  RegionProof(Region& region, std::vector<Segment> segments, Kernels& kernels);
+  RegionProof(Region& region, std::vector<ProvenRun> runs, Kernels& kernels);
 
   /// Offloads the region and records the digests of what leaves. An offload that failed cannot be
   /// repeated: what left then is no longer there to be digested. Resume it first.
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
   /// Resumes the region and compares what came back with what was recorded. Throws Error(kMismatch)
-  /// that names the first wrong segment. Where the offload failed there is no record, and a warning
+  /// that names the first wrong one. Where the offload failed there is no record, and a warning
   /// says so. Compares nothing where nothing comes back, as when the region is resident already.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
   /// Compares the offloaded bytes in host memory with what was recorded; throws as `resume`, and
@@ -46,14 +46,14 @@ class RegionProof {
   [[nodiscard]] std::vector<DigestView> views_of(uint64_t chunk) const;
   void wait(const Deadline& deadline, WaitMonitor& monitor);
   [[nodiscard]] std::span<const uint64_t> finish(const Deadline& deadline, WaitMonitor& monitor);
-  [[nodiscard]] uint64_t digest_of_backup(size_t segment) const;
-  void compare(size_t segment, uint64_t digest, const char* where) const;
+  [[nodiscard]] uint64_t digest_of_backup(size_t run) const;
+  void compare(size_t run, uint64_t digest, const char* where) const;
 
   Region& region_;
-  std::vector<Segment> segments_;
+  std::vector<ProvenRun> runs_;
   std::vector<uint64_t> keys_;
   Kernels& kernels_;
-  std::unique_ptr<DigestParts> digests_;  ///< A part for each chunk, a slot for each segment.
+  std::unique_ptr<DigestParts> digests_;           ///< A part for each chunk, a sum for each run.
   std::optional<std::vector<uint64_t>> recorded_;  ///< By the last offload, if it went well.
 };
 

@@ -22,15 +22,15 @@ std::optional<Conversion> conversion_of(const Shard& shard, const RowBlock& bloc
   return conversion;
 }
 
-/// Numbers the copies that a rank holds, in the order of their first shards.
-class CopySlots {
+/// Numbers the replicas that a rank holds, in the order of their first shards.
+class ReplicaNumbers {
  public:
   size_t of(const Shard& shard) {
-    return slots_.try_emplace({shard.tensor, shard.replica}, slots_.size()).first->second;
+    return numbers_.try_emplace({shard.tensor, shard.replica}, numbers_.size()).first->second;
   }
 
  private:
-  std::map<std::pair<uint32_t, uint32_t>, size_t> slots_;
+  std::map<std::pair<uint32_t, uint32_t>, size_t> numbers_;
 };
 
 /// A sum over boxes, so that their order does not matter.
@@ -42,15 +42,15 @@ uint64_t box_term(const Box& box) {
   return hash;
 }
 
-/// replica_key of the replicas 1 to `copies` - 1, added up: a tensor's further copies add up to
+/// replica_key of the replicas 1 to `replicas` - 1, added up: a tensor's further replicas add up to
 /// this many times its first, if they are equal.
 class FurtherKeys {
  public:
-  uint64_t operator()(uint64_t copies) {
-    while (sums_.size() < copies) {
+  uint64_t operator()(uint64_t replicas) {
+    while (sums_.size() < replicas) {
       sums_.push_back(sums_.back() + replica_key(narrow<uint32_t>(sums_.size())));
     }
-    return sums_[copies - 1];
+    return sums_[replicas - 1];
   }
 
  private:
@@ -59,15 +59,15 @@ class FurtherKeys {
 
 }  // namespace
 
-std::vector<HeldCopy> held_copies(const RankLayout& layout) {
-  std::vector<HeldCopy> copies;
-  CopySlots slots;
+std::vector<HeldReplica> held_replicas(const RankLayout& layout) {
+  std::vector<HeldReplica> replicas;
+  ReplicaNumbers numbers;
   for (const auto& shard : layout.shards) {
-    const size_t slot = slots.of(shard);
-    if (slot == copies.size()) copies.push_back({shard.tensor, shard.replica, 0});
-    copies[slot].boxes += box_term(shard.box);
+    const size_t number = numbers.of(shard);
+    if (number == replicas.size()) replicas.push_back({shard.tensor, shard.replica, 0});
+    replicas[number].boxes += box_term(shard.box);
   }
-  return copies;
+  return replicas;
 }
 
 std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout& layout,
@@ -75,13 +75,13 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
   const auto& tensors = catalogue.tensors();
   std::vector<uint64_t> keys;
   for (const auto& tensor : tensors) keys.push_back(tensor_key(tensor.name));
-  CopySlots slots;
+  ReplicaNumbers numbers;
   std::vector<DigestView> views;
   for (const auto& shard : layout.shards) {
     const TensorInfo& tensor = tensors[shard.tensor];
     const DType stored = layout.parameters[shard.parameter].dtype;
     const uint64_t element = element_bytes(stored);
-    const auto slot = narrow<uint32_t>(slots.of(shard));
+    const auto sum = narrow<uint32_t>(numbers.of(shard));
     const PlacedRows rows{&memory, shard.offset_bytes, shard.row_stride * element, element};
     for (const auto& block : cut_rows(shard.box.rows.size(), shard.box.cols.size(), {&rows, 1})) {
       views.push_back({.data = address_of(block, rows),
@@ -93,7 +93,7 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
                        .canonical_cols = tensor.cols,
                        .key = keys[shard.tensor],
                        .element_size = narrow<uint32_t>(element),
-                       .slot = slot,
+                       .sum = sum,
                        .conversion = conversion_of(shard, block, stored, tensor, memory)});
     }
   }
@@ -102,11 +102,11 @@ std::vector<DigestView> shard_views(const Catalogue& catalogue, const RankLayout
 
 uint64_t replica_key(uint32_t replica) { return group_key(0, replica); }
 
-std::vector<uint64_t> rank_terms(size_t tensors, std::span<const HeldCopy> copies,
+std::vector<uint64_t> rank_terms(size_t tensors, std::span<const HeldReplica> replicas,
                                  std::span<const uint64_t> sums) {
   std::vector<uint64_t> terms(2 * tensors, 0);
-  for (size_t i = 0; i < copies.size(); ++i) {
-    const auto& [tensor, replica, boxes] = copies[i];
+  for (size_t i = 0; i < replicas.size(); ++i) {
+    const auto& [tensor, replica, boxes] = replicas[i];
     if (replica == 0) {
       terms[tensor] += sums[i];
     } else {
@@ -117,18 +117,19 @@ std::vector<uint64_t> rank_terms(size_t tensors, std::span<const HeldCopy> copie
 }
 
 DigestComparison compare_digests(const Catalogue& catalogue, RoleSums trainer,
-                                 const std::vector<uint64_t>& trainer_copies, RoleSums inference,
-                                 const std::vector<uint64_t>& inference_copies) {
+                                 const std::vector<uint64_t>& trainer_replicas, RoleSums inference,
+                                 const std::vector<uint64_t>& inference_replicas) {
   const auto& tensors = catalogue.tensors();
   FurtherKeys further_keys;
   DigestComparison result;
   for (uint32_t t = 0; t < tensors.size(); ++t) {
     const uint64_t truth = trainer[t];
     const uint64_t further = tensors.size() + t;
-    if (inference[t] != truth || inference[further] != truth * further_keys(inference_copies[t])) {
+    if (inference[t] != truth ||
+        inference[further] != truth * further_keys(inference_replicas[t])) {
       result.wrong_tensors.push_back(t);
     }
-    if (trainer[further] != truth * further_keys(trainer_copies[t])) {
+    if (trainer[further] != truth * further_keys(trainer_replicas[t])) {
       result.diverged_tensors.push_back(t);
     }
     result.model += model_digest_term(tensor_key(tensors[t].name), inference[t]);

@@ -247,7 +247,7 @@ TEST_CASE("digests of converted views are those of the converted elements") {
     view.canonical_cols = box.cols() + random() % 2 * (random() % 50);
     view.key = random();
     view.element_size = static_cast<uint32_t>(element_bytes(from));
-    view.slot = 1;
+    view.sum = 1;
     view.conversion = converting.copy.conversion;
     uint64_t wanted = 0;
     for (uint64_t row = 0; row < box.rows(); ++row) {

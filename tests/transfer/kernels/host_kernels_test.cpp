@@ -291,7 +291,7 @@ TEST_CASE("an empty batch does nothing") {
   digests->run();
   CHECK(digests->sums().size() == 2);
   CHECK(digests->sums()[1] == 0);
-  CHECK(bench.kernels->stream(Lane::kMain) == nullptr);
+  CHECK(bench.kernels->stream(Stream::kMain) == nullptr);
 }
 
 namespace {
@@ -315,9 +315,10 @@ uint64_t naive_sum(const DigestView& view) {
   return sum;
 }
 
-std::vector<uint64_t> digest(size_t threads, const std::vector<DigestView>& views, uint32_t slots) {
+std::vector<uint64_t> digest(size_t threads, const std::vector<DigestView>& views,
+                             uint32_t sum_count) {
   Bench bench(threads);
-  const auto batch = bench.kernels->prepare_digests(views, slots);
+  const auto batch = bench.kernels->prepare_digests(views, sum_count);
   batch->run();
   batch->run();  // from zero each time
   bench.wait();
@@ -326,14 +327,14 @@ std::vector<uint64_t> digest(size_t threads, const std::vector<DigestView>& view
 
 }  // namespace
 
-TEST_CASE("digests of random views equal the plain sum of their terms, slot by slot") {
+TEST_CASE("digests of random views equal the plain sum of their terms, sum by sum") {
   const auto memory = named_bytes(8 << 20);
   const uint64_t widths[] = {0, 1, 3, 8, 17, 64, 1000, 70003};
   for (uint32_t seed = 0; seed < 20; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
-    constexpr uint32_t kSlots = 3;
-    std::vector<uint64_t> expected(kSlots, 0);
+    constexpr uint32_t kSums = 3;
+    std::vector<uint64_t> expected(kSums, 0);
     std::vector<DigestView> views;
     for (int i = 0; i < 10; ++i) {
       DigestView view;
@@ -346,19 +347,19 @@ TEST_CASE("digests of random views equal the plain sum of their terms, slot by s
       view.first_index = random() % 1000;
       view.data = memory.data() + random() % 100 * view.element_size;
       view.key = random();
-      view.slot = static_cast<uint32_t>(random() % kSlots);
-      expected[view.slot] += naive_sum(view);
+      view.sum = static_cast<uint32_t>(random() % kSums);
+      expected[view.sum] += naive_sum(view);
       views.push_back(view);
     }
-    CHECK(digest(1 + seed % 3, views, kSlots) == expected);
+    CHECK(digest(1 + seed % 3, views, kSums) == expected);
   }
 }
 
 TEST_CASE("parts add up in any order, as often as they are begun, and alone what they hold") {
   Bench bench(2);
   const auto memory = named_bytes(4096);
-  const auto view = [&](uint64_t first, uint64_t count, uint32_t slot) {
-    return DigestView{memory.data() + first, 1, count, count, first, count, 7, 1, slot};
+  const auto view = [&](uint64_t first, uint64_t count, uint32_t sum) {
+    return DigestView{memory.data() + first, 1, count, count, first, count, 7, 1, sum};
   };
   const std::vector<std::vector<DigestView>> parts{
       {view(0, 100, 0), view(200, 31, 1)}, {}, {view(100, 50, 0)}};
@@ -401,11 +402,11 @@ TEST_CASE("a tensor's digest does not depend on how it is cut into boxes") {
   CHECK(whole != digest(1, {box(0, kRows, 0, kCols - 1)}, 1));
 }
 
-TEST_CASE("a slot that does not exist is refused") {
+TEST_CASE("a sum that does not exist is refused") {
   Bench bench(1);
   DigestView view;
   view.element_size = 2;
-  view.slot = 2;
+  view.sum = 2;
   CHECK_THROWS_AS(static_cast<void>(bench.kernels->prepare_digests({&view, 1}, 2)), Error);
 }
 
@@ -418,7 +419,7 @@ TEST_CASE("proven copies are digested as they are in memory after all of them, r
     std::vector<std::byte> to(c.to_bytes(), kPoison);
     auto expected = to;
     const auto batch = bench.kernels->prepare_proven_copies(
-        c.copies(from.data(), to.data()), c.views(from.data(), to.data()), c.kSlots);
+        c.copies(from.data(), to.data()), c.views(from.data(), to.data()), c.kSums);
     for (uint64_t run = 0; run < 3; ++run) {
       CAPTURE(run);
       for (uint64_t i = 0; i < from.size(); ++i) from[i] = named(i + run * 1'000'003);

@@ -104,9 +104,9 @@ struct Written {
 
 template <class Work>
 void for_each_tile(const Batch& batch, const LaunchStep& step, const Work& work) {
-  const bool is_copy = step.piece < batch.copies.size();
+  const bool is_copy = step.item < batch.copies.size();
   const auto& rows =
-      is_copy ? batch.copies[step.piece].to : batch.views[step.piece - batch.copies.size()];
+      is_copy ? batch.copies[step.item].to : batch.views[step.item - batch.copies.size()];
   for (uint64_t tile = step.first_tile; tile < step.first_tile + kStepTiles; ++tile) {
     if (tile < tiles_of(rows)) work(rows, tile);
   }
@@ -121,7 +121,7 @@ Written follow_copies(const Batch& batch, const LaunchOrder& order) {
   for (size_t at = 0; at < order.steps.size(); ++at) {
     const auto& step = order.steps[at];
     written.copies_before.push_back(copies);
-    if (step.piece >= batch.copies.size()) continue;
+    if (step.item >= batch.copies.size()) continue;
     ++copies;
     REQUIRE(step.first_stretch < order.stretch_tiles.size());
     written.last_of_stretches[step.first_stretch] = at;
@@ -154,7 +154,7 @@ void check_view_step(const Batch& batch, const LaunchOrder& order, const Written
   const size_t last = written.last_of_stretches[step.end_stretch - 1];
   REQUIRE(last < at);
   const size_t all_copies =
-      written.copies_before.back() + (order.steps.back().piece < batch.copies.size() ? 1 : 0);
+      written.copies_before.back() + (order.steps.back().item < batch.copies.size() ? 1 : 0);
   const size_t behind = written.copies_before[at] - written.copies_before[last] - 1;
   const size_t left = all_copies - written.copies_before[last] - 1;
   REQUIRE(behind == std::min<size_t>(shape.lag_steps, left));
@@ -165,7 +165,7 @@ void check_order(const Batch& batch, const LaunchShape& shape) {
   std::set<std::pair<uint32_t, uint64_t>> tiles;
   for (const auto& step : order.steps) {
     for_each_tile(batch, step, [&](const TouchedRows& /*rows*/, uint64_t tile) {
-      REQUIRE(tiles.emplace(step.piece, tile).second);
+      REQUIRE(tiles.emplace(step.item, tile).second);
     });
   }
   uint64_t all_tiles = 0;
@@ -175,7 +175,7 @@ void check_order(const Batch& batch, const LaunchShape& shape) {
   const auto written = follow_copies(batch, order);
   CHECK(written.tiles_of_stretches == order.stretch_tiles);
   for (size_t at = 0; at < order.steps.size(); ++at) {
-    if (order.steps[at].piece >= batch.copies.size()) {
+    if (order.steps[at].item >= batch.copies.size()) {
       check_view_step(batch, order, written, shape, at);
     }
   }
@@ -205,7 +205,7 @@ TEST_CASE("a view of what is copied in order waits for no more than its stretche
   const auto order = order_launch(batch.copies, batch.views, {4, 6});
   CHECK(order.stretch_tiles == std::vector<uint32_t>(kSteps / 4, 4 * kStepTiles));
   for (const auto& step : order.steps) {
-    if (step.piece == 0) continue;
+    if (step.item == 0) continue;
     CHECK(step.first_stretch == step.first_tile / kStepTiles / 4);
     CHECK(step.end_stretch == step.first_stretch + 1);
   }
@@ -223,14 +223,14 @@ TEST_CASE("a view of a source stands right behind the copy that reads it, and wa
   for (size_t at = 0; at < order.steps.size(); at += 2) {
     const auto& copy = order.steps[at];
     const auto& view = order.steps[at + 1];
-    REQUIRE(copy.piece < 2);
-    REQUIRE(view.piece == 2);
-    CHECK(view.first_tile == copy.first_tile + copy.piece * 20 * kStepTiles);
+    REQUIRE(copy.item < 2);
+    REQUIRE(view.item == 2);
+    CHECK(view.first_tile == copy.first_tile + copy.item * 20 * kStepTiles);
     CHECK(view.first_stretch == view.end_stretch);
   }
 }
 
-TEST_CASE("orders of millions of tiles and pieces are made in well under a second") {
+TEST_CASE("orders of millions of tiles and items are made in well under a second") {
   const auto seconds = [](const Batch& batch) {
     const auto start = std::chrono::steady_clock::now();
     const auto order = order_launch(batch.copies, batch.views, {16, 64});
@@ -238,21 +238,20 @@ TEST_CASE("orders of millions of tiles and pieces are made in well under a secon
     CHECK(order.steps.size() > batch.copies.size());
     return taken.count();
   };
-  const auto batch_of = [](uint64_t pieces, uint64_t bytes) {
+  const auto batch_of = [](uint64_t items, uint64_t bytes) {
     Batch batch;
-    for (uint64_t i = 0; i < pieces; ++i) {
+    for (uint64_t i = 0; i < items; ++i) {
       batch.copies.push_back({rows_at((1ULL << 40) + i * bytes, 1, bytes / 16, 16, 0),
-                              rows_at((pieces - i) * bytes, 1, bytes / 16, 16, 0)});
+                              rows_at((items - i) * bytes, 1, bytes / 16, 16, 0)});
       batch.views.push_back(batch.copies.back().to);
       batch.views.push_back(batch.copies.back().from);
     }
     return batch;
   };
   const double tensors = seconds(batch_of(9216, 3 << 20));
-  const double small_pieces = seconds(batch_of(1'000'000, 4096));
-  MESSAGE("9,216 tensors of 3 MiB: ", tensors, " s; 1,000,000 pieces of 4 KiB: ", small_pieces,
-          " s");
+  const double small_items = seconds(batch_of(1'000'000, 4096));
+  MESSAGE("9,216 tensors of 3 MiB: ", tensors, " s; 1,000,000 items of 4 KiB: ", small_items, " s");
   // The machine may be busy with other work.
   CHECK(tensors < 5);
-  CHECK(small_pieces < 20);
+  CHECK(small_items < 20);
 }

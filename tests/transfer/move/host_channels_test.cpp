@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "base/wait.hpp"
-#include "transfer/move/channel_streams.hpp"
+#include "transfer/move/channel_packed_streams.hpp"
 
 using namespace awex;
 
@@ -180,13 +180,13 @@ class Cluster {
 
   void connect(uint32_t me) {
     auto& own = ranks_[me];
-    LinkedStreams sends{streams_to_send(case_.of(me)), {}};
+    LinkedPackedStreams sends{streams_to_send(case_.of(me)), {}};
     for (const auto& stream : sends.streams) {
       auto& peer = ranks_[stream.peer];
       sends.links.push_back(
           {peer.staging.data(), peer.arrived[me].data(), own.granted[stream.peer].data()});
     }
-    LinkedStreams receives{streams_to_receive(case_.of(me)), {}};
+    LinkedPackedStreams receives{streams_to_receive(case_.of(me)), {}};
     for (const auto& stream : receives.streams) {
       receives.links.push_back({own.staging.data(), own.arrived[stream.peer].data(),
                                 ranks_[stream.peer].granted[me].data()});

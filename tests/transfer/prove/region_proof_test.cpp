@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint64_t kMiB = 1ULL << 20;
 
-/// A resident region of three chunks, with segments of which one lies in all chunks.
+/// A resident region of three chunks, with runs of which one lies in all chunks.
 struct Fixture {
   static constexpr uint64_t kBytes = 130 * kMiB + 12;
 
@@ -79,10 +79,10 @@ TEST_CASE("what went and came back is what it was, as often as it goes") {
   }
 }
 
-TEST_CASE("a flipped bit is found in whichever chunk it is, and its segment named") {
+TEST_CASE("a flipped bit is found in whichever chunk it is, and its run named") {
   struct Case {
     uint64_t at;
-    const char* segment;
+    const char* run;
   };
   const Case cases[] = {{3, "first"},
                         {40 * kMiB + 3, "first"},
@@ -100,13 +100,13 @@ TEST_CASE("a flipped bit is found in whichever chunk it is, and its segment name
       FAIL_CHECK("nothing was thrown");
     } catch (const Error& error) {
       CHECK(error.code() == ExitCode::kMismatch);
-      CHECK(error.context().tensor == one.segment);
+      CHECK(error.context().tensor == one.run);
       CHECK(error.context().tag == "optimizer");
     }
   }
 }
 
-TEST_CASE("what belongs to no segment proves nothing") {
+TEST_CASE("what belongs to no run proves nothing") {
   Fixture f;
   f.offload();
   f.damage(127 * kMiB);

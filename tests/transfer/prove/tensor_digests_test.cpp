@@ -1,5 +1,5 @@
-// Copies of a tensor that differ are found, whatever their errors add up to, and whose they are is
-// told: against elements that are compared one by one.
+// Replicas of a tensor that differ are found, whatever their errors add up to, and whose they are
+// is told: against elements that are compared one by one.
 #include "transfer/prove/tensor_digests.hpp"
 
 #include <doctest/doctest.h>
@@ -15,7 +15,7 @@
 #include "model/digest.hpp"
 #include "plan/plan_shards.hpp"
 #include "support/random_model.hpp"
-#include "transfer/prove/odd_copies.hpp"
+#include "transfer/prove/odd_replicas.hpp"
 
 namespace awex::test {
 namespace {
@@ -44,14 +44,14 @@ class RoleMemory {
       layouts_.push_back(layout.rank_layout(rank));
       memory_.emplace_back(layouts_.back().bytes / sizeof(Bits));
     }
-    copies_of_tensors_ = RoleShards(catalogue, layout).copies_of_tensors(catalogue);
+    replicas_of_tensors_ = RoleShards(catalogue, layout).replicas_of_tensors(catalogue);
     for_each([](uint32_t tensor, uint64_t index, uint32_t, int, Bits& bits) {
       bits = static_cast<Bits>(mix64(identity_of(tensor, index)));
     });
   }
 
-  [[nodiscard]] const std::vector<uint64_t>& copies_of_tensors() const {
-    return copies_of_tensors_;
+  [[nodiscard]] const std::vector<uint64_t>& replicas_of_tensors() const {
+    return replicas_of_tensors_;
   }
 
   /// Calls visit(tensor, index, replica, rank, bits) for every element that a rank holds.
@@ -71,7 +71,7 @@ class RoleMemory {
     }
   }
 
-  /// By entry of held_copies, element by element.
+  /// By entry of held_replicas, element by element.
   [[nodiscard]] std::vector<uint64_t> sums(size_t rank) const {
     auto copy = memory_[rank];
     return sums_in(rank, {reinterpret_cast<std::byte*>(copy.data()), layouts_[rank].bytes});
@@ -96,12 +96,12 @@ class RoleMemory {
   }
 
   [[nodiscard]] std::vector<uint64_t> sums_in(size_t rank, const PlacedMemory& memory) const {
-    std::vector<uint64_t> sums(held_copies(layouts_[rank]).size(), 0);
+    std::vector<uint64_t> sums(held_replicas(layouts_[rank]).size(), 0);
     for (const auto& view : shard_views(catalogue_, layouts_[rank], memory)) {
       const auto* bits = reinterpret_cast<const Bits*>(view.data);
       for (uint64_t row = 0; row < view.rows; ++row) {
         for (uint64_t col = 0; col < view.cols; ++col) {
-          sums[view.slot] +=
+          sums[view.sum] +=
               digest_term(view.key, view.first_index + row * view.canonical_cols + col,
                           bits[row * view.row_stride + col]);
         }
@@ -114,32 +114,32 @@ class RoleMemory {
     const size_t tensors = catalogue_.tensors().size();
     std::vector<uint64_t> all(2 * tensors, 0);
     for (size_t rank = 0; rank < layouts_.size(); ++rank) {
-      const auto terms = rank_terms(tensors, held_copies(layouts_[rank]), sums(rank));
+      const auto terms = rank_terms(tensors, held_replicas(layouts_[rank]), sums(rank));
       for (size_t i = 0; i < all.size(); ++i) all[i] += terms[i];
     }
     return all;
   }
 
-  [[nodiscard]] std::vector<CopySum> copies_of(uint32_t tensor) const {
-    std::vector<CopySum> copies;
+  [[nodiscard]] std::vector<ReplicaSum> replicas_of(uint32_t tensor) const {
+    std::vector<ReplicaSum> replicas;
     for (size_t rank = 0; rank < layouts_.size(); ++rank) {
-      const auto held = held_copies(layouts_[rank]);
+      const auto held = held_replicas(layouts_[rank]);
       const auto own = sums(rank);
       for (size_t i = 0; i < held.size(); ++i) {
-        if (held[i].tensor == tensor) copies.push_back({static_cast<int>(rank), held[i], own[i]});
+        if (held[i].tensor == tensor) replicas.push_back({static_cast<int>(rank), held[i], own[i]});
       }
     }
-    return copies;
+    return replicas;
   }
 
  private:
   const Catalogue& catalogue_;
   std::vector<RankLayout> layouts_;
   std::vector<std::vector<Bits>> memory_;
-  std::vector<uint64_t> copies_of_tensors_;
+  std::vector<uint64_t> replicas_of_tensors_;
 };
 
-/// What is added to an element of some copies (by replica).
+/// What is added to an element of some replicas (by number).
 struct Drift {
   uint32_t tensor = 0;
   uint64_t index = 0;
@@ -168,15 +168,15 @@ Drift random_drift(Dice& dice, const Catalogue& catalogue, const RoleMemory& rol
   Drift drift;
   do {
     drift.tensor = static_cast<uint32_t>(dice.below(catalogue.tensors().size()));
-  } while (role.copies_of_tensors()[drift.tensor] < 2);
+  } while (role.replicas_of_tensors()[drift.tensor] < 2);
   drift.index = dice.below(catalogue.tensors()[drift.tensor].elements());
-  const auto copies = static_cast<uint32_t>(role.copies_of_tensors()[drift.tensor]);
-  std::vector<uint32_t> replicas(copies);
-  for (uint32_t i = 0; i < copies; ++i) replicas[i] = i;
+  const auto count = static_cast<uint32_t>(role.replicas_of_tensors()[drift.tensor]);
+  std::vector<uint32_t> replicas(count);
+  for (uint32_t i = 0; i < count; ++i) replicas[i] = i;
   dice.shuffle(replicas);
   const int unit = dice.one_in(4) ? 1 << dice.below(16) : 1;
   int sum = 0;
-  for (uint64_t i = 0, changed = dice.between(1, copies); i < changed; ++i) {
+  for (uint64_t i = 0, changed = dice.between(1, count); i < changed; ++i) {
     int steps = static_cast<int>(dice.between(1, 3)) * (dice.one_in(2) ? 1 : -1);
     if (i + 1 == changed && sum != 0 && dice.one_in(2)) steps = -sum;
     sum += steps;
@@ -191,31 +191,31 @@ struct Specs {
   std::string inference;
 };
 
-/// Some with copies that are spread over ranks, some whole, some with both.
+/// Some with replicas that are spread over ranks, some whole, some with both.
 const std::vector<Specs> kSpecs = {{"megatron:tp=1", "sglang:tp=1"},
                                    {"megatron:tp=2", "sglang:tp=2"},
                                    {"fsdp:shard=2", "vllm:tp=1"},
                                    {"megatron:tp=1,pp=2", "vllm:tp=2"},
                                    {"hf", "hf"}};
 
-/// What one role's drift must do, element by element: `truth` is what the trainer's first copy
+/// What one role's drift must do, element by element: `truth` is what the trainer's first replica
 /// adds.
 struct Expected {
   bool differ_among_themselves = false;
   bool differ_from_truth = false;
-  size_t most_alike = 0;  ///< How many copies have the bits that most have.
+  size_t most_alike = 0;  ///< How many replicas have the bits that most have.
   size_t like_truth = 0;
 };
 
 Expected expected(const Drift& drift, const RoleMemory& role, Bits truth) {
   Expected result;
   std::map<Bits, size_t> votes;
-  const uint64_t copies = role.copies_of_tensors()[drift.tensor];
-  for (uint32_t replica = 0; replica < copies; ++replica) ++votes[drift.of(replica)];
+  const uint64_t replicas = role.replicas_of_tensors()[drift.tensor];
+  for (uint32_t replica = 0; replica < replicas; ++replica) ++votes[drift.of(replica)];
   for (const auto& [bits, count] : votes) result.most_alike = std::max(result.most_alike, count);
   result.differ_among_themselves = votes.size() > 1;
   result.like_truth = votes[truth];
-  result.differ_from_truth = result.like_truth < copies;
+  result.differ_from_truth = result.like_truth < replicas;
   return result;
 }
 
@@ -228,12 +228,12 @@ std::vector<int> holders(const Drift& drift, RoleMemory& role, Bits right) {
   return {ranks.begin(), ranks.end()};
 }
 
-/// The drift that more than half of the copies share.
+/// The drift that more than half of the replicas share.
 std::optional<Bits> shared_by_most(const Drift& drift, const RoleMemory& role) {
   std::map<Bits, size_t> votes;
-  const uint64_t copies = role.copies_of_tensors()[drift.tensor];
-  for (uint32_t replica = 0; replica < copies; ++replica) {
-    if (2 * ++votes[drift.of(replica)] > copies) return drift.of(replica);
+  const uint64_t replicas = role.replicas_of_tensors()[drift.tensor];
+  for (uint32_t replica = 0; replica < replicas; ++replica) {
+    if (2 * ++votes[drift.of(replica)] > replicas) return drift.of(replica);
   }
   return std::nullopt;
 }
@@ -254,7 +254,7 @@ TEST_CASE("memory in pieces has the digests of the same memory in one") {
   }
 }
 
-TEST_CASE("errors of copies on either side never cancel, and their ranks are named") {
+TEST_CASE("errors of replicas on either side never cancel, and their ranks are named") {
   constexpr uint32_t kRanks = 6;
   const Catalogue catalogue = small_model();
   Dice dice(20261127);
@@ -267,8 +267,8 @@ TEST_CASE("errors of copies on either side never cancel, and their ranks are nam
     RoleMemory trainer(catalogue, *trainer_layout);
     RoleMemory inference(catalogue, *inference_layout);
     const auto compare = [&] {
-      return compare_digests(catalogue, trainer.role_sums(), trainer.copies_of_tensors(),
-                             inference.role_sums(), inference.copies_of_tensors());
+      return compare_digests(catalogue, trainer.role_sums(), trainer.replicas_of_tensors(),
+                             inference.role_sums(), inference.replicas_of_tensors());
     };
     const auto equal = compare();
     CHECK(equal.wrong_tensors.empty());
@@ -290,7 +290,7 @@ TEST_CASE("errors of copies on either side never cancel, and their ranks are nam
 
       const auto right = trains ? shared_by_most(drift, role) : std::optional<Bits>(0);
       const auto odd =
-          odd_ranks(role.copies_of(drift.tensor),
+          odd_ranks(role.replicas_of(drift.tensor),
                     trains ? std::nullopt : std::optional(trainer.role_sums()[drift.tensor]));
       const bool can_tell =
           right && holders(drift, role, *right).size() > 0 && (trains || wanted.like_truth > 0);
@@ -308,9 +308,9 @@ TEST_CASE("errors of copies on either side never cancel, and their ranks are nam
   CHECK(cancelled_in_a_plain_sum > random_cases(1000) / 20);
 }
 
-TEST_CASE("an element that is raised in one copy and lowered in another is found for certain") {
+TEST_CASE("an element that is raised in one replica and lowered in another is found for certain") {
   // Its two errors are opposite and have at most 31 trailing zero bits, so they cancel only when
-  // the keys of the copies agree in 33 low bits: no two of so many do.
+  // the keys of the replicas agree in 33 low bits: no two of so many do.
   constexpr uint32_t kCopies = 1U << 16;
   std::vector<uint32_t> low_bits;
   low_bits.reserve(kCopies);
@@ -323,17 +323,17 @@ TEST_CASE("an element that is raised in one copy and lowered in another is found
   CHECK(std::adjacent_find(low_bits.begin(), low_bits.end()) == low_bits.end());
 }
 
-TEST_CASE("one copy in doubt: nobody is blamed without a majority") {
-  const HeldCopy whole{0, 0, 1};
-  const auto copy = [&](int rank, uint32_t replica, uint64_t sum) {
-    return CopySum{rank, {whole.tensor, replica, whole.boxes}, sum};
+TEST_CASE("one replica in doubt: nobody is blamed without a majority") {
+  const HeldReplica whole{0, 0, 1};
+  const auto sum_of = [&](int rank, uint32_t replica, uint64_t sum) {
+    return ReplicaSum{rank, {whole.tensor, replica, whole.boxes}, sum};
   };
-  const std::vector<CopySum> two{copy(3, 0, 7), copy(5, 1, 8)};
+  const std::vector<ReplicaSum> two{sum_of(3, 0, 7), sum_of(5, 1, 8)};
   CHECK(odd_ranks(two, std::nullopt).empty());
   CHECK(odd_ranks(two, 7) == std::vector{5});
   CHECK(odd_ranks(two, 8) == std::vector{3});
   CHECK(odd_ranks(two, 9).empty());
-  const std::vector<CopySum> three{copy(3, 0, 7), copy(5, 1, 8), copy(4, 2, 8)};
+  const std::vector<ReplicaSum> three{sum_of(3, 0, 7), sum_of(5, 1, 8), sum_of(4, 2, 8)};
   CHECK(odd_ranks(three, std::nullopt) == std::vector{3});
 }
 

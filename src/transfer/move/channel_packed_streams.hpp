@@ -29,19 +29,19 @@ namespace awex {
 /// The peers that `waits` names (ChannelPass::waits), each once, while ends write to it.
 [[nodiscard]] std::vector<uint32_t> late_peers_in(std::span<uint32_t> waits);
 
-/// All streams of one direction. `links` has one for each; `pieces` and `first_pieces` are of all
-/// of them, one after the other, and need not be readable here.
-template <class Piece>
-[[nodiscard]] std::vector<ChannelStream<Piece>> channel_streams(
-    const std::vector<PackedStream>& streams, const std::vector<StreamLink>& links,
-    const Piece* pieces, const uint32_t* first_pieces) {
-  std::vector<ChannelStream<Piece>> ready;
+/// All packed streams of one direction. `links` has one for each; `descriptors` and
+/// `first_descriptors` are of all of them, one after the other, and need not be readable here.
+template <class Descriptor>
+[[nodiscard]] std::vector<ChannelPackedStream<Descriptor>> channel_packed_streams(
+    const std::vector<PackedStream>& streams, const std::vector<PackedStreamLink>& links,
+    const Descriptor* descriptors, const uint32_t* first_descriptors) {
+  std::vector<ChannelPackedStream<Descriptor>> ready;
   for (size_t i = 0; i < streams.size(); ++i) {
     const auto& one = streams[i];
-    ready.push_back({pieces, first_pieces, narrow<uint32_t>(one.copies.size()), one.peer,
+    ready.push_back({descriptors, first_descriptors, narrow<uint32_t>(one.copies.size()), one.peer,
                      one.bytes(), links.at(i)});
-    pieces += one.copies.size();
-    first_pieces += packets_of(one.bytes());
+    descriptors += one.copies.size();
+    first_descriptors += packets_of(one.bytes());
   }
   return ready;
 }

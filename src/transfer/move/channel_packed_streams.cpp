@@ -1,4 +1,4 @@
-#include "transfer/move/channel_streams.hpp"
+#include "transfer/move/channel_packed_streams.hpp"
 
 #include <atomic>
 #include <set>

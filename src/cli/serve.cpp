@@ -1,0 +1,126 @@
+#include "serve/resident.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "base/work_progress.hpp"
+#include "cli/job_options.hpp"
+#include "cli/launcher.hpp"
+#include "cli/render_json.hpp"
+#include "cli/render_status.hpp"
+#include "cli/render_table.hpp"
+#include "cli/render_trace.hpp"
+#include "cli/report_files.hpp"
+#include "cli/subcommand.hpp"
+#include "cycle/setup.hpp"
+
+namespace awex {
+namespace {
+
+struct ServeArguments {
+  JobArguments job;
+  std::string directory;
+};
+
+/// A line of the job's log, on stdout, with the time. What nobody reads is lost.
+void write_log(const std::string& line) {
+  constexpr Seconds kPatience{1};
+  try {
+    write_all(STDOUT_FILENO, fmt::format("{} {}\n", utc_now(), line), "stdout", {kPatience, {}});
+  } catch (const Error& error) {
+    log::warning(error.what());
+  }
+}
+
+std::string table_for(const Report& report, const Rendering& rendering) {
+  return render_table(report, {.unicode = rendering.unicode, .color = rendering.color});
+}
+
+void show_status(const JobStatus& status) {
+  log::note(render_status(render_status_json(status), {.unicode = locale_is_utf8()}));
+}
+
+/// Tells on stderr how far the start has come; what follows is told by the job's log.
+class StartProgress final : public CycleObserver {
+ public:
+  explicit StartProgress(bool speaks) : speaks_(speaks) {}
+  void phase_started(const PhaseEvent& /*event*/) override {}
+  void phase_finished(const PhaseEvent& /*event*/, double /*seconds*/,
+                      uint64_t /*bytes*/) override {}
+  void loading(uint64_t done_bytes, uint64_t all_bytes) override {
+    constexpr double kLineEverySeconds = 10;
+    if (!speaks_ || watch_.seconds() < next_line_s_) return;
+    log::note(fmt::format("loading the weights: {} of {}", format_bytes(done_bytes),
+                          format_bytes(all_bytes)));
+    next_line_s_ = watch_.seconds() + kLineEverySeconds;
+  }
+
+ private:
+  bool speaks_;
+  Stopwatch watch_;
+  double next_line_s_ = 10;
+};
+
+ExitCode code_of(const Resident::End& end) {
+  return end.error ? end.error->code() : ExitCode::kOk;
+}
+
+/// Ends a job in which a rank is lost: one of the others reports it.
+[[noreturn]] void break_off(Resident& resident, Job& job, const Error& error) {
+  job.await_turn_to_report(error.code());
+  if (job.is_reporter()) {
+    log::error(error);
+    resident.bury(error);
+  }
+  job.abort(error.code());
+}
+
+ExitCode serve(const ServeOptions& options, Job& job) {
+  const ResidentVoice voice{write_log, table_for, render_json, render_trace, show_status};
+  StartProgress progress(job.rank() == 0);
+  Resident resident(options, job, voice, progress);
+  const auto end = resident.serve();
+  if (!end.in_order) break_off(resident, job, *end.error);
+  if (end.error && job.rank() == 0) log::error(*end.error);
+  job.finish();
+  resident.say_goodbye();
+  return code_of(end);
+}
+
+ExitCode run_serve(const ServeArguments& arguments, int* argc, char*** argv) {
+  if (const auto refused = refuse_wrong_launch("serve")) return *refused;
+  const ServeOptions options{arguments.directory, arguments.job.request.job};
+  Job::Start start;
+  start.launched_rank = launched_rank();
+  Job job(argc, argv, options.job.timeout, start);
+  log::configure(arguments.job.talk.level, fmt::format("rank {}", job.rank()),
+                 use_color(arguments.job.talk.color, STDERR_FILENO));
+  // Others wait for a rank that tells something: that must be short against the timeout.
+  log::set_patience(std::min(Seconds(10), options.job.timeout / 4));
+  return serve(options, job);
+}
+
+}  // namespace
+
+Subcommand add_serve(CLI::App& root) {
+  const auto options = std::make_shared<ServeArguments>();
+  auto* parser = root.add_subcommand(
+      "serve", "Keep the ranks of a job alive, for commands with --job from other shells");
+  add_value(*parser, "--job", "DIR", "Directory that names the job, for its clients; required", "",
+            [options](const std::string& text) { options->directory = text; });
+  add_serve_options(*parser, options->job);
+  const auto complete = [parser, options] {
+    complete_job_options(*parser, options->job);
+    if (options->directory.empty()) {
+      throw request_error("--job is missing",
+                          "name a directory that clients of the job find it by: --job DIR");
+    }
+    check_model_on_rank_0(options->job.request.job);
+  };
+  return {parser, complete,
+          [options](int* argc, char*** argv) { return run_serve(*options, argc, argv); }};
+}
+
+}  // namespace awex

@@ -1,0 +1,57 @@
+#include "comm/orders.hpp"
+
+#include <cstdint>
+#include <optional>
+
+#include "base/checked.hpp"
+#include "comm/requests.hpp"
+
+namespace awex {
+namespace {
+
+// How long a rank that was told to end lets rank 0 end the job in order.
+constexpr Seconds kLastOrderGrace{10};
+
+}  // namespace
+
+void Orders::give(std::span<const std::byte> order) {
+  failures_.set_agreed(false);
+  const auto bytes = narrow<uint64_t>(order.size());
+  Requests letters(world_.traffic());
+  for (int other = 1; other < world_.size(); ++other) {
+    letters.send(bytes_of(bytes), other, kOrderTag);
+    if (bytes > 0) letters.send(order, other, kOrderTag);
+  }
+  waits_.wait_for_others(letters, "taken the next order", {});
+  failures_.begin_command();
+}
+
+std::vector<std::byte> Orders::await() {
+  failures_.set_agreed(false);
+  failures_.end_command();
+  std::vector<std::byte> order(narrow<size_t>(await_size()));
+  if (!order.empty()) {
+    Requests body(world_.traffic());
+    body.receive(order, 0, kOrderTag);
+    waits_.wait_for_rank_zero([&] { return body.test(); }, "sent the order that it has begun");
+  }
+  failures_.begin_command();
+  return order;
+}
+
+uint64_t Orders::await_size() {
+  uint64_t bytes = 0;
+  std::optional<Deadline> last_order;
+  Requests head(world_.traffic());
+  head.receive(writable_bytes_of(bytes), 0, kOrderTag);
+  waits_.rest([&] {
+    if (head.test()) return true;
+    if (!failures_.told_to_end()) return false;
+    if (!last_order) last_order.emplace(kLastOrderGrace);
+    if (last_order->expired()) failures_.fail_without_last_order(kLastOrderGrace);
+    return false;
+  });
+  return bytes;
+}
+
+}  // namespace awex

@@ -1,0 +1,362 @@
+#include "serve/resident.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <span>
+#include <utility>
+
+#include "base/build_identity.hpp"
+#include "base/fixed_text.hpp"
+#include "base/log.hpp"
+#include "base/utc_now.hpp"
+#include "comm/signals.hpp"
+
+namespace awex {
+namespace {
+
+/// How long rank 0 waits for clients between two looks at the other ranks.
+constexpr Seconds kLook{0.1};
+/// How long clients may take to read what they are told when the job ends.
+constexpr Seconds kFarewell{1};
+
+}  // namespace
+
+/// What rank 0 has beside its session.
+struct Resident::Door {
+  explicit Door(const std::string& path) : directory(path), doorman(directory, board) {}
+
+  JobDirectory directory;
+  StatusBoard board;
+  Doorman doorman;
+  std::optional<Visit> visit;  ///< Of the command that runs, or that ends the job.
+  Stopwatch watch;             ///< Of the command that runs.
+};
+
+/// What all ranks do next. Plain data, to be sent.
+struct Resident::Order {
+  enum class Kind : uint8_t { kRun, kEnd };
+  Kind kind = Kind::kEnd;
+  CommandOptions command;
+};
+
+/// Passes on what happens in a cycle: to the observer and, on rank 0, to the client whose command
+/// it is and to the status.
+class Resident::Relay final : public CycleObserver {
+ public:
+  explicit Relay(CycleObserver& observer) : observer_(observer) {}
+  void set_door(Door* door) { door_ = door; }
+
+  void phase_started(const PhaseEvent& event) override {
+    tell(event, std::nullopt, 0);
+    observer_.phase_started(event);
+  }
+  void phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) override {
+    tell(event, seconds, bytes);
+    observer_.phase_finished(event, seconds, bytes);
+  }
+  void run_started(const Report& report) override { observer_.run_started(report); }
+  void loading(uint64_t done_bytes, uint64_t all_bytes) override {
+    observer_.loading(done_bytes, all_bytes);
+  }
+  void loaded() override { observer_.loaded(); }
+  void version_finished(const Report& report) override { observer_.version_finished(report); }
+
+ private:
+  void tell(const PhaseEvent& event, std::optional<double> seconds, uint64_t bytes) {
+    if (door_ == nullptr) return;
+    if (!seconds) door_->board.update([&](JobStatus& status) { status.phase = event.phase; });
+    if (!door_->visit) return;
+    Event news;
+    news.kind = Event::Kind::kPhase;
+    news.phase = event.phase;
+    news.role = event.role;
+    news.tag = event.tag;
+    news.seconds = seconds;
+    news.bytes = bytes;
+    door_->doorman.tell(door_->visit->client, news);
+  }
+
+  CycleObserver& observer_;
+  Door* door_ = nullptr;  ///< On rank 0.
+};
+
+Resident::Resident(const ServeOptions& options, Job& job, const ResidentVoice& voice,
+                   CycleObserver& observer, const EngineFactory& engines)
+    : options_(options),
+      job_(job),
+      voice_(voice),
+      engines_(engines),
+      request_{options.job, {.command = Command::kHandOver}},
+      relay_(std::make_unique<Relay>(observer)) {
+  report_ = begin_report(request_, job);
+  report_.command = "serve";
+}
+
+Resident::~Resident() { wake_on_signals(nullptr, nullptr); }
+
+Resident::End Resident::serve() {
+  End end;
+  try {
+    open();
+    start();
+    while (serve_one(end.error)) {
+    }
+    session_.reset();
+    job_.set_phase("the end of the job");
+    job_.agree(nullptr);
+    end.in_order = true;
+  } catch (const Error& error) {
+    end.error = error;
+  } catch (const std::exception& error) {
+    end.error = runtime_error(error.what());
+  }
+  end.in_order = end.in_order || job_.failure_is_agreed();
+  if (!end.in_order) {
+    end.error = job_.announce_failure(*end.error);
+    // The process is about to be aborted, maybe with work in flight on memory that freeing would
+    // wait for, and a peer may still read it.
+    if (session_) session_.release()->stop_background();
+  }
+  end_job(end.error);
+  return end;
+}
+
+/// Rank 0 opens its door; all learn where it is.
+void Resident::open() {
+  job_.set_phase("setup");
+  job_.become_resident();
+  note_status_signals();
+  FixedText<256> place{};
+  job_.do_and_agree([&] {
+    if (job_.rank() != 0) return;
+    door_ = std::make_unique<Door>(options_.directory);
+    relay_->set_door(door_.get());
+    place = fixed_text<256>(door_->directory.private_directory());
+  });
+  private_directory_ = text_of(job_.all_gather_value(place, "the job's private directory")[0]);
+  if (!door_) return;
+  wake_on_signals([](void* doorman) { static_cast<Doorman*>(doorman)->wake(); }, &door_->doorman);
+  if (const auto& former = door_->directory.former()) {
+    voice_.log(fmt::format("{} named {} before", options_.directory, describe(*former)));
+  }
+  door_->board.update([this](JobStatus& status) {
+    status.started_at = report_.started_at;
+    status.build = build_identity();
+  });
+}
+
+void Resident::start() {
+  session_ = std::make_unique<Session>(request_, job_, *relay_, report_, engines_);
+  if (door_) {
+    door_->board.update([this](JobStatus& status) {
+      status.backend = report_.backend;
+      status.model_name = report_.model_name;
+      status.trainer = report_.trainer;
+      status.inference = report_.inference;
+      status.rank_infos = report_.rank_infos;
+    });
+  }
+  session_->start();
+  refresh();
+  if (!door_) return;
+  voice_.log(fmt::format("serving {}: {} -> {}, {} ranks, {}; loaded in {}", report_.model_name,
+                         report_.trainer, report_.inference, report_.ranks, report_.backend,
+                         format_seconds(door_->watch.seconds())));
+  set_activity(JobStatus::Activity::kIdle);
+}
+
+bool Resident::serve_one(std::optional<Error>& end) {
+  std::optional<Error> failure;
+  try {
+    const Order order = next_order();
+    if (order.kind == Order::Kind::kEnd) return false;
+    run(order);
+  } catch (const Error& error) {
+    failure = error;
+  } catch (const std::exception& error) {
+    failure = runtime_error(error.what());
+  }
+  if (failure) {
+    set_activity(JobStatus::Activity::kRecovering);
+    failure = session_->recover(*failure);
+  }
+  refresh();
+  conclude(failure);
+  if (failure && somebody_is_told_to_end()) end = failure;
+  return !end;
+}
+
+/// Whether a signal has failed the command: then the job ends, in order. The same on every rank.
+bool Resident::somebody_is_told_to_end() {
+  const auto all = job_.all_gather_value(job_.told_to_end(), "who was told to end");
+  return std::find(all.begin(), all.end(), true) != all.end();
+}
+
+Resident::Order Resident::next_order() {
+  if (door_) {
+    const Order order = order_of_client();
+    job_.give_order(std::as_bytes(std::span(&order, 1)));
+    return order;
+  }
+  const auto bytes = job_.await_order();
+  Order order;
+  if (bytes.size() != sizeof(order)) throw runtime_error("an order of rank 0 is none");
+  std::memcpy(&order, bytes.data(), sizeof(order));
+  return order;
+}
+
+/// Rank 0 waits for a client, and meanwhile for signals and other ranks' failures.
+Resident::Order Resident::order_of_client() {
+  job_.end_command();
+  set_activity(JobStatus::Activity::kIdle);
+  while (!door_->visit) {
+    job_.poll();
+    if (job_.told_to_end()) {
+      voice_.log("told to end by a signal");
+      return {Order::Kind::kEnd, {}};
+    }
+    show_status_if_asked();
+    door_->visit = door_->doorman.next(kLook);
+    if (!door_->visit) continue;
+    const ClientRequest& request = door_->visit->request;
+    if (request.errand == Errand::kStop) return {Order::Kind::kEnd, {}};
+    if (request.errand != Errand::kRestore) break;
+    Event done;
+    done.table = "the job serves: nothing is lost, and there is nothing to restore\n";
+    door_->doorman.tell(door_->visit->client, done);
+    door_->visit.reset();
+  }
+  return {Order::Kind::kRun, door_->visit->request.command};
+}
+
+void Resident::run(const Order& order) {
+  report_.command = command_name(order.command.command);
+  report_.started_at = utc_now();
+  report_.versions.clear();
+  report_.error.reset();
+  report_.finished = false;
+  if (door_) {
+    const uint64_t client = door_->visit->client;
+    door_->watch = {};
+    set_activity(JobStatus::Activity::kRunning, report_.command);
+    Event started;
+    started.kind = Event::Kind::kStarted;
+    door_->doorman.tell(client, started);
+    job_.set_interrupt([this, client] {
+      if (!door_->doorman.is_cancelled(client)) return;
+      throw runtime_error("the client has gone, and its command with it",
+                          "--on-disconnect finish lets a command go on without its client");
+    });
+  }
+  session_->run(order.command);
+  job_.set_phase(fmt::format("the end of the {}", report_.command));
+  job_.agree(nullptr);
+}
+
+/// Rank 0 learns what all ranks hold now.
+void Resident::refresh() {
+  job_.set_interrupt(nullptr);
+  auto ranks = session_->statuses();
+  if (!door_) return;
+  door_->board.update([&](JobStatus& status) {
+    status.ranks = std::move(ranks);
+    status.content = session_->content().state();
+    status.committed_version = report_.committed_version;
+    status.memory = report_.memory;
+    status.epoch = job_.epoch();
+  });
+}
+
+/// A command is over: its client learns how, and so does the log.
+void Resident::conclude(const std::optional<Error>& failure) {
+  report_.error = failure;
+  report_.finished = !failure;
+  if (!door_) return;
+  note_outcome(failure);
+  if (!door_->visit) return;  // the failure came while nothing ran
+  const Visit visit = *std::exchange(door_->visit, std::nullopt);
+  answer(visit, failure);
+}
+
+void Resident::note_outcome(const std::optional<Error>& failure) {
+  const bool ran = door_->visit.has_value();
+  door_->board.update([&](JobStatus& status) {
+    status.commands += ran ? 1 : 0;
+    status.failures += failure ? 1 : 0;
+    if (!failure) return;
+    status.last_error = failure;
+    status.last_error_at = utc_now();
+  });
+  const auto what = ran ? report_.command : "between commands";
+  const auto time = format_seconds(door_->watch.seconds());
+  if (failure) {
+    voice_.log(fmt::format("{}: failed (exit {}) after {}: {}", what,
+                           static_cast<int>(failure->code()), time, failure->what()));
+  } else if (!report_.versions.empty() && report_.versions.back().committed) {
+    voice_.log(fmt::format("{}: version {} in {}", what, report_.versions.back().version, time));
+  } else {
+    voice_.log(fmt::format("{}: done in {}", what, time));
+  }
+}
+
+void Resident::answer(const Visit& visit, const std::optional<Error>& error) {
+  const Rendering& wanted = visit.request.rendering;
+  Event done;
+  done.exit_code = error ? error->code() : ExitCode::kOk;
+  done.error = error;
+  const bool has_report = !error || !report_.versions.empty();
+  if (wanted.table && has_report) done.table = voice_.table(report_, wanted);
+  if (wanted.json) done.json = voice_.json(report_);
+  if (wanted.trace) done.trace = voice_.trace(report_);
+  door_->doorman.tell(visit.client, done);
+}
+
+/// The clients that wait learn how the job has ended, and whoever looks later.
+void Resident::end_job(const std::optional<Error>& error) {
+  if (!door_) return;
+  wake_on_signals(nullptr, nullptr);
+  set_activity(JobStatus::Activity::kEnding);
+  const std::string end = error          ? error->what()
+                          : door_->visit ? "stopped by a client"
+                                         : "told to end by a signal";
+  voice_.log(fmt::format("the job ends: {}", end));
+  const bool was_stopped = !error && door_->visit;
+  if (door_->visit && error) {
+    report_.error = error;
+    answer(*door_->visit, error);
+  }
+  door_->doorman.close(error.value_or(runtime_error(fmt::format("the job has ended: {}", end))),
+                       was_stopped ? Seconds(0) : kFarewell);
+  door_->directory.write_end(end);
+}
+
+void Resident::say_goodbye() {
+  if (!door_ || !door_->visit) return;
+  door_->doorman.tell(door_->visit->client, Event{});
+  door_->doorman.close(runtime_error("the job has ended"), kFarewell);
+}
+
+void Resident::bury(const Error& error) noexcept {
+  if (door_ || private_directory_.empty()) return;
+  bury_job(options_.directory, private_directory_, error.what());
+}
+
+/// On rank 0.
+void Resident::set_activity(JobStatus::Activity activity, const std::string& command) {
+  if (!door_) return;
+  door_->board.update([&](JobStatus& status) {
+    status.activity = activity;
+    status.command = command;
+    status.phase.clear();
+  });
+}
+
+void Resident::show_status_if_asked() {
+  const int asked = status_signals();
+  if (asked == shown_) return;
+  shown_ = asked;
+  voice_.show(door_->board.read());
+}
+
+}  // namespace awex
