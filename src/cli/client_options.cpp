@@ -6,7 +6,7 @@
 namespace awex {
 namespace {
 
-constexpr const char* kWithJob = "With --job DIR, started alone: asks a job that serve keeps";
+constexpr const char* kWithJob = "With --job, started alone (asks a job that serve keeps)";
 
 decltype(Scope::tags) parse_tags(const std::string& text) {
   decltype(Scope::tags) tags{};

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <string>
+#include <utility>
 
 #include "cli/wrapped_text.hpp"
 
@@ -32,7 +33,14 @@ class HelpFormatter final : public CLI::Formatter {
     return entry(command->get_name(), command->get_description());
   }
   [[nodiscard]] std::string make_description(const CLI::App* command) const override {
-    return wrapped(command->get_description(), kTextWidth, 0) + "\n";
+    return wrapped(command->get_description(), kTextWidth, 0) + "\n\n";
+  }
+  [[nodiscard]] std::string make_help(const CLI::App* command, std::string name,
+                                      CLI::AppFormatMode mode) const override {
+    auto help = CLI::Formatter::make_help(command, std::move(name), mode);
+    // Between groups CLI11 leaves two lines empty.
+    for (size_t at = 0; (at = help.find("\n\n\n", at)) != std::string::npos;) help.erase(at, 1);
+    return help;
   }
 };
 

@@ -21,7 +21,7 @@ struct JobArguments {
 
 /// The group of options that make a job, in --help. The others are of what it does, or of its
 /// outputs: they are also of commands that a resident job is asked for.
-inline constexpr const char* kUnderMpirun = "Under mpirun or srun: a job that does this and ends";
+inline constexpr const char* kUnderMpirun = "Under mpirun or srun (a job that does this and ends)";
 
 /// Adds the options of `command` to its parser; `options` must outlive the parsing.
 void add_job_options(CLI::App& parser, Command command, JobArguments& options);

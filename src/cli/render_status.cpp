@@ -175,6 +175,13 @@ uint64_t host_bytes_of(const Json& rank) {
   return all;
 }
 
+/// Names of hosts and engines, which may be long, differ at their ends.
+std::string shortened(const std::string& name, size_t longest) {
+  if (name.size() <= longest) return name;
+  const size_t kept = longest - 2;
+  return name.substr(0, kept / 2) + ".." + name.substr(name.size() - (kept - kept / 2));
+}
+
 /// What the ranks of a host take of it.
 struct HostUse {
   uint64_t ranks = 0;
@@ -222,7 +229,7 @@ std::string host_lines(const Json& status) {
     if (member(rank, "tags").is_array()) add_rank(hosts[text(rank, "host")], rank);
   }
   std::string out;
-  for (const auto& [name, host] : hosts) out += line("host", host_line(name, host));
+  for (const auto& [name, host] : hosts) out += line("host", host_line(shortened(name, 30), host));
   return out;
 }
 
@@ -265,13 +272,6 @@ std::string job_lines(const Json& status, const TextStyle& style) {
          line("content", content_line(status, style)) + line("memory", memory_line(memory)) +
          line("leak", leak_line(memory, style)) + line("gpus", gpus_line(status)) +
          host_lines(status) + last_error_lines(status, style);
-}
-
-/// Names of hosts and engines, which may be long, differ at their ends.
-std::string shortened(const std::string& name, size_t longest) {
-  if (name.size() <= longest) return name;
-  const size_t kept = longest - 2;
-  return name.substr(0, kept / 2) + ".." + name.substr(name.size() - (kept - kept / 2));
 }
 
 std::vector<std::string> cells_of_rank(const Json& rank) {

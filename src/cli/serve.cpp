@@ -63,9 +63,7 @@ class StartProgress final : public CycleObserver {
   double next_line_s_ = 10;
 };
 
-ExitCode code_of(const Resident::End& end) {
-  return end.error ? end.error->code() : ExitCode::kOk;
-}
+ExitCode code_of(const Resident::End& end) { return end.error ? end.error->code() : ExitCode::kOk; }
 
 /// Ends a job in which a rank is lost: one of the others reports it.
 [[noreturn]] void break_off(Resident& resident, Job& job, const Error& error) {
