@@ -64,6 +64,12 @@ class ClientTest(unittest.TestCase):
     def run_client(self, command, *arguments, code=0, **options):
         return self.ended(self.start(command, *arguments, **options), code)
 
+    def until(self, condition):
+        end = time.monotonic() + 60
+        while not condition():
+            self.assertLess(time.monotonic(), end, "it has not come")
+            time.sleep(0.01)
+
     def read_json(self, name):
         return json.loads((self.at / name).read_text(encoding="utf-8"))
 
@@ -242,8 +248,7 @@ class Ends(ClientTest):
         go = threading.Event()
         self.serve(lambda visit: (visit.say(STARTED), go.wait(60), visit.say(done(json='{"ok": true}\n'))))
         process = self.start("update", "--json", str(self.at / "r.json"))
-        while not (self.at / "r.json").exists():
-            time.sleep(0.01)
+        self.until((self.at / "r.json").exists)
         report = self.read_json("r.json")
         self.assertEqual((report["ok"], report["error"]["message"]), (False, "the command has not ended"))
         go.set()
@@ -267,15 +272,18 @@ class Ends(ClientTest):
         self.assertIn("stdout", err)
 
     def test_a_closed_stdout_is_a_failure_and_nothing_else_takes_its_place(self):
-        job = self.job(done(table="the table\n", status=None))
-        script = 'exec "$@" >&-'
-        for options in ((), ("--json", str(self.at / "r.json"))):
-            process = subprocess.Popen(["bash", "-c", script, "_", BINARY, "update", "--job", self.directory, *options],
-                                       stderr=subprocess.PIPE, text=True)
+        job = self.job(done(table="the table\n", json='{"ok": true}\n'))
+        fifo = self.at / "fifo"
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        for options in ((), ("--json", str(fifo))):
+            process = subprocess.Popen(["bash", "-c", 'exec "$@" >&-', "_", BINARY, "update", "--job", self.directory,
+                                        *options], stderr=subprocess.PIPE, text=True)
             _, err = self.ended(process, 1)
             self.assertIn("stdout", err)
         self.assertEqual([request["errand"] for request in job.requests], ["update", "update"])
-        self.assertNotIn("the table", (self.at / "r.json").read_text())
+        self.assertEqual(os.read(reader, 65536), b'{"ok": true}\n')
 
 
 class Leaving(ClientTest):
@@ -394,16 +402,13 @@ class Status(ClientTest):
 
     def test_in_a_log_a_watch_tells_changes_and_ends_with_the_job(self):
         job, process = self.watched()
-        while len(job.requests) < 5:
-            time.sleep(0.01)
+        self.until(lambda: len(job.requests) >= 5)
         self.now = status_text(since_s=9.0)
         asked = len(job.requests)
-        while len(job.requests) < asked + 5:
-            time.sleep(0.01)
+        self.until(lambda: len(job.requests) >= asked + 5)
         self.now = status_text(activity="running", command="update")
         asked = len(job.requests)
-        while len(job.requests) < asked + 3:
-            time.sleep(0.01)
+        self.until(lambda: len(job.requests) >= asked + 3)
         job.end("stopped by a client", 0)
         out, err = self.ended(process, 0)
         self.assertEqual([line for line in out.splitlines() if line.startswith("job ")],
@@ -414,8 +419,7 @@ class Status(ClientTest):
         for end, code in ((lambda job: job.end("rank 3 was lost", 5), 5), (lambda job: job.end("SIGTERM", 1), 1),
                           (lambda job: job.close(), 5)):
             job, process = self.watched("--json", str(self.at / "s.json"))
-            while len(job.requests) < 3:
-                time.sleep(0.01)
+            self.until(lambda: len(job.requests) >= 3)
             self.assertEqual(self.read_json("s.json"), STATUS)
             end(job)
             _, err = self.ended(process, code)
@@ -424,8 +428,7 @@ class Status(ClientTest):
 
     def test_a_watch_is_left_by_an_interrupt_without_an_error(self):
         job, process = self.watched()
-        while not job.requests:
-            time.sleep(0.01)
+        self.until(lambda: job.requests)
         process.send_signal(signal.SIGINT)
         self.assertEqual(self.ended(process, 0)[1], "")
 
@@ -445,8 +448,7 @@ class Status(ClientTest):
     def test_a_watch_without_an_interval_has_one(self):
         job = self.job(done(status=status_text()))
         process = self.start("status", "--watch")
-        while len(job.requests) < 2:
-            time.sleep(0.01)
+        self.until(lambda: len(job.requests) >= 2)
         process.send_signal(signal.SIGINT)
         self.ended(process, 0)
 
