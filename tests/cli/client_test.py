@@ -159,7 +159,7 @@ class Requests(ClientTest):
             ("update", ("--on-disconnect", "die"), '"die" is none of finish, cancel'),
             ("update", ("--wait", "-1s"), "--wait: "),
             ("update", ("--trace", "-"), "--trace"),
-            ("update", ("--trace", "a", "--json", "a"), "both name"),
+            ("update", ("--trace", str(self.at / "a"), "--json", str(self.at / "a")), "both name"),
             ("status", ("--watch", "never"), "--watch: "),
             ("stop", ("--wait", "1s"), 'unknown option "--wait"'),
         )
