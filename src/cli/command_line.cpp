@@ -69,10 +69,10 @@ void describe_program(CLI::App& root) {
 }
 
 std::vector<Subcommand> add_subcommands(CLI::App& root) {
-  std::vector<Subcommand> commands{add_update(root), add_offload(root),    add_transfer(root),
-                                   add_resume(root), add_checkpoint(root), add_digest(root),
-                                   add_plan(root),   add_status(root),     add_stop(root),
-                                   add_restore(root)};
+  std::vector<Subcommand> commands{add_update(root), add_offload(root), add_transfer(root),
+                                   add_resume(root), add_serve(root),   add_status(root),
+                                   add_stop(root),   add_restore(root), add_checkpoint(root),
+                                   add_digest(root), add_plan(root)};
   for (const auto& command : commands) command.parser->allow_extras();
   return commands;
 }

@@ -1,20 +1,17 @@
-#include "serve/resident.hpp"
-
 #include <unistd.h>
 
 #include <algorithm>
 #include <memory>
 
-#include "base/work_progress.hpp"
+#include "base/utc_now.hpp"
 #include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/render_json.hpp"
-#include "cli/render_status.hpp"
 #include "cli/render_table.hpp"
 #include "cli/render_trace.hpp"
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
-#include "cycle/setup.hpp"
+#include "serve/resident.hpp"
 
 namespace awex {
 namespace {
@@ -39,7 +36,7 @@ std::string table_for(const Report& report, const Rendering& rendering) {
 }
 
 void show_status(const JobStatus& status) {
-  log::note(render_status(render_status_json(status), {.unicode = locale_is_utf8()}));
+  log::note(render_status_json(status));
 }
 
 /// Tells on stderr how far the start has come; what follows is told by the job's log.
@@ -108,14 +105,13 @@ Subcommand add_serve(CLI::App& root) {
       "serve", "Keep the ranks of a job alive, for commands with --job from other shells");
   add_value(*parser, "--job", "DIR", "Directory that names the job, for its clients; required", "",
             [options](const std::string& text) { options->directory = text; });
-  add_serve_options(*parser, options->job);
+  add_job_options(*parser, Command::kHandOver, options->job);
   const auto complete = [parser, options] {
     complete_job_options(*parser, options->job);
     if (options->directory.empty()) {
       throw request_error("--job is missing",
                           "name a directory that clients of the job find it by: --job DIR");
     }
-    check_model_on_rank_0(options->job.request.job);
   };
   return {parser, complete,
           [options](int* argc, char*** argv) { return run_serve(*options, argc, argv); }};

@@ -27,6 +27,7 @@ struct Subcommand {
 [[nodiscard]] Subcommand add_offload(CLI::App& root);
 [[nodiscard]] Subcommand add_transfer(CLI::App& root);
 [[nodiscard]] Subcommand add_resume(CLI::App& root);
+[[nodiscard]] Subcommand add_serve(CLI::App& root);
 [[nodiscard]] Subcommand add_checkpoint(CLI::App& root);
 [[nodiscard]] Subcommand add_digest(CLI::App& root);
 [[nodiscard]] Subcommand add_plan(CLI::App& root);

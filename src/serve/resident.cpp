@@ -20,6 +20,13 @@ constexpr Seconds kLook{0.1};
 /// How long clients may take to read what they are told when the job ends.
 constexpr Seconds kFarewell{1};
 
+/// A client's `update` is a hand-over and its `resume` a take-back, unless it names what is to come.
+CommandOptions resident_command(CommandOptions command) {
+  if (command.command == Command::kUpdate) command.command = Command::kHandOver;
+  if (command.command == Command::kResume && !command.scope) command.command = Command::kTakeBack;
+  return command;
+}
+
 }  // namespace
 
 /// What rank 0 has beside its session.
@@ -189,8 +196,9 @@ bool Resident::serve_one(std::optional<Error>& end) {
 
 /// Whether a signal has failed the command: then the job ends, in order. The same on every rank.
 bool Resident::somebody_is_told_to_end() {
-  const auto all = job_.all_gather_value(job_.told_to_end(), "who was told to end");
-  return std::find(all.begin(), all.end(), true) != all.end();
+  const int told = job_.told_to_end() ? 1 : 0;
+  const auto all = job_.all_gather_value(told, "who was told to end");
+  return std::find(all.begin(), all.end(), 1) != all.end();
 }
 
 Resident::Order Resident::next_order() {
@@ -227,7 +235,7 @@ Resident::Order Resident::order_of_client() {
     door_->doorman.tell(door_->visit->client, done);
     door_->visit.reset();
   }
-  return {Order::Kind::kRun, door_->visit->request.command};
+  return {Order::Kind::kRun, resident_command(door_->visit->request.command)};
 }
 
 void Resident::run(const Order& order) {
@@ -240,15 +248,13 @@ void Resident::run(const Order& order) {
     const uint64_t client = door_->visit->client;
     door_->watch = {};
     set_activity(JobStatus::Activity::kRunning, report_.command);
-    Event started;
-    started.kind = Event::Kind::kStarted;
-    door_->doorman.tell(client, started);
     job_.set_interrupt([this, client] {
       if (!door_->doorman.is_cancelled(client)) return;
       throw runtime_error("the client has gone, and its command with it",
                           "--on-disconnect finish lets a command go on without its client");
     });
   }
+  job_.synchronise_clocks();
   session_->run(order.command);
   job_.set_phase(fmt::format("the end of the {}", report_.command));
   job_.agree(nullptr);
