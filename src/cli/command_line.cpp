@@ -1,8 +1,10 @@
 #include "cli/command_line.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <exception>
@@ -11,6 +13,7 @@
 
 #include "base/build_identity.hpp"
 #include "base/log.hpp"
+#include "cli/help_text.hpp"
 #include "cli/launcher.hpp"
 #include "cli/options.hpp"
 #include "cli/render_json.hpp"
@@ -22,8 +25,8 @@ namespace awex {
 namespace {
 
 const char* const kDescription =
-    "Hands GPU memory and weights over between an RL trainer and an inference engine that\n"
-    "take turns on the same GPUs. One MPI rank per role and GPU.";
+    "Hands GPU memory and weights over between an RL trainer and an inference engine that take "
+    "turns on the same GPUs. One MPI rank per role and GPU.";
 
 const char* const kExamples =
     "Examples:\n"
@@ -32,10 +35,12 @@ const char* const kExamples =
     "      --inference sglang:tp=2 --versions 3 --json report.json --trace trace.json\n"
     "  awex-colocate plan --model preset:qwen3-8b --trainer megatron:tp=4 \\\n"
     "      --inference sglang:tp=2 --gpus 16 --gpu-memory 80GB\n"
-    "  awex-colocate checkpoint --preset tiny-moe --out DIR && awex-colocate digest DIR\n"
+    "  awex-colocate checkpoint --preset tiny-moe --out DIR\n"
+    "  awex-colocate digest DIR\n"
+    "  awex-colocate update --job DIR && awex-colocate status --job DIR\n"
     "\n"
-    "Exit codes: 0 done, 1 failed at run time, 2 the request is wrong, 3 bytes differ,\n"
-    "4 a deadline passed, 5 a peer was lost.";
+    "Exit codes: 0 done, 1 failed at run time, 2 the request is wrong, 3 bytes\n"
+    "differ, 4 a deadline passed, 5 a peer was lost.";
 
 bool is_rank_0() { return launched_rank().value_or(0) == 0; }
 
@@ -58,15 +63,16 @@ void describe_program(CLI::App& root) {
   root.name("awex-colocate");
   root.footer(kExamples);
   root.set_version_flag("--version", version_text(), "Print the version and the built-in backends");
-  root.get_formatter()->column_width(34);
+  root.formatter(make_help_formatter());
   // refuse_unknown_arguments tells of what is unknown, with the nearest name.
   root.allow_extras();
 }
 
 std::vector<Subcommand> add_subcommands(CLI::App& root) {
-  std::vector<Subcommand> commands{add_update(root), add_offload(root),    add_transfer(root),
-                                   add_resume(root), add_serve(root), add_checkpoint(root), add_digest(root),
-                                   add_plan(root)};
+  std::vector<Subcommand> commands{add_update(root), add_offload(root), add_transfer(root),
+                                   add_resume(root), add_serve(root),   add_status(root),
+                                   add_stop(root),   add_restore(root), add_checkpoint(root),
+                                   add_digest(root), add_plan(root)};
   for (const auto& command : commands) command.parser->allow_extras();
   return commands;
 }
@@ -159,9 +165,20 @@ void report_wrong_request(const Error& error, const std::vector<std::string_view
   }
 }
 
+/// Where a shell has closed stdin, stdout or stderr, the next file or socket would take its number,
+/// and what is meant for a person. Something that cannot be used takes it: writing still fails.
+void occupy_closed_streams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) != -1 || errno != EBADF) continue;
+    [[maybe_unused]] const int taken =
+        ::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+  }
+}
+
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
+  occupy_closed_streams();
   ::signal(SIGXFSZ, SIG_IGN);  // a file that reaches its limit is an error, not a silent end
   const std::vector<std::string_view> arguments(argv + 1, argv + argc);
   bool speak = speaks_first(arguments);

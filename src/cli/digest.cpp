@@ -8,7 +8,7 @@
 
 #include "base/thread_pool.hpp"
 #include "cli/options.hpp"
-#include "cli/report_files.hpp"
+#include "cli/output_files.hpp"
 #include "cli/subcommand.hpp"
 #include "model/weights.hpp"
 

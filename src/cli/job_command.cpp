@@ -4,9 +4,12 @@
 #include <memory>
 
 #include "base/work_progress.hpp"
+#include "cli/client_command.hpp"
+#include "cli/client_options.hpp"
 #include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/progress.hpp"
+#include "cli/publish.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_table.hpp"
 #include "cli/report_files.hpp"
@@ -60,42 +63,24 @@ std::string report_text(const Report& report, const JobArguments& options) {
       report, {.unicode = locale_is_utf8(), .color = use_color(options.talk.color, STDOUT_FILENO)});
 }
 
-/// Rank 0: writes every output. Returns the exit code: a report that cannot be written is a
-/// failure.
-ExitCode publish(const Report& report, const JobArguments& options, ReportFiles& files) {
-  auto code = report.exit_code();
-  if (report.error) log::error(*report.error);
-  const auto attempt = [&code](const auto& write) {
-    try {
-      write();
-    } catch (const Error& error) {
-      // One error a command: the one that its exit code is of.
-      if (code != ExitCode::kOk) return log::warning(error.what());
-      log::error(error);
-      code = error.code();
-    }
-  };
-  files.be_patient(options.request.job.timeout);
-  attempt([&] { files.write(report); });
-  attempt([&] {
-    const Seconds patience = code == ExitCode::kDeadline ? Seconds(1) : options.request.job.timeout;
-    write_all(STDOUT_FILENO, report_text(report, options), "stdout", {patience, {}});
-  });
-  return code;
+ExitCode publish_report(const Report& report, const JobArguments& options, ReportFiles& files) {
+  return publish(
+      {report.exit_code(), report.error, files.render(report), report_text(report, options)}, files,
+      {options.request.job.timeout, {}});
 }
 
 /// The rank that reports writes every output: rank 0, or another where that is lost. Returns the
 /// exit code.
 ExitCode end_with(const Report& report, const JobArguments& options, const Job& job,
                   ReportFiles& files) {
-  if (job.rank() == 0) return publish(report, options, files);
+  if (job.rank() == 0) return publish_report(report, options, files);
   if (!report.error || !job.is_reporter()) return report.exit_code();
   try {
     files.open(options.json_path, options.trace_path, report, {options.request.job.timeout, {}});
   } catch (const Error& error) {
     log::warning(error.what());  // the report's own error is the one that counts
   }
-  return publish(report, options, files);
+  return publish_report(report, options, files);
 }
 
 /// Ends a job whose failure not all ranks have agreed on.
@@ -148,21 +133,41 @@ ExitCode run_job(const JobArguments& options, int* argc, char*** argv) {
   }
 }
 
+namespace {
+
+/// A command's options, whether it is a job or asks one.
+struct CommandArguments {
+  JobArguments job;
+  ClientArguments client;
+};
+
+void complete_options(CLI::App& parser, const std::shared_ptr<CommandArguments>& options) {
+  auto& [job, client] = *options;
+  read_config(parser, job);
+  check_client_options(parser, client);
+  if (!client.directory.empty()) return check_outputs(job.json_path, job.trace_path);
+  complete_job_options(parser, job);
+  // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
+  // what others do not find on their nodes they tell with their names, later.
+  if (launched_rank().value_or(0) != 0) return;
+  NoMonitor nobody;
+  work::attend([options] { check_model_and_layouts(options->job.request.job); },
+               {"reading the model's config", 0, 0}, job.request.job.timeout, nobody);
+}
+
+}  // namespace
+
 Subcommand add_job_command(CLI::App& root, Command command, const char* description) {
-  const auto options = std::make_shared<JobArguments>();
+  const auto options = std::make_shared<CommandArguments>();
   auto* parser = root.add_subcommand(command_name(command), description);
-  add_job_options(*parser, command, *options);
-  const auto complete = [parser, options] {
-    complete_job_options(*parser, *options);
-    // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
-    // what others do not find on their nodes they tell with their names, later.
-    if (launched_rank().value_or(0) != 0) return;
-    NoMonitor nobody;
-    work::attend([options] { check_model_and_layouts(options->request.job); },
-                 {"reading the model's config", 0, 0}, options->request.job.timeout, nobody);
+  add_job_options(*parser, command, options->job);
+  add_client_options(*parser, command, options->client);
+  const auto run = [options](int* argc, char*** argv) {
+    return options->client.directory.empty()
+               ? run_job(options->job, argc, argv)
+               : run_client(make_client_task(options->client, options->job));
   };
-  return {parser, complete,
-          [options](int* argc, char*** argv) { return run_job(*options, argc, argv); }};
+  return {parser, [parser, options] { complete_options(*parser, options); }, run};
 }
 
 }  // namespace awex

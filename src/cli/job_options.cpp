@@ -1,10 +1,12 @@
 #include "cli/job_options.hpp"
 
 #include "base/units.hpp"
-#include "cli/report_files.hpp"
+#include "cli/output_files.hpp"
 
 namespace awex {
 namespace {
+
+constexpr const char* kOfBoth = "Options";  ///< Where --help is.
 
 void add_model_options(CLI::App& parser, JobArguments& options) {
   JobOptions& job = options.request.job;
@@ -21,14 +23,20 @@ void add_model_options(CLI::App& parser, JobArguments& options) {
             options.inference, [&options](const std::string& text) { options.inference = text; });
 }
 
+void add_role(CLI::App& parser, JobOptions& job, bool chooses_memory) {
+  auto* role =
+      add_value(parser, "--role", "ROLE",
+                std::string("Role of these ranks, trainer or inference, for MPMD launches") +
+                    (chooses_memory ? "; with --job: whose memory, of both unless given" : ""),
+                "first half of each node's ranks trainer, second half inference",
+                [&job](const std::string& text) {
+                  job.role = parse_choice<Role>(
+                      text, {{"trainer", Role::kTrainer}, {"inference", Role::kInference}});
+                });
+  if (chooses_memory) role->group(kOfBoth);
+}
+
 void add_placement_options(CLI::App& parser, JobOptions& job) {
-  add_value(parser, "--role", "ROLE",
-            "Role of these ranks, trainer or inference, for MPMD launches",
-            "first half of each node's ranks trainer, second half inference",
-            [&job](const std::string& text) {
-              job.role = parse_choice<Role>(
-                  text, {{"trainer", Role::kTrainer}, {"inference", Role::kInference}});
-            });
   add_value(
       parser, "--backend", "BACKEND",
       "auto, cuda, or host (the same on shared host memory); auto is cuda where there is a GPU",
@@ -77,6 +85,14 @@ void add_work_options(CLI::App& parser, Request& request) {
   add_value(parser, "--timeout", "DURATION", "How long a single wait may take: 30s, 500ms, 5m",
             fmt::format("{:.0f}s", job.timeout.count()),
             [&job](const std::string& text) { job.timeout = parse_duration(text); });
+  add_value(parser, "--limits", "on|off", "Measure the links' limits to compare the phases with",
+            "on", [&job](const std::string& text) {
+              job.measure_limits = parse_choice<bool>(text, {{"on", true}, {"off", false}});
+            });
+}
+
+void add_output_options(CLI::App& parser, JobArguments& options) {
+  CommandOptions& command = options.request.command;
   add_value(parser, "--verify", "HOW",
             "Proof of the transfer: digest, full (brings and compares every byte "
             "once more) or off",
@@ -84,14 +100,6 @@ void add_work_options(CLI::App& parser, Request& request) {
               command.verify = parse_choice<Verify>(
                   text,
                   {{"digest", Verify::kDigest}, {"full", Verify::kFull}, {"off", Verify::kOff}});
-            });
-}
-
-void add_output_options(CLI::App& parser, JobArguments& options) {
-  add_value(parser, "--limits", "on|off", "Measure the links' limits to compare the phases with",
-            "on", [&options](const std::string& text) {
-              options.request.job.measure_limits =
-                  parse_choice<bool>(text, {{"on", true}, {"off", false}});
             });
   add_value(parser, "--config", "FILE",
             "Options as a JSON object, keys without dashes; the command line wins", "",
@@ -107,28 +115,40 @@ void add_output_options(CLI::App& parser, JobArguments& options) {
 
 void add_job_options(CLI::App& parser, Command command, JobArguments& options) {
   options.request.command.command = command;
+  parser.option_defaults()->group(kUnderMpirun);
   add_model_options(parser, options);
+  add_role(parser, options.request.job,
+           command == Command::kOffload || command == Command::kResume);
   add_placement_options(parser, options.request.job);
   add_work_options(parser, options.request);
+  parser.option_defaults()->group(kOfBoth);
   add_output_options(parser, options);
   add_talk_options(parser, options.talk);
 }
 
-void complete_job_options(CLI::App& parser, JobArguments& options) {
+void check_outputs(const std::string& json_path, const std::string& trace_path) {
+  if (trace_path == "-") {
+    throw request_error("--trace: the trace cannot go to stdout",
+                        "name a file: --trace trace.json");
+  }
+  if (!trace_path.empty() && trace_path == json_path) {
+    throw request_error(fmt::format("--json and --trace both name the file \"{}\"", trace_path),
+                        "name two files");
+  }
+}
+
+void read_config(CLI::App& parser, JobArguments& options) {
   if (!options.config_path.empty()) apply_config(parser, options.config_path);
+  options.config_path.clear();
+}
+
+void complete_job_options(CLI::App& parser, JobArguments& options) {
+  read_config(parser, options);
   if (options.request.job.model.empty()) {
     throw request_error("--model is missing",
                         "name a checkpoint directory, or try --model preset:tiny-dense");
   }
-  if (options.trace_path == "-") {
-    throw request_error("--trace: the trace cannot go to stdout",
-                        "name a file: --trace trace.json");
-  }
-  if (!options.trace_path.empty() && options.trace_path == options.json_path) {
-    throw request_error(
-        fmt::format("--json and --trace both name the file \"{}\"", options.trace_path),
-        "name two files");
-  }
+  check_outputs(options.json_path, options.trace_path);
   options.request.job.trainer = options.trainer;
   options.request.job.inference = options.inference;
 }

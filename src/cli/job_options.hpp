@@ -14,16 +14,26 @@ struct JobArguments {
   std::string trainer = request.job.trainer.text();  ///< As typed, for `request`.
   std::string inference = request.job.inference.text();
   TalkOptions talk;
-  std::string config_path;  ///< Empty: none.
+  std::string config_path;  ///< Still to be read; empty: none.
   std::string json_path;    ///< Empty: none; "-": stdout, instead of the table.
   std::string trace_path;   ///< Empty: none.
 };
 
+/// The group of options that make a job, in --help. The others are of what it does, or of its
+/// outputs: they are also of commands that a resident job is asked for.
+inline constexpr const char* kUnderMpirun = "Under mpirun or srun (a job that does this and ends)";
+
 /// Adds the options of `command` to its parser; `options` must outlive the parsing.
 void add_job_options(CLI::App& parser, Command command, JobArguments& options);
 
-/// After parsing: reads --config for what the command line left open, makes the specs of what was
-/// typed, and checks what concerns more than one option. Throws request errors.
+/// After parsing: reads --config, once, for what the command line left open. Throws request errors.
+void read_config(CLI::App& parser, JobArguments& options);
+
+/// Refuses outputs that cannot be, or would overwrite each other: a request error.
+void check_outputs(const std::string& json_path, const std::string& trace_path);
+
+/// After parsing: reads --config, makes the specs of what was typed, and checks what concerns more
+/// than one option. Throws request errors.
 void complete_job_options(CLI::App& parser, JobArguments& options);
 
 }  // namespace awex

@@ -40,8 +40,7 @@ std::optional<Error> wrong_launch(const std::string& command) {
           fmt::format("start it with srun --mpi=pmix: {} awex-colocate {} ...; srun --mpi=list "
                       "tells whether this Slurm has pmix, and if not, mpirun works inside of "
                       "sbatch and salloc",
-                      start_command(launch, std::max(2, launch.size.value_or(2))),
-                      command));
+                      start_command(launch, std::max(2, launch.size.value_or(2))), command));
     case Launcher::kOtherMpi:
       if (mpi_speaks_pmi()) return std::nullopt;
       return request_error(
@@ -51,8 +50,7 @@ std::optional<Error> wrong_launch(const std::string& command) {
           fmt::format("start it with {} of {} (mpirun --version names the one in PATH): {} "
                       "awex-colocate {} ...",
                       uses_srun(launch) ? "srun --mpi=pmix, or mpirun" : "mpirun", mpi_name(),
-                      start_command(launch, std::max(2, launch.size.value_or(2))),
-                      command));
+                      start_command(launch, std::max(2, launch.size.value_or(2))), command));
     case Launcher::kTorchrun:
       return request_error(
           fmt::format("torchrun started {} of {} (RANK, LOCAL_RANK and WORLD_SIZE are set), but "
@@ -87,15 +85,14 @@ Error too_few_ranks(const std::string& command) {
   const auto& launch = this_launch();
   if (launch.size.value_or(1) >= 2) {
     return request_error(
-        fmt::format("{} was started as {}, but {} made each of them a job of its own",
-                    command, processes(launch), mpi_name()),
+        fmt::format("{} was started as {}, but {} made each of them a job of its own", command,
+                    processes(launch), mpi_name()),
         fmt::format("use the launcher of {}; mpirun --version names the one in PATH, srun "
                     "--mpi=list the ways of Slurm",
                     mpi_name()));
   }
   return request_error(
-      fmt::format("{} needs a trainer and an inference rank, but the job has one rank",
-                  command),
+      fmt::format("{} needs a trainer and an inference rank, but the job has one rank", command),
       start_hint(command));
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "base/wait.hpp"
+#include "cli/moving_line.hpp"
 #include "cli/report_files.hpp"
 #include "cycle/observer.hpp"
 #include "cycle/options.hpp"
@@ -20,7 +21,7 @@ class TerminalProgress final : public CycleObserver {
   TerminalProgress& operator=(const TerminalProgress&) = delete;
   TerminalProgress(TerminalProgress&&) = delete;
   TerminalProgress& operator=(TerminalProgress&&) = delete;
-  ~TerminalProgress() override { clear(); }
+  ~TerminalProgress() override = default;
 
   void phase_started(const PhaseEvent& event) override;
   void phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) override;
@@ -28,13 +29,10 @@ class TerminalProgress final : public CycleObserver {
   void loading(uint64_t done_bytes, uint64_t all_bytes) override;
   void loaded() override;
   void version_finished(const Report& report) override;
-  /// Takes the moving line away, before anything else is written.
-  void clear();
 
  private:
   bool speaks_;
-  bool moves_;
-  bool drawn_ = false;
+  MovingLine line_;
   uint64_t versions_;
   ReportFiles& files_;
   Stopwatch watch_;

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "base/units.hpp"
 #include "base/error_json.hpp"
 #include "base/json_values.hpp"
+#include "base/units.hpp"
 #include "cli/text_table.hpp"
 #include "plan/plan_copies.hpp"
 

@@ -1,66 +1,32 @@
 #pragma once
 
-#include <functional>
 #include <string>
-#include <vector>
+#include <utility>
 
-#include "base/unique_fd.hpp"
-#include "base/units.hpp"
+#include "cli/output_files.hpp"
 #include "cycle/report.hpp"
 
 namespace awex {
 
-/// How long a reader (of a FIFO, a pipe) may take nothing, and what is asked meanwhile.
-struct Patience {
-  Seconds longest{30};
-  std::function<void()> poll;  ///< May throw; null for nothing.
-};
-
-/// What --json names: "-" for the names of this process's own stdout (/dev/stdout), whose report
-/// takes the table's place there; else the path.
-[[nodiscard]] std::string report_path(const std::string& text);
-
-/// The files a report is exported to. They hold the truth from `open` on: an unfinished report,
-/// until `write` replaces it. A regular file is replaced as a whole, through a file beside it, so
-/// that it is never empty; where its directory allows no such file it is written in place, with a
-/// warning. FIFOs and devices take one report, the last.
+/// The files a report is exported to: OutputFiles for which it is rendered.
 class ReportFiles {
  public:
-  ReportFiles() = default;
-
-  /// Opens the files (an empty path or "-" means none) and writes `unfinished`. Throws a request
-  /// error for a path that cannot be written, and Error(kDeadline) for a FIFO that nobody reads.
+  /// Opens the files and writes `unfinished`, as OutputFiles::open.
   void open(const std::string& json_path, const std::string& trace_path, const Report& unfinished,
             Patience patience = {});
+  /// As OutputFiles::be_patient.
+  void be_patient(Patience patience) { files_.be_patient(std::move(patience)); }
 
-  /// From now on readers may take nothing for so long, and nothing is asked meanwhile.
-  void be_patient(Seconds longest) { patience_ = {longest, {}}; }
-
-  /// Replaces what the regular files hold; FIFOs and devices wait for `write`.
-  void update(const Report& report);
-  /// Replaces what all files hold. Throws an error that names the file; Error(kDeadline) for a
-  /// reader that takes nothing.
-  void write(const Report& report);
+  /// The report as the files that are open take it; empty for what none takes.
+  [[nodiscard]] OutputTexts render(const Report& report) const;
+  /// As OutputFiles::update.
+  void update(const Report& report) { files_.update(render(report)); }
+  /// As OutputFiles::write.
+  void write(const Report& report) { files_.write(render(report)); }
+  void write(const OutputTexts& rendered) { files_.write(rendered); }
 
  private:
-  struct File {
-    std::string path;    ///< As given, for errors.
-    std::string target;  ///< The regular file that it names; empty for others.
-    UniqueFd fd;         ///< Of a file that cannot be replaced.
-    std::string (*render)(const Report&);
-  };
-
-  void open_file(const std::string& path, std::string (*render)(const Report&));
-  void write_to(File& file, const std::string& text);
-  void replace(File& file, const std::string& text);
-
-  std::vector<File> files_;
-  Patience patience_;
+  OutputFiles files_;
 };
-
-/// Writes all of `text` to a descriptor. Throws a run-time error that names `where`, and
-/// Error(kDeadline) when nothing is taken for the longest patience.
-void write_all(int fd, const std::string& text, const std::string& where,
-               const Patience& patience = {});
 
 }  // namespace awex

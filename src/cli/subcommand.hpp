@@ -31,8 +31,12 @@ struct Subcommand {
 [[nodiscard]] Subcommand add_checkpoint(CLI::App& root);
 [[nodiscard]] Subcommand add_digest(CLI::App& root);
 [[nodiscard]] Subcommand add_plan(CLI::App& root);
+[[nodiscard]] Subcommand add_status(CLI::App& root);
+[[nodiscard]] Subcommand add_stop(CLI::App& root);
+[[nodiscard]] Subcommand add_restore(CLI::App& root);
 
-/// A command that runs under mpirun: what the four above share.
+/// A command that runs under mpirun, or asks a resident job for the same: what the first four
+/// share.
 [[nodiscard]] Subcommand add_job_command(CLI::App& root, Command command, const char* description);
 
 /// Runs such a command as this process's part of the job: report, outputs, the job's end.

@@ -52,15 +52,17 @@ Error cannot(const std::string& attempt, int error_number, std::string hint = {}
 }
 
 std::string encode_record(const JobRecord& record) {
-  const Json json = {{"schema_version", 1},
-                     {"host", record.host},
-                     {"boot_id", text_or_null(record.boot_id)},
-                     {"pid", record.pid},
-                     {"socket", record.socket},
-                     {"build", record.build},
-                     {"started_at", record.started_at},
-                     {"ended_at", text_or_null(record.ended_at)},
-                     {"end", text_or_null(record.end)}};
+  const Json json = {
+      {"schema_version", 1},
+      {"host", record.host},
+      {"boot_id", text_or_null(record.boot_id)},
+      {"pid", record.pid},
+      {"socket", record.socket},
+      {"build", record.build},
+      {"started_at", record.started_at},
+      {"ended_at", text_or_null(record.ended_at)},
+      {"end", text_or_null(record.end)},
+      {"exit_code", record.exit_code ? Json(static_cast<int>(*record.exit_code)) : Json()}};
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
@@ -81,6 +83,13 @@ JobRecord decode_record(const std::string& text, const std::string& where) {
   record.started_at = fields.text("started_at");
   record.ended_at = fields.text("ended_at");
   record.end = fields.text("end");
+  if (fields.find("exit_code") != nullptr) {
+    const auto code = fields.count("exit_code");
+    if (code > static_cast<uint64_t>(ExitCode::kPeerLost)) {
+      throw fields.is_not("exit_code", parsed.at("exit_code"), "an exit code");
+    }
+    record.exit_code = static_cast<ExitCode>(code);
+  }
   return record;
 }
 
@@ -429,9 +438,10 @@ JobDirectory::JobDirectory(const std::string& path)
 
 JobDirectory::~JobDirectory() { remove_private(private_directory_); }
 
-void JobDirectory::write_end(const std::string& end) {
+void JobDirectory::write_end(const std::string& end, std::optional<ExitCode> code) {
   record_.ended_at = utc_now();
   record_.end = end;
+  record_.exit_code = code;
   remove_private(private_directory_);
   publish_end(path_, record_);
 }

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "base/error.hpp"
 #include "base/unique_fd.hpp"
 
 namespace awex {
@@ -18,6 +19,7 @@ struct JobRecord {
   std::string started_at;  ///< ISO 8601, UTC.
   std::string ended_at;    ///< Empty while it runs, and for ever if it ended without a word.
   std::string end;         ///< How it ended: "stopped by a client", or an error's text.
+  std::optional<ExitCode> exit_code;  ///< That its ranks ended with; absent where unknown.
 };
 
 /// The directory that names a resident job, on rank 0. It may be on a disk that hosts share, so it
@@ -43,9 +45,10 @@ class JobDirectory {
   /// Where socket and lock are. Anyone of this user on this host may remove it when rank 0 is lost.
   [[nodiscard]] const std::string& private_directory() const { return private_directory_; }
 
-  /// Writes into the record how the job ended, and removes the private directory: nobody comes any
-  /// more, also when the process is aborted next. Throws request errors.
-  void write_end(const std::string& end);
+  /// Writes into the record how the job ended, and the exit code of its ranks, and removes the
+  /// private directory: nobody comes any more, also when the process is aborted next. Throws
+  /// request errors.
+  void write_end(const std::string& end, std::optional<ExitCode> code = std::nullopt);
 
  private:
   std::string path_;

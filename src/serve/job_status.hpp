@@ -46,7 +46,17 @@ struct JobStatus {
 [[nodiscard]] const char* activity_name(JobStatus::Activity activity);
 
 /// As one JSON object, schema_version 1, ended by a newline: unit in the key, null for what is
-/// unknown.
+/// unknown. Its keys:
+///   schema_version, activity, command, phase, since_s, queued, commands, failures, epoch,
+///   started_at, build, backend, model, trainer, inference, content ("empty", …),
+///   committed_version,
+///   memory: device_peak_bytes, host_pinned_bytes, leaked_bytes, leak_tolerance_bytes,
+///     by_role_and_tag (as in a report),
+///   ranks: a list of RankInfo and RankStatus in one object: rank, role, host, gpu, engine, pid,
+///     tags, staging_bytes, device_free_bytes, device_total_bytes, resident_set_bytes,
+///     host_limit_bytes, host_used_bytes, lock_limit_bytes, steps; tags is a list of those that the
+///     rank holds: tag, state, bytes, device_bytes, host_bytes,
+///   last_error (as in a report), last_error_at.
 [[nodiscard]] std::string render_status_json(const JobStatus& status);
 
 /// A job's status, which its threads share.

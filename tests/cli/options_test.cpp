@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "base/unique_fd.hpp"
+#include "cli/client_options.hpp"
 #include "cli/job_options.hpp"
+#include "cli/wrapped_text.hpp"
 #include "support/temporary_directory.hpp"
 
 namespace awex {
@@ -259,6 +261,52 @@ TEST_CASE("a wrong value is named with its option and what would be right") {
 TEST_CASE("outputs that would overwrite each other are refused") {
   CHECK(contains(refusal({"--model", "m", "--json", "a", "--trace", "a"}).message, "both name"));
   CHECK(contains(refusal({"--model", "m", "--trace", "-"}).message, "--trace"));
+}
+
+/// What a command with --job asks for.
+ClientTask asked(std::vector<std::string> arguments, Command command) {
+  JobArguments job;
+  ClientArguments client;
+  CLI::App parser("test", command_name(command));
+  add_job_options(parser, command, job);
+  add_client_options(parser, command, client);
+  std::reverse(arguments.begin(), arguments.end());
+  parser.parse(arguments);
+  check_client_options(parser, client);
+  return make_client_task(client, job);
+}
+
+TEST_CASE("with --job a command is half of an update, or the memory that was named") {
+  const auto update = asked({"--job", "d", "--wait", "2s", "--json", "r", "-q"}, Command::kUpdate);
+  CHECK(update.directory == "d");
+  CHECK(update.patience == Seconds(2));
+  CHECK(update.json_path == "r");
+  CHECK(update.talk.level == log::Level::kQuiet);
+  CHECK((update.request.errand == Errand::kUpdate));
+  CHECK((update.request.command.command == Command::kHandOver));
+  CHECK(update.request.command.train);
+  CHECK_FALSE(update.request.cancel_on_disconnect);
+  CHECK((asked({"--job", "d"}, Command::kResume).request.command.command == Command::kTakeBack));
+  CHECK(asked({"--job", "d", "--wait", "0"}, Command::kResume).patience == Seconds(0));
+
+  const auto part = asked({"--job", "d", "--tag", "kv_cache"}, Command::kResume).request;
+  CHECK((part.errand == Errand::kResume));
+  CHECK((part.command.command == Command::kResume));
+  REQUIRE(part.command.scope);
+  CHECK((*part.command.scope == Scope{std::nullopt, {false, false, true}}));
+  const auto role = asked({"--job", "d", "--role", "trainer"}, Command::kOffload).request;
+  REQUIRE(role.command.scope);
+  CHECK((*role.command.scope == Scope{Role::kTrainer, {true, true, true}}));
+  CHECK_FALSE(asked({"--job", "d"}, Command::kOffload).request.command.scope);
+}
+
+TEST_CASE("lines break between words, behind what stands before them") {
+  CHECK(wrapped("", 10, 2).empty());
+  CHECK(wrapped("one two three", 80, 4) == "one two three");
+  CHECK(wrapped("one two three", 9, 2) == "one two\n  three");
+  CHECK(wrapped("one two three", 8, 2) == "one\n  two\n  three");
+  CHECK(wrapped("a verylongword b", 6, 0) == "a\nverylongword\nb");
+  CHECK(wrapped("one\ntwo three", 80, 3) == "one\n   two three");
 }
 
 /// Sets an environment variable for a scope; null unsets it.

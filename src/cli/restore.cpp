@@ -1,0 +1,44 @@
+#include <unistd.h>
+
+#include <memory>
+
+#include "cli/client_command.hpp"
+#include "cli/subcommand.hpp"
+
+namespace awex {
+namespace {
+
+/// The roles are all built in: their memory is their ranks' own.
+ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {
+  if (record.exit_code != ExitCode::kOk) {
+    throw runtime_error(
+        fmt::format("what the job at \"{}\" held is lost, and cannot be restored: it was {}, and "
+                    "the memory of built-in roles goes with their ranks",
+                    task.directory, describe(record)),
+        "start it anew with awex-colocate serve: the trainer begins with what --model holds");
+  }
+  write_all(STDOUT_FILENO, fmt::format("nothing to restore: it was {}\n", describe(record)),
+            "stdout");
+  return ExitCode::kOk;
+}
+
+ExitCode run_restore(const ClientTask& task) {
+  begin_client(task);
+  const auto record = read_job_record(task.directory);
+  if (record && has_ended(*record)) return tell_what_is_left(task, *record);
+  return run_client(task);
+}
+
+}  // namespace
+
+Subcommand add_restore(CLI::App& root) {
+  const auto options = std::make_shared<PlainClientArguments>();
+  options->task.request.errand = Errand::kRestore;
+  auto* parser = root.add_subcommand(
+      "restore", "Bring back the memory that a lost resident job has left, or say what is lost");
+  add_plain_client_options(*parser, *options);
+  return {parser, [parser, options] { complete_plain_client_options(*parser, *options); },
+          [options](int* /*argc*/, char*** /*argv*/) { return run_restore(options->task); }};
+}
+
+}  // namespace awex
