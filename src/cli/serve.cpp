@@ -7,6 +7,7 @@
 #include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/render_json.hpp"
+#include "cli/render_status.hpp"
 #include "cli/render_table.hpp"
 #include "cli/render_trace.hpp"
 #include "cli/report_files.hpp"
@@ -35,7 +36,9 @@ std::string table_for(const Report& report, const Rendering& rendering) {
   return render_table(report, {.unicode = rendering.unicode, .color = rendering.color});
 }
 
-void show_status(const JobStatus& status) { log::note(render_status_json(status)); }
+void show_status(const JobStatus& status) {
+  log::note(render_status(render_status_json(status), {.unicode = locale_is_utf8()}));
+}
 
 /// Tells on stderr how far the start has come; what follows is told by the job's log.
 class StartProgress final : public CycleObserver {
@@ -99,13 +102,14 @@ Subcommand add_serve(CLI::App& root) {
       "serve", "Keep the ranks of a job alive, for commands with --job from other shells");
   add_value(*parser, "--job", "DIR", "Directory that names the job, for its clients; required", "",
             [options](const std::string& text) { options->directory = text; });
-  add_job_options(*parser, Command::kHandOver, options->job);
+  add_resident_options(*parser, options->job);
   const auto complete = [parser, options] {
     complete_job_options(*parser, options->job);
     if (options->directory.empty()) {
       throw request_error("--job is missing",
                           "name a directory that clients of the job find it by: --job DIR");
     }
+    check_model_of_rank_0(options->job.request.job);
   };
   return {parser, complete,
           [options](int* argc, char*** argv) { return run_serve(*options, argc, argv); }};

@@ -335,7 +335,11 @@ void Resident::end_job(const std::optional<Error>& error) {
   const std::string end = error          ? error->what()
                           : door_->visit ? "stopped by a client"
                                          : "told to end by a signal";
-  door_->directory.write_end(end);
+  try {
+    door_->directory.write_end(end, error ? error->code() : ExitCode::kOk);
+  } catch (const Error& unwritable) {
+    log::warning(unwritable.what());  // the job's own end is the one that counts
+  }
   voice_.log(fmt::format("the job ends: {}", end));
   if (door_->visit) answer(*door_->visit, error);
   door_->doorman.close(error.value_or(runtime_error(fmt::format("the job has ended: {}", end))),
@@ -347,7 +351,8 @@ void Resident::end_job(const std::optional<Error>& error) {
 /// Where rank 0 is lost, others of its host leave the directory as it would have.
 void Resident::bury(const Error& error) noexcept {
   if (job_.rank() == 0 || !job_.is_lost(0) || private_directory_.empty()) return;
-  if (job_.node_of(0) == job_.node()) bury_job(options_.directory, private_directory_, error.what());
+  if (job_.node_of(0) == job_.node())
+    bury_job(options_.directory, private_directory_, error.what());
 }
 
 /// On rank 0.
