@@ -1,10 +1,11 @@
+#include "cli/serve.hpp"
+
 #include <unistd.h>
 
 #include <algorithm>
 #include <memory>
 
 #include "base/utc_now.hpp"
-#include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_status.hpp"
@@ -16,11 +17,6 @@
 
 namespace awex {
 namespace {
-
-struct ServeArguments {
-  JobArguments job;
-  std::string directory;
-};
 
 /// A line of the job's log, on stdout, with the time. What nobody reads is lost.
 void write_log(const std::string& line) {
@@ -70,10 +66,9 @@ ExitCode code_of(const Resident::End& end) { return end.error ? end.error->code(
   job.abort(error.code());
 }
 
-ExitCode serve(const ServeOptions& options, Job& job) {
+ExitCode serve(const ServeOptions& options, Job& job, CycleObserver& observer) {
   const ResidentVoice voice{write_log, table_for, render_json, render_trace, show_status};
-  StartProgress progress(job.rank() == 0);
-  Resident resident(options, job, voice, progress);
+  Resident resident(options, job, voice, observer);
   const auto end = resident.serve();
   if (!end.in_order) break_off(job, *end.error);
   if (end.error && job.rank() == 0) log::error(*end.error);
@@ -81,7 +76,25 @@ ExitCode serve(const ServeOptions& options, Job& job) {
   return code_of(end);
 }
 
-ExitCode run_serve(const ServeArguments& arguments, int* argc, char*** argv) {
+}  // namespace
+
+void add_serve_options(CLI::App& parser, ServeArguments& options) {
+  add_value(parser, "--job", "DIR", "Directory that names the job, for its clients; required", "",
+            [&options](const std::string& text) { options.directory = text; });
+  add_resident_options(parser, options.job);
+}
+
+void complete_serve_options(CLI::App& parser, ServeArguments& options) {
+  complete_job_options(parser, options.job);
+  if (options.directory.empty()) {
+    throw request_error("--job is missing",
+                        "name a directory that clients of the job find it by: --job DIR");
+  }
+  check_model_of_rank_0(options.job.request.job);
+}
+
+ExitCode run_serve(const ServeArguments& arguments, const MakeObserver& observe, int* argc,
+                   char*** argv) {
   if (const auto refused = refuse_wrong_launch("serve")) return *refused;
   const ServeOptions options{arguments.directory, arguments.job.request.job};
   Job::Start start;
@@ -91,28 +104,22 @@ ExitCode run_serve(const ServeArguments& arguments, int* argc, char*** argv) {
                  use_color(arguments.job.talk.color, STDERR_FILENO));
   // Others wait for a rank that tells something: that must be short against the timeout.
   log::set_patience(std::min(Seconds(10), options.job.timeout / 4));
-  return serve(options, job);
+  const auto observer = observe(job);
+  return serve(options, job, *observer);
 }
-
-}  // namespace
 
 Subcommand add_serve(CLI::App& root) {
   const auto options = std::make_shared<ServeArguments>();
   auto* parser = root.add_subcommand(
       "serve", "Keep the ranks of a job alive, for commands with --job from other shells");
-  add_value(*parser, "--job", "DIR", "Directory that names the job, for its clients; required", "",
-            [options](const std::string& text) { options->directory = text; });
-  add_resident_options(*parser, options->job);
-  const auto complete = [parser, options] {
-    complete_job_options(*parser, options->job);
-    if (options->directory.empty()) {
-      throw request_error("--job is missing",
-                          "name a directory that clients of the job find it by: --job DIR");
-    }
-    check_model_of_rank_0(options->job.request.job);
+  add_serve_options(*parser, *options);
+  const auto observe = [](const Job& job) {
+    return std::make_unique<StartProgress>(job.rank() == 0);
   };
-  return {parser, complete,
-          [options](int* argc, char*** argv) { return run_serve(*options, argc, argv); }};
+  return {parser, [parser, options] { complete_serve_options(*parser, *options); },
+          [options, observe](int* argc, char*** argv) {
+            return run_serve(*options, observe, argc, argv);
+          }};
 }
 
 }  // namespace awex

@@ -17,7 +17,7 @@
 
 #include "base/log.hpp"
 #include "cycle/session.hpp"
-#include "support/offloaded_bytes.hpp"
+#include "support/flipped_bit.hpp"
 
 namespace {
 
@@ -28,13 +28,6 @@ struct Fault {
   std::string role;
   std::string tag;
 };
-
-void damage(awex::Region& region) {
-  constexpr auto kBit = std::byte{0x10};
-  const bool is_away = region.state() == awex::RegionState::kOffloaded;
-  std::byte* bytes = is_away ? awex::test::offloaded_bytes(region, 0).data() : region.data();
-  bytes[region.range().chunking().used_bytes(0) / 2] ^= kBit;
-}
 
 /// "1:3,2:-3", or "1".
 std::map<int, int> parse_steps(const std::string& text) {
@@ -81,7 +74,7 @@ class Disturber final : public awex::CycleObserver {
     if (fault_.kind == "kill") std::raise(SIGKILL);
     if (fault_.kind == "stop") std::raise(SIGSTOP);
     if (fault_.kind == "throw") throw awex::runtime_error("a fault on purpose");
-    if (fault_.kind == "damage") damage(*event.region);
+    if (fault_.kind == "damage") awex::test::flip_bit(*event.region);
     if (fault_.kind == "drift") drift(*event.region, fault_.steps.at(job_.rank()));
     if (!trainer_damages_transfer()) return;
     for (int rank = trainers(); rank < job_.size(); ++rank) {

@@ -1,11 +1,9 @@
 // Updates that fail at random, each followed, in the same processes, by one that must commit what
 // an undisturbed job commits. AWEX_RUNS and AWEX_SEED choose how many and which.
 #include <doctest/doctest.h>
-#include <fcntl.h>
 #include <malloc.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -16,34 +14,14 @@
 #include <vector>
 
 #include "cycle/session.hpp"
+#include "support/flipped_bit.hpp"
 #include "support/mpi_job.hpp"
-#include "support/offloaded_bytes.hpp"
-
-namespace {
-
-bool g_refuses_memory = false;
-bool g_has_refused = false;
-
-}  // namespace
-
-extern "C" {
-
-int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
-/// Refuses the next memory that a host device takes, once.
-int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
-  if (mode == 0 && std::exchange(g_refuses_memory, false)) {
-    g_has_refused = true;
-    errno = ENOMEM;
-    return -1;
-  }
-  return __real_fallocate(fd, mode, offset, bytes);
-}
-
-}  // extern "C"
+#include "support/refused_memory.hpp"
 
 namespace awex {
 namespace {
 
+using test::flip_bit;
 using test::job;
 
 constexpr Seconds kPatience{60};
@@ -115,13 +93,6 @@ Fault choose_fault(uint64_t seed, uint64_t run) {
   return fault;
 }
 
-/// Flips a bit; of the host memory where that holds the bytes.
-void flip(Region& region) {
-  const bool is_here = region.state() == RegionState::kResident;
-  std::byte* bytes = is_here ? region.data() : test::offloaded_bytes(region, 0).data();
-  bytes[region.range().chunking().used_bytes(0) / 2] ^= std::byte{0x10};
-}
-
 class Disturber final : public CycleObserver {
  public:
   void arm(const Fault& fault) {
@@ -131,8 +102,8 @@ class Disturber final : public CycleObserver {
   /// Takes back what is still to come, and what would last.
   void disarm() {
     fault_.reset();
-    g_refuses_memory = false;
-    if (Region* region = std::exchange(damaged_, nullptr)) flip(*region);
+    test::refuse_memory(false);
+    if (Region* region = std::exchange(damaged_, nullptr)) flip_bit(*region);
   }
   [[nodiscard]] bool has_acted() const { return has_acted_; }
 
@@ -149,13 +120,12 @@ class Disturber final : public CycleObserver {
         std::this_thread::sleep_for(Seconds(job().rank() == 0 ? 3.0 : 1.5));
         return;
       case Kind::kDamage:
-        flip(*event.region);
+        flip_bit(*event.region);
         // A transfer writes inference's weights anew; the trainer's state must be repaired.
         if (event.role == "trainer") damaged_ = event.region;
         return;
       case Kind::kRefusal:
-        g_refuses_memory = true;
-        g_has_refused = false;
+        test::refuse_memory(true);
         return;
     }
   }
@@ -289,7 +259,7 @@ class Patient {
       case Kind::kRefusal:
         CHECK(cause.code() == ExitCode::kRuntime);
         CHECK(cause.context().rank == fault.rank);
-        if (fault.rank == job().rank()) CHECK(g_has_refused);
+        if (fault.rank == job().rank()) CHECK(test::has_refused_memory());
         return;
     }
   }

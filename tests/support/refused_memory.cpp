@@ -1,0 +1,38 @@
+#include "support/refused_memory.hpp"
+
+#include <fcntl.h>
+
+#include <atomic>
+#include <cerrno>
+
+namespace {
+
+std::atomic<bool> g_refuses{false};
+std::atomic<bool> g_has_refused{false};
+
+}  // namespace
+
+extern "C" {
+
+int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
+  if (mode == 0 && g_refuses.exchange(false)) {
+    g_has_refused = true;
+    errno = ENOMEM;
+    return -1;
+  }
+  return __real_fallocate(fd, mode, offset, bytes);
+}
+
+}  // extern "C"
+
+namespace awex::test {
+
+void refuse_memory(bool refuse) {
+  if (refuse) g_has_refused = false;
+  g_refuses = refuse;
+}
+
+bool has_refused_memory() { return g_has_refused; }
+
+}  // namespace awex::test
