@@ -102,7 +102,7 @@ class Disturber final : public CycleObserver {
   /// Takes back what is still to come, and what would last.
   void disarm() {
     fault_.reset();
-    test::refuse_memory(false);
+    test::allow_memory();
     if (Region* region = std::exchange(damaged_, nullptr)) flip_bit(*region);
   }
   [[nodiscard]] bool has_acted() const { return has_acted_; }
@@ -125,7 +125,7 @@ class Disturber final : public CycleObserver {
         if (event.role == "trainer") damaged_ = event.region;
         return;
       case Kind::kRefusal:
-        test::refuse_memory(true);
+        test::refuse_memory();
         return;
     }
   }

@@ -35,6 +35,8 @@ PROMISE_S = 2.0  # beyond the timeout
 LOAD_S = 0.5
 END_S = 5.0  # until nothing is left of a job whose client knows that it has ended: mpirun waits for a stopped rank
 
+MOST_STEPS = 80  # of one job
+
 TRAIN = ("train", "trainer", "-")
 BRING = [("digest", "trainer", "weights"), ("offload", "trainer", "optimizer"), ("resume", "inference", "weights"),
          ("transfer", "inference", "weights"), ("unmap", "inference", "weights"), ("verify", "all", "weights"),
@@ -106,7 +108,7 @@ class Runs:
         self.directory = os.path.join(scratch, "job")
         self.fault_path = os.path.join(scratch, "fault")
         self.serial = 0
-        self.digests = undisturbed_digests(arguments.mpiexec, arguments.client, arguments.ranks, 3 * arguments.runs + 6,
+        self.digests = undisturbed_digests(arguments.mpiexec, arguments.client, min(3 * arguments.runs + 6, MOST_STEPS),
                                            scratch)
         self.job = None
         self.counts, self.failures = collections.Counter(), []
@@ -179,7 +181,11 @@ class Runs:
     # ---- One run
 
     def run(self, fault):
-        if self.job is None:
+        if self.job and self.steps > MOST_STEPS - 4:
+            if self.job.stop() != 0:
+                raise Trouble("the job has not ended in order")
+            self.job = Former(self.job)
+        if self.job is None or isinstance(self.job, Former):
             self.start()
         if fault.command.before == "resume":
             self.job.do("resume")

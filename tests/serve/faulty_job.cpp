@@ -45,7 +45,7 @@ class Disturber final : public awex::CycleObserver {
   Disturber(std::string path, const awex::Job& job) : path_(std::move(path)), job_(job) {}
 
   void phase_started(const awex::PhaseEvent& event) override {
-    end_refusal();
+    awex::test::allow_memory();  // a refusal is of one phase alone
     const Fault fault = read();
     if (damaged_ != nullptr && fault.serial != serial_) {
       awex::test::flip_bit(*std::exchange(damaged_, nullptr));
@@ -59,7 +59,7 @@ class Disturber final : public awex::CycleObserver {
   }
   void phase_finished(const awex::PhaseEvent& /*event*/, double /*seconds*/,
                       uint64_t /*bytes*/) override {
-    end_refusal();
+    awex::test::allow_memory();
   }
 
  private:
@@ -74,8 +74,7 @@ class Disturber final : public awex::CycleObserver {
 
   void disturb(const Fault& fault, const awex::PhaseEvent& event) {
     if (fault.kind == "allocation") {
-      refuses_ = true;
-      return awex::test::refuse_memory(true);
+      return awex::test::refuse_memory([this] { tell(); });
     }
     tell();
     if (fault.kind == "kill") std::raise(SIGKILL);
@@ -90,13 +89,6 @@ class Disturber final : public awex::CycleObserver {
     awex::test::flip_bit(*event.region);
     // A transfer writes inference's weights anew; the trainer's state must be repaired.
     if (event.role == "trainer") damaged_ = event.region;
-  }
-
-  /// A refusal is of one phase alone. Whether it has come is known when that is over.
-  void end_refusal() {
-    if (!std::exchange(refuses_, false)) return;
-    awex::test::refuse_memory(false);
-    if (awex::test::has_refused_memory()) tell();
   }
 
   void tell() const {
@@ -115,7 +107,6 @@ class Disturber final : public awex::CycleObserver {
   const awex::Job& job_;
   uint64_t serial_ = 0;              ///< Of what this rank did last.
   awex::Region* damaged_ = nullptr;  ///< By it.
-  bool refuses_ = false;
 };
 
 }  // namespace

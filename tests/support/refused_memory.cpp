@@ -4,11 +4,13 @@
 
 #include <atomic>
 #include <cerrno>
+#include <utility>
 
 namespace {
 
 std::atomic<bool> g_refuses{false};
 std::atomic<bool> g_has_refused{false};
+std::function<void()> g_refused;
 
 }  // namespace
 
@@ -18,6 +20,7 @@ int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
 int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
   if (mode == 0 && g_refuses.exchange(false)) {
     g_has_refused = true;
+    if (g_refused) g_refused();
     errno = ENOMEM;
     return -1;
   }
@@ -28,10 +31,13 @@ int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
 
 namespace awex::test {
 
-void refuse_memory(bool refuse) {
-  if (refuse) g_has_refused = false;
-  g_refuses = refuse;
+void refuse_memory(std::function<void()> refused) {
+  g_refused = std::move(refused);
+  g_has_refused = false;
+  g_refuses = true;
 }
+
+void allow_memory() { g_refuses = false; }
 
 bool has_refused_memory() { return g_has_refused; }
 

@@ -1,12 +1,16 @@
 #pragma once
 
+#include <functional>
+
 namespace awex::test {
 
-/// Refuses the next memory that a host device takes, once, or takes that back. The program must be
-/// linked with --wrap=fallocate (CMake: awex_refuse_memory).
-void refuse_memory(bool refuse);
+/// Refuses the next memory that a host device takes, once, and calls `refused` then. The program
+/// must be linked with --wrap=fallocate (CMake: awex_refuse_memory).
+void refuse_memory(std::function<void()> refused = {});
+/// Takes that back, where it has not come yet.
+void allow_memory();
 
-/// Whether memory was refused since the last `refuse_memory(true)`.
+/// Whether memory was refused since the last `refuse_memory`.
 [[nodiscard]] bool has_refused_memory();
 
 }  // namespace awex::test

@@ -144,13 +144,12 @@ class ResidentJob:
         return self.await_end(START_LIMIT_S)
 
 
-def undisturbed_digests(mpiexec, binary, ranks, steps, scratch):
-    """The model's digest by the number of training steps, 0 to `steps`, of a job that nobody disturbs."""
+def undisturbed_digests(mpiexec, binary, steps, scratch):
+    """The model's digest by the number of training steps, 0 to `steps`, of a job that nobody disturbs. It is
+    the same in every layout."""
     path = os.path.join(scratch, "undisturbed.json")
-    half = ranks // 2
-    command = [mpiexec, "--oversubscribe", "-n", str(ranks), binary, "update", "--model", "preset:tiny-dense",
-               "--trainer", f"megatron:tp={half}", "--inference", "sglang:tp=1", "--backend", "host", "--no-offload",
-               "--limits", "off", "--kv-cache", "0", "--versions", str(steps + 1), "--json", path]
+    command = [mpiexec, "--oversubscribe", "-n", "2", binary, "update", "--model", "preset:tiny-dense", "--trainer",
+               "megatron:tp=1", "--inference", "sglang:tp=1", "--backend", "host", "--no-offload", "--limits", "off", "--kv-cache", "0", "--versions", str(steps + 1), "--json", path]
     done = run_in_session(command, 600, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode != 0:
         raise Trouble(f"an undisturbed update has failed: {done.stderr}")
