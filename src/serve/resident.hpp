@@ -78,6 +78,7 @@ class Resident {
   void conclude(const std::optional<Error>& failure);
   void note_outcome(const std::optional<Error>& failure);
   void answer(const Visit& visit, const std::optional<Error>& error);
+  void write_end(const std::string& end, ExitCode code);
   void bury(const Error& error) noexcept;
   void end_job(const std::optional<Error>& error);
   void set_activity(JobStatus::Activity activity, const std::string& command = {});
