@@ -23,7 +23,8 @@
 namespace awex {
 namespace {
 
-constexpr auto kPollMs = 10;
+constexpr int kPollMs = 10;
+constexpr timeval kTurn{0, 10'000};
 /// A job that lives but is busy with its clients is tried again for as long, at least.
 constexpr Seconds kBusyPatience{5};
 /// How long a job's survivors may take to write how it ended.
@@ -50,8 +51,7 @@ Attempt connect_to(const std::string& path) {
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket.valid()) throw errno_error("ask the job", "socket", errno);
   // Who waits in connect gets its turn before others that come later.
-  const timeval turn{0, kPollMs * 1000};
-  ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &turn, sizeof(turn));
+  ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &kTurn, sizeof(kTurn));
   const auto* plain = reinterpret_cast<const sockaddr*>(&address);
   if (::connect(socket.get(), plain, sizeof(address)) != 0) return {{}, errno};
   if (::fcntl(socket.get(), F_SETFL, O_NONBLOCK) != 0) {

@@ -156,7 +156,7 @@ struct Doorman::State {
   void hear(uint64_t id, short happened);
   void read_request(uint64_t id);
   void answer(uint64_t id, std::string_view line);
-  void take_order(uint64_t id, ClientRequest request);
+  void take_order(uint64_t id, const ClientRequest& request);
   void take_in_arrivals();
   [[nodiscard]] bool take_in_one();
   void take_in(UniqueFd socket);
@@ -282,8 +282,8 @@ void Doorman::State::read_request(uint64_t id) {
 void Doorman::State::answer(uint64_t id, std::string_view line) {
   Event event;
   try {
-    auto request = decode_request(line);
-    if (request.errand != Errand::kStatus) return take_order(id, std::move(request));
+    const auto request = decode_request(line);
+    if (request.errand != Errand::kStatus) return take_order(id, request);
     event.status = render_status_json(board.read());
   } catch (const Error& error) {
     event = done(error);
@@ -293,7 +293,7 @@ void Doorman::State::answer(uint64_t id, std::string_view line) {
   if (found != clients.end()) put(id, found->second, closed ? done(*closed) : event);
 }
 
-void Doorman::State::take_order(uint64_t id, ClientRequest request) {
+void Doorman::State::take_order(uint64_t id, const ClientRequest& request) {
   const std::lock_guard lock(mutex);
   const auto found = clients.find(id);
   if (found == clients.end()) return;
@@ -309,7 +309,7 @@ void Doorman::State::take_order(uint64_t id, ClientRequest request) {
   Event queued;
   queued.kind = Event::Kind::kQueued;
   queued.ahead = orders.size() + (busy ? 1 : 0);
-  orders.push_back({id, std::move(request)});
+  orders.push_back({id, request});
   put(id, client, queued);
   note_queue();
   order.ring();
@@ -479,14 +479,14 @@ std::optional<Visit> Doorman::next(Seconds longest) {
     {
       const std::lock_guard lock(state_->mutex);
       if (!state_->orders.empty()) {
-        auto first = std::move(state_->orders.front());
+        const auto first = state_->orders.front();
         state_->orders.pop_front();
         state_->note_queue();
         state_->busy = true;
         state_->running_cancels = first.request.cancel_on_disconnect;
         state_->cancelled = false;
         state_->running = first.client;
-        return Visit{first.client, std::move(first.request)};
+        return Visit{first.client, first.request};
       }
     }
     if (Clock::now() >= until) return std::nullopt;
