@@ -17,6 +17,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -144,11 +145,6 @@ struct Doorman::State {
 
     [[nodiscard]] size_t unsent() const { return unread.size() - sent; }
   };
-  struct Order {
-    uint64_t client = 0;
-    ClientRequest request;
-  };
-
   std::thread start();
   void serve();
   [[nodiscard]] std::vector<pollfd> what_to_wait_for(std::vector<uint64_t>& ids,
@@ -184,7 +180,7 @@ struct Doorman::State {
   std::condition_variable sent_all;
   std::map<uint64_t, Client> clients;  ///< By number, which is their order of coming.
   uint64_t last_client = 0;
-  std::deque<Order> orders;
+  std::deque<Visit> orders;
   bool busy = false;                ///< A command runs, whether or not its client is still here.
   bool running_cancels = false;     ///< Its client wants it given up when it goes away.
   std::optional<Error> closed;      ///< What everyone who comes is told.
@@ -287,6 +283,8 @@ void Doorman::State::answer(uint64_t id, std::string_view line) {
     event.status = render_status_json(board.read());
   } catch (const Error& error) {
     event = done(error);
+  } catch (const std::exception& error) {
+    event = done(runtime_error(fmt::format("cannot take the request: {}", error.what())));
   }
   const std::lock_guard lock(mutex);
   const auto found = clients.find(id);
@@ -445,7 +443,7 @@ void Doorman::State::drop(uint64_t id) {
     if (running == id && running_cancels) cancelled = true;
     const auto before = orders.size();
     orders.erase(std::remove_if(orders.begin(), orders.end(),
-                                [&](const Order& waiting) {
+                                [&](const Visit& waiting) {
                                   return waiting.client == id &&
                                          waiting.request.cancel_on_disconnect;
                                 }),
@@ -479,14 +477,14 @@ std::optional<Visit> Doorman::next(Seconds longest) {
     {
       const std::lock_guard lock(state_->mutex);
       if (!state_->orders.empty()) {
-        const auto first = state_->orders.front();
+        const Visit first = state_->orders.front();
         state_->orders.pop_front();
         state_->note_queue();
         state_->busy = true;
         state_->running_cancels = first.request.cancel_on_disconnect;
         state_->cancelled = false;
         state_->running = first.client;
-        return Visit{first.client, first.request};
+        return first;
       }
     }
     if (Clock::now() >= until) return std::nullopt;
