@@ -179,6 +179,7 @@ void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> re
 }
 
 void Job::become_resident() { parts_->failures.become_resident(); }
+bool Job::is_resident() const { return parts_->failures.is_resident(); }
 void Job::end_command() { parts_->failures.end_command(); }
 bool Job::told_to_end() const { return parts_->failures.told_to_end(); }
 void Job::give_order(std::span<const std::byte> order) { parts_->orders.give(order); }
