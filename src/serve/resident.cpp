@@ -20,7 +20,8 @@ constexpr Seconds kLook{0.1};
 /// How long clients may take to read what they are told when the job ends.
 constexpr Seconds kFarewell{1};
 
-/// A client's `update` is a hand-over and its `resume` a take-back, unless it names what is to come.
+/// A client's `update` is a hand-over and its `resume` a take-back, unless it names what is to
+/// come.
 CommandOptions resident_command(CommandOptions command) {
   if (command.command == Command::kUpdate) command.command = Command::kHandOver;
   if (command.command == Command::kResume && !command.scope) command.command = Command::kTakeBack;
@@ -334,7 +335,7 @@ void Resident::end_job(const std::optional<Error>& error) {
   }
   door_->doorman.close(error.value_or(runtime_error(fmt::format("the job has ended: {}", end))),
                        was_stopped ? Seconds(0) : kFarewell);
-  door_->directory.write_end(end);
+  door_->directory.write_end(end, error ? error->code() : ExitCode::kOk);
 }
 
 void Resident::say_goodbye() {
