@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Searches for inputs that break the readers of config.json, of safetensors headers and of checkpoints.
+# Searches for inputs that break the readers of config.json, of safetensors headers, of checkpoints and
+# of what clients and a resident job say to each other.
 #   scripts/fuzz.sh [SECONDS]     for each reader; 60 by default
 # Needs clang++-14 with libFuzzer. What it learns stays in build-fuzz/corpus and is used again; an input
 # that breaks a reader is left as build-fuzz/crash-*.
 source "$(dirname "$0")/common.sh"
 
 seconds=${1:-60}
-targets=(fuzz_config fuzz_safetensors fuzz_checkpoint)
+targets=(fuzz_config fuzz_safetensors fuzz_checkpoint fuzz_protocol)
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || die "'$seconds' is not a number of seconds" "usage: $0 [SECONDS]"
 command -v clang++-14 >/dev/null ||
   die "there is no clang++-14" "install the packages clang-14 and libclang-rt-14-dev"

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 
-#include "base/work_progress.hpp"
 #include "cli/client_command.hpp"
 #include "cli/client_options.hpp"
 #include "cli/job_options.hpp"
@@ -15,7 +14,6 @@
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
 #include "cycle/session.hpp"
-#include "cycle/setup.hpp"
 
 namespace awex {
 namespace {
@@ -147,12 +145,7 @@ void complete_options(CLI::App& parser, const std::shared_ptr<CommandArguments>&
   check_client_options(parser, client);
   if (!client.directory.empty()) return check_outputs(job.json_path, job.trace_path);
   complete_job_options(parser, job);
-  // Told alike whether the command is started alone or by a launcher. Of a job only rank 0 looks:
-  // what others do not find on their nodes they tell with their names, later.
-  if (launched_rank().value_or(0) != 0) return;
-  NoMonitor nobody;
-  work::attend([options] { check_model_and_layouts(options->job.request.job); },
-               {"reading the model's config", 0, 0}, job.request.job.timeout, nobody);
+  check_model_of_rank_0(job.request.job);
 }
 
 }  // namespace

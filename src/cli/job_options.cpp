@@ -1,7 +1,10 @@
 #include "cli/job_options.hpp"
 
 #include "base/units.hpp"
+#include "base/work_progress.hpp"
+#include "cli/launcher.hpp"
 #include "cli/output_files.hpp"
+#include "cycle/setup.hpp"
 
 namespace awex {
 namespace {
@@ -76,6 +79,8 @@ void add_work_options(CLI::App& parser, Request& request) {
     add_value(parser, "--versions", "N", "How many times to train, hand over and commit",
               fmt::format("{}", command.versions),
               [&command](const std::string& text) { command.versions = parse_count(text); });
+  }
+  if (command.command == Command::kUpdate || command.command == Command::kHandOver) {
     parser.add_flag_callback(
         "--no-offload", [&job] { job.offload = false; },
         "The cycle without giving memory back, to compare with");
@@ -91,6 +96,12 @@ void add_work_options(CLI::App& parser, Request& request) {
             });
 }
 
+void add_config(CLI::App& parser, JobArguments& options) {
+  add_value(parser, "--config", "FILE",
+            "Options as a JSON object, keys without dashes; the command line wins", "",
+            [&options](const std::string& text) { options.config_path = text; });
+}
+
 void add_output_options(CLI::App& parser, JobArguments& options) {
   CommandOptions& command = options.request.command;
   add_value(parser, "--verify", "HOW",
@@ -101,9 +112,7 @@ void add_output_options(CLI::App& parser, JobArguments& options) {
                   text,
                   {{"digest", Verify::kDigest}, {"full", Verify::kFull}, {"off", Verify::kOff}});
             });
-  add_value(parser, "--config", "FILE",
-            "Options as a JSON object, keys without dashes; the command line wins", "",
-            [&options](const std::string& text) { options.config_path = text; });
+  add_config(parser, options);
   add_value(parser, "--json", "FILE|-",
             "Write the report as JSON; - writes it to stdout instead of the table", "",
             [&options](const std::string& text) { options.json_path = report_path(text); });
@@ -123,6 +132,16 @@ void add_job_options(CLI::App& parser, Command command, JobArguments& options) {
   add_work_options(parser, options.request);
   parser.option_defaults()->group(kOfBoth);
   add_output_options(parser, options);
+  add_talk_options(parser, options.talk);
+}
+
+void add_resident_options(CLI::App& parser, JobArguments& options) {
+  options.request.command.command = Command::kHandOver;
+  add_model_options(parser, options);
+  add_role(parser, options.request.job, /*chooses_memory=*/false);
+  add_placement_options(parser, options.request.job);
+  add_work_options(parser, options.request);
+  add_config(parser, options);
   add_talk_options(parser, options.talk);
 }
 
@@ -151,6 +170,13 @@ void complete_job_options(CLI::App& parser, JobArguments& options) {
   check_outputs(options.json_path, options.trace_path);
   options.request.job.trainer = options.trainer;
   options.request.job.inference = options.inference;
+}
+
+void check_model_of_rank_0(const JobOptions& options) {
+  if (launched_rank().value_or(0) != 0) return;
+  NoMonitor nobody;
+  work::attend([options] { check_model_and_layouts(options); },
+               {"reading the model's config", 0, 0}, options.timeout, nobody);
 }
 
 }  // namespace awex

@@ -4,6 +4,7 @@
 
 #include "base/error_json.hpp"
 #include "base/json_values.hpp"
+#include "serve/memory_json.hpp"
 
 namespace awex {
 namespace {
@@ -53,20 +54,6 @@ Json version_json(const VersionReport& version) {
           {"seconds", value_or_null(version.seconds)},
           {"phases", phases},
           {"digest", digest_json(version.digest)}};
-}
-
-Json memory_json(const MemoryReport& memory) {
-  Json tags = Json::array();
-  for (const auto& entry : memory.by_role_and_tag) {
-    tags.push_back({{"role", entry.role},
-                    {"tag", entry.tag},
-                    {"device_peak_bytes", entry.device_peak_bytes},
-                    {"host_pinned_bytes", entry.host_pinned_bytes}});
-  }
-  return {{"device_peak_bytes", value_or_null(memory.device_peak_bytes)},
-          {"host_pinned_bytes", memory.host_pinned_bytes},
-          {"leaked_bytes", value_or_null(memory.leaked_bytes)},
-          {"by_role_and_tag", tags}};
 }
 
 Json outcome_json(const Report& report) {

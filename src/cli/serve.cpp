@@ -7,6 +7,7 @@
 #include "cli/job_options.hpp"
 #include "cli/launcher.hpp"
 #include "cli/render_json.hpp"
+#include "cli/render_status.hpp"
 #include "cli/render_table.hpp"
 #include "cli/render_trace.hpp"
 #include "cli/report_files.hpp"
@@ -36,7 +37,7 @@ std::string table_for(const Report& report, const Rendering& rendering) {
 }
 
 void show_status(const JobStatus& status) {
-  log::note(render_status_json(status));
+  log::note(render_status(render_status_json(status), {.unicode = locale_is_utf8()}));
 }
 
 /// Tells on stderr how far the start has come; what follows is told by the job's log.
@@ -63,12 +64,9 @@ class StartProgress final : public CycleObserver {
 ExitCode code_of(const Resident::End& end) { return end.error ? end.error->code() : ExitCode::kOk; }
 
 /// Ends a job in which a rank is lost: one of the others reports it.
-[[noreturn]] void break_off(Resident& resident, Job& job, const Error& error) {
+[[noreturn]] void break_off(Job& job, const Error& error) {
   job.await_turn_to_report(error.code());
-  if (job.is_reporter()) {
-    log::error(error);
-    resident.bury(error);
-  }
+  if (job.is_reporter()) log::error(error);
   job.abort(error.code());
 }
 
@@ -77,10 +75,9 @@ ExitCode serve(const ServeOptions& options, Job& job) {
   StartProgress progress(job.rank() == 0);
   Resident resident(options, job, voice, progress);
   const auto end = resident.serve();
-  if (!end.in_order) break_off(resident, job, *end.error);
+  if (!end.in_order) break_off(job, *end.error);
   if (end.error && job.rank() == 0) log::error(*end.error);
   job.finish();
-  resident.say_goodbye();
   return code_of(end);
 }
 
@@ -105,13 +102,14 @@ Subcommand add_serve(CLI::App& root) {
       "serve", "Keep the ranks of a job alive, for commands with --job from other shells");
   add_value(*parser, "--job", "DIR", "Directory that names the job, for its clients; required", "",
             [options](const std::string& text) { options->directory = text; });
-  add_job_options(*parser, Command::kHandOver, options->job);
+  add_resident_options(*parser, options->job);
   const auto complete = [parser, options] {
     complete_job_options(*parser, options->job);
     if (options->directory.empty()) {
       throw request_error("--job is missing",
                           "name a directory that clients of the job find it by: --job DIR");
     }
+    check_model_of_rank_0(options->job.request.job);
   };
   return {parser, complete,
           [options](int* argc, char*** argv) { return run_serve(*options, argc, argv); }};

@@ -78,6 +78,7 @@ void Failures::take(const WireError& wire) {
   failure_ = Known{from_wire(wire), wire.time_s};
   told_ = true;
   agreed_ = false;
+  if (world_.is_first_of_node()) world_.ring_node();
 }
 
 /// Takes in what arrives for a moment; throws if it is a failure, which then is the cause.
@@ -175,6 +176,7 @@ void Failures::announce(const Error& error) {
     const bool hears = std::find(gone.begin(), gone.end(), other) == gone.end();
     if (other != world_.rank() && hears) tell(other, verdict());
   }
+  world_.ring_node();
 }
 
 void Failures::tell(int to, WireError wire) {

@@ -158,6 +158,7 @@ void Job::all_reduce_max(std::span<uint64_t> values, const std::string& what) {
 
 void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives,
                    const std::string& what, std::shared_ptr<const void> memory) {
+  parts_->failures.throw_known();  // messages of what has failed would be taken for these
   Requests requests(parts_->world.traffic(), std::move(memory));
   for (const auto& [rank, bytes] : receives) {
     for (size_t at = 0; at < bytes.size(); at += kLargestMessage) {
@@ -185,6 +186,7 @@ std::vector<std::byte> Job::await_order() { return parts_->orders.await(); }
 
 // ---- End
 
+bool Job::is_lost(int rank) const { return parts_->failures.is_lost(rank); }
 bool Job::is_reporter() const { return parts_->ending.is_reporter(); }
 void Job::await_turn_to_report(ExitCode code) { parts_->ending.await_turn_to_report(code); }
 void Job::finish() { parts_->ending.finish(); }

@@ -221,6 +221,8 @@ class Job final : public WaitMonitor {
   /// Whether the last failure was agreed on (every rank threw it), so that the job can end in
   /// order. Back to false with the next `set_phase`, `agree` or failure.
   [[nodiscard]] bool failure_is_agreed() const;
+  /// Whether a rank is known to be gone, or not to answer any more.
+  [[nodiscard]] bool is_lost(int rank) const;
   /// Whether this rank is the one to report: rank 0, or the next living one when rank 0 is lost.
   [[nodiscard]] bool is_reporter() const;
 

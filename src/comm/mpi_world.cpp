@@ -8,7 +8,6 @@
 #include "base/launch.hpp"
 #include "base/wait.hpp"
 #include "comm/mpi_check.hpp"
-#include "comm/process_watch.hpp"
 
 namespace awex {
 namespace {
@@ -33,6 +32,7 @@ MpiWorld::MpiWorld(int* argc, char*** argv, Seconds timeout, const MpiStart& sta
   nodes_.resize(static_cast<size_t>(size_));
   nodes_.at(static_cast<size_t>(rank_)) = here;
   learn_nodes();
+  learn_bells();
 }
 
 void MpiWorld::connect(int* argc, char*** argv) {
@@ -62,6 +62,24 @@ void MpiWorld::learn_nodes() {
     if (node_of(other) == node_of(rank_)) node_ranks_.push_back(other);
   }
   node_count_ = narrow<int>(std::set(nodes_.begin(), nodes_.end()).size());
+}
+
+void MpiWorld::learn_bells() {
+  bells_.resize(static_cast<size_t>(size_));
+  bells_.at(static_cast<size_t>(rank_)) = bell_.name();
+  AWEX_MPI(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, bells_.data(),
+                         narrow<int>(sizeof(BellName)), MPI_BYTE, control_),
+           "gather the bells of all ranks");
+  // Only what has been heard once can be relied on.
+  if (is_first_of_node()) ring_node();
+  AWEX_MPI(MPI_Barrier(control_), "wait until all bells have been rung");
+  is_rung_ = bell_.wait(Seconds(0));
+}
+
+void MpiWorld::ring_node() const noexcept {
+  for (const int other : node_ranks_) {
+    if (other != rank_) bell_.ring(bells_[static_cast<size_t>(other)]);
+  }
 }
 
 void MpiWorld::begin_epoch(MPI_Comm comm) {
@@ -125,12 +143,17 @@ Error MpiWorld::located(Error error) const {
   return error;
 }
 
-Error MpiWorld::late(const std::vector<int>& ranks, const std::string& deed) const {
+Error MpiWorld::late(const std::vector<int>& ranks, const std::string& deed, Seconds waited) const {
   return located(Error(ExitCode::kDeadline,
                        fmt::format("{} {} not {} after {}{}", describe_all(ranks),
                                    ranks.size() == 1 ? "has" : "have", deed,
-                                   format_seconds(timeout_.count()), describe_stopped()),
+                                   format_seconds(waited.count()), describe_stopped()),
                        kDeadlineHint));
+}
+
+std::optional<ProcessActivity> MpiWorld::activity_of(int rank) const {
+  if (peers_.empty() || node_of(rank) != node_of(rank_)) return std::nullopt;
+  return awex::activity_of(peers_[static_cast<size_t>(rank)].pid);
 }
 
 std::vector<int> MpiWorld::stopped_ranks() const {

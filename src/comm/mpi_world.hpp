@@ -3,14 +3,17 @@
 #include <mpi.h>
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/error.hpp"
 #include "base/units.hpp"
+#include "comm/bell.hpp"
 #include "comm/mpi_start.hpp"
 #include "comm/node_identity.hpp"
 #include "comm/peer.hpp"
+#include "comm/process_watch.hpp"
 #include "comm/requests.hpp"
 
 namespace awex {
@@ -49,6 +52,14 @@ class MpiWorld {
   /// How many nodes there are.
   [[nodiscard]] int nodes() const { return node_count_; }
 
+  /// Whether the other ranks of this node wake this one when there is something to learn. Not the
+  /// node's first rank, which has to ask MPI on their behalf.
+  [[nodiscard]] bool is_rung() const { return is_rung_; }
+  [[nodiscard]] const Bell& bell() const { return bell_; }
+  /// Wakes the other ranks of this node.
+  void ring_node() const noexcept;
+  [[nodiscard]] bool is_first_of_node() const { return node_ranks_.front() == rank_; }
+
   void set_peers(std::vector<Peer> peers);
   /// Empty before set_peers.
   [[nodiscard]] const std::vector<Peer>& peers() const { return peers_; }
@@ -68,7 +79,13 @@ class MpiWorld {
   /// The error with what it does not say of its place filled in from this rank's.
   [[nodiscard]] Error located(Error error) const;
   /// "rank 3 (inference, host a, gpu 1) has not finished phase 'transfer' after 30 s".
-  [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed) const;
+  [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed) const {
+    return late(ranks, deed, timeout_);
+  }
+  [[nodiscard]] Error late(const std::vector<int>& ranks, const std::string& deed,
+                           Seconds waited) const;
+  /// What a rank's process does; nothing where this rank cannot see it.
+  [[nodiscard]] std::optional<ProcessActivity> activity_of(int rank) const;
   /// Those of this node whose processes are stopped by a signal or a debugger.
   [[nodiscard]] std::vector<int> stopped_ranks() const;
   /// Names them, as a further sentence of a message: a stopped rank is seldom the one that is
@@ -81,6 +98,7 @@ class MpiWorld {
  private:
   void connect(int* argc, char*** argv);
   void learn_nodes();
+  void learn_bells();
   [[nodiscard]] std::string describe_all(const std::vector<int>& ranks) const;
 
   Seconds timeout_;
@@ -92,6 +110,9 @@ class MpiWorld {
   std::vector<NodeIdentity> nodes_;  ///< By rank.
   std::vector<int> node_ranks_;
   int node_count_ = 1;
+  Bell bell_;
+  std::vector<BellName> bells_;  ///< By rank.
+  bool is_rung_ = false;
   std::vector<Peer> peers_;
   std::string phase_;
   Clock::time_point start_ = Clock::now();

@@ -15,6 +15,7 @@ constexpr Seconds kLastOrderGrace{10};
 }  // namespace
 
 void Orders::give(std::span<const std::byte> order) {
+  failures_.throw_known();
   failures_.set_agreed(false);
   const auto bytes = narrow<uint64_t>(order.size());
   Requests letters(world_.traffic());
@@ -22,11 +23,13 @@ void Orders::give(std::span<const std::byte> order) {
     letters.send(bytes_of(bytes), other, kOrderTag);
     if (bytes > 0) letters.send(order, other, kOrderTag);
   }
+  world_.ring_node();
   waits_.wait_for_others(letters, "taken the next order", {});
   failures_.begin_command();
 }
 
 std::vector<std::byte> Orders::await() {
+  failures_.throw_known();
   failures_.set_agreed(false);
   failures_.end_command();
   std::vector<std::byte> order(narrow<size_t>(await_size()));
@@ -51,6 +54,7 @@ uint64_t Orders::await_size() {
     if (last_order->expired()) failures_.fail_without_last_order(kLastOrderGrace);
     return false;
   });
+  if (world_.is_first_of_node()) world_.ring_node();
   return bytes;
 }
 

@@ -19,35 +19,46 @@ namespace {
 /// hold any character.
 struct Stat {
   char state = 0;
+  uint64_t processor_ticks = 0;
   uint64_t start_time = 0;  ///< Ticks since the machine's start; differs where a pid is used again.
 };
 
 /// Nothing where there is no such process. Throws errno's code where that cannot be known.
-std::optional<Stat> read_stat(int pid) {
-  const UniqueFd file(::open(fmt::format("/proc/{}/stat", pid).c_str(), O_RDONLY | O_CLOEXEC));
+std::optional<Stat> read_stat(const std::string& path) {
+  const auto attempt = [&path] { return "look at a process in " + path; };
+  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) {
     if (errno == ENOENT || errno == ESRCH) return std::nullopt;
-    throw errno_error(fmt::format("look at process {}", pid), "open", errno);
+    throw errno_error(attempt(), "open", errno);
   }
   std::array<char, 1024> text{};
   const auto bytes = ::read(file.get(), text.data(), text.size() - 1);
   if (bytes < 0) {
     if (errno == ESRCH) return std::nullopt;
-    throw errno_error(fmt::format("look at process {}", pid), "read", errno);
+    throw errno_error(attempt(), "read", errno);
   }
   const std::string_view line(text.data(), static_cast<size_t>(bytes));
   const auto name_end = line.rfind(") ");
   if (name_end == std::string_view::npos) return std::nullopt;
-  constexpr int kFieldsBetween = 19;  // from the state, field 3, to the start time, field 22
   std::istringstream fields{std::string(line.substr(name_end + 2))};
   Stat stat;
   fields >> stat.state;
-  std::string skipped;
-  for (int i = 1; i < kFieldsBetween; ++i) fields >> skipped;
+  const auto skip = [&fields](int count) {
+    std::string skipped;
+    for (int i = 0; i < count; ++i) fields >> skipped;
+  };
+  // Field 3 is the state, 14 and 15 are the times in user and kernel mode, 22 is the start time.
+  uint64_t kernel_ticks = 0;
+  skip(10);
+  fields >> stat.processor_ticks >> kernel_ticks;
+  stat.processor_ticks += kernel_ticks;
+  skip(6);
   fields >> stat.start_time;
-  if (!fields) throw runtime_error(fmt::format("cannot read /proc/{}/stat", pid));
+  if (!fields) throw runtime_error("cannot read " + path);
   return stat;
 }
+
+std::optional<Stat> read_stat(int pid) { return read_stat(fmt::format("/proc/{}/stat", pid)); }
 
 /// A zombie has ended.
 std::optional<uint64_t> start_time_of_living(int pid) {
@@ -102,13 +113,20 @@ std::vector<int> ProcessWatch::gone() {
   return ranks;
 }
 
-bool is_stopped(int pid) {
+std::optional<ProcessActivity> activity_of(int pid) {
   try {
-    const auto stat = read_stat(pid);
-    return stat && (stat->state == 'T' || stat->state == 't');
+    const auto stat = read_stat(fmt::format("/proc/{0}/task/{0}/stat", pid));
+    if (!stat) return std::nullopt;
+    return ProcessActivity{stat->state == 'T' || stat->state == 't',
+                           stat->state == 'R' || stat->state == 'D', stat->processor_ticks};
   } catch (const Error&) {
-    return false;
+    return std::nullopt;
   }
+}
+
+bool is_stopped(int pid) {
+  const auto activity = activity_of(pid);
+  return activity && activity->is_stopped;
 }
 
 }  // namespace awex

@@ -37,7 +37,16 @@ class ProcessWatch {
   std::vector<pollfd> polls_;
 };
 
-/// Whether the process is stopped (SIGSTOP, SIGTSTP, a debugger). False when that cannot be known.
+/// What a process does, as far as its main thread shows.
+struct ProcessActivity {
+  bool is_stopped = false;       ///< By SIGSTOP, SIGTSTP or a debugger.
+  bool is_busy = false;          ///< It runs, or wants to, or waits for a disk.
+  uint64_t processor_ticks = 0;  ///< Time that it has run, in the kernel's ticks.
+};
+
+/// Nothing where that cannot be known.
+[[nodiscard]] std::optional<ProcessActivity> activity_of(int pid);
+/// Whether the process is stopped. False when that cannot be known.
 [[nodiscard]] bool is_stopped(int pid);
 
 }  // namespace awex

@@ -115,6 +115,11 @@ void Progress::look_for_silent() {
   }
 }
 
+bool Progress::is_working(int rank) const {
+  const auto found = working_.find(rank);
+  return found != working_.end() && Clock::now() - found->second.when < world_.timeout();
+}
+
 void Progress::forget() {
   working_.clear();
   told_.clear();

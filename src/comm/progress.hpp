@@ -41,6 +41,8 @@ class Progress {
   void exchange();
   /// Fails when a rank has fallen silent in the midst of its work.
   void look_for_silent();
+  /// On rank 0: whether another rank is in the midst of long work and has not fallen silent.
+  [[nodiscard]] bool is_working(int rank) const;
   /// Forgets all work, of this rank and of others: a failed command's has ended everywhere.
   void forget();
   /// Whether `deadline`, of the job's timeout and `grace`, is over, which any rank's progress

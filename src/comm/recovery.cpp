@@ -42,10 +42,16 @@ Error Recovery::recover(const Error& error) {
   const Coming mine{failures_.known() ? failures_.verdict() : to_wire(error, world_.now()),
                     collectives_.begun(), failures_.told_to_end()};
   if (failures_.ends_job()) failures_.fail(error);
-  const auto deed = fmt::format("come to the recovery from \"{}\"", text_of(mine.verdict.message));
+  // Ranks that do not see rank 0's process leave it to those who do.
+  const bool sees_rank_zero = world_.node_of(0) == world_.node_of(world_.rank());
+  const bool timeout_is_spent =
+      mine.verdict.code == static_cast<int32_t>(ExitCode::kDeadline) && sees_rank_zero;
+  Meeting meeting{mine,
+                  fmt::format("come to the recovery from \"{}\"", text_of(mine.verdict.message)),
+                  Patience(world_, progress_, timeout_is_spent)};
   failures_.begin_recovery();
   try {
-    const auto verdict = meet(mine, deed);
+    const auto verdict = meet(meeting);
     end_messages(verdict);
     world_.begin_epoch(make_communicator());
     collectives_.begin_epoch();
@@ -58,11 +64,19 @@ Error Recovery::recover(const Error& error) {
   }
 }
 
-Recovery::Verdict Recovery::meet(const Coming& mine, const std::string& deed) {
-  return world_.rank() == 0 ? lead(mine, deed) : follow(mine, deed);
+Recovery::Verdict Recovery::meet(Meeting& meeting) {
+  return world_.rank() == 0 ? lead(meeting) : follow(meeting);
 }
 
-Recovery::Verdict Recovery::lead(const Coming& mine, const std::string& deed) {
+void Recovery::give_up_on_lost(Meeting& meeting, const std::vector<int>& missing) {
+  const auto lost = meeting.patience.lost_among(missing);
+  if (lost.empty()) return;
+  failures_.give_up_on(lost);
+  failures_.announce_and_fail(world_.late(lost, meeting.deed, meeting.patience.waited()));
+}
+
+Recovery::Verdict Recovery::lead(Meeting& meeting) {
+  const auto& mine = meeting.mine;
   const auto size = static_cast<size_t>(world_.size());
   std::vector<std::vector<std::byte>> messages(
       size, pack(mine, world_.traffic().sent()));  // the others' are overwritten
@@ -70,7 +84,8 @@ Recovery::Verdict Recovery::lead(const Coming& mine, const std::string& deed) {
   for (int other = 1; other < world_.size(); ++other) {
     inbox.receive(messages[static_cast<size_t>(other)], other, kComingTag);
   }
-  waits_.wait_for_others(inbox, deed, {});
+  waits_.wait_for_others(inbox, meeting.deed, {},
+                         [&](const auto& missing) { give_up_on_lost(meeting, missing); });
 
   Going going{mine.verdict, mine.begun, mine.told_to_end};
   std::vector<WireError> verdicts;
@@ -92,13 +107,18 @@ Recovery::Verdict Recovery::lead(const Coming& mine, const std::string& deed) {
   return {going, sent_to[0]};
 }
 
-Recovery::Verdict Recovery::follow(const Coming& mine, const std::string& deed) {
+Recovery::Verdict Recovery::follow(Meeting& meeting) {
   const auto size = static_cast<size_t>(world_.size());
   std::vector<std::byte> answer(sizeof(Going) + size * sizeof(uint64_t));
   Requests requests(control_);
   requests.receive(answer, 0, kGoingTag);
-  requests.send(pack(mine, world_.traffic().sent()), 0, kComingTag);
-  waits_.wait_for_rank_zero([&] { return requests.test(); }, deed);
+  requests.send(pack(meeting.mine, world_.traffic().sent()), 0, kComingTag);
+  const auto answered = [&] {
+    if (requests.test()) return true;
+    give_up_on_lost(meeting, {0});
+    return false;
+  };
+  waits_.wait_for_rank_zero(answered, meeting.deed);
   return {record_of<Going>(answer), numbers_of<Going>(answer)};
 }
 

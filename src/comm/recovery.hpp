@@ -4,6 +4,7 @@
 #include "comm/collectives.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
+#include "comm/patience.hpp"
 #include "comm/progress.hpp"
 #include "comm/waits.hpp"
 
@@ -47,9 +48,17 @@ class Recovery {
     std::vector<uint64_t> sent_here;
   };
 
-  [[nodiscard]] Verdict meet(const Coming& mine, const std::string& deed);
-  [[nodiscard]] Verdict lead(const Coming& mine, const std::string& deed);
-  [[nodiscard]] Verdict follow(const Coming& mine, const std::string& deed);
+  /// The ranks come to rank 0; nobody waits too long for anyone.
+  struct Meeting {
+    Coming mine;
+    std::string deed;  ///< That makes one come.
+    Patience patience;
+  };
+
+  [[nodiscard]] Verdict meet(Meeting& meeting);
+  [[nodiscard]] Verdict lead(Meeting& meeting);
+  [[nodiscard]] Verdict follow(Meeting& meeting);
+  void give_up_on_lost(Meeting& meeting, const std::vector<int>& missing);
   void end_messages(const Verdict& verdict);
   [[nodiscard]] MPI_Comm make_communicator();
   template <class Done>

@@ -101,13 +101,14 @@ class Requests {
 
  private:
   void add(MPI_Request request, OpenRequest open);
-  void finish(size_t index);
+  void finish(size_t index, bool failed);
 
   Traffic& traffic_;
   std::shared_ptr<const void> memory_;
   std::vector<MPI_Request> requests_;
   std::vector<OpenRequest> open_;  ///< By request.
-  std::vector<int> done_;          ///< Room for MPI_Testsome.
+  std::vector<int> done_;          ///< Room for MPI_Testsome, as
+  std::vector<MPI_Status> statuses_;
 };
 
 /// Small messages that nobody waits for; kept until MPI has sent them.

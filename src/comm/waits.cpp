@@ -17,13 +17,21 @@ void Waits::poll() { poll({microseconds(20), milliseconds(5)}); }
 
 void Waits::poll_at_rest() { poll({milliseconds(10), milliseconds(200)}); }
 
-/// A command often follows the last one soon.
-void Waits::pause_at_rest(Clock::duration rested) {
+/// Returns whether something may have happened. A command often follows the last one soon.
+bool Waits::pause_at_rest(Clock::duration rested) {
+  constexpr Seconds kLongestSleep{0.1};
   if (rested < milliseconds(1)) {
     ::sched_yield();
+  } else if (rested < milliseconds(20)) {
+    std::this_thread::sleep_for(microseconds(50));
+  } else if (world_.is_rung()) {
+    if (!world_.bell().wait(kLongestSleep)) return false;
+    next_listen_ = {};
+    return true;
   } else {
-    std::this_thread::sleep_for(rested < milliseconds(20) ? microseconds(50) : milliseconds(2));
+    std::this_thread::sleep_for(milliseconds(2));
   }
+  return false;
 }
 
 void Waits::poll(const Intervals& intervals) {
@@ -54,7 +62,8 @@ void Waits::interrupt() {
 }
 
 void Waits::wait_for_others(Requests& requests, const std::string& deed,
-                            std::span<const WireError> verdicts) {
+                            std::span<const WireError> verdicts,
+                            const std::function<void(const std::vector<int>&)>& look) {
   const auto give_up = [&] {
     const auto* cause = first_cause(verdicts);
     const auto missing = requests.missing();
@@ -65,6 +74,7 @@ void Waits::wait_for_others(Requests& requests, const std::string& deed,
     if (requests.test()) return true;
     failures_.listen();
     if (failures_.take_question()) give_up();
+    if (look) look(requests.missing());
     return false;
   };
   wait(done, kRankZeroGrace, give_up);

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/wait.hpp"
 #include "comm/failures.hpp"
@@ -18,9 +19,9 @@ namespace awex {
 // When a wait for everyone fails, the rank that knows most should speak first. Local waits end
 // after the timeout and say what they waited for; then rank 0, which knows who is missing; then the
 // others, who ask rank 0 and, when it does not answer, name it.
-inline constexpr Seconds kRankZeroGrace{0.5};
-inline constexpr Seconds kOthersGrace{1.0};
-inline constexpr Seconds kAnswerGrace{1.0};
+inline constexpr Seconds kRankZeroGrace{0.2};
+inline constexpr Seconds kOthersGrace{0.4};
+inline constexpr Seconds kAnswerGrace{0.4};
 
 /// The wait loop of all that waits for other ranks.
 class Waits {
@@ -47,22 +48,23 @@ class Waits {
   }
 
   /// The wait of a rank that has nothing to do, without a deadline: returns when `done()` is true.
-  /// It looks often at first; then it sleeps for 2 ms at a time, and costs hardly any of the
-  /// processor.
+  /// It looks often at first; then it sleeps until another rank of its node rings, and looks by
+  /// itself ten times a second. A node's first rank, which nobody rings, looks every 2 ms.
   template <class Done>
   void rest(const Done& done) {
-    const auto start = Clock::now();
-    while (!done()) {
+    for (auto start = Clock::now(); !done();) {
       poll_at_rest();
-      pause_at_rest(Clock::now() - start);
+      if (pause_at_rest(Clock::now() - start)) start = Clock::now();
     }
     next_listen_ = next_look_ = {};
   }
 
   /// On rank 0: waits until everyone's message is there. Otherwise fails with the first cause among
   /// the `verdicts` that came, and if there is none, with the names of those who did not come.
+  /// `look`, if given, is called while it waits, with those who have not come yet, and may throw.
   void wait_for_others(Requests& requests, const std::string& deed,
-                       std::span<const WireError> verdicts);
+                       std::span<const WireError> verdicts,
+                       const std::function<void(const std::vector<int>&)>& look = nullptr);
 
   /// On the other ranks: waits for what rank 0 must do first. When it takes too long, asks rank 0
   /// who is missing, and names rank 0 if it does not answer.
@@ -91,7 +93,7 @@ class Waits {
 
   void interrupt();
   void poll_at_rest();
-  static void pause_at_rest(Clock::duration rested);
+  [[nodiscard]] bool pause_at_rest(Clock::duration rested);
   void poll(const Intervals& intervals);
 
   MpiWorld& world_;

@@ -1,5 +1,6 @@
 #include "serve/client.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -46,10 +47,16 @@ Attempt connect_to(const std::string& path) {
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) return {{}, ENAMETOOLONG};
   path.copy(static_cast<char*>(address.sun_path), path.size());
-  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket.valid()) throw errno_error("ask the job", "socket", errno);
+  // Who waits in connect gets its turn before others that come later.
+  const timeval turn{0, kPollMs * 1000};
+  ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &turn, sizeof(turn));
   const auto* plain = reinterpret_cast<const sockaddr*>(&address);
   if (::connect(socket.get(), plain, sizeof(address)) != 0) return {{}, errno};
+  if (::fcntl(socket.get(), F_SETFL, O_NONBLOCK) != 0) {
+    throw errno_error("ask the job", "fcntl", errno);
+  }
   return {std::move(socket), 0};
 }
 
@@ -135,7 +142,7 @@ class Door {
   }
   /// Returns where trying again makes sense.
   void explain(int failure, bool last) {
-    if (failure == EAGAIN && (!last || is_patient())) return;
+    if ((failure == EAGAIN || failure == EINTR) && (!last || is_patient())) return;
     if (failure == EACCES || failure == EPERM) throw not_reached(*record_, directory_, failure);
     if (!last) return;
     if (!job_lives(*record_)) throw no_job(record_, directory_);

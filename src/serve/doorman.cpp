@@ -37,7 +37,7 @@ using Clock = std::chrono::steady_clock;
 /// From being taken in to the end of the request.
 constexpr auto kSlowestRequest = std::chrono::seconds(5);
 /// A client that has been told all and reads nothing for as long has lost its answer.
-constexpr auto kSlowestReader = std::chrono::seconds(10);
+constexpr auto kSlowestReader = std::chrono::seconds(5);
 /// Others may take the place of one that has read nothing for as long.
 constexpr auto kSlowReader = std::chrono::milliseconds(100);
 /// How long nobody is taken in where descriptors have run out.
@@ -46,6 +46,9 @@ constexpr auto kExhausted = std::chrono::milliseconds(50);
 constexpr size_t kMostUnread = 256 << 10;
 /// That wait; some places are left for clients who ask how the job is.
 constexpr size_t kMostCommands = Doorman::kMostClients - 16;
+/// Connections that nobody has looked at yet. Others wait in their connect: it is soon their turn,
+/// also where many of these are a flood's.
+constexpr int kMostAtTheDoor = 128;
 /// Taken in at once, before others are served.
 constexpr int kMostArrivals = 64;
 
@@ -84,7 +87,7 @@ UniqueFd listen_at(const std::string& path) {
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     throw errno_error(attempt, "bind", errno);
   }
-  if (::listen(socket.get(), SOMAXCONN) != 0) throw errno_error(attempt, "listen", errno);
+  if (::listen(socket.get(), kMostAtTheDoor) != 0) throw errno_error(attempt, "listen", errno);
   return socket;
 }
 
@@ -435,6 +438,8 @@ void Doorman::State::put(uint64_t id, Client& client, const Event& event) {
 void Doorman::State::drop(uint64_t id) {
   const auto found = clients.find(id);
   const auto stage = found->second.stage;
+  // A poll of the thread's would keep a socket open that is only closed.
+  ::shutdown(found->second.socket.get(), SHUT_RDWR);
   clients.erase(found);
   if (stage == Stage::kWaiting) {
     if (running == id && running_cancels) cancelled = true;
@@ -481,10 +486,6 @@ std::optional<Visit> Doorman::next(Seconds longest) {
         state_->running_cancels = first.request.cancel_on_disconnect;
         state_->cancelled = false;
         state_->running = first.client;
-        const auto found = state_->clients.find(first.client);
-        Event started;
-        started.kind = Event::Kind::kStarted;
-        if (found != state_->clients.end()) state_->put(first.client, found->second, started);
         return Visit{first.client, std::move(first.request)};
       }
     }

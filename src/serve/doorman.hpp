@@ -20,9 +20,9 @@ struct Visit {
 
 /// Rank 0's door: a thread of its own takes clients of the job's socket in, answers kStatus from
 /// the board at once, and puts commands into a queue, in the order of their coming. It makes no MPI
-/// call. Its clients are told kQueued first, kStarted by `next`, and the rest by `tell`. Clients of
-/// other users are refused; so are requests that are too long or too slow, and
-/// more than kMostClients at once.
+/// call. A client whose command is queued is told kQueued first; the rest by `tell`. Clients of
+/// other users are refused; so are requests that are too long or too slow, and more than
+/// kMostClients at once.
 class Doorman {
  public:
   static constexpr size_t kMostClients = 256;

@@ -1,19 +1,20 @@
 #include "serve/job_directory.hpp"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
+#include <fstream>
+#include <sstream>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -263,6 +264,41 @@ std::string private_directory_of(const JobRecord& record) {
   return slash == std::string::npos ? std::string() : record.socket.substr(0, slash);
 }
 
+/// Seconds since 1970 of "2026-11-27T10:00:00Z".
+std::optional<int64_t> utc_seconds(const std::string& text) {
+  tm time{};
+  const char* end = ::strptime(text.c_str(), "%Y-%m-%dT%H:%M:%SZ", &time);
+  if (end == nullptr || *end != '\0') return std::nullopt;
+  return ::timegm(&time);
+}
+
+/// When a process began, in seconds since 1970; nothing where there is none.
+std::optional<int64_t> begin_of_process(int pid) {
+  std::string line;
+  int64_t boot_time = -1;
+  for (std::ifstream file("/proc/stat"); std::getline(file, line);) {
+    if (line.rfind("btime ", 0) == 0) boot_time = std::strtoll(line.c_str() + 6, nullptr, 10);
+  }
+  std::ifstream file(fmt::format("/proc/{}/stat", pid));
+  std::getline(file, line);
+  const auto name_end = line.rfind(") ");
+  if (boot_time < 0 || name_end == std::string::npos) return std::nullopt;
+  constexpr int kFieldsBetween = 19;  // from the state, field 3, to the start, field 22
+  std::istringstream fields(line.substr(name_end + 2));
+  std::string field;
+  for (int i = 0; i <= kFieldsBetween; ++i) fields >> field;
+  if (!fields) return std::nullopt;
+  return boot_time + std::strtoll(field.c_str(), nullptr, 10) / ::sysconf(_SC_CLK_TCK);
+}
+
+/// Whether there is a process of the job's pid that is as old as the job.
+bool has_process(const JobRecord& record) {
+  const auto process = begin_of_process(record.pid);
+  const auto job = utc_seconds(record.started_at);
+  constexpr int kRounding = 2;
+  return process && (!job || *process <= *job + kRounding);
+}
+
 /// Makes the directory and those above it.
 std::string take_directory(const std::string& path) {
   if (path.empty()) throw request_error("the job's directory has no name", "name one: --job DIR");
@@ -377,8 +413,8 @@ bool job_lives(const JobRecord& record) {
   if (directory.valid()) {
     return ::flock(directory.get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
   }
-  // Another user's, or somebody has tidied up, or this container has a /tmp of its own.
-  return ::kill(record.pid, 0) == 0 || errno == EPERM;
+  // It is another user's, or in a /tmp of another container or batch job, or was removed.
+  return record.pid != ::getpid() && has_process(record);
 }
 
 JobDirectory::JobDirectory(const std::string& path)
@@ -406,6 +442,7 @@ void JobDirectory::write_end(const std::string& end, std::optional<ExitCode> cod
   record_.ended_at = utc_now();
   record_.end = end;
   record_.exit_code = code;
+  remove_private(private_directory_);
   publish_end(path_, record_);
 }
 

@@ -36,7 +36,7 @@ class JobDirectory {
   JobDirectory& operator=(const JobDirectory&) = delete;
   JobDirectory(JobDirectory&&) = delete;
   JobDirectory& operator=(JobDirectory&&) = delete;
-  /// Removes the private directory; writes no end.
+  /// Removes the private directory, if it is still there; writes no end.
   ~JobDirectory();
 
   [[nodiscard]] const JobRecord& record() const { return record_; }
@@ -45,7 +45,9 @@ class JobDirectory {
   /// Where socket and lock are. Anyone of this user on this host may remove it when rank 0 is lost.
   [[nodiscard]] const std::string& private_directory() const { return private_directory_; }
 
-  /// Writes into the record how the job ended, and the exit code of its ranks.
+  /// Writes into the record how the job ended, and the exit code of its ranks, and removes the
+  /// private directory: nobody comes any more, also when the process is aborted next. Throws
+  /// request errors.
   void write_end(const std::string& end, std::optional<ExitCode> code = std::nullopt);
 
  private:

@@ -5,24 +5,16 @@
 
 #include "base/error_json.hpp"
 #include "base/json_values.hpp"
+#include "serve/memory_json.hpp"
 
 namespace awex {
 namespace {
 
-/// What reports say of memory, and how much more than the books is no leak.
-Json memory_json(const MemoryReport& memory) {
-  Json tags = Json::array();
-  for (const auto& entry : memory.by_role_and_tag) {
-    tags.push_back({{"role", entry.role},
-                    {"tag", entry.tag},
-                    {"device_peak_bytes", entry.device_peak_bytes},
-                    {"host_pinned_bytes", entry.host_pinned_bytes}});
-  }
-  return {{"device_peak_bytes", value_or_null(memory.device_peak_bytes)},
-          {"host_pinned_bytes", memory.host_pinned_bytes},
-          {"leaked_bytes", value_or_null(memory.leaked_bytes)},
-          {"leak_tolerance_bytes", memory.leak_tolerance_bytes},
-          {"by_role_and_tag", tags}};
+/// What reports say of it, and how much more than the books is no leak.
+Json memory_with_verdict(const MemoryReport& memory) {
+  auto json = memory_json(memory);
+  json["leak_tolerance_bytes"] = memory.leak_tolerance_bytes;
+  return json;
 }
 
 Json tags_json(const RankStatus& rank) {
@@ -121,7 +113,7 @@ std::string render_status_json(const JobStatus& status) {
                      {"inference", text_or_null(status.inference)},
                      {"content", content_name(status.content)},
                      {"committed_version", value_or_null(status.committed_version)},
-                     {"memory", memory_json(status.memory)},
+                     {"memory", memory_with_verdict(status.memory)},
                      {"ranks", ranks_json(status)},
                      {"last_error", status.last_error ? error_json(*status.last_error) : Json()},
                      {"last_error_at", text_or_null(status.last_error_at)}};

@@ -4,9 +4,11 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/wait.hpp"
 #include "cycle/content.hpp"
 #include "cycle/rank_status.hpp"
 #include "cycle/report.hpp"
@@ -19,7 +21,7 @@ struct JobStatus {
   Activity activity = Activity::kStarting;
   std::string command;    ///< That runs; empty for none.
   std::string phase;      ///< Of it, or of the start.
-  double since_s = 0;     ///< How long the phase, or else the activity, has lasted.
+  double since_s = 0;     ///< How long phase, command and activity have been the same, when read.
   uint64_t queued = 0;    ///< Commands that wait.
   uint64_t commands = 0;  ///< That have ended, and how many of them failed.
   uint64_t failures = 0;
@@ -64,16 +66,21 @@ class StatusBoard {
   template <class Change>
   void update(const Change& change) {
     const std::lock_guard lock(mutex_);
+    const auto before = std::tuple(status_.activity, status_.command, status_.phase);
     change(status_);
+    if (before != std::tie(status_.activity, status_.command, status_.phase)) since_ = {};
   }
   [[nodiscard]] JobStatus read() const {
     const std::lock_guard lock(mutex_);
-    return status_;
+    auto status = status_;
+    status.since_s = since_.seconds();
+    return status;
   }
 
  private:
   mutable std::mutex mutex_;
   JobStatus status_;
+  Stopwatch since_;
 };
 
 }  // namespace awex

@@ -122,6 +122,7 @@ Resident::End Resident::serve() {
   end.in_order = end.in_order || job_.failure_is_agreed();
   if (!end.in_order) {
     end.error = job_.announce_failure(*end.error);
+    bury(*end.error);
     // The process is about to be aborted, maybe with work in flight on memory that freeing would
     // wait for, and a peer may still read it.
     if (session_) session_.release()->stop_background();
@@ -178,8 +179,12 @@ bool Resident::serve_one(std::optional<Error>& end) {
   std::optional<Error> failure;
   try {
     const Order order = next_order();
-    if (order.kind == Order::Kind::kEnd) return false;
+    if (order.kind == Order::Kind::kEnd) {
+      job_.end_command();  // a signal has nothing more to end
+      return false;
+    }
     run(order);
+    job_.end_command();
   } catch (const Error& error) {
     failure = error;
   } catch (const std::exception& error) {
@@ -203,6 +208,7 @@ bool Resident::somebody_is_told_to_end() {
 }
 
 Resident::Order Resident::next_order() {
+  job_.set_phase("the wait for commands");
   if (door_) {
     const Order order = order_of_client();
     job_.give_order(std::as_bytes(std::span(&order, 1)));
@@ -277,7 +283,6 @@ void Resident::refresh() {
 
 /// A command is over: its client learns how, and so does the log.
 void Resident::conclude(const std::optional<Error>& failure) {
-  report_.error = failure;
   report_.finished = !failure;
   if (!door_) return;
   note_outcome(failure);
@@ -308,10 +313,12 @@ void Resident::note_outcome(const std::optional<Error>& failure) {
 }
 
 void Resident::answer(const Visit& visit, const std::optional<Error>& error) {
-  const Rendering& wanted = visit.request.rendering;
   Event done;
   done.exit_code = error ? error->code() : ExitCode::kOk;
   done.error = error;
+  report_.error = error;
+  if (visit.request.errand == Errand::kStop) return door_->doorman.tell(visit.client, done);
+  const Rendering& wanted = visit.request.rendering;
   const bool has_report = !error || !report_.versions.empty();
   if (wanted.table && has_report) done.table = voice_.table(report_, wanted);
   if (wanted.json) done.json = voice_.json(report_);
@@ -319,7 +326,8 @@ void Resident::answer(const Visit& visit, const std::optional<Error>& error) {
   door_->doorman.tell(visit.client, done);
 }
 
-/// The clients that wait learn how the job has ended, and whoever looks later.
+/// Whoever looks later learns how the job has ended, and so do the clients that wait. Then nothing
+/// of it is left on this host: mpirun may end the process at any moment.
 void Resident::end_job(const std::optional<Error>& error) {
   if (!door_) return;
   wake_on_signals(nullptr, nullptr);
@@ -327,26 +335,24 @@ void Resident::end_job(const std::optional<Error>& error) {
   const std::string end = error          ? error->what()
                           : door_->visit ? "stopped by a client"
                                          : "told to end by a signal";
-  voice_.log(fmt::format("the job ends: {}", end));
-  const bool was_stopped = !error && door_->visit;
-  if (door_->visit && error) {
-    report_.error = error;
-    answer(*door_->visit, error);
+  try {
+    door_->directory.write_end(end, error ? error->code() : ExitCode::kOk);
+  } catch (const Error& unwritable) {
+    log::warning(unwritable.what());  // the job's own end is the one that counts
   }
+  voice_.log(fmt::format("the job ends: {}", end));
+  if (door_->visit) answer(*door_->visit, error);
   door_->doorman.close(error.value_or(runtime_error(fmt::format("the job has ended: {}", end))),
-                       was_stopped ? Seconds(0) : kFarewell);
-  door_->directory.write_end(end, error ? error->code() : ExitCode::kOk);
+                       kFarewell);
+  relay_->set_door(nullptr);
+  door_.reset();
 }
 
-void Resident::say_goodbye() {
-  if (!door_ || !door_->visit) return;
-  door_->doorman.tell(door_->visit->client, Event{});
-  door_->doorman.close(runtime_error("the job has ended"), kFarewell);
-}
-
+/// Where rank 0 is lost, others of its host leave the directory as it would have.
 void Resident::bury(const Error& error) noexcept {
-  if (door_ || private_directory_.empty()) return;
-  bury_job(options_.directory, private_directory_, error.what());
+  if (job_.rank() == 0 || !job_.is_lost(0) || private_directory_.empty()) return;
+  if (job_.node_of(0) == job_.node())
+    bury_job(options_.directory, private_directory_, error.what());
 }
 
 /// On rank 0.

@@ -61,12 +61,6 @@ class Resident {
   /// Collective.
   [[nodiscard]] End serve();
 
-  /// After an end in order and Job::finish: lets the client go that has asked for it.
-  void say_goodbye();
-  /// On the rank that reports `error`: leaves the directory as rank 0 would have, where that is
-  /// lost. Never throws.
-  void bury(const Error& error) noexcept;
-
  private:
   class Relay;
   struct Door;
@@ -84,6 +78,7 @@ class Resident {
   void conclude(const std::optional<Error>& failure);
   void note_outcome(const std::optional<Error>& failure);
   void answer(const Visit& visit, const std::optional<Error>& error);
+  void bury(const Error& error) noexcept;
   void end_job(const std::optional<Error>& error);
   void set_activity(JobStatus::Activity activity, const std::string& command = {});
   void show_status_if_asked();

@@ -1,8 +1,9 @@
 // A job that one rank harms on purpose: fault_program FAULT RANK PLACE TIMEOUT_S. It walks through
 // the places start, gather, reduce, exchange, work, agree and finish; at PLACE, RANK does FAULT. At
 // the place recovery, which comes after the next rank has failed, the others then recover, and all
-// begin again. faults_test.py says what must become of it. "fault at" and "reported … at" are
-// followed by seconds of the clock that all processes of a machine share.
+// begin again. At the places rest and command it is a resident job, which serves three commands and
+// ends with code 1 when one of them failed. faults_test.py says what must become of it. "fault at"
+// and "reported … at" are followed by seconds of the clock that all processes of a machine share.
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -12,6 +13,7 @@
 #include <thread>
 
 #include "base/log.hpp"
+#include "comm/signals.hpp"
 #include "support/mpi_job.hpp"
 
 namespace {
@@ -22,13 +24,36 @@ struct Plan {
   std::string fault;
   int rank = 0;
   std::string place;
+  awex::Seconds timeout{0};
 };
 
 double now() { return awex::Seconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-void harm(const std::string& fault) {
+/// As Slurm does.
+void terminate_twice(const Job& job) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // until all rest
+  for (int time = 0; time < 2; ++time) {
+    for (const auto& peer : job.peers()) ::kill(peer.pid, SIGTERM);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+/// Computes for longer than anyone waits, without a message.
+void compute_for(awex::Seconds time) {
+  for (const awex::Deadline end(time); !end.expired();) {
+  }
+}
+
+void harm(const Job& job, const Plan& plan) {
   std::printf("fault at %.6f\n", now());
   std::fflush(stdout);
+  const auto& fault = plan.fault;
+  if (fault == "terminate all") terminate_twice(job);
+  if (fault == "ask all") {
+    for (const auto& peer : job.peers()) ::kill(peer.pid, SIGUSR1);
+  }
+  if (fault == "compute") compute_for(plan.timeout + awex::Seconds(1.5));
+  if (fault == "sleep") std::this_thread::sleep_for(plan.timeout + awex::Seconds(0.4));
   if (fault == "kill") std::raise(SIGKILL);
   if (fault == "crash") {
     std::signal(SIGSEGV, SIG_DFL);  // sanitizers have a handler of their own
@@ -41,7 +66,7 @@ void harm(const std::string& fault) {
 }
 
 void reach(const Job& job, const Plan& plan, const std::string& place) {
-  if (job.rank() == plan.rank && place == plan.place) harm(plan.fault);
+  if (job.rank() == plan.rank && place == plan.place) harm(job, plan);
 }
 
 /// Lets the test find what MPI leaves behind in shared memory.
@@ -86,6 +111,55 @@ void recover(Job& job, const Plan& plan) {
   }
 }
 
+/// Rank 0's wait for its clients: until the next one comes, or the job is told to end.
+void idle(Job& job) {
+  job.end_command();
+  for (const awex::Deadline next(awex::Seconds(0.5)); !next.expired() && !job.told_to_end();) {
+    job.poll();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+}
+
+enum class Order : uint8_t { kWork, kEnd };
+
+Order take_order(Job& job, int served) {
+  constexpr int kCommands = 3;
+  if (job.rank() != 0) return static_cast<Order>(job.await_order().at(0));
+  idle(job);
+  const auto order = job.told_to_end() || served == kCommands ? Order::kEnd : Order::kWork;
+  const auto byte = static_cast<std::byte>(order);
+  job.give_order({&byte, 1});
+  return order;
+}
+
+int woken = 0;
+
+int serve(Job& job, const Plan& plan) {
+  job.become_resident();
+  awex::note_status_signals();
+  awex::wake_on_signals([](void* count) { ++*static_cast<int*>(count); }, &woken);
+  bool has_failed = false;
+  for (int served = 0;; ++served) {
+    try {
+      if (served == 1) reach(job, plan, "rest");
+      if (take_order(job, served) == Order::kEnd) {
+        job.finish();
+        break;
+      }
+      if (served == 1) reach(job, plan, "command");
+      job.set_phase("transfer");
+      exchange_around(job);
+      job.agree(nullptr);
+    } catch (const awex::Error& error) {
+      awex::log::error(job.recover(error));
+      has_failed = true;
+    }
+  }
+  std::printf("rank %d: told to end %d, asked %d, woken %d\n", job.rank(),
+              job.told_to_end() ? 1 : 0, awex::status_signals(), woken);
+  return has_failed ? 1 : 0;
+}
+
 void run(Job& job, const Plan& plan) {
   job.set_phase("prepare");
   reach(job, plan, "start");
@@ -113,13 +187,14 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: %s FAULT RANK PLACE TIMEOUT_S\n", argv[0]);
     return 2;
   }
-  const Plan plan{argv[1], std::stoi(argv[2]), argv[3]};
+  const Plan plan{argv[1], std::stoi(argv[2]), argv[3], awex::Seconds(std::stod(argv[4]))};
   // Many such jobs start at once, on machines with fewer cores than ranks.
   const Job::Start start{.allowance = awex::Seconds(20), .launched_rank = {}, .report = {}};
-  Job job(&argc, &argv, awex::Seconds(std::stod(argv[4])), start);
+  Job job(&argc, &argv, plan.timeout, start);
   try {
     job.set_peers(awex::test::gather_peers(job));
     print_shared_files();
+    if (plan.place == "rest" || plan.place == "command") return serve(job, plan);
     recover(job, plan);
     run(job, plan);
     return 0;

@@ -19,7 +19,11 @@ LATE_TIMEOUT_S = 3.0
 # Nobody waits for it: what is reported well before was not found by waiting.
 AT_ONCE_TIMEOUT_S = 40.0
 AT_ONCE_S = 20.0
+# Of what a resident job waits for, and how much longer than the timeout it may take to give up on a rank.
+RESIDENT_TIMEOUT_S = 6.0
+GIVES_UP_S = 2.0 + 1.0  # the second is for a machine that has more to do
 LATE_S = LATE_TIMEOUT_S + 20.0
+SERVED = r"(rank \d: told to end 0, asked 0, woken 0\n){%d}"  # all three commands, by all ranks
 LIMIT_S = 90.0  # of a whole run
 AT_ONCE = 3  # jobs; they wait for most of their time
 
@@ -54,6 +58,36 @@ CASES = [
     (4, "stop", 2, "recovery", 4, r"rank 2 \(.* not come to the recovery from .a cause", "late"),
     (3, "hang", 0, "recovery", 4, r"rank 0 \(.* not come to the recovery from .a cause", "late"),
     (2, "terminate", 1, "recovery", 1, r"told to end by SIGTERM", "at once"),
+    (4, "kill", 2, "rest", 137, r"rank 2 \(.*is gone", "at once"),
+    (4, "kill", 0, "rest", 137, r"rank 0 \(.*is gone", "at once"),
+    (2, "stop", 1, "command", 4, r"rank 1 \(.*not come to the recovery.*is stopped by a signal", "in time"),
+    (4, "stop", 0, "command", 4, r"rank 0 \(.*not come to the recovery.*is stopped by a signal", "in time"),
+    (2, "hang", 0, "command", 4, r"rank 0 \(.*not come to the recovery.*rank 0 .*not taken part", "in time"),
+    (4, "hang", 0, "command", 4, r"rank 0 \(.*not come to the recovery.*rank 0 .*not taken part", "in time"),
+    (4, "hang", 2, "command", 4, r"rank 2 \(.*not come to the recovery.*rank 2 .*not taken part", "in time"),
+    (6, "hang", 5, "command", 4, r"rank 5 \(.*not come to the recovery.*rank 5 .*not taken part", "in time"),
+]
+
+# Resident jobs that go on or end in order: (ranks, fault, rank, place, timeout, exit code, pattern on stdout,
+# pattern on stderr)
+RESIDENT = [
+    (1, "none", 0, "rest", 40, 0, SERVED % 1, r"^$"),
+    (3, "none", 0, "rest", 40, 0, SERVED % 3, r"^$"),
+    (4, "throw", 2, "rest", 40, 1, SERVED % 4, r"rank 2 \(.*a fault on purpose"),
+    (4, "throw", 0, "command", 40, 1, SERVED % 4, r"rank 0 \(.*a fault on purpose"),
+    # Late, but it lives, or comes soon.
+    (3, "compute", 2, "command", 2, 1, SERVED % 3, r"rank 2 \(.*not taken part in 'the ring' after 2.00 s"),
+    (3, "compute", 0, "command", 2, 1, SERVED % 3, r"not taken part in 'the ring' after 2.00 s"),
+    (4, "sleep", 1, "command", 2, 1, SERVED % 4, r"rank 1 \(.*not taken part in 'the ring' after 2.00 s"),
+    (3, "terminate", 2, "rest", 40, 0, r"rank 0: told to end 1, asked 0, woken 0\n", r"^$"),
+    (3, "terminate", 0, "rest", 40, 0, r"rank 0: told to end 1, asked 0, woken 1\n", r"^$"),
+    (4, "terminate all", 1, "rest", 40, 0, r"(rank \d: told to end 1, asked 0, woken 2\n){4}", r"^$"),
+    (1, "terminate all", 0, "rest", 40, 0, r"rank 0: told to end 1, asked 0, woken 2\n", r"^$"),
+    (3, "terminate", 1, "command", 40, 1, r"(rank \d: told to end 1, asked 0, woken \d\n){3}",
+     r"told to end by SIGTERM in phase 'transfer'"),
+    (4, "terminate all", 0, "command", 40, 1, r"(rank \d: told to end 1, asked 0, woken 2\n){4}",
+     r"told to end by SIGTERM in phase 'transfer'"),
+    (3, "ask all", 1, "rest", 40, 0, r"(rank \d: told to end 0, asked 1, woken 1\n){3}", r"^$"),
 ]
 
 
@@ -65,14 +99,18 @@ def time_faults(stdout, when):
         return ["the fault or its report has no time"]
     seconds = min(map(float, reports)) - float(fault[1])
     # Others may have begun to wait before the fault.
-    least, most = (0.8 * LATE_TIMEOUT_S, LATE_S) if when == "late" else (0, AT_ONCE_S)
+    least, most = {
+        "at once": (0, AT_ONCE_S),
+        "late": (0.8 * LATE_TIMEOUT_S, LATE_S),
+        "in time": (0.8 * RESIDENT_TIMEOUT_S, RESIDENT_TIMEOUT_S + GIVES_UP_S),
+    }[when]
     return [] if least <= seconds <= most else [f"reported {seconds:.1f} s after the fault, not {when}"]
 
 
 def check(arguments, case):
     """The faults of one case, as texts."""
     ranks, fault, rank, place, code, pattern, when = case
-    timeout = LATE_TIMEOUT_S if when == "late" else AT_ONCE_TIMEOUT_S
+    timeout = {"late": LATE_TIMEOUT_S, "in time": RESIDENT_TIMEOUT_S}.get(when, AT_ONCE_TIMEOUT_S)
     program = [arguments.program, fault, str(rank), place, str(timeout)]
     try:
         run = mpi_run(arguments.mpiexec, ranks, program, LIMIT_S)
@@ -100,18 +138,47 @@ def check(arguments, case):
     return problems
 
 
+def check_resident(arguments, case):
+    """The faults of one case, as texts."""
+    ranks, fault, rank, place, timeout, code, stdout, stderr = case
+    program = [arguments.program, fault, str(rank), place, str(timeout)]
+    try:
+        run = mpi_run(arguments.mpiexec, ranks, program, LIMIT_S)
+    except TimeoutError as late:
+        return [str(late)]
+    problems = []
+    if run.code != code:
+        problems.append(f"exit code {run.code} instead of {code}")
+    told = "".join(sorted(line for line in run.stdout.splitlines(keepends=True) if line.startswith("rank ")))
+    if not re.search(stdout, told):
+        problems.append(f"stdout does not match {stdout}")
+    # mpirun has its say on every exit code.
+    said = "".join(line for line in run.stderr.splitlines(keepends=True) if line.startswith("error: "))
+    if not re.search(stderr, said):
+        problems.append(f"stderr does not match {stderr}")
+    problems += [f"left behind: {what}" for what in run.left]
+    if problems:
+        problems += [f"it took {run.seconds:.1f} s", run.stdout, run.stderr]
+    else:
+        print(f"ok: resident, {ranks} ranks, {fault} rank {rank} at {place}: {run.seconds:.1f} s", flush=True)
+    return problems
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--mpiexec", required=True)
     parser.add_argument("--program", required=True)
+    parser.add_argument("--only", default="", help="a pattern of the cases to run")
     arguments = parser.parse_args()
     failed = 0
+    checks = [(check, case) for case in CASES] + [(check_resident, case) for case in RESIDENT]
+    checks = [(function, case) for function, case in checks if re.search(arguments.only, str(case))]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        for case, problems in zip(CASES, pool.map(lambda case: check(arguments, case), CASES)):
+        for one, problems in zip(checks, pool.map(lambda one: one[0](arguments, one[1]), checks)):
             if problems:
                 failed += 1
-                print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
-    print(f"{len(CASES) - failed} of {len(CASES)} cases passed")
+                print(f"FAILED: {one[1]}", *problems, sep="\n  ", flush=True)
+    print(f"{len(checks) - failed} of {len(checks)} cases passed")
     return 1 if failed else 0
 
 

@@ -3,7 +3,8 @@
 
 usage: write_seeds.py DIR
 
-Fills DIR/fuzz_config, DIR/fuzz_safetensors and DIR/fuzz_checkpoint with small valid files.
+Fills DIR/fuzz_config, DIR/fuzz_safetensors, DIR/fuzz_checkpoint and DIR/fuzz_protocol with small
+valid inputs.
 """
 import json
 import math
@@ -107,10 +108,41 @@ CHECKPOINTS = {
 }
 
 
+def request(errand, command=None, **options):
+    """As a client sends it; the first byte says that one speaks."""
+    if command:
+        command = {"command": command, "versions": 1, "verify": "digest", "train": True, "scope": None} | options
+    rendering = {"table": True, "unicode": False, "color": False, "json": True, "trace": False}
+    return "0" + json.dumps({"protocol": 1, "errand": errand, "command": command,
+                             "cancel_on_disconnect": False, "rendering": rendering})
+
+
+def event(kind, **fields):
+    return "1" + json.dumps({"event": kind} | fields)
+
+
+ERROR = {"code": 5, "rank": 1, "host": "a", "gpu": "0", "role": "trainer", "phase": "transfer",
+         "tag": "weights", "tensor": None, "message": "rank 1 is gone", "hint": None}
+MESSAGES = {
+    "update": request("update", "hand_over", verify="full"),
+    "updates": request("update", "update", versions=3, verify="off"),
+    "offload": request("offload", "offload", scope={"role": "trainer", "tags": ["optimizer"]}),
+    "transfer": request("transfer", "transfer", train=False),
+    "resume": request("resume", "take_back"),
+    "resume_part": request("resume", "resume", scope={"role": None, "tags": ["kv_cache", "weights"]}),
+    **{errand: request(errand) for errand in ("restore", "status", "stop")},
+    "queued": event("queued", ahead=2),
+    "started": event("started"),
+    "phase": event("phase", phase="transfer", role="all", tag=None, seconds=0.25, bytes=8),
+    "done": event("done", exit_code=0, error=None, table="a\n", json="{}", trace=None, status=None),
+    "failed": event("done", exit_code=5, error=ERROR),
+}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    for target in ("fuzz_config", "fuzz_safetensors", "fuzz_checkpoint"):
+    for target in ("fuzz_config", "fuzz_safetensors", "fuzz_checkpoint", "fuzz_protocol"):
         (pathlib.Path(sys.argv[1]) / target).mkdir(parents=True, exist_ok=True)
     for name, config in CONFIGS.items():
         (pathlib.Path(sys.argv[1]) / "fuzz_config" / name).write_text(json.dumps(config))
@@ -120,6 +152,8 @@ def main():
         (pathlib.Path(sys.argv[1]) / "fuzz_safetensors" / name).write_bytes(content)
     for name, text in CHECKPOINTS.items():
         (pathlib.Path(sys.argv[1]) / "fuzz_checkpoint" / name).write_text(text)
+    for name, text in MESSAGES.items():
+        (pathlib.Path(sys.argv[1]) / "fuzz_protocol" / name).write_text(text)
 
 
 if __name__ == "__main__":
