@@ -117,6 +117,7 @@ Error Job::announce_failure(const Error& error) noexcept {
 }
 
 Error Job::recover(const Error& error) { return parts_->recovery.recover(error); }
+bool Job::must_end() const { return parts_->failures.ends_job(); }
 uint64_t Job::epoch() const { return parts_->world.epoch(); }
 
 bool Job::failure_is_agreed() const { return parts_->failures.is_agreed(); }

@@ -136,6 +136,8 @@ class Job final : public WaitMonitor {
   /// Throws, and the job must end, when a process is gone or was told to end, or a rank does not
   /// come before the deadline.
   [[nodiscard]] Error recover(const Error& error);
+  /// Whether a failure is known from which the job cannot recover.
+  [[nodiscard]] bool must_end() const;
   /// How often the job has recovered.
   [[nodiscard]] uint64_t epoch() const;
 

@@ -190,14 +190,28 @@ bool Resident::serve_one(std::optional<Error>& end) {
   } catch (const std::exception& error) {
     failure = runtime_error(error.what());
   }
-  if (failure) {
-    set_activity(JobStatus::Activity::kRecovering);
-    failure = session_->recover(*failure);
-  }
-  refresh();
+  come_to_rest(failure);
   conclude(failure);
   if (failure && somebody_is_told_to_end()) end = failure;
   return !end;
+}
+
+/// After a command, or a failure of it: all ranks are ready for the next, and rank 0 knows what they
+/// hold. What fails on the way is recovered from, too; the first cause stays.
+void Resident::come_to_rest(std::optional<Error>& failure) {
+  constexpr int kMostTries = 3;
+  for (int tries = 1;; ++tries) {
+    try {
+      if (failure) {
+        set_activity(JobStatus::Activity::kRecovering);
+        failure = session_->recover(*failure);
+      }
+      return refresh();
+    } catch (const Error& error) {
+      if (job_.must_end() || tries == kMostTries) throw;
+      if (!failure) failure = error;
+    }
+  }
 }
 
 /// Whether a signal has failed the command: then the job ends, in order. The same on every rank.

@@ -74,6 +74,7 @@ class Resident {
   [[nodiscard]] Order next_order();
   [[nodiscard]] Order order_of_client();
   void run(const Order& order);
+  void come_to_rest(std::optional<Error>& failure);
   void refresh();
   void conclude(const std::optional<Error>& failure);
   void note_outcome(const std::optional<Error>& failure);
