@@ -8,7 +8,6 @@
 
 #include "base/launch.hpp"
 #include "base/wait.hpp"
-#include "comm/mpi_check.hpp"
 #include "comm/requests.hpp"
 #include "comm/signals.hpp"
 
@@ -42,18 +41,8 @@ WireError Failures::verdict() const {
 }
 
 void Failures::listen() {
-  while (true) {
-    int found = 0;
-    MPI_Status status{};
-    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kFailureTag, world_.control(), &found, &status),
-             "look for other ranks' failures");
-    if (found == 0) return;
-    WireError wire;
-    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kFailureTag,
-                      world_.control(), MPI_STATUS_IGNORE),
-             "receive the failure of rank {}", status.MPI_SOURCE);
-    take(wire);
-  }
+  take_letters<WireError>(kFailureTag, world_.control(),
+                          [this](const WireError& wire, int /*from*/) { take(wire); });
 }
 
 void Failures::take(const WireError& wire) {
