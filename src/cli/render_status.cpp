@@ -213,19 +213,20 @@ void add_rank(HostUse& host, const Json& rank) {
 }
 
 /// `locks`: whether pinned memory is locked, as it is for GPUs.
+std::string lock_text(const HostUse& host, bool locks) {
+  if (!host.lock_limit_bytes) return "no memlock limit";
+  const auto limit = format_bytes(*host.lock_limit_bytes);
+  if (!locks) return fmt::format("memlock {} a process, not needed", limit);
+  return fmt::format("memlock {} of {} a process", format_bytes(host.most_pinned_bytes), limit);
+}
+
 std::string host_line(const std::string& name, const HostUse& host, bool locks) {
   const auto cgroup = host.cgroup_limit_bytes
                           ? fmt::format("cgroup {} of {}", format_bytes(*host.cgroup_used_bytes),
                                         format_bytes(*host.cgroup_limit_bytes))
                           : "no cgroup limit";
-  const auto lock =
-      !host.lock_limit_bytes ? "no memlock limit"
-      : locks
-          ? fmt::format("memlock {} of {} a process", format_bytes(host.most_pinned_bytes),
-                        format_bytes(*host.lock_limit_bytes))
-          : fmt::format("memlock {} a process, not needed", format_bytes(*host.lock_limit_bytes));
   return fmt::format("{}: {} pinned by {}; {}; {}", name, format_bytes(host.pinned_bytes),
-                     counted(host.ranks, "rank", "ranks"), cgroup, lock);
+                     counted(host.ranks, "rank", "ranks"), cgroup, lock_text(host, locks));
 }
 
 std::string host_lines(const Json& status) {
@@ -235,8 +236,9 @@ std::string host_lines(const Json& status) {
   }
   const bool locks = text(status, "backend") != backend_name(BackendKind::kHost);
   std::string out;
-  for (const auto& [name, host] : hosts)
+  for (const auto& [name, host] : hosts) {
     out += line("host", host_line(shortened(name, 30), host, locks));
+  }
   return out;
 }
 
