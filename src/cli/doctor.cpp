@@ -27,9 +27,9 @@ void add_doctor_options(CLI::App& parser, DoctorArguments& arguments) {
             "What the update will run on: auto, cuda or host; checks that it does not need are "
             "waived",
             "auto", [&options](const std::string& text) {
-              options.backend = parse_choice<Choice>(text, {{"auto", Choice{}},
-                                                            {"cuda", BackendKind::kCuda},
-                                                            {"host", BackendKind::kHost}});
+              options.backend = parse_choice<Choice>(
+                  text,
+                  {{"auto", Choice{}}, {"cuda", BackendKind::kCuda}, {"host", BackendKind::kHost}});
             });
   add_value(parser, "--role", "ROLE",
             "Role of these ranks, trainer or inference, for MPMD launches",
@@ -165,14 +165,14 @@ ExitCode run_doctor(const DoctorArguments& arguments, int* argc, char*** argv) {
 Subcommand add_doctor(CLI::App& root) {
   const auto arguments = std::make_shared<DoctorArguments>();
   auto* parser = root.add_subcommand(
-      "doctor", "Check everything that an update needs on these machines: alone, or as it will run");
+      "doctor",
+      "Check everything that an update needs on these machines: alone, or as it will run");
   add_doctor_options(*parser, *arguments);
   const auto complete = [parser, arguments] {
     if (!arguments->config_path.empty()) apply_config(*parser, arguments->config_path);
   };
-  return {parser, complete, [arguments](int* argc, char*** argv) {
-            return run_doctor(*arguments, argc, argv);
-          }};
+  return {parser, complete,
+          [arguments](int* argc, char*** argv) { return run_doctor(*arguments, argc, argv); }};
 }
 
 }  // namespace awex

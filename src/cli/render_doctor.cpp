@@ -9,7 +9,6 @@
 #include "base/build_identity.hpp"
 #include "cli/error_json.hpp"
 #include "cli/json_values.hpp"
-#include "comm/peer.hpp"
 
 namespace awex {
 namespace {
@@ -29,8 +28,8 @@ std::vector<Group> groups_of(const DoctorReport& report, size_t check) {
   for (const auto& rank : report.ranks) {
     const auto& finding = rank.findings.at(check);
     const auto same = std::find_if(groups.begin(), groups.end(), [&](const Group& group) {
-      return group.finding->verdict == finding.verdict &&
-             group.finding->reason == finding.reason && group.finding->remedy == finding.remedy;
+      return group.finding->verdict == finding.verdict && group.finding->reason == finding.reason &&
+             group.finding->remedy == finding.remedy;
     });
     if (same == groups.end()) {
       groups.push_back({{rank.rank}, &finding});
@@ -70,9 +69,9 @@ std::string colored(const std::string& text, Verdict verdict, const TextStyle& s
 
 std::string metadata(const DoctorReport& report) {
   std::string out = fmt::format("# command    doctor, started {}\n", report.started_at);
-  out += fmt::format("# world      {} rank{}, {} node{}\n", report.ranks.size(),
-                     report.ranks.size() == 1 ? "" : "s", report.nodes,
-                     report.nodes == 1 ? "" : "s");
+  out +=
+      fmt::format("# world      {} rank{}, {} node{}\n", report.ranks.size(),
+                  report.ranks.size() == 1 ? "" : "s", report.nodes, report.nodes == 1 ? "" : "s");
   if (report.backend) out += fmt::format("# backend    {}\n", backend_name(*report.backend));
   if (report.nodes < 2) return out;
   std::vector<std::pair<std::string, std::vector<int>>> hosts;
@@ -91,11 +90,10 @@ std::string group_lines(const char* check, const Group& group, size_t ranks_widt
                         const TextStyle& style) {
   const size_t indent = kCheckWidth + ranks_width + kVerdictWidth;
   const auto& finding = *group.finding;
-  std::string out = fmt::format("{:<{}}{:<{}}{}", check, kCheckWidth, rank_list(group.ranks),
-                                ranks_width,
-                                colored(fmt::format("{:<{}}", verdict_name(finding.verdict),
-                                                    kVerdictWidth),
-                                        finding.verdict, style));
+  std::string out =
+      fmt::format("{:<{}}{:<{}}{}", check, kCheckWidth, rank_list(group.ranks), ranks_width,
+                  colored(fmt::format("{:<{}}", verdict_name(finding.verdict), kVerdictWidth),
+                          finding.verdict, style));
   const auto lines = wrapped(finding.reason, kColumns - indent);
   for (size_t i = 0; i < lines.size(); ++i) {
     if (i > 0) out += std::string(indent, ' ');
@@ -123,11 +121,10 @@ std::string result_line(const DoctorReport& report, const TextStyle& style) {
   if (report.error) {
     return colored("result     the examination has failed\n", Verdict::kFailed, style);
   }
-  const auto text =
-      bad.empty() ? fmt::format("an update can run: {} checks passed, {} waived", counts[0],
-                                counts[1])
-                  : fmt::format("an update cannot run: {} of {} checks failed: {}", bad.size(),
-                                kChecks, fmt::join(bad, ", "));
+  const auto text = bad.empty() ? fmt::format("an update can run: {} checks passed, {} waived",
+                                              counts[0], counts[1])
+                                : fmt::format("an update cannot run: {} of {} checks failed: {}",
+                                              bad.size(), kChecks, fmt::join(bad, ", "));
   std::string out;
   for (const auto& line : wrapped(text, kColumns - 11)) {
     out += fmt::format("{:<11}{}\n", out.empty() ? "result" : "",
@@ -226,20 +223,19 @@ std::string render_doctor(const DoctorReport& report, const TextStyle& style) {
 std::string render_doctor_json(const DoctorReport& report) {
   Json ranks = Json::array();
   for (const auto& rank : report.ranks) ranks.push_back(rank_json(rank));
-  const Json json = {
-      {"schema_version", 1},
-      {"command", "doctor"},
-      {"ok", report.exit_code() == ExitCode::kOk},
-      {"exit_code", static_cast<int>(report.exit_code())},
-      {"program", fmt::format("awex-colocate {}", build_identity())},
-      {"backend", report.backend ? Json(backend_name(*report.backend)) : Json()},
-      {"started_at", text_or_null(report.started_at)},
-      {"world",
-       {{"ranks", report.ranks.empty() ? Json() : Json(report.ranks.size())},
-        {"gpus", report.gpus > 0 ? Json(report.gpus) : Json()},
-        {"nodes", report.nodes > 0 ? Json(report.nodes) : Json()}}},
-      {"ranks", ranks},
-      {"error", error_of(report)}};
+  const Json json = {{"schema_version", 1},
+                     {"command", "doctor"},
+                     {"ok", report.exit_code() == ExitCode::kOk},
+                     {"exit_code", static_cast<int>(report.exit_code())},
+                     {"program", fmt::format("awex-colocate {}", build_identity())},
+                     {"backend", report.backend ? Json(backend_name(*report.backend)) : Json()},
+                     {"started_at", text_or_null(report.started_at)},
+                     {"world",
+                      {{"ranks", report.ranks.empty() ? Json() : Json(report.ranks.size())},
+                       {"gpus", report.gpus > 0 ? Json(report.gpus) : Json()},
+                       {"nodes", report.nodes > 0 ? Json(report.nodes) : Json()}}},
+                     {"ranks", ranks},
+                     {"error", error_of(report)}};
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

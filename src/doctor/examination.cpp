@@ -4,67 +4,23 @@
 
 #include <algorithm>
 #include <ctime>
-#include <type_traits>
 #include <utility>
 
 #include "base/checked.hpp"
 #include "base/launch.hpp"
 #include "cycle/common_options.hpp"
-#include "cycle/host_room.hpp"
 #include "cycle/world.hpp"
 #include "doctor/gpu_checks.hpp"
+#include "doctor/host_memory_check.hpp"
 #include "doctor/job_checks.hpp"
+#include "doctor/link_speed.hpp"
 #include "doctor/machine_checks.hpp"
 #include "doctor/sharing.hpp"
 #include "doctor/watched_check.hpp"
-#include "memory/host_memory.hpp"
-#include "memory/link_limits.hpp"
+#include "doctor/wire_examination.hpp"
 
 namespace awex {
 namespace {
-
-/// A finding as it travels.
-struct WireFinding {
-  struct Value {
-    FixedText<32> name{};
-    double value = 0;
-  };
-  Verdict verdict = Verdict::kPassed;
-  FixedText<384> reason{};
-  FixedText<384> remedy{};
-  std::array<Value, 3> values{};
-};
-
-/// What a rank tells all others at the end.
-struct WireExamination {
-  int32_t pid = 0;
-  int32_t has_gpu = 0;
-  int32_t gpu_index = 0;
-  std::array<uint8_t, 16> gpu_uuid{};
-  FixedText<96> gpu_name{};
-  int32_t partner = -1;
-  std::array<WireFinding, kChecks> findings{};
-};
-static_assert(std::is_trivially_copyable_v<WireExamination>);
-
-WireFinding to_wire(const Finding& finding) {
-  WireFinding wire{finding.verdict, fixed_text<384>(finding.reason),
-                   fixed_text<384>(finding.remedy), {}};
-  const size_t count = std::min(finding.values.size(), wire.values.size());
-  for (size_t i = 0; i < count; ++i) {
-    wire.values.at(i) = {fixed_text<32>(finding.values[i].first), finding.values[i].second};
-  }
-  return wire;
-}
-
-Finding from_wire(const WireFinding& wire) {
-  Finding finding{wire.verdict, text_of(wire.reason), text_of(wire.remedy), {}};
-  for (const auto& value : wire.values) {
-    if (value.name.front() == '\0') break;
-    finding.values.emplace_back(text_of(value.name), value.value);
-  }
-  return finding;
-}
 
 Finding untried(const char* why) { return waived(fmt::format("not tried: {}", why)); }
 
@@ -117,77 +73,6 @@ DriverAnswer ask_driver(std::optional<BackendKind> requested, const CheckTime& t
   return answer;
 }
 
-/// The least that an update of a small model has of host memory on a rank.
-constexpr uint64_t kLeastHostBytes = 256ULL << 20;
-
-HostClaim claim_here(const NodeIdentity& node) {
-  HostClaim claim{node, kLeastHostBytes, {}};
-  const auto bounds = host_memory_bounds();
-  const size_t count = std::min(bounds.size(), claim.bounds.size());
-  for (size_t i = 0; i < count; ++i) claim.bounds.at(i) = bounds[i];
-  return claim;
-}
-
-/// Of the host of `here`, whatever the rank: so that its ranks find the same.
-Finding judge_host_memory(std::span<const HostClaim> claims, const NodeIdentity& here) {
-  const HostBound* tightest = nullptr;
-  for (const auto& claim : claims) {
-    if (claim.node != here) continue;
-    for (const auto& bound : claim.bounds) {
-      if (bound && (tightest == nullptr || bound->left_bytes < tightest->left_bytes)) {
-        tightest = &*bound;
-      }
-    }
-  }
-  if (tightest == nullptr) return waived("neither the kernel nor a cgroup tells what is free");
-  const auto left = static_cast<double>(tightest->left_bytes);
-  for (const auto& shortage : host_shortages(claims)) {
-    if (shortage.host != here.name()) continue;
-    return with_value(
-        failed(fmt::format("{} left by {}; {} rank{} need at least {}",
-                           format_bytes(shortage.bound.left_bytes), text_of(shortage.bound.name),
-                           shortage.ranks, shortage.ranks == 1 ? "" : "s",
-                           format_bytes(shortage.wanted_bytes)),
-               "give the ranks more memory: memory.max of the cgroup, --mem of Slurm, --memory of "
-               "a container; awex-colocate plan tells what a model needs"),
-        "left_bytes", left);
-  }
-  return with_value(passed(fmt::format("{} left by {}", format_bytes(tightest->left_bytes),
-                                       text_of(tightest->name))),
-                    "left_bytes", left);
-}
-
-/// The speeds that one rank has measured for others, too.
-struct Measured {
-  int32_t done = 0;
-  LinkLimits limits;
-  FixedText<256> failure{};
-};
-
-Finding judge_speed(const Measured& measured, BackendKind backend) {
-  // Of PCIe 3.0 with four lanes: a data center's GPU has more.
-  constexpr double kLeastLinkRate = 4e9;
-  if (measured.done == 0) {
-    return failed(text_of(measured.failure), "see what else fails; nvidia-smi tells what runs");
-  }
-  const auto rate = [](double bytes_per_s) {
-    return format_bytes(static_cast<uint64_t>(bytes_per_s)) + "/s";
-  };
-  const auto& limits = measured.limits;
-  Finding finding = passed(fmt::format("copies to host {}, back {}, {}{}",
-                                       rate(limits.device_to_host), rate(limits.host_to_device),
-                                       backend == BackendKind::kCuda ? "on the GPU " : "shared ",
-                                       rate(limits.device_to_device)));
-  const double link = std::min(limits.device_to_host, limits.host_to_device);
-  if (backend == BackendKind::kCuda && link < kLeastLinkRate) {
-    finding = waived(finding.reason + ": a slow link",
-                     "nvidia-smi -q -d PCIE tells the link's width and generation");
-  }
-  finding = with_value(std::move(finding), "to_host_bytes_per_s", limits.device_to_host);
-  finding = with_value(std::move(finding), "from_host_bytes_per_s", limits.host_to_device);
-  return with_value(std::move(finding), "on_device_bytes_per_s", limits.device_to_device);
-}
-
 /// The examination of a job, step by step; every step is collective and has the same course on
 /// every rank, whatever one finds.
 class Examination {
@@ -219,9 +104,7 @@ class Examination {
   [[nodiscard]] CheckTime time_of_checks() const {
     return {options_.timeout / 2, options_.timeout / 4};
   }
-  [[nodiscard]] Seconds longest_try() const {
-    return std::min(Seconds(3), options_.timeout / 8);
-  }
+  [[nodiscard]] Seconds longest_try() const { return std::min(Seconds(3), options_.timeout / 8); }
 
   /// Does what all ranks do alike. Returns the error that all have agreed on.
   template <class Work>
@@ -257,16 +140,16 @@ class Examination {
       int32_t answers;
       int32_t gpus;
     };
-    const auto told = job_.all_gather_value(Told{answer.answers ? 1 : 0, answer.gpus},
-                                            "the answers of drivers");
+    const auto told =
+        job_.all_gather_value(Told{answer.answers ? 1 : 0, answer.gpus}, "the answers of drivers");
     const auto silent =
         std::find_if(told.begin(), told.end(), [](const Told& one) { return one.answers == 0; });
     if (silent != told.end()) {
       at(Check::kBackend) = failed(
           fmt::format("unknown: the driver of rank {} does not answer", silent - told.begin()),
           "nvidia-smi tells the driver's state; --backend host does without it");
-    } else if (const auto error = attempt(
-                   "backend", [&] { backend_ = choose_backend(job_, options_.backend); })) {
+    } else if (const auto error =
+                   attempt("backend", [&] { backend_ = choose_backend(job_, options_.backend); })) {
       at(Check::kBackend) = failed(*error);
     } else {
       at(Check::kBackend) = passed(backend_name(*backend_));
@@ -279,7 +162,7 @@ class Examination {
         std::count_if(places_.begin(), places_.end(),
                       [&](const Place& place) { return place.node == job_.node(); }));
     examine_machine(findings_, needed(), node_ranks, time_of_checks(), job_);
-    const auto claims = job_.all_gather_value(claim_here(job_.node()), "limits of host memory");
+    const auto claims = job_.all_gather_value(claim_least(job_.node()), "limits of host memory");
     at(Check::kHostMemory) = judge_host_memory(claims, job_.node());
     judge_binding(host_share(job_));
   }
@@ -302,11 +185,11 @@ class Examination {
   /// Roles, devices and pairs, as an update settles them.
   void place_ranks() {
     if (is_alone()) {
-      at(Check::kRoles) = this_launch().launcher == Launcher::kNone
-                              ? untried("started alone")
-                              : failed("one rank, which has no partner",
-                                       fmt::format("{} awex-colocate doctor",
-                                                   start_command(this_launch(), 2)));
+      at(Check::kRoles) =
+          this_launch().launcher == Launcher::kNone
+              ? untried("started alone")
+              : failed("one rank, which has no partner",
+                       fmt::format("{} awex-colocate doctor", start_command(this_launch(), 2)));
       open_alone();
       at(Check::kPairing) = untried("there is one rank");
       return;
@@ -317,12 +200,13 @@ class Examination {
       at(Check::kRoles) = failed(*error);
     } else {
       roles_ = roles->role;
-      at(Check::kRoles) = passed(fmt::format("{} trainer and {} inference rank{}",
-                                             roles->per_role, roles->per_role,
-                                             roles->per_role == 1 ? "" : "s"));
+      at(Check::kRoles) = passed(fmt::format("{} trainer and {} inference rank{}", roles->per_role,
+                                             roles->per_role, roles->per_role == 1 ? "" : "s"));
     }
     if (!roles || !backend_ || at(Check::kNamespaces).verdict == Verdict::kFailed) {
-      const char* why = !roles ? "roles failed" : !backend_ ? "backend failed" : "namespaces failed";
+      const char* why = !roles      ? "roles failed"
+                        : !backend_ ? "backend failed"
+                                    : "namespaces failed";
       at(Check::kDevice) = backend_ == BackendKind::kHost ? open_stand_in() : untried(why);
       at(Check::kPairing) = untried(why);
       return;
@@ -338,18 +222,17 @@ class Examination {
       return;
     }
     std::optional<DeviceMap> devices;
-    const auto error = attempt("pairing", [&] {
-      devices = pair_devices(job_, roles, *device_, options_.share_gpu);
-    });
+    const auto error = attempt(
+        "pairing", [&] { devices = pair_devices(job_, roles, *device_, options_.share_gpu); });
     if (error) {
       at(Check::kPairing) = failed(*error);
       return;
     }
     partner_ = devices->partner;
     gpus_ = devices->gpus;
-    const char* what = *backend_ == BackendKind::kCuda ? "GPU" : "stand-in for a GPU";
-    at(Check::kPairing) = passed(
-        fmt::format("two ranks on each of {} {}{}", gpus_, what, gpus_ == 1 ? "" : "s"));
+    const bool on_gpu = *backend_ == BackendKind::kCuda;
+    at(Check::kPairing) = passed(fmt::format("a trainer and an inference rank on each of {} {}",
+                                             gpus_, on_gpu ? "GPUs" : "stand-ins"));
   }
 
   /// Whether a rank that has no device stands in: then no two GPUs are mistaken for one.
@@ -358,8 +241,7 @@ class Examination {
     try {
       device_ = open();
       if (device_->kind() == BackendKind::kHost) return passed("host memory stands for a GPU");
-      return check_capability(
-          visible_gpus().at(static_cast<size_t>(device_->identity().index)));
+      return check_capability(visible_gpus().at(static_cast<size_t>(device_->identity().index)));
     } catch (const Error& error) {
       return failed(error);
     }
@@ -399,8 +281,8 @@ class Examination {
     at(Check::kSocket) = std::move(found.socket);
     at(Check::kSharedMemory) = std::move(found.memory);
     at(Check::kLegacyIpc) = needed() == BackendKind::kHost ? waived_without_gpu(options_.backend)
-                            : stand_in ? untried("no GPU is paired")
-                                       : std::move(found.legacy_ipc);
+                            : stand_in                     ? untried("no GPU is paired")
+                                                           : std::move(found.legacy_ipc);
   }
 
   void look_at_links() {
@@ -412,9 +294,9 @@ class Examination {
       at(Check::kPeerAccess) =
           job_.peers().empty() || partner_ < 0
               ? untried("gpu pairing failed")
-              : watch_check([peers = job_.peers(),
-                             rank = me()] { return check_peer_access(peers, rank); },
-                            time, job_);
+              : watch_check(
+                    [peers = job_.peers(), rank = me()] { return check_peer_access(peers, rank); },
+                    time, job_);
     }
     measure();
   }
@@ -424,13 +306,15 @@ class Examination {
   void measure() {
     job_.set_phase("link speeds");
     const bool on_gpu = device_ && device_->kind() == BackendKind::kCuda;
-    const bool measures = device_ && (on_gpu ? partner_ < 0 || job_.rank() < partner_
-                                             : job_.node_rank() == 0);
+    const bool measures =
+        device_ && (on_gpu ? partner_ < 0 || job_.rank() < partner_ : job_.node_rank() == 0);
     auto turns = static_cast<uint64_t>(job_.node_rank() + 1);
     job_.all_reduce_max({&turns, 1}, "how many take turns");
-    Measured mine;
+    MeasuredSpeed mine;
     for (uint64_t turn = 0; turn < (on_gpu || backend_ == BackendKind::kCuda ? turns : 1); ++turn) {
-      if (measures && turn == static_cast<uint64_t>(job_.node_rank())) mine = measure_own();
+      if (measures && turn == static_cast<uint64_t>(job_.node_rank())) {
+        mine = measure_speed(*device_, options_.timeout / 4, job_);
+      }
       (void)job_.all_gather_value(1, "the turns of measuring");
     }
     const auto all = job_.all_gather_value(mine, "the speeds of links");
@@ -442,25 +326,9 @@ class Examination {
     for (size_t rank = 0; !has(speaker) && !on_gpu && rank < all.size(); ++rank) {
       if (places_[rank].node == job_.node() && has(rank)) speaker = rank;
     }
-    at(Check::kSpeed) = has(speaker)
-                            ? judge_speed(all[speaker], on_gpu ? BackendKind::kCuda
-                                                               : BackendKind::kHost)
-                            : untried("no device could be opened");
-  }
-
-  [[nodiscard]] Measured measure_own() {
-    constexpr uint64_t kHostProbeBytes = 16ULL << 20;
-    constexpr uint64_t kGpuProbeBytes = 64ULL << 20;
-    Measured measured;
-    try {
-      const bool on_gpu = device_->kind() == BackendKind::kCuda;
-      measured.limits = measure_link_limits(*device_, Deadline(options_.timeout / 4), job_,
-                                            on_gpu ? kGpuProbeBytes : kHostProbeBytes);
-      measured.done = 1;
-    } catch (const Error& error) {
-      measured.failure = fixed_text<256>(error.what());
-    }
-    return measured;
+    at(Check::kSpeed) =
+        has(speaker) ? judge_speed(all[speaker], on_gpu ? BackendKind::kCuda : BackendKind::kHost)
+                     : untried("no device could be opened");
   }
 
   void gather(DoctorReport& report) {
@@ -553,7 +421,7 @@ DoctorReport examine_without_job(const DoctorOptions& options, const Error& why)
       options.backend.value_or(answer.gpus > 0 ? BackendKind::kCuda : BackendKind::kHost);
   const auto node = read_node_identity();
   examine_machine(here.findings, backend, 1, time, nobody);
-  const auto claim = claim_here(node);
+  const auto claim = claim_least(node);
   at(Check::kHostMemory) = judge_host_memory({&claim, 1}, node);
   here.rank = this_launch().rank.value_or(0);
   here.host = node.name();

@@ -30,7 +30,7 @@ struct RankExamination {
 };
 
 struct DoctorReport {
-  std::string started_at;  ///< ISO 8601, UTC.
+  std::string started_at;              ///< ISO 8601, UTC.
   std::optional<BackendKind> backend;  ///< That an update would take; absent: unknown.
   int nodes = 0;
   int gpus = 0;                        ///< That ranks are paired on; 0: unknown.

@@ -76,7 +76,9 @@ struct Finding {
   return {Verdict::kFailed, std::move(reason), std::move(remedy)};
 }
 /// What an error says, with its hint as the remedy.
-[[nodiscard]] inline Finding failed(const Error& error) { return failed(error.what(), error.hint()); }
+[[nodiscard]] inline Finding failed(const Error& error) {
+  return failed(error.what(), error.hint());
+}
 /// The finding with a number that it rests on.
 [[nodiscard]] inline Finding with_value(Finding finding, std::string name, double value) {
   finding.values.emplace_back(std::move(name), value);

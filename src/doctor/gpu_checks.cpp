@@ -91,22 +91,21 @@ Finding check_peer_access(std::span<const Peer> peers, size_t me) {
   }
   if (gpus.size() == 1) return passed("one GPU on this host");
   if (unreached.empty()) return passed(fmt::format("reaches all {} GPUs of its host", gpus.size()));
-  return waived(fmt::format("does not reach the GPUs of ranks {}: NCCL serves",
-                            fmt::join(unreached, ", ")),
-                "show all GPUs to all ranks (CUDA_VISIBLE_DEVICES; srun without --gpus-per-task); "
-                "nvidia-smi topo -m tells which links there are");
+  return waived(
+      fmt::format("does not reach the GPUs of ranks {}: NCCL serves", fmt::join(unreached, ", ")),
+      "show all GPUs to all ranks (CUDA_VISIBLE_DEVICES; srun without --gpus-per-task); "
+      "nvidia-smi topo -m tells which links there are");
 }
 
 Finding check_nccl() {
   const auto versions = nccl_versions();
   if (!versions) return waived("this binary was built without NCCL");
   const auto loaded = nccl_version(versions->loaded);
-  auto finding =
-      versions->loaded / 10000 < versions->built / 10000
-          ? failed(fmt::format("{}, older than {}, which the binary was built with", loaded,
-                               nccl_version(versions->built)),
-                   "let LD_LIBRARY_PATH find the library that the binary was built with")
-          : passed(loaded);
+  auto finding = versions->loaded / 10000 < versions->built / 10000
+                     ? failed(fmt::format("{}, older than {}, which the binary was built with",
+                                          loaded, nccl_version(versions->built)),
+                              "let LD_LIBRARY_PATH find the library that the binary was built with")
+                     : passed(loaded);
   return with_value(std::move(finding), "version", versions->loaded);
 }
 

@@ -86,9 +86,9 @@ Finding check_launcher(const Launch& launch, int ranks) {
                               start_command(launch, 2)));
   }
   if (ranks < 2) {
-    return failed(fmt::format("{} started one rank; an update needs two a GPU",
-                              launcher_text(launch)),
-                  fmt::format("{} awex-colocate doctor", start_command(launch, 2)));
+    return failed(
+        fmt::format("{} started one rank; an update needs two a GPU", launcher_text(launch)),
+        fmt::format("{} awex-colocate doctor", start_command(launch, 2)));
   }
   return passed(fmt::format("{}, {} ranks", launcher_text(launch), ranks));
 }
@@ -101,14 +101,16 @@ Finding check_mpi() {
 
 Finding check_namespaces(std::span<const Place> places, size_t me, BackendKind backend) {
   if (const auto other = first_apart(places, me, &Place::pid_namespace)) {
-    return failed(fmt::format("{} are in different PID namespaces (containers)",
-                              pair_text(me, *other)),
-                  "start both roles in one container, or let their containers share the host's "
-                  "processes: docker or podman run --pid=host --uts=host, in Kubernetes "
-                  "shareProcessNamespace: true");
+    return failed(
+        fmt::format("{} are in different PID namespaces (containers)", pair_text(me, *other)),
+        "start both roles in one container, or let their containers share the host's "
+        "processes: docker or podman run --pid=host --uts=host, in Kubernetes "
+        "shareProcessNamespace: true");
   }
   if (const auto other = first_apart(places, me, &Place::shm_device)) {
-    return failed(fmt::format("{} have different file systems at /dev/shm", pair_text(me, *other)),
+    return waived(fmt::format("{} have different file systems at /dev/shm: MPI and NCCL take "
+                              "slower ways",
+                              pair_text(me, *other)),
                   "let both containers share the host's: docker or podman run --ipc=host, or "
                   "--volume /dev/shm:/dev/shm");
   }
@@ -119,8 +121,8 @@ Finding check_namespaces(std::span<const Place> places, size_t me, BackendKind b
                   "docker or podman run --ipc=host, for both roles");
   }
   if (const auto other = first_apart(places, me, &Place::mount_namespace)) {
-    return passed(fmt::format("PID and IPC shared; {} see different mounts",
-                              pair_text(me, *other)));
+    return passed(
+        fmt::format("PID and IPC shared; {} see different mounts", pair_text(me, *other)));
   }
   return passed("PID, IPC and mount namespaces are shared");
 }

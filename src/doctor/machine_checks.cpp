@@ -85,10 +85,10 @@ Finding check_locked_memory(BackendKind backend) {
   auto finding =
       backend == BackendKind::kHost
           ? waived(fmt::format("{}; the host backend locks no memory", limit_text))
-          : waived(fmt::format("{}; enough where the driver does not count pinned memory",
-                               limit_text),
-                   "raise it before the ranks start: ulimit -l unlimited; docker --ulimit "
-                   "memlock=-1; for Slurm LimitMEMLOCK=infinity in slurmd's unit");
+          : waived(
+                fmt::format("{}; enough where the driver does not count pinned memory", limit_text),
+                "raise it before the ranks start: ulimit -l unlimited; docker --ulimit "
+                "memlock=-1; for Slurm LimitMEMLOCK=infinity in slurmd's unit");
   return with_value(std::move(finding), "limit_bytes", static_cast<double>(limit.rlim_cur));
 }
 

@@ -122,8 +122,8 @@ Finding read_mark(Job& job, Device& device, const ProbeOffer& from, int giver, S
                   std::vector<UniqueFd> fds) {
   uint64_t mark = 0;
   const auto error = error_of([&] {
-    const auto import = device.reserve_import("memory of a partner", from.range.bytes,
-                                              from.range.chunk_bytes);
+    const auto import =
+        device.reserve_import("memory of a partner", from.range.bytes, from.range.chunk_bytes);
     import->map(std::move(fds));
     const auto host = device.allocate_host(sizeof(mark));
     const auto queue = device.make_queue();
@@ -133,13 +133,14 @@ Finding read_mark(Job& job, Device& device, const ProbeOffer& from, int giver, S
     import->unmap();
   });
   if (!error.empty()) {
-    return failed(error, "ranks that share a GPU must be of one user, and their containers have "
-                         "the same GPUs (docker --gpus all)");
+    return failed(error,
+                  "ranks that share a GPU must be of one user, and their containers have "
+                  "the same GPUs (docker --gpus all)");
   }
   if (mark != mark_of(giver)) {
-    return failed(fmt::format("rank {}'s memory reads {:#x} here, not {:#x}", giver, mark,
-                              mark_of(giver)),
-                  "this is a fault of the driver or the kernel: update it");
+    return failed(
+        fmt::format("rank {}'s memory reads {:#x} here, not {:#x}", giver, mark, mark_of(giver)),
+        "this is a fault of the driver or the kernel: update it");
   }
   return passed(fmt::format("a partner's {} can be mapped and read",
                             device.kind() == BackendKind::kCuda ? "VMM memory" : "memfd"));
@@ -217,9 +218,8 @@ SharingFindings try_sharing(Job& job, Device& device, const SharingPartners& par
       auto by_socket = take_by_socket(job, from, longest);
       std::tie(findings.pidfd, findings.socket) = judge_ways(by_pidfd.error, by_socket.error);
       auto fds = by_pidfd.error.empty() ? std::move(by_pidfd.fds) : std::move(by_socket.fds);
-      findings.memory =
-          fds.empty() ? waived("not tried: no descriptor of a partner came here")
-                      : read_mark(job, device, from, giver, longest, std::move(fds));
+      findings.memory = fds.empty() ? waived("not tried: no descriptor of a partner came here")
+                                    : read_mark(job, device, from, giver, longest, std::move(fds));
       findings.legacy_ipc = try_legacy_ipc(device, from, giver, giver == job.rank());
     }
   }
