@@ -85,13 +85,21 @@ std::string metadata(const DoctorReport& report) {
   return out;
 }
 
+/// What fits of a list of ranks.
+std::string shortened(const std::string& list, size_t width) {
+  if (list.size() <= width) return list;
+  const std::string more = ",...";
+  return list.substr(0, list.rfind(',', width - more.size())) + more;
+}
+
 /// The lines of one check on the ranks of a group.
 std::string group_lines(const char* check, const Group& group, size_t ranks_width,
                         const TextStyle& style) {
   const size_t indent = kCheckWidth + ranks_width + kVerdictWidth;
   const auto& finding = *group.finding;
   std::string out =
-      fmt::format("{:<{}}{:<{}}{}", check, kCheckWidth, rank_list(group.ranks), ranks_width,
+      fmt::format("{:<{}}{:<{}}{}", check, kCheckWidth,
+                  shortened(rank_list(group.ranks), ranks_width - 2), ranks_width,
                   colored(fmt::format("{:<{}}", verdict_name(finding.verdict), kVerdictWidth),
                           finding.verdict, style));
   const auto lines = wrapped(finding.reason, kColumns - indent);

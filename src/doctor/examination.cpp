@@ -230,9 +230,12 @@ class Examination {
     }
     partner_ = devices->partner;
     gpus_ = devices->gpus;
-    const bool on_gpu = *backend_ == BackendKind::kCuda;
-    at(Check::kPairing) = passed(fmt::format("a trainer and an inference rank on each of {} {}",
-                                             gpus_, on_gpu ? "GPUs" : "stand-ins"));
+    const int pairs = job_.size() / 2;
+    const auto where = *backend_ == BackendKind::kHost
+                           ? std::string("host memory")
+                           : fmt::format("{} GPU{}", gpus_, gpus_ == 1 ? "" : "s");
+    at(Check::kPairing) =
+        passed(fmt::format("{} pair{} of ranks on {}", pairs, pairs == 1 ? "" : "s", where));
   }
 
   /// Whether a rank that has no device stands in: then no two GPUs are mistaken for one.
