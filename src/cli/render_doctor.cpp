@@ -89,7 +89,8 @@ std::string metadata(const DoctorReport& report) {
 std::string shortened(const std::string& list, size_t width) {
   if (list.size() <= width) return list;
   const std::string more = ",...";
-  return list.substr(0, list.rfind(',', width - more.size())) + more;
+  const size_t room = width - more.size();
+  return list.substr(0, std::min(room, list.rfind(',', room))) + more;
 }
 
 /// The lines of one check on the ranks of a group.

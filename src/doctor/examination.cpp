@@ -57,7 +57,7 @@ DriverAnswer ask_driver(std::optional<BackendKind> requested, const CheckTime& t
   const auto counted = std::make_shared<int>(-1);
   answer.driver = watch_check(
       [requested, counted] {
-        const auto finding = check_driver(requested, cuda_versions());
+        auto finding = check_driver(requested, cuda_versions());
         *counted = cuda_device_count();
         return finding;
       },
@@ -289,17 +289,17 @@ class Examination {
   }
 
   void look_at_links() {
+    const auto time = time_of_checks();
+    at(Check::kNccl) = needed() == BackendKind::kHost ? waived_without_gpu(options_.backend)
+                                                      : watch_check(check_nccl, time, job_);
     if (backend_ != BackendKind::kCuda) {
-      at(Check::kPeerAccess) = at(Check::kNccl) = waived_without_gpu(options_.backend);
+      at(Check::kPeerAccess) = waived_without_gpu(options_.backend);
+    } else if (job_.peers().empty() || partner_ < 0) {
+      at(Check::kPeerAccess) = untried("no GPU is paired");
     } else {
-      const auto time = time_of_checks();
-      at(Check::kNccl) = watch_check(check_nccl, time, job_);
-      at(Check::kPeerAccess) =
-          job_.peers().empty() || partner_ < 0
-              ? untried("gpu pairing failed")
-              : watch_check(
-                    [peers = job_.peers(), rank = me()] { return check_peer_access(peers, rank); },
-                    time, job_);
+      at(Check::kPeerAccess) = watch_check(
+          [peers = job_.peers(), rank = me()] { return check_peer_access(peers, rank); }, time,
+          job_);
     }
     measure();
   }
@@ -311,7 +311,7 @@ class Examination {
     const bool on_gpu = device_ && device_->kind() == BackendKind::kCuda;
     const bool measures =
         device_ && (on_gpu ? partner_ < 0 || job_.rank() < partner_ : job_.node_rank() == 0);
-    auto turns = static_cast<uint64_t>(job_.node_rank() + 1);
+    auto turns = static_cast<uint64_t>(job_.node_rank()) + 1;
     job_.all_reduce_max({&turns, 1}, "how many take turns");
     MeasuredSpeed mine;
     for (uint64_t turn = 0; turn < (on_gpu || backend_ == BackendKind::kCuda ? turns : 1); ++turn) {

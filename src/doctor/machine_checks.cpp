@@ -34,6 +34,20 @@ Finding refused(const char* attempt, const char* call, int error_number) {
                 "memfd_create with sealing: docker --security-opt seccomp=unconfined");
 }
 
+/// How a limit comes to be `wanted`, whose name is `name` for docker and `unit` for systemd.
+std::string how_to_raise(const struct rlimit& limit, rlim_t wanted, const std::string& command,
+                         const std::string& name, const char* unit) {
+  const auto number = wanted == RLIM_INFINITY ? "-1" : std::to_string(wanted);
+  const auto docker = fmt::format("docker --ulimit {}={}", name, number);
+  if (limit.rlim_max >= wanted) {
+    return fmt::format("raise it where the ranks start, before they do: {}; {}", command, docker);
+  }
+  return fmt::format(
+      "the hard limit is lower, too: let root raise it for what starts the ranks "
+      "(/etc/security/limits.conf and a new login; {}= in the unit of slurmd), or {}",
+      unit, docker);
+}
+
 uint64_t count_open_files() {
   std::error_code unreadable;
   std::filesystem::directory_iterator entry("/proc/self/fd", unreadable);
@@ -87,14 +101,15 @@ Finding check_locked_memory(BackendKind backend) {
           ? waived(fmt::format("{}; the host backend locks no memory", limit_text))
           : waived(
                 fmt::format("{}; enough where the driver does not count pinned memory", limit_text),
-                "raise it before the ranks start: ulimit -l unlimited; docker --ulimit "
-                "memlock=-1; for Slurm LimitMEMLOCK=infinity in slurmd's unit");
+                how_to_raise(limit, RLIM_INFINITY, "ulimit -l unlimited", "memlock",
+                             "LimitMEMLOCK"));
   return with_value(std::move(finding), "limit_bytes", static_cast<double>(limit.rlim_cur));
 }
 
 Finding check_open_files() {
-  // A region has 8 chunks or, of many GB, one for each GB; each has a descriptor.
-  constexpr uint64_t kLeast = 4 * 8;
+  // A region has 8 chunks or, of many GB, one for each GB; each has a descriptor, and a rank has or
+  // maps four regions.
+  constexpr uint64_t kLeast = 32;
   constexpr uint64_t kPlenty = 2 * kMaxChunks;
   struct rlimit limit {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
@@ -102,8 +117,10 @@ Finding check_open_files() {
   }
   const uint64_t open = count_open_files();
   const uint64_t most = limit.rlim_cur;
-  const auto remedy = fmt::format(
-      "raise it before the ranks start: ulimit -n {0}; docker --ulimit nofile={0}", 4 * kPlenty);
+  if (limit.rlim_cur == RLIM_INFINITY) return passed("unlimited");
+  const rlim_t wanted = 4 * kPlenty;
+  const auto remedy =
+      how_to_raise(limit, wanted, fmt::format("ulimit -n {}", wanted), "nofile", "LimitNOFILE");
   const auto text = fmt::format("at most {}, a rank takes one for each chunk of memory", most);
   auto finding = most < open + kLeast    ? failed(text, remedy)
                  : most < open + kPlenty ? waived(text + ": enough for small models", remedy)

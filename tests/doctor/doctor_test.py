@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -98,6 +99,11 @@ def doctor(*options, backend="host"):
     return (PROGRAM, "doctor", "--backend", backend, "--json", "-", *options)
 
 
+def sees_gpus():
+    checks = json.loads(run(doctor(backend="auto")).stdout)["ranks"][0]["checks"]
+    return next(c for c in checks if c["check"] == "gpus granted")["values"]["gpus"] > 0
+
+
 def may(*command):
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -161,7 +167,7 @@ class Doctor(unittest.TestCase):
 
     def test_the_table_fits_80_columns_and_folds_ranks_that_found_the_same(self):
         result = run((MPIEXEC, *TWO, PROGRAM, "doctor", "--backend", "cuda"))
-        if "cuda" not in run((PROGRAM, "--version")).stdout:
+        if not sees_gpus():
             self.assertEqual(result.returncode, 1, result.stderr)
             self.assertRegex(result.stdout, r"(?m)^backend +0-1 +failed +\S")
             self.assertRegex(result.stdout, r"(?m)^    remedy: \S")
@@ -207,6 +213,9 @@ class Doctor(unittest.TestCase):
         self.assert_check(ranks, "open files", "passed", raised.split()[-1])
         ranks = self.examine(("bash", "-c", low.format(300, ""), "_", *doctor()), 0)
         self.assert_check(ranks, "open files", "waived", "small models", "ulimit -n")
+        ranks = self.examine(("bash", "-c", 'ulimit -n 300; exec "$@"', "_", *doctor()), 0)
+        remedy = self.assert_check(ranks, "open files", "waived", "", "limits.conf")
+        self.assertNotIn("ulimit -n ", remedy)  # the hard limit refuses that
 
     def test_locked_memory_matters_to_gpus_alone(self):
         code = ("bash", "-c", 'ulimit -Sl 64; {}\nexec "$@"', "_")
@@ -215,9 +224,14 @@ class Doctor(unittest.TestCase):
         check = {c["check"]: c for c in result["ranks"][0]["checks"]}["locked memory"]
         self.assertEqual(check["verdict"], "waived")
         self.assertIn("65.5 kB", check["reason"])
-        raised = command_in(check["remedy"], r"ulimit -l unlimited")
-        if not may("bash", "-c", raised):
-            return  # it is not this user's to raise
+        raised = "ulimit -l unlimited"
+        if not may("bash", "-c", f"ulimit -Sl 64; {raised}"):
+            if raised in check["remedy"]:  # right for root alone
+                self.assertEqual(resource.getrlimit(resource.RLIMIT_MEMLOCK)[1], resource.RLIM_INFINITY)
+            self.assertIn("let root raise it", check["remedy"])
+            return
+        if raised not in check["remedy"]:
+            self.assertEqual(os.getuid(), 0)  # who may raise a hard limit
         result = json.loads(run((*code[:2], code[2].format(raised), "_", *command)).stdout)
         check = {c["check"]: c for c in result["ranks"][0]["checks"]}["locked memory"]
         self.assertEqual((check["verdict"], check["reason"]), ("passed", "unlimited"))
@@ -352,6 +366,10 @@ class Doctor(unittest.TestCase):
         ranks = self.examine((MPIEXEC, "--oversubscribe", *options, *doctor()), 0)
         self.assertEqual(len(ranks), 2)
         self.assert_check(ranks, "roles", "passed", "1 trainer and 1 inference")
+        trainer = doctor("--role", "trainer")
+        for second, code, verdict in ((trainer, 1, "failed"), (doctor("--role", "inference"), 0, "passed")):
+            ranks = self.examine((MPIEXEC, "--oversubscribe", "-n", "1", *trainer, ":", "-n", "1", *second), code)
+            self.assert_check(ranks, "roles", verdict, "", "ppr:2:node" if code else None)
 
     def test_launches_that_make_no_job_are_told_how_to_start(self):
         torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
@@ -368,11 +386,11 @@ class Doctor(unittest.TestCase):
         self.assertIn(result.returncode, (1, 5), result.stderr)
 
     def test_a_gpu_that_is_asked_for_or_granted_and_not_there(self):
-        if "cuda" in run((PROGRAM, "--version")).stdout:
-            self.skipTest("this program may see GPUs")
+        if sees_gpus():
+            self.skipTest("this machine has GPUs")
         ranks = self.examine((MPIEXEC, *TWO, *doctor(backend="cuda")), 1)
         for name in ("cuda driver", "gpus granted", "backend"):
-            remedy = self.assert_check(ranks, name, "failed", "without CUDA", "--backend host")
+            remedy = self.assert_check(ranks, name, "failed", "", "--backend host")
         ranks = self.examine(doctor(backend="auto"), 1, CUDA_VISIBLE_DEVICES="0")
         remedy = self.assert_check(ranks, "gpus granted", "failed",
                                    "granted (CUDA_VISIBLE_DEVICES=0), but none is seen", "--backend host")
