@@ -4,16 +4,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
+#include <cstring>
 
 #include "base/build_identity.hpp"
-#include "cli/error_json.hpp"
-#include "cli/json_values.hpp"
+#include "base/error_json.hpp"
+#include "base/json_values.hpp"
+#include "cli/wrapped_text.hpp"
 
 namespace awex {
 namespace {
 
-constexpr size_t kColumns = 80;
 constexpr size_t kCheckWidth = 16;
 constexpr size_t kVerdictWidth = 8;
 
@@ -38,25 +38,6 @@ std::vector<Group> groups_of(const DoctorReport& report, size_t check) {
     }
   }
   return groups;
-}
-
-/// The words of a text in lines of at most `width`; a word that is longer is cut.
-std::vector<std::string> wrapped(const std::string& text, size_t width) {
-  std::vector<std::string> lines(1);
-  std::istringstream words(text);
-  for (std::string word; words >> word;) {
-    if (!lines.back().empty() && lines.back().size() + 1 + word.size() > width) {
-      lines.emplace_back();
-    }
-    if (!lines.back().empty()) lines.back() += ' ';
-    lines.back() += word;
-    while (lines.back().size() > width) {
-      auto rest = lines.back().substr(width);
-      lines.back().resize(width);
-      lines.push_back(std::move(rest));
-    }
-  }
-  return lines;
 }
 
 std::string colored(const std::string& text, Verdict verdict, const TextStyle& style) {
@@ -103,17 +84,11 @@ std::string group_lines(const char* check, const Group& group, size_t ranks_widt
                   shortened(rank_list(group.ranks), ranks_width - 2), ranks_width,
                   colored(fmt::format("{:<{}}", verdict_name(finding.verdict), kVerdictWidth),
                           finding.verdict, style));
-  const auto lines = wrapped(finding.reason, kColumns - indent);
-  for (size_t i = 0; i < lines.size(); ++i) {
-    if (i > 0) out += std::string(indent, ' ');
-    out += lines[i] + "\n";
-  }
+  out += wrapped(finding.reason, kTextWidth, indent) + "\n";
   if (finding.remedy.empty()) return out;
-  const std::string margin(4, ' ');
-  for (const auto& line : wrapped("remedy: " + finding.remedy, kColumns - margin.size())) {
-    out += margin + line + "\n";
-  }
-  return out;
+  constexpr size_t kMargin = 4;
+  return out + std::string(kMargin, ' ') +
+         wrapped("remedy: " + finding.remedy, kTextWidth, kMargin) + "\n";
 }
 
 std::string result_line(const DoctorReport& report, const TextStyle& style) {
@@ -134,12 +109,11 @@ std::string result_line(const DoctorReport& report, const TextStyle& style) {
                                               counts[0], counts[1])
                                 : fmt::format("an update cannot run: {} of {} checks failed: {}",
                                               bad.size(), kChecks, fmt::join(bad, ", "));
-  std::string out;
-  for (const auto& line : wrapped(text, kColumns - 11)) {
-    out += fmt::format("{:<11}{}\n", out.empty() ? "result" : "",
-                       colored(line, bad.empty() ? Verdict::kPassed : Verdict::kFailed, style));
-  }
-  return out;
+  constexpr const char* kKey = "result     ";
+  return kKey +
+         colored(wrapped(text, kTextWidth, std::strlen(kKey)),
+                 bad.empty() ? Verdict::kPassed : Verdict::kFailed, style) +
+         "\n";
 }
 
 Json value_json(double value) {
