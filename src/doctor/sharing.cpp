@@ -58,7 +58,7 @@ class Offering {
       const auto queue = device.make_queue();
       queue->copy(range_->data(), host->bytes().data(), sizeof(mark));
       queue->finish("writing what a partner is to read", Deadline(longest), job);
-      offer_.range = offer(*range_, device.kind());
+      offer_.range = offer(range_->owned(), device.kind());
       socket_.emplace();
       offer_.socket = fixed_text<64>(socket_->name());
     }));
@@ -123,7 +123,7 @@ Finding read_mark(Job& job, Device& device, const ProbeOffer& from, int giver, S
   uint64_t mark = 0;
   const auto error = error_of([&] {
     const auto import =
-        device.reserve_import("memory of a partner", from.range.bytes, from.range.chunk_bytes);
+        device.reserve_mapping("memory of a partner", from.range.bytes, from.range.chunk_bytes);
     import->map(std::move(fds));
     const auto host = device.allocate_host(sizeof(mark));
     const auto queue = device.make_queue();
