@@ -109,7 +109,7 @@ std::string commands_line(const Json& status) {
 
 std::string start_line(const Json& status) {
   const auto started = text(status, "started_at");
-  const auto build = text(status, "build");
+  auto build = text(status, "build");
   if (started.empty()) return build;
   return build.empty() ? started : fmt::format("{}, build {}", started, build);
 }
