@@ -76,13 +76,21 @@ CommandEnd end_of(const ClientTask& task, const Event& event, const ReportFiles&
           task.json_path == "-" ? event.json : event.table};
 }
 
+/// Whether the job that was asked to stop has done so, for somebody else who came first.
+bool is_stopped(const ClientTask& task, const LeaveMonitor& monitor) {
+  if (task.request.errand != Errand::kStop || !monitor.answered()) return false;
+  const auto record = read_job_record(task.directory);
+  return record && record->exit_code == ExitCode::kOk;
+}
+
 CommandEnd do_task(const ClientTask& task, ReportFiles& files) {
   ClientProgress progress(errand_name(task.request.errand));
   LeaveMonitor monitor(task.request, [&progress] { progress.tick(); });
   try {
     files.open(task.json_path, task.trace_path, client_report(task, not_heard_yet()),
                {kReaderPatience, [&monitor] { monitor.poll(); }});
-    return end_of(task, ask(task, monitor, progress), files);
+    const auto event = ask(task, monitor, progress);
+    return event.error && is_stopped(task, monitor) ? CommandEnd{} : end_of(task, event, files);
   } catch (const Error& error) {
     return failed_end(task, error, files);
   }

@@ -32,6 +32,7 @@ class LeaveMonitor final : public WaitMonitor {
   void poll() override;
   /// The job has answered, and so knows of the request.
   void job_has_answered() { answered_ = true; }
+  [[nodiscard]] bool answered() const { return answered_; }
 
  private:
   const ClientRequest& request_;

@@ -35,6 +35,7 @@ const char* const kExamples =
     "      --inference sglang:tp=2 --versions 3 --json report.json --trace trace.json\n"
     "  awex-colocate plan --model preset:qwen3-8b --trainer megatron:tp=4 \\\n"
     "      --inference sglang:tp=2 --gpus 16 --gpu-memory 80GB\n"
+    "  mpirun -np 2 awex-colocate doctor\n"
     "  awex-colocate checkpoint --preset tiny-moe --out DIR\n"
     "  awex-colocate digest DIR\n"
     "  awex-colocate update --job DIR && awex-colocate status --job DIR\n"
@@ -72,7 +73,7 @@ std::vector<Subcommand> add_subcommands(CLI::App& root) {
   std::vector<Subcommand> commands{add_update(root), add_offload(root), add_transfer(root),
                                    add_resume(root), add_serve(root),   add_status(root),
                                    add_stop(root),   add_restore(root), add_checkpoint(root),
-                                   add_digest(root), add_plan(root)};
+                                   add_digest(root), add_plan(root),    add_doctor(root)};
   for (const auto& command : commands) command.parser->allow_extras();
   return commands;
 }

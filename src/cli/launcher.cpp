@@ -24,6 +24,8 @@ std::string processes(const Launch& launch) {
   return *launch.size == 1 ? "one process" : fmt::format("{} processes", *launch.size);
 }
 
+}  // namespace
+
 std::optional<Error> wrong_launch(const std::string& command) {
   const auto& launch = this_launch();
   switch (launch.launcher) {
@@ -61,8 +63,6 @@ std::optional<Error> wrong_launch(const std::string& command) {
   }
   return std::nullopt;
 }
-
-}  // namespace
 
 std::optional<int> launched_rank() { return this_launch().rank; }
 

@@ -16,9 +16,12 @@ namespace awex {
 /// rank 0 found nothing wrong.
 void let_rank_0_speak();
 
-/// Before MPI is initialised: refuses a start from which MPI cannot make one job (srun without
-/// PMIx, another MPI's mpirun, torchrun), which MPI meets with an abort or a job for each process.
-/// Throws the request error on the process that is to tell it; the others get the exit code to end
+/// Before MPI is initialised: the request error of a start of `command` from which MPI cannot make
+/// one job (srun without PMIx, another MPI's mpirun, torchrun), which MPI meets with an abort or a
+/// job for each process.
+[[nodiscard]] std::optional<Error> wrong_launch(const std::string& command);
+
+/// Refuses such a start. Throws the request error on the process that is to tell it; the others get the exit code to end
 /// with, after the first has had time to speak.
 [[nodiscard]] std::optional<ExitCode> refuse_wrong_launch(const std::string& command);
 

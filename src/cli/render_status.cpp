@@ -94,7 +94,9 @@ std::string activity_line(const Json& status) {
   if (const auto command = text(status, "command"); !command.empty()) words += " " + command;
   if (const auto phase = text(status, "phase"); !phase.empty()) words += ", in phase " + phase;
   const auto& since = member(status, "since_s");
-  if (since.is_number()) words += " for " + format_seconds(since.get<double>());
+  if (since.is_number() && since.get<double>() > 0) {
+    words += " for " + format_seconds(since.get<double>());
+  }
   return words;
 }
 
@@ -107,7 +109,7 @@ std::string commands_line(const Json& status) {
 
 std::string start_line(const Json& status) {
   const auto started = text(status, "started_at");
-  const auto build = text(status, "build");
+  auto build = text(status, "build");
   if (started.empty()) return build;
   return build.empty() ? started : fmt::format("{}, build {}", started, build);
 }
@@ -210,17 +212,21 @@ void add_rank(HostUse& host, const Json& rank) {
   if (tighter) host.cgroup_limit_bytes = limit, host.cgroup_used_bytes = used;
 }
 
-std::string host_line(const std::string& name, const HostUse& host) {
+/// `locks`: whether pinned memory is locked, as it is for GPUs.
+std::string lock_text(const HostUse& host, bool locks) {
+  if (!host.lock_limit_bytes) return "no memlock limit";
+  const auto limit = format_bytes(*host.lock_limit_bytes);
+  if (!locks) return fmt::format("memlock {} a process, not needed", limit);
+  return fmt::format("memlock {} of {} a process", format_bytes(host.most_pinned_bytes), limit);
+}
+
+std::string host_line(const std::string& name, const HostUse& host, bool locks) {
   const auto cgroup = host.cgroup_limit_bytes
                           ? fmt::format("cgroup {} of {}", format_bytes(*host.cgroup_used_bytes),
                                         format_bytes(*host.cgroup_limit_bytes))
                           : "no cgroup limit";
-  const auto lock = host.lock_limit_bytes ? fmt::format("memlock {} of {} a process",
-                                                        format_bytes(host.most_pinned_bytes),
-                                                        format_bytes(*host.lock_limit_bytes))
-                                          : "no memlock limit";
   return fmt::format("{}: {} pinned by {}; {}; {}", name, format_bytes(host.pinned_bytes),
-                     counted(host.ranks, "rank", "ranks"), cgroup, lock);
+                     counted(host.ranks, "rank", "ranks"), cgroup, lock_text(host, locks));
 }
 
 std::string host_lines(const Json& status) {
@@ -228,8 +234,11 @@ std::string host_lines(const Json& status) {
   for (const auto& rank : list_of(status, "ranks")) {
     if (member(rank, "tags").is_array()) add_rank(hosts[text(rank, "host")], rank);
   }
+  const bool locks = text(status, "backend") != backend_name(BackendKind::kHost);
   std::string out;
-  for (const auto& [name, host] : hosts) out += line("host", host_line(shortened(name, 30), host));
+  for (const auto& [name, host] : hosts) {
+    out += line("host", host_line(shortened(name, 30), host, locks));
+  }
   return out;
 }
 

@@ -14,6 +14,11 @@ class ReportFiles {
   /// Opens the files and writes `unfinished`, as OutputFiles::open.
   void open(const std::string& json_path, const std::string& trace_path, const Report& unfinished,
             Patience patience = {});
+  /// The same for a report that is rendered elsewhere.
+  void open(const std::string& json_path, const std::string& trace_path,
+            const OutputTexts& unfinished, Patience patience = {}) {
+    files_.open(json_path, trace_path, unfinished, std::move(patience));
+  }
   /// As OutputFiles::be_patient.
   void be_patient(Patience patience) { files_.be_patient(std::move(patience)); }
 

@@ -34,6 +34,7 @@ struct Subcommand {
 [[nodiscard]] Subcommand add_status(CLI::App& root);
 [[nodiscard]] Subcommand add_stop(CLI::App& root);
 [[nodiscard]] Subcommand add_restore(CLI::App& root);
+[[nodiscard]] Subcommand add_doctor(CLI::App& root);
 
 /// A command that runs under mpirun, or asks a resident job for the same: what the first four
 /// share.

@@ -8,7 +8,6 @@
 
 #include "base/launch.hpp"
 #include "base/wait.hpp"
-#include "comm/mpi_check.hpp"
 #include "comm/requests.hpp"
 #include "comm/signals.hpp"
 
@@ -42,18 +41,8 @@ WireError Failures::verdict() const {
 }
 
 void Failures::listen() {
-  while (true) {
-    int found = 0;
-    MPI_Status status{};
-    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kFailureTag, world_.control(), &found, &status),
-             "look for other ranks' failures");
-    if (found == 0) return;
-    WireError wire;
-    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kFailureTag,
-                      world_.control(), MPI_STATUS_IGNORE),
-             "receive the failure of rank {}", status.MPI_SOURCE);
-    take(wire);
-  }
+  take_letters<WireError>(kFailureTag, world_.control(),
+                          [this](const WireError& wire, int /*from*/) { take(wire); });
 }
 
 void Failures::take(const WireError& wire) {
@@ -109,27 +98,20 @@ void Failures::look_for_lost() {
                      "out-of-memory killer (dmesg)"));
 }
 
-int Failures::pending_signal() const {
-  const bool is_settled = signal_noted_ && (signal_thrown_ || !commanded_);
-  return is_settled ? 0 : termination_signal();
-}
+int Failures::pending_signal() const { return signal_noted_ ? 0 : termination_signal(); }
 
 void Failures::look_into_signal(int signal_number) {
-  if (!signal_noted_) {
-    listen_for_cause();
-    look_for_lost();
-  }
+  listen_for_cause();
+  look_for_lost();
   const auto error = told_to_end_by(signal_number);
   if (!resident_) end_job_with(error);
-  told_to_end_ = true;
-  if (!std::exchange(signal_noted_, true) && world_.rank() != 0) {
+  signal_noted_ = told_to_end_ = true;
+  if (world_.rank() != 0) {
     WireError wire;
     wire.telling = Telling::kToldToEnd;
     tell(0, wire);
   }
-  if (!commanded_) return;
-  signal_thrown_ = true;
-  fail(error);
+  if (commanded_) fail(error);
 }
 
 Error Failures::told_to_end_by(int signal_number) const {

@@ -44,6 +44,7 @@ class Failures {
 
   /// From now on a signal fails a command, once, not the job.
   void become_resident() { resident_ = commanded_ = true; }
+  [[nodiscard]] bool is_resident() const { return resident_; }
   void begin_command() { commanded_ = true; }
   void end_command() { commanded_ = false; }
   /// Whether a signal has told this rank to end, or another one as far as is known here.
@@ -108,10 +109,9 @@ class Failures {
   bool ends_job_ = false;
   bool agreed_ = false;
   bool resident_ = false;
-  bool commanded_ = false;      ///< A command runs, of a resident job.
-  bool told_to_end_ = false;    ///< By a signal, this rank or another.
-  bool signal_noted_ = false;   ///< This rank's signal, and rank 0 knows of it,
-  bool signal_thrown_ = false;  ///< or a command has failed for it.
+  bool commanded_ = false;     ///< A command runs, of a resident job.
+  bool told_to_end_ = false;   ///< By a signal, this rank or another.
+  bool signal_noted_ = false;  ///< This rank's own: rank 0 knows of it.
   std::set<int> lost_;
   Outbox outbox_;
 };

@@ -117,6 +117,7 @@ Error Job::announce_failure(const Error& error) noexcept {
 }
 
 Error Job::recover(const Error& error) { return parts_->recovery.recover(error); }
+bool Job::must_end() const { return parts_->failures.ends_job(); }
 uint64_t Job::epoch() const { return parts_->world.epoch(); }
 
 bool Job::failure_is_agreed() const { return parts_->failures.is_agreed(); }
@@ -179,6 +180,7 @@ void Job::exchange(std::span<const Outgoing> sends, std::span<const Incoming> re
 }
 
 void Job::become_resident() { parts_->failures.become_resident(); }
+bool Job::is_resident() const { return parts_->failures.is_resident(); }
 void Job::end_command() { parts_->failures.end_command(); }
 bool Job::told_to_end() const { return parts_->failures.told_to_end(); }
 void Job::give_order(std::span<const std::byte> order) { parts_->orders.give(order); }

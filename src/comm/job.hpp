@@ -136,6 +136,8 @@ class Job final : public WaitMonitor {
   /// Throws, and the job must end, when a process is gone or was told to end, or a rank does not
   /// come before the deadline.
   [[nodiscard]] Error recover(const Error& error);
+  /// Whether a failure is known from which the job cannot recover.
+  [[nodiscard]] bool must_end() const;
   /// How often the job has recovered.
   [[nodiscard]] uint64_t epoch() const;
 
@@ -177,13 +179,15 @@ class Job final : public WaitMonitor {
   /// recovered from; otherwise nothing throws, and `told_to_end` says so. Local; to be called on
   /// all ranks.
   void become_resident();
+  [[nodiscard]] bool is_resident() const;
   /// Whether a signal has told this rank to end; on rank 0 also whether one has told any other,
   /// which is known after a few polls, and after `recover` the same on every rank. Rank 0 is then
   /// to give the last order soon.
   [[nodiscard]] bool told_to_end() const;
   /// A command begins when `give_order` or `await_order` returns; what a job does before its first
   /// order counts as one. It ends with the next `await_order`, with `recover` or `finish`, and, on
-  /// rank 0, with this, before it waits for clients.
+  /// rank 0, with this, before it waits for clients. So it should also, on every rank, when the
+  /// order was to end the job.
   void end_command();
 
   /// On rank 0 of a resident job, which between commands polls at least each 100 ms: tells all

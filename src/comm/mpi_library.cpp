@@ -16,6 +16,17 @@ std::string mpi_name() {
   return whole.substr(0, whole.find_first_of(",\n"));
 }
 
+std::string mpi_thread_level() {
+  int is_initialised = 0;
+  int level = 0;
+  MPI_Initialized(&is_initialised);
+  if (is_initialised == 0 || MPI_Query_thread(&level) != MPI_SUCCESS) return {};
+  if (level == MPI_THREAD_SINGLE) return "MPI_THREAD_SINGLE";
+  if (level == MPI_THREAD_FUNNELED) return "MPI_THREAD_FUNNELED";
+  if (level == MPI_THREAD_SERIALIZED) return "MPI_THREAD_SERIALIZED";
+  return "MPI_THREAD_MULTIPLE";
+}
+
 bool mpi_speaks_pmi() {
   if (mpi_name().rfind("Open MPI", 0) != 0) return true;
   Dl_info info{};

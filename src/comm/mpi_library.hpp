@@ -8,6 +8,9 @@ namespace awex {
 /// The MPI that this program runs with, "Open MPI v4.1.4". May be asked before MPI is initialised.
 [[nodiscard]] std::string mpi_name();
 
+/// What MPI lets threads do, "MPI_THREAD_FUNNELED", once it is initialised; empty before.
+[[nodiscard]] std::string mpi_thread_level();
+
 /// Whether this MPI connects processes by PMI, which srun --mpi=pmi2 and MPICH's mpirun offer: any
 /// but Open MPI, and Open MPI where it has such a component. May be asked before MPI is
 /// initialised.

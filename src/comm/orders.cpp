@@ -38,6 +38,8 @@ std::vector<std::byte> Orders::await() {
     body.receive(order, 0, kOrderTag);
     waits_.wait_for_rank_zero([&] { return body.test(); }, "sent the order that it has begun");
   }
+  // One that came while this rank rested does not fail what it begins.
+  if (const int signal = failures_.pending_signal()) failures_.look_into_signal(signal);
   failures_.begin_command();
   return order;
 }

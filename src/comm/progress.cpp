@@ -4,7 +4,6 @@
 #include <string>
 #include <utility>
 
-#include "comm/mpi_check.hpp"
 #include "comm/requests.hpp"
 #include "comm/waits.hpp"
 
@@ -47,7 +46,9 @@ void Progress::progressed(const WorkProgress& progress) {
 }
 
 void Progress::exchange() {
-  hear();
+  take_letters<WireProgress>(
+      kProgressTag, world_.control(),
+      [this](const WireProgress& progress, int from) { hear(progress, from); });
   if (world_.rank() == 0 && news_ && Clock::now() >= next_tell_) tell();
 }
 
@@ -65,26 +66,15 @@ void Progress::send(int to) {
   outbox_.send(bytes_of(own_), to, kProgressTag, world_.control());
 }
 
-void Progress::hear() {
-  while (true) {
-    int found = 0;
-    MPI_Status status{};
-    AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kProgressTag, world_.control(), &found, &status),
-             "look for other ranks' progress");
-    if (found == 0) return;
-    WireProgress wire;
-    AWEX_MPI(MPI_Recv(&wire, sizeof(wire), MPI_BYTE, status.MPI_SOURCE, kProgressTag,
-                      world_.control(), MPI_STATUS_IGNORE),
-             "receive the progress of rank {}", status.MPI_SOURCE);
-    if (wire.epoch != world_.epoch()) continue;
-    last_ = Clock::now();
-    news_ = world_.rank() == 0;
-    if (world_.rank() == 0) show(status.MPI_SOURCE, wire);
-    if (wire.ended) {
-      working_.erase(status.MPI_SOURCE);
-    } else {
-      working_[status.MPI_SOURCE] = {wire, last_};
-    }
+void Progress::hear(const WireProgress& progress, int from) {
+  if (progress.epoch != world_.epoch()) return;
+  last_ = Clock::now();
+  news_ = world_.rank() == 0;
+  if (world_.rank() == 0) show(from, progress);
+  if (progress.ended) {
+    working_.erase(from);
+  } else {
+    working_[from] = {progress, last_};
   }
 }
 

@@ -58,7 +58,7 @@ class Progress {
     Clock::time_point when;
   };
 
-  void hear();
+  void hear(const WireProgress& progress, int from);
   void tell();
   void send(int to);
   void show(int of, const WireProgress& progress);

@@ -145,6 +145,18 @@ void Outbox::send(std::span<const std::byte> bytes, int rank, Tag tag, MPI_Comm 
            "tell rank {} of what happens here", rank);
 }
 
+std::optional<int> receive_letter(std::span<std::byte> bytes, Tag tag, MPI_Comm comm) {
+  int found = 0;
+  MPI_Status status{};
+  AWEX_MPI(MPI_Iprobe(MPI_ANY_SOURCE, tag, comm, &found, &status),
+           "look for what other ranks tell");
+  if (found == 0) return std::nullopt;
+  AWEX_MPI(MPI_Recv(bytes.data(), narrow<int>(bytes.size()), MPI_BYTE, status.MPI_SOURCE, tag, comm,
+                    MPI_STATUS_IGNORE),
+           "receive what rank {} tells", status.MPI_SOURCE);
+  return status.MPI_SOURCE;
+}
+
 void Outbox::push() noexcept {
   letters_.remove_if([](Letter& letter) {
     int done = 0;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -125,5 +126,18 @@ class Outbox {
   };
   std::list<Letter> letters_;
 };
+
+/// The other end of outboxes: receives the next letter of a kind that has come, without waiting.
+/// All have the size of `bytes`. Returns its sender, or nothing.
+[[nodiscard]] std::optional<int> receive_letter(std::span<std::byte> bytes, Tag tag, MPI_Comm comm);
+
+/// Passes all that have come to `take(record, sender)`.
+template <class Record, class Take>
+void take_letters(Tag tag, MPI_Comm comm, const Take& take) {
+  Record record;
+  while (const auto sender = receive_letter(writable_bytes_of(record), tag, comm)) {
+    take(record, *sender);
+  }
+}
 
 }  // namespace awex

@@ -22,8 +22,8 @@ InferenceMember::InferenceMember(Job& job, Engine& engine, const World& world,
       hand_over_(hand_over),
       trainer_bytes_(hand_over.trainer_here.bytes) {
   check_declared(engine.tensors(Tag::kWeights), hand_over.inference_here);
-  trainer_weights_ = world.device->reserve_import("trainer weights", trainer_bytes_,
-                                                  chunk_bytes_for(trainer_bytes_));
+  trainer_weights_ = world.device->reserve_mapping("trainer weights", trainer_bytes_,
+                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(*hand_over.model.held, hand_over.plan,
                                                world.devices.placement,
                                                role_rank_of(job, job.rank()), kernels, remote);

@@ -59,7 +59,7 @@ class InferenceMember {
   RemoteCopies& remote_;
   const HandOver& hand_over_;
   uint64_t trainer_bytes_;
-  std::unique_ptr<ImportedRange> trainer_weights_;
+  std::unique_ptr<MappedChunks> trainer_weights_;
   std::unique_ptr<WeightTransfer> transfer_;
   std::set<Tag> untold_;  ///< Taken, or about to be released, which the engine may not know.
   bool has_mapped_ = false;

@@ -17,6 +17,16 @@ bool brings_weights(Command command) {
          command == Command::kTransfer;
 }
 
+/// The setup; see Session.
+Setup prepare_together(Job& job, const Request& request) {
+  try {
+    return prepare(job, request);
+  } catch (const Error& error) {
+    if (!job.is_resident() || job.failure_is_agreed()) throw;
+    job.fail_together(job.recover(error));
+  }
+}
+
 }  // namespace
 
 Session::Session(const Request& request, Job& job, CycleObserver& observer, Report& report,
@@ -27,7 +37,7 @@ Session::Session(const Request& request, Job& job, CycleObserver& observer, Repo
       observer_(observer),
       report_(report),
       engines_(engines),
-      setup_(prepare(job, request)),
+      setup_(prepare_together(job, request)),
       kernels_(make_kernels(*world().device, world().host_threads)),
       queue_(world().device->make_queue()),
       account_(world().backend, job.peers(), world().devices),
@@ -37,6 +47,19 @@ Session::Session(const Request& request, Job& job, CycleObserver& observer, Repo
 }
 
 void Session::start() {
+  try {
+    begin();
+  } catch (const Error& error) {
+    if (!job_.is_resident()) throw;
+    const bool is_agreed = job_.failure_is_agreed();
+    const Error cause = is_agreed ? error : job_.recover(error);
+    stop_background();
+    job_.do_and_agree([this] { end_device_work(); });
+    job_.fail_together(cause);
+  }
+}
+
+void Session::begin() {
   observer_.run_started(report_);
   ledger_ = std::make_unique<GpuLedger>(job_, world().devices, setup_.budget.gpu_bytes);
   connect();
@@ -102,18 +125,20 @@ void Session::run(const CommandOptions& command) {
 Error Session::recover(const Error& error) {
   Error cause = job_.recover(error);
   job_.set_phase("recovery");
-  // Kernels that wait for a peer end here; nobody begins new ones before all are idle.
-  job_.do_and_agree([this] {
-    if (remote_) remote_->abort(job_.deadline());
-    kernels_->join();  // what was to join them may have failed
-    kernels_->wait("the end of the failed command's work", job_.deadline(), job_);
-    queue_->finish("the end of the failed command's copies", job_.deadline(), job_);
-  });
+  job_.do_and_agree([this] { end_device_work(); });
   if (remote_) remote_->rebuild();
   if (steps_) steps_->recover();
   job_.agree(nullptr);
   conclude();
   return cause;
+}
+
+/// Kernels that wait for a peer end here; nobody begins new ones before all are idle.
+void Session::end_device_work() {
+  if (remote_) remote_->abort(job_.deadline());
+  kernels_->join();  // what was to join them may have failed
+  kernels_->wait("the end of the failed command's work", job_.deadline(), job_);
+  queue_->finish("the end of the failed command's copies", job_.deadline(), job_);
 }
 
 void Session::conclude() {

@@ -23,6 +23,10 @@ namespace awex {
 /// are collective over all ranks of the job.
 class Session {
  public:
+  /// Of a resident job, the constructor and `start` fail on all ranks alike, with the first cause,
+  /// agreed, unless the job cannot recover: nothing is in flight then, and the session may be
+  /// destroyed. A start cannot be made again.
+  ///
   /// Settles what the job is about; holds no memory and no work in flight yet. All references must
   /// outlive the session; `report` gains a version for each that a command makes.
   Session(const Request& request, Job& job, CycleObserver& observer, Report& report,
@@ -54,6 +58,8 @@ class Session {
   void stop_background();
 
  private:
+  void begin();
+  void end_device_work();
   void connect();
   void measure_limits();
   void describe_run();

@@ -307,7 +307,7 @@ void CycleSteps::hear_of_digest() {
 
 /// Collective.
 void CycleSteps::map_trainer() {
-  auto* offered = trainer_ ? &region(Tag::kWeights)->range() : nullptr;
+  auto* offered = trainer_ ? &region(Tag::kWeights)->range().owned() : nullptr;
   auto received = swap_handles(job_, world_.backend, offered, world_.devices.partner,
                                hand_over_.model.fingerprint);
   if (inference_) inference_->map_trainer(std::move(received));

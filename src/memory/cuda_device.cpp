@@ -124,15 +124,15 @@ class CudaDevice final : public Device {
   [[nodiscard]] BackendKind kind() const override { return BackendKind::kCuda; }
   [[nodiscard]] const DeviceIdentity& identity() const override { return identity_; }
 
-  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
-                                                     uint64_t bytes) override {
-    return make_cuda_range(source_, name, bytes);
+  [[nodiscard]] std::unique_ptr<OwnedChunks> make_chunks(const std::string& name,
+                                                         uint64_t bytes) override {
+    return make_cuda_chunks(source_, name, bytes);
   }
 
-  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
+  [[nodiscard]] std::unique_ptr<MappedChunks> reserve_mapping(const std::string& name,
                                                               uint64_t bytes, uint64_t chunk_bytes,
                                                               MappedAccess access) override {
-    return make_cuda_import(source_, name, bytes, chunk_bytes, access);
+    return make_cuda_mapping(source_, name, bytes, chunk_bytes, access);
   }
 
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {

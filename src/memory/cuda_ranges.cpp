@@ -139,36 +139,31 @@ Chunking checked_chunking(const CudaMemorySource& source, Chunking chunking) {
       source.granularity_bytes));
 }
 
-class CudaRange final : public DeviceRange {
+class CudaOwnedChunks final : public OwnedChunks {
  public:
-  CudaRange(const CudaMemorySource& source, Chunking chunking)
-      : DeviceRange(std::move(chunking)),
+  CudaOwnedChunks(const CudaMemorySource& source, Chunking chunking)
+      : OwnedChunks(std::move(chunking)),
         device_(source.device),
-        addresses_(held_bytes_for(bytes()), this->chunking().name),
-        chunks_(chunks()) {}
+        chunks_(this->chunking().count()) {}
 
-  [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
+  [[nodiscard]] const PhysicalMemory& memory(uint64_t chunk) const {
+    return chunks_.at(chunk).value().memory;
+  }
 
  protected:
   void do_take(uint64_t first, uint64_t count) override {
-    std::vector<Chunk> taken;
+    std::vector<PhysicalMemory> taken;
     taken.reserve(count);
     for (uint64_t chunk = first; chunk < first + count; ++chunk) {
-      taken.push_back(map_new_memory(chunk));
+      taken.push_back(
+          create_memory(device_, chunking().held_bytes(chunk, 1), chunking().describe(chunk, 1)));
     }
-    AWEX_CHECK(allow(address_of(first), chunking().held_bytes(first, count), device_,
-                     CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
-               "make {} accessible (cuMemSetAccess)", chunking().describe(first, count));
-    for (uint64_t i = 0; i < count; ++i) chunks_[first + i].emplace(std::move(taken[i]));
+    for (uint64_t i = 0; i < count; ++i) {
+      chunks_[first + i].emplace(Chunk{std::move(taken[i]), UniqueFd()});
+    }
   }
 
-  void do_detach(uint64_t first, uint64_t count) override {
-    AWEX_CHECK(cuMemUnmap(address_of(first), chunking().held_bytes(first, count)), "unmap {}",
-               chunking().describe(first, count));
-    for (uint64_t i = 0; i < count; ++i) chunks_[first + i]->mapping.forget();
-  }
-
-  void do_free(uint64_t first, uint64_t count) override {
+  void do_release(uint64_t first, uint64_t count) override {
     auto failure = CUDA_SUCCESS;
     for (uint64_t i = 0; i < count; ++i) {
       auto memory = std::move(chunks_[first + i]->memory);
@@ -183,7 +178,7 @@ class CudaRange final : public DeviceRange {
 
   [[nodiscard]] std::vector<int> do_export() override {
     std::vector<int> fds;
-    for (uint64_t chunk = 0; chunk < chunks(); ++chunk) {
+    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
       auto& held = *chunks_[chunk];
       if (!held.fd.valid()) held.fd = export_chunk(chunk);
       fds.push_back(held.fd.get());
@@ -194,21 +189,8 @@ class CudaRange final : public DeviceRange {
  private:
   struct Chunk {
     PhysicalMemory memory;
-    MemoryMapping mapping;
-    UniqueFd fd;
+    UniqueFd fd;  ///< Not valid until it is exported.
   };
-
-  [[nodiscard]] CUdeviceptr address_of(uint64_t chunk) const {
-    return addresses_.address() + chunking().begin(chunk);
-  }
-
-  [[nodiscard]] Chunk map_new_memory(uint64_t chunk) const {
-    const auto what = chunking().describe(chunk, 1);
-    const uint64_t bytes = chunking().held_bytes(chunk, 1);
-    auto memory = create_memory(device_, bytes, what);
-    MemoryMapping mapping(address_of(chunk), bytes, memory, what);
-    return {std::move(memory), std::move(mapping), UniqueFd()};
-  }
 
   [[nodiscard]] UniqueFd export_chunk(uint64_t chunk) const {
     int fd = -1;
@@ -220,48 +202,61 @@ class CudaRange final : public DeviceRange {
   }
 
   int device_;
-  ReservedAddresses addresses_;
   std::vector<std::optional<Chunk>> chunks_;
 };
 
-class CudaImport final : public ImportedRange {
+class CudaMappedChunks final : public MappedChunks {
  public:
-  CudaImport(const CudaMemorySource& source, Chunking chunking, MappedAccess access)
-      : ImportedRange(std::move(chunking)),
+  CudaMappedChunks(const CudaMemorySource& source, Chunking chunking, MappedAccess access)
+      : MappedChunks(std::move(chunking)),
         device_(source.device),
         access_(access),
-        addresses_(held_bytes_for(this->chunking().bytes), this->chunking().name) {}
+        addresses_(held_bytes_for(this->chunking().bytes), this->chunking().name),
+        mappings_(this->chunking().count()) {}
 
   [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
 
  protected:
-  void do_map(std::vector<UniqueFd> fds) override {
+  void do_map(OwnedChunks& owner, uint64_t first, uint64_t count) override {
+    const auto& owned = dynamic_cast<const CudaOwnedChunks&>(owner);
     std::vector<MemoryMapping> mappings;
-    mappings.reserve(fds.size());
-    for (uint64_t chunk = 0; chunk < fds.size(); ++chunk) {
-      mappings.push_back(map_chunk(chunk, fds[chunk].get()));
+    mappings.reserve(count);
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+      mappings.push_back(map_chunk(chunk, owned.memory(chunk), chunking().describe(chunk, 1)));
     }
-    switch (access_) {
-      case MappedAccess::kRead:
-        allow_reading();
-        break;
-      case MappedAccess::kReadWrite:
-        allow_writing();
-        break;
-    }
-    mappings_.swap(mappings);
+    keep(first, std::move(mappings), chunking().describe(first, count));
   }
 
-  void do_unmap() override {
-    AWEX_CHECK(cuMemUnmap(addresses_.address(), held_bytes_for(chunking().bytes)), "unmap {}",
-               describe_all());
-    for (auto& mapping : mappings_) mapping.forget();
-    mappings_.clear();
+  void do_map(uint64_t first, std::vector<UniqueFd> fds) override {
+    std::vector<MemoryMapping> mappings;
+    mappings.reserve(fds.size());
+    for (uint64_t i = 0; i < fds.size(); ++i) {
+      mappings.push_back(import_chunk(first + i, fds[i].get()));
+    }
+    keep(first, std::move(mappings), "imported " + chunking().describe(first, fds.size()));
+  }
+
+  void do_unmap(uint64_t first, uint64_t count, const std::string& what) override {
+    AWEX_CHECK(cuMemUnmap(address_of(first), chunking().held_bytes(first, count)), "unmap {}",
+               what);
+    for (uint64_t i = 0; i < count; ++i) {
+      mappings_[first + i]->forget();
+      mappings_[first + i].reset();
+    }
   }
 
  private:
+  [[nodiscard]] CUdeviceptr address_of(uint64_t chunk) const {
+    return addresses_.address() + chunking().begin(chunk);
+  }
+
+  [[nodiscard]] MemoryMapping map_chunk(uint64_t chunk, const PhysicalMemory& memory,
+                                        const std::string& what) const {
+    return {address_of(chunk), chunking().held_bytes(chunk, 1), memory, what};
+  }
+
   /// The mapping keeps the memory, so the handle goes as soon as it is mapped.
-  [[nodiscard]] MemoryMapping map_chunk(uint64_t chunk, int fd) const {
+  [[nodiscard]] MemoryMapping import_chunk(uint64_t chunk, int fd) const {
     const auto what = "imported " + chunking().describe(chunk, 1);
     // The driver takes the descriptor's number in place of a pointer to it.
     // NOLINTNEXTLINE(performance-no-int-to-ptr)
@@ -270,36 +265,45 @@ class CudaImport final : public ImportedRange {
     AWEX_CHECK(cuMemImportFromShareableHandle(&handle, os_handle,
                                               CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
                "import {} from file descriptor {}", what, fd);
-    const PhysicalMemory memory(handle);
-    return {addresses_.address() + chunking().begin(chunk), chunking().held_bytes(chunk, 1), memory,
-            what};
+    return map_chunk(chunk, PhysicalMemory(handle), what);
+  }
+
+  /// Lets the device use what has been mapped, and takes it in.
+  void keep(uint64_t first, std::vector<MemoryMapping> mappings, const std::string& what) {
+    const CUdeviceptr begin = address_of(first);
+    const uint64_t bytes = chunking().held_bytes(first, mappings.size());
+    switch (access_) {
+      case MappedAccess::kRead:
+        allow_reading(begin, bytes, what);
+        break;
+      case MappedAccess::kReadWrite:
+        allow_writing(begin, bytes, what);
+        break;
+    }
+    for (uint64_t i = 0; i < mappings.size(); ++i) {
+      mappings_[first + i].emplace(std::move(mappings[i]));
+    }
   }
 
   /// Drivers that know no read-only device memory get it writable: nothing here writes to it.
-  void allow_reading() const {
-    const uint64_t bytes = held_bytes_for(chunking().bytes);
-    const auto result = allow(addresses_.address(), bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READ);
+  void allow_reading(CUdeviceptr begin, uint64_t bytes, const std::string& what) const {
+    const auto result = allow(begin, bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READ);
     if (result == CUDA_SUCCESS) return;
     log::detail(
         fmt::format("{} are mapped writable, because this driver cannot map them read-only: {}",
-                    describe_all(), CallResult<CUresult>::describe(result)));
-    allow_writing();
+                    what, CallResult<CUresult>::describe(result)));
+    allow_writing(begin, bytes, what);
   }
 
-  void allow_writing() const {
-    AWEX_CHECK(allow(addresses_.address(), held_bytes_for(chunking().bytes), device_,
-                     CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
-               "make {} accessible (cuMemSetAccess)", describe_all());
-  }
-
-  [[nodiscard]] std::string describe_all() const {
-    return "imported " + chunking().describe(0, chunking().count());
+  void allow_writing(CUdeviceptr begin, uint64_t bytes, const std::string& what) const {
+    AWEX_CHECK(allow(begin, bytes, device_, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+               "make {} accessible (cuMemSetAccess)", what);
   }
 
   int device_;
   MappedAccess access_;
   ReservedAddresses addresses_;
-  std::vector<MemoryMapping> mappings_;
+  std::vector<std::optional<MemoryMapping>> mappings_;  ///< By chunk.
 };
 
 void require_attribute(CUdevice_attribute attribute, int device, const std::string& device_name,
@@ -332,17 +336,17 @@ CudaMemorySource inspect_cuda_memory(int device, const std::string& device_name)
   return {device, granularity};
 }
 
-std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source, std::string name,
-                                             uint64_t bytes) {
-  return std::make_unique<CudaRange>(
+std::unique_ptr<OwnedChunks> make_cuda_chunks(const CudaMemorySource& source, std::string name,
+                                              uint64_t bytes) {
+  return std::make_unique<CudaOwnedChunks>(
       source,
       checked_chunking(source, {std::move(name), bytes, bytes == 0 ? 0 : chunk_bytes_for(bytes)}));
 }
 
-std::unique_ptr<ImportedRange> make_cuda_import(const CudaMemorySource& source, std::string name,
+std::unique_ptr<MappedChunks> make_cuda_mapping(const CudaMemorySource& source, std::string name,
                                                 uint64_t bytes, uint64_t chunk_bytes,
                                                 MappedAccess access) {
-  return std::make_unique<CudaImport>(
+  return std::make_unique<CudaMappedChunks>(
       source, checked_chunking(source, {std::move(name), bytes, chunk_bytes}), access);
 }
 

@@ -18,12 +18,13 @@ struct CudaMemorySource {
 /// management or cannot export memory as POSIX file descriptors. The device must be current.
 [[nodiscard]] CudaMemorySource inspect_cuda_memory(int device, const std::string& device_name);
 
-/// Addresses for `bytes` (> 0) backed by pinned device memory that can be exported.
-[[nodiscard]] std::unique_ptr<DeviceRange> make_cuda_range(const CudaMemorySource& source,
-                                                           std::string name, uint64_t bytes);
+/// The owner of a range of `bytes` (> 0): pinned device memory that can be exported, no addresses.
+[[nodiscard]] std::unique_ptr<OwnedChunks> make_cuda_chunks(const CudaMemorySource& source,
+                                                            std::string name, uint64_t bytes);
 
-/// Addresses to map another process's range, of the same device or of one that it reaches.
-[[nodiscard]] std::unique_ptr<ImportedRange> make_cuda_import(const CudaMemorySource& source,
+/// Addresses to map a range of this process or of another one, of the same device or of one that it
+/// reaches.
+[[nodiscard]] std::unique_ptr<MappedChunks> make_cuda_mapping(const CudaMemorySource& source,
                                                               std::string name, uint64_t bytes,
                                                               uint64_t chunk_bytes,
                                                               MappedAccess access);

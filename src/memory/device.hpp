@@ -9,10 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "base/unique_fd.hpp"
 #include "base/wait.hpp"
 #include "memory/chunking.hpp"
+#include "memory/mapped_chunks.hpp"
 #include "memory/numa.hpp"
+#include "memory/owned_chunks.hpp"
 
 namespace awex {
 
@@ -33,23 +34,22 @@ struct DeviceMemory {
   uint64_t total_bytes = 0;
 };
 
-/// A range of device addresses that never changes, backed chunk by chunk with physical memory that
-/// comes and goes. Owns addresses and memory, and keeps the one book of which chunks are taken. Not
-/// thread safe.
+/// Device addresses that never change, backed chunk by chunk with physical memory that comes and
+/// goes: chunks of which the owner and the one who maps them are both here. Not thread safe.
 class DeviceRange {
  public:
-  DeviceRange(const DeviceRange&) = delete;
-  DeviceRange& operator=(const DeviceRange&) = delete;
-  DeviceRange(DeviceRange&&) = delete;
-  DeviceRange& operator=(DeviceRange&&) = delete;
-  virtual ~DeviceRange() = default;
+  /// Both are cut alike, and of one device; nothing is taken or mapped yet.
+  DeviceRange(std::unique_ptr<OwnedChunks> owned, std::unique_ptr<MappedChunks> mapped)
+      : owned_(std::move(owned)), mapped_(std::move(mapped)) {}
 
-  [[nodiscard]] const Chunking& chunking() const { return chunking_; }
-  [[nodiscard]] uint64_t bytes() const { return chunking_.bytes; }  ///< As asked for.
-  [[nodiscard]] uint64_t chunk_bytes() const { return chunking_.chunk_bytes; }
-  [[nodiscard]] uint64_t chunks() const { return chunking_.count(); }
+  [[nodiscard]] const Chunking& chunking() const { return owned_->chunking(); }
+  [[nodiscard]] uint64_t bytes() const { return chunking().bytes; }  ///< As asked for.
+  [[nodiscard]] uint64_t chunk_bytes() const { return chunking().chunk_bytes; }
+  [[nodiscard]] uint64_t chunks() const { return chunking().count(); }
 
-  [[nodiscard]] virtual std::byte* data() const = 0;  ///< Device address; fixed for life.
+  [[nodiscard]] std::byte* data() const { return mapped_->data(); }  ///< Fixed for life.
+  /// Who has them on the books, and exports them.
+  [[nodiscard]] OwnedChunks& owned() { return *owned_; }
   /// Backs `count` (> 0) chunks from chunk `first` on, none of which is taken, with physical
   /// memory, of undefined content on cuda, and makes them accessible: all or none. Many at once
   /// cost less than each alone.
@@ -59,69 +59,15 @@ class DeviceRange {
   /// be repeated; or none is, and there is nothing to repeat: the device failed to free what no
   /// address leads to any more. `is_taken` tells.
   void release_chunks(uint64_t first, uint64_t count);
-  [[nodiscard]] bool is_taken(uint64_t chunk) const { return taken_.at(chunk); }
+  [[nodiscard]] bool is_taken(uint64_t chunk) const { return owned_->is_taken(chunk); }
   /// Physical bytes of the taken chunks.
-  [[nodiscard]] uint64_t held_bytes() const;
-
-  /// One descriptor a chunk that another process can map; every chunk must be taken. They stay
-  /// valid until the chunk is released; the range owns them.
-  [[nodiscard]] std::vector<int> export_fds();
-
- protected:
-  explicit DeviceRange(Chunking chunking)
-      : chunking_(std::move(chunking)), taken_(chunking_.count(), false) {}
-
-  /// The mechanism of the calls above, for chunks that are as they must be.
-  virtual void do_take(uint64_t first, uint64_t count) = 0;  ///< All or none.
-  /// Ends the chunks' use: frees them, or leaves that to `do_free`, which follows. After a throw
-  /// they are as they were.
-  virtual void do_detach(uint64_t first, uint64_t count) = 0;
-  /// Frees what was detached. Tries all of it before it throws.
-  virtual void do_free(uint64_t /*first*/, uint64_t /*count*/) {}
-  [[nodiscard]] virtual std::vector<int> do_export() = 0;
+  [[nodiscard]] uint64_t held_bytes() const { return owned_->held_bytes(); }
+  /// See OwnedChunks.
+  [[nodiscard]] std::vector<int> export_fds() { return owned_->export_fds(); }
 
  private:
-  void expect(uint64_t first, uint64_t count, bool taken) const;
-  void note(uint64_t first, uint64_t count, bool taken) noexcept;
-
-  Chunking chunking_;
-  std::vector<bool> taken_;
-};
-
-/// What a device may do with another process's memory that it maps.
-enum class MappedAccess : uint8_t { kRead, kReadWrite };
-
-/// Another process's range, mapped here. The address is reserved once and is the same each time it
-/// is mapped. What is mapped keeps its bytes and stays taken when its exporter has released it, or
-/// has gone, until it is unmapped here as well; what the exporter takes later at the same place is
-/// other memory, which must be mapped anew.
-class ImportedRange {
- public:
-  ImportedRange(const ImportedRange&) = delete;
-  ImportedRange& operator=(const ImportedRange&) = delete;
-  ImportedRange(ImportedRange&&) = delete;
-  ImportedRange& operator=(ImportedRange&&) = delete;
-  virtual ~ImportedRange() = default;
-
-  [[nodiscard]] const Chunking& chunking() const { return chunking_; }
-  [[nodiscard]] virtual std::byte* data() const = 0;
-  /// Maps the exporter's chunks, one descriptor each: all or none. The descriptors are this
-  /// range's from then on. Throws Error(kRuntime) also where it is mapped already.
-  void map(std::vector<UniqueFd> fds);
-  /// Unmaps all chunks. No device work on them may be in flight. Does nothing when not mapped.
-  void unmap();
-
- protected:
-  explicit ImportedRange(Chunking chunking) : chunking_(std::move(chunking)) {}
-
-  /// The mechanism of the calls above, in their turn. After a throw of `do_map` nothing is mapped,
-  /// after one of `do_unmap` all is.
-  virtual void do_map(std::vector<UniqueFd> fds) = 0;
-  virtual void do_unmap() = 0;
-
- private:
-  Chunking chunking_;
-  bool mapped_ = false;
+  std::unique_ptr<OwnedChunks> owned_;  ///< Outlives the mapping.
+  std::unique_ptr<MappedChunks> mapped_;
 };
 
 /// Host memory that the device copies from and to at the link's full speed (pinned on cuda). A copy
@@ -181,14 +127,17 @@ class Device {
   [[nodiscard]] virtual BackendKind kind() const = 0;
   [[nodiscard]] virtual const DeviceIdentity& identity() const = 0;
 
-  /// Reserves addresses for `bytes` (> 0) and takes no physical memory yet. `name` is for messages.
-  [[nodiscard]] virtual std::unique_ptr<DeviceRange> reserve(const std::string& name,
-                                                             uint64_t bytes) = 0;
-  /// Reserves addresses to map an exporter's range of `bytes` in chunks of `chunk_bytes`, of this
+  /// What may own physical memory for a range of `bytes` (> 0); takes none yet. `name` is for
+  /// messages, here and below.
+  [[nodiscard]] virtual std::unique_ptr<OwnedChunks> make_chunks(const std::string& name,
+                                                                 uint64_t bytes) = 0;
+  /// Reserves addresses to map an owner's range of `bytes` in chunks of `chunk_bytes`, of this
   /// device or of one that it reaches.
-  [[nodiscard]] virtual std::unique_ptr<ImportedRange> reserve_import(
+  [[nodiscard]] virtual std::unique_ptr<MappedChunks> reserve_mapping(
       const std::string& name, uint64_t bytes, uint64_t chunk_bytes,
       MappedAccess access = MappedAccess::kRead) = 0;
+  /// Reserves addresses for `bytes` (> 0) and takes no physical memory yet.
+  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name, uint64_t bytes);
   [[nodiscard]] virtual std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) = 0;
   [[nodiscard]] virtual std::unique_ptr<CopyQueue> make_queue() = 0;
 

@@ -150,15 +150,17 @@ class HostDevice final : public Device {
   [[nodiscard]] BackendKind kind() const override { return BackendKind::kHost; }
   [[nodiscard]] const DeviceIdentity& identity() const override { return identity_; }
 
-  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
-                                                     uint64_t bytes) override {
-    return make_host_range(name, bytes, pages_);
+  [[nodiscard]] std::unique_ptr<OwnedChunks> make_chunks(const std::string& name,
+                                                         uint64_t bytes) override {
+    return make_host_chunks(name, bytes, pages_);
   }
-  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
+
+  [[nodiscard]] std::unique_ptr<MappedChunks> reserve_mapping(const std::string& name,
                                                               uint64_t bytes, uint64_t chunk_bytes,
                                                               MappedAccess access) override {
-    return make_host_import(name, bytes, chunk_bytes, access, pages_);
+    return make_host_mapping(name, bytes, chunk_bytes, access, pages_);
   }
+
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     return std::make_unique<HostMemoryBlock>(bytes, workers_, nodes_);
   }

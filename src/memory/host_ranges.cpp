@@ -89,9 +89,23 @@ class HostChunk {
 
   [[nodiscard]] int fd() const { return fd_.get(); }
 
+  /// To be called with the chunk's mapping before anybody uses it: gives it any content, once.
+  void spoil(std::byte* data, uint64_t bytes) {
+    if (!std::exchange(fresh_, false)) return;
+    // A part of every page suffices to find who counts on zeros.
+    constexpr uint64_t kPageBytes = 4096;
+    constexpr uint64_t kSpoiltBytes = 64;
+    constexpr int kUndefined = 0xcd;
+    for (uint64_t at = 0; at < bytes; at += kPageBytes) {
+      std::memset(data + at, kUndefined, kSpoiltBytes);
+    }
+  }
+  [[nodiscard]] bool is_fresh() const { return fresh_; }
+
  private:
   HostPages* pages_;
   UniqueFd fd_;
+  bool fresh_ = true;
 };
 
 /// Reserved addresses behind which chunks come and go.
@@ -126,77 +140,59 @@ class ChunkAddresses {
   HostMapping mapping_;
 };
 
-class HostRange final : public DeviceRange {
+class HostOwnedChunks final : public OwnedChunks {
  public:
-  HostRange(Chunking chunking, HostPages& pages)
-      : DeviceRange(std::move(chunking)),
-        pages_(pages),
-        addresses_(this->chunking()),
-        chunks_(chunks()) {}
+  HostOwnedChunks(Chunking chunking, HostPages& pages)
+      : OwnedChunks(std::move(chunking)), pages_(pages), chunks_(this->chunking().count()) {}
 
-  [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
+  [[nodiscard]] HostChunk& at(uint64_t chunk) { return chunks_.at(chunk).value(); }
 
  protected:
   void do_take(uint64_t first, uint64_t count) override {
     std::vector<HostChunk> taken;
     taken.reserve(count);
     for (uint64_t i = 0; i < count; ++i) taken.emplace_back(chunking(), first + i, pages_);
-    try {
-      for (uint64_t i = 0; i < count; ++i) {
-        addresses_.map(first + i, taken[i].fd(), PROT_READ | PROT_WRITE);
-      }
-    } catch (...) {
-      static_cast<void>(addresses_.unmap(first, count));
-      throw;
-    }
     for (uint64_t i = 0; i < count; ++i) chunks_[first + i].emplace(std::move(taken[i]));
-    spoil(first, count);
   }
 
-  void do_detach(uint64_t first, uint64_t count) override {
-    if (!addresses_.unmap(first, count)) {
-      fail("unmap " + chunking().describe(first, count), "mmap", kMappingsHint);
-    }
-  }
-
-  void do_free(uint64_t first, uint64_t count) override {
+  void do_release(uint64_t first, uint64_t count) override {
     for (uint64_t i = 0; i < count; ++i) chunks_[first + i].reset();
   }
 
   [[nodiscard]] std::vector<int> do_export() override {
     std::vector<int> fds;
-    for (const auto& chunk : chunks_) fds.push_back(chunk->fd());
+    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+      if (at(chunk).is_fresh()) spoil(chunk);
+      fds.push_back(at(chunk).fd());
+    }
     return fds;
   }
 
  private:
-  /// A part of every page suffices to find who counts on zeros.
-  void spoil(uint64_t first, uint64_t count) const {
-    constexpr uint64_t kPageBytes = 4096;
-    constexpr uint64_t kSpoiltBytes = 64;
-    constexpr int kUndefined = 0xcd;
-    std::byte* begin = data() + chunking().begin(first);
-    for (uint64_t at = 0; at < chunking().held_bytes(first, count); at += kPageBytes) {
-      std::memset(begin + at, kUndefined, kSpoiltBytes);
-    }
+  /// What nobody has mapped here.
+  void spoil(uint64_t chunk) {
+    const uint64_t bytes = chunking().held_bytes(chunk, 1);
+    void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, at(chunk).fd(), 0);
+    if (data == MAP_FAILED) fail("map " + chunking().describe(chunk, 1), "mmap", kMappingsHint);
+    const HostMapping mapping(static_cast<std::byte*>(data), bytes);
+    at(chunk).spoil(mapping.data(), bytes);
   }
 
   HostPages& pages_;
-  ChunkAddresses addresses_;
   std::vector<std::optional<HostChunk>> chunks_;
 };
 
 /// Owns the right to another's chunk that is mapped here.
-class MappedChunk {
+class ImportedChunk {
  public:
-  MappedChunk(UniqueFd fd, HostPages& pages) : pages_(&pages), fd_(std::move(fd)) {
+  ImportedChunk(UniqueFd fd, HostPages& pages) : pages_(&pages), fd_(std::move(fd)) {
     pages_->add_mapped(fd_.get());
   }
-  MappedChunk(MappedChunk&&) noexcept = default;
-  MappedChunk& operator=(MappedChunk&&) = delete;
-  MappedChunk(const MappedChunk&) = delete;
-  MappedChunk& operator=(const MappedChunk&) = delete;
-  ~MappedChunk() {
+  ImportedChunk(ImportedChunk&&) noexcept = default;
+  ImportedChunk& operator=(ImportedChunk&&) = delete;
+  ImportedChunk(const ImportedChunk&) = delete;
+  ImportedChunk& operator=(const ImportedChunk&) = delete;
+  ~ImportedChunk() {
     if (fd_.valid()) pages_->remove_mapped(fd_.get());
   }
 
@@ -205,40 +201,56 @@ class MappedChunk {
   UniqueFd fd_;
 };
 
-class HostImport final : public ImportedRange {
+class HostMappedChunks final : public MappedChunks {
  public:
-  HostImport(Chunking chunking, MappedAccess access, HostPages& pages)
-      : ImportedRange(std::move(chunking)),
+  HostMappedChunks(Chunking chunking, MappedAccess access, HostPages& pages)
+      : MappedChunks(std::move(chunking)),
         access_(access),
         pages_(pages),
-        addresses_(this->chunking()) {}
+        addresses_(this->chunking()),
+        imported_(this->chunking().count()) {}
 
   [[nodiscard]] std::byte* data() const override { return addresses_.data(); }
 
  protected:
-  void do_map(std::vector<UniqueFd> fds) override {
-    std::vector<MappedChunk> mapped;
-    mapped.reserve(fds.size());
-    try {
-      for (uint64_t chunk = 0; chunk < fds.size(); ++chunk) {
-        check(chunk, fds[chunk].get());
-        addresses_.map(chunk, fds[chunk].get(), protection());
-        mapped.emplace_back(std::move(fds[chunk]), pages_);
-      }
-    } catch (...) {
-      static_cast<void>(addresses_.unmap(0, chunking().count()));
-      throw;
+  void do_map(OwnedChunks& owner, uint64_t first, uint64_t count) override {
+    auto& owned = dynamic_cast<HostOwnedChunks&>(owner);
+    map_all(first, count,
+            [&](uint64_t chunk) { addresses_.map(chunk, owned.at(chunk).fd(), protection()); });
+    for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+      owned.at(chunk).spoil(data() + chunking().begin(chunk), chunking().held_bytes(chunk, 1));
     }
-    mapped_.swap(mapped);
   }
 
-  void do_unmap() override {
-    const auto attempt = "unmap imported " + chunking().describe(0, chunking().count());
-    if (!addresses_.unmap(0, chunking().count())) fail(attempt, "mmap", kMappingsHint);
-    mapped_.clear();
+  void do_map(uint64_t first, std::vector<UniqueFd> fds) override {
+    std::vector<ImportedChunk> imported;
+    imported.reserve(fds.size());
+    map_all(first, fds.size(), [&](uint64_t chunk) {
+      auto& fd = fds[chunk - first];
+      check(chunk, fd.get());
+      addresses_.map(chunk, fd.get(), protection());
+      imported.emplace_back(std::move(fd), pages_);
+    });
+    for (uint64_t i = 0; i < fds.size(); ++i) imported_[first + i].emplace(std::move(imported[i]));
+  }
+
+  void do_unmap(uint64_t first, uint64_t count, const std::string& what) override {
+    if (!addresses_.unmap(first, count)) fail("unmap " + what, "mmap", kMappingsHint);
+    for (uint64_t i = 0; i < count; ++i) imported_[first + i].reset();
   }
 
  private:
+  /// Calls map(chunk) for all chunks: all are mapped, or none.
+  template <class Map>
+  void map_all(uint64_t first, uint64_t count, const Map& map) const {
+    try {
+      for (uint64_t chunk = first; chunk < first + count; ++chunk) map(chunk);
+    } catch (...) {
+      static_cast<void>(addresses_.unmap(first, count));
+      throw;
+    }
+  }
+
   /// A mapping past the end of what the exporter has would kill this process (SIGBUS) when it is
   /// read.
   void check(uint64_t chunk, int fd) const {
@@ -262,7 +274,7 @@ class HostImport final : public ImportedRange {
   MappedAccess access_;
   HostPages& pages_;
   ChunkAddresses addresses_;
-  std::vector<MappedChunk> mapped_;
+  std::vector<std::optional<ImportedChunk>> imported_;  ///< By chunk.
 };
 
 Chunking checked_chunking(Chunking chunking) {
@@ -295,16 +307,16 @@ uint64_t HostPages::held_bytes() const {
   return held;
 }
 
-std::unique_ptr<DeviceRange> make_host_range(std::string name, uint64_t bytes, HostPages& pages) {
-  return std::make_unique<HostRange>(
+std::unique_ptr<OwnedChunks> make_host_chunks(std::string name, uint64_t bytes, HostPages& pages) {
+  return std::make_unique<HostOwnedChunks>(
       checked_chunking({std::move(name), bytes, bytes == 0 ? 0 : chunk_bytes_for(bytes)}), pages);
 }
 
-std::unique_ptr<ImportedRange> make_host_import(std::string name, uint64_t bytes,
+std::unique_ptr<MappedChunks> make_host_mapping(std::string name, uint64_t bytes,
                                                 uint64_t chunk_bytes, MappedAccess access,
                                                 HostPages& pages) {
-  return std::make_unique<HostImport>(checked_chunking({std::move(name), bytes, chunk_bytes}),
-                                      access, pages);
+  return std::make_unique<HostMappedChunks>(checked_chunking({std::move(name), bytes, chunk_bytes}),
+                                            access, pages);
 }
 
 }  // namespace awex

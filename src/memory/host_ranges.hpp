@@ -6,7 +6,8 @@
 #include <set>
 #include <string>
 
-#include "memory/device.hpp"
+#include "memory/mapped_chunks.hpp"
+#include "memory/owned_chunks.hpp"
 
 /// Ranges of the host device. They keep the contract of CUDA's virtual memory management
 /// (cuda_ranges.hpp), so that what breaks it fails here as well:
@@ -52,12 +53,13 @@ class HostPages {
   std::set<int> mapped_;
 };
 
-/// Addresses for `bytes` (> 0). `pages` must outlive the range.
-[[nodiscard]] std::unique_ptr<DeviceRange> make_host_range(std::string name, uint64_t bytes,
-                                                           HostPages& pages);
+/// The owner of a range of `bytes` (> 0), without addresses. `pages` must outlive it.
+[[nodiscard]] std::unique_ptr<OwnedChunks> make_host_chunks(std::string name, uint64_t bytes,
+                                                            HostPages& pages);
 
-/// Addresses to map another process's range of this host. `pages` must outlive it.
-[[nodiscard]] std::unique_ptr<ImportedRange> make_host_import(std::string name, uint64_t bytes,
+/// Addresses to map a range of this process or of another one of this host. `pages` must outlive
+/// them.
+[[nodiscard]] std::unique_ptr<MappedChunks> make_host_mapping(std::string name, uint64_t bytes,
                                                               uint64_t chunk_bytes,
                                                               MappedAccess access,
                                                               HostPages& pages);

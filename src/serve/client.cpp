@@ -23,7 +23,8 @@
 namespace awex {
 namespace {
 
-constexpr auto kPollMs = 10;
+constexpr int kPollMs = 10;
+constexpr timeval kTurn{0, 10'000};
 /// A job that lives but is busy with its clients is tried again for as long, at least.
 constexpr Seconds kBusyPatience{5};
 /// How long a job's survivors may take to write how it ended.
@@ -50,8 +51,7 @@ Attempt connect_to(const std::string& path) {
   UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket.valid()) throw errno_error("ask the job", "socket", errno);
   // Who waits in connect gets its turn before others that come later.
-  const timeval turn{0, kPollMs * 1000};
-  ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &turn, sizeof(turn));
+  ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &kTurn, sizeof(kTurn));
   const auto* plain = reinterpret_cast<const sockaddr*>(&address);
   if (::connect(socket.get(), plain, sizeof(address)) != 0) return {{}, errno};
   if (::fcntl(socket.get(), F_SETFL, O_NONBLOCK) != 0) {
@@ -105,6 +105,19 @@ Error not_reached(const JobRecord& record, const std::string& directory, int fai
       "when its socket was removed, or this is another container, end it with kill -TERM");
 }
 
+/// The directory's record where it is still that job's.
+std::optional<JobRecord> latest(const JobRecord& job, const std::string& directory) {
+  auto record = read_job_record(directory);
+  const bool same = record && record->socket == job.socket && record->pid == job.pid;
+  return same ? std::move(record) : std::nullopt;
+}
+
+/// A process may outlive the job's end a little.
+bool has_ended(const JobRecord& job, const std::string& directory) {
+  const auto record = latest(job, directory);
+  return !record || !record->ended_at.empty() || !job_lives(*record);
+}
+
 /// Connects to the job, once there is one.
 class Door {
  public:
@@ -145,7 +158,7 @@ class Door {
     if ((failure == EAGAIN || failure == EINTR) && (!last || is_patient())) return;
     if (failure == EACCES || failure == EPERM) throw not_reached(*record_, directory_, failure);
     if (!last) return;
-    if (!job_lives(*record_)) throw no_job(record_, directory_);
+    if (has_ended(*record_, directory_)) throw no_job(read_job_record(directory_), directory_);
     throw not_reached(*record_, directory_, failure);
   }
 
@@ -227,9 +240,10 @@ class Conversation {
 };
 
 /// A job that ends closes its connections a little before it lets go of its lock.
-bool ends_within(Seconds longest, const JobRecord& record, WaitMonitor& monitor) {
+bool ends_within(Seconds longest, const JobRecord& record, const std::string& directory,
+                 WaitMonitor& monitor) {
   const Deadline deadline(longest);
-  while (job_lives(record)) {
+  while (!has_ended(record, directory)) {
     if (deadline.expired()) return false;
     monitor.poll();
     pause();
@@ -242,13 +256,12 @@ bool ends_within(Seconds longest, const JobRecord& record, WaitMonitor& monitor)
 Error without_answer(const JobRecord& asked, const std::string& directory, WaitMonitor& monitor) {
   const Deadline deadline(kLastWords);
   while (true) {
-    const auto record = read_job_record(directory);
-    const bool same = record && record->socket == asked.socket && record->pid == asked.pid;
-    const bool told = same && !record->ended_at.empty();
-    if (told || !same || deadline.expired()) {
+    const auto record = latest(asked, directory);
+    const bool told = record && !record->ended_at.empty();
+    if (told || !record || deadline.expired()) {
       return {ExitCode::kPeerLost,
               fmt::format("the job at \"{}\" ended without an answer: it was {}", directory,
-                          describe(same ? *record : asked)),
+                          describe(record.value_or(asked))),
               "see its log; the trainer's state is as its processes left it"};
     }
     monitor.poll();
@@ -273,7 +286,7 @@ Event ask_job(const std::string& directory, const ClientRequest& request, Second
       if (hear) hear(event);
     }
     const auto record = *door.record();
-    if (ends_within(heard ? kEnding : Seconds(0), record, monitor)) {
+    if (ends_within(heard ? kEnding : Seconds(0), record, directory, monitor)) {
       throw without_answer(record, directory, monitor);
     }
     // Without a word a request was not taken, as a flood of others may cause.

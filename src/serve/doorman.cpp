@@ -17,6 +17,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -144,11 +145,6 @@ struct Doorman::State {
 
     [[nodiscard]] size_t unsent() const { return unread.size() - sent; }
   };
-  struct Order {
-    uint64_t client = 0;
-    ClientRequest request;
-  };
-
   std::thread start();
   void serve();
   [[nodiscard]] std::vector<pollfd> what_to_wait_for(std::vector<uint64_t>& ids,
@@ -156,7 +152,7 @@ struct Doorman::State {
   void hear(uint64_t id, short happened);
   void read_request(uint64_t id);
   void answer(uint64_t id, std::string_view line);
-  void take_order(uint64_t id, ClientRequest request);
+  void take_order(uint64_t id, const ClientRequest& request);
   void take_in_arrivals();
   [[nodiscard]] bool take_in_one();
   void take_in(UniqueFd socket);
@@ -184,7 +180,7 @@ struct Doorman::State {
   std::condition_variable sent_all;
   std::map<uint64_t, Client> clients;  ///< By number, which is their order of coming.
   uint64_t last_client = 0;
-  std::deque<Order> orders;
+  std::deque<Visit> orders;
   bool busy = false;                ///< A command runs, whether or not its client is still here.
   bool running_cancels = false;     ///< Its client wants it given up when it goes away.
   std::optional<Error> closed;      ///< What everyone who comes is told.
@@ -282,18 +278,20 @@ void Doorman::State::read_request(uint64_t id) {
 void Doorman::State::answer(uint64_t id, std::string_view line) {
   Event event;
   try {
-    auto request = decode_request(line);
-    if (request.errand != Errand::kStatus) return take_order(id, std::move(request));
+    const auto request = decode_request(line);
+    if (request.errand != Errand::kStatus) return take_order(id, request);
     event.status = render_status_json(board.read());
   } catch (const Error& error) {
     event = done(error);
+  } catch (const std::exception& error) {
+    event = done(runtime_error(fmt::format("cannot take the request: {}", error.what())));
   }
   const std::lock_guard lock(mutex);
   const auto found = clients.find(id);
   if (found != clients.end()) put(id, found->second, closed ? done(*closed) : event);
 }
 
-void Doorman::State::take_order(uint64_t id, ClientRequest request) {
+void Doorman::State::take_order(uint64_t id, const ClientRequest& request) {
   const std::lock_guard lock(mutex);
   const auto found = clients.find(id);
   if (found == clients.end()) return;
@@ -309,7 +307,7 @@ void Doorman::State::take_order(uint64_t id, ClientRequest request) {
   Event queued;
   queued.kind = Event::Kind::kQueued;
   queued.ahead = orders.size() + (busy ? 1 : 0);
-  orders.push_back({id, std::move(request)});
+  orders.push_back({id, request});
   put(id, client, queued);
   note_queue();
   order.ring();
@@ -445,7 +443,7 @@ void Doorman::State::drop(uint64_t id) {
     if (running == id && running_cancels) cancelled = true;
     const auto before = orders.size();
     orders.erase(std::remove_if(orders.begin(), orders.end(),
-                                [&](const Order& waiting) {
+                                [&](const Visit& waiting) {
                                   return waiting.client == id &&
                                          waiting.request.cancel_on_disconnect;
                                 }),
@@ -479,14 +477,14 @@ std::optional<Visit> Doorman::next(Seconds longest) {
     {
       const std::lock_guard lock(state_->mutex);
       if (!state_->orders.empty()) {
-        auto first = std::move(state_->orders.front());
+        const Visit first = state_->orders.front();
         state_->orders.pop_front();
         state_->note_queue();
         state_->busy = true;
         state_->running_cancels = first.request.cancel_on_disconnect;
         state_->cancelled = false;
         state_->running = first.client;
-        return Visit{first.client, std::move(first.request)};
+        return first;
       }
     }
     if (Clock::now() >= until) return std::nullopt;

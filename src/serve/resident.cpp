@@ -190,14 +190,29 @@ bool Resident::serve_one(std::optional<Error>& end) {
   } catch (const std::exception& error) {
     failure = runtime_error(error.what());
   }
-  if (failure) {
-    set_activity(JobStatus::Activity::kRecovering);
-    failure = session_->recover(*failure);
-  }
-  refresh();
+  come_to_rest(failure);
   conclude(failure);
   if (failure && somebody_is_told_to_end()) end = failure;
   return !end;
+}
+
+/// After a command, or a failure of it: all ranks are ready for the next, and rank 0 knows what they
+/// hold. What fails on the way is recovered from, too; the first cause stays.
+void Resident::come_to_rest(std::optional<Error>& failure) {
+  constexpr int kMostTries = 3;
+  job_.set_interrupt(nullptr);  // a client that has gone fails its command, not what follows
+  for (int tries = 1;; ++tries) {
+    try {
+      if (failure) {
+        set_activity(JobStatus::Activity::kRecovering);
+        failure = session_->recover(*failure);
+      }
+      return refresh();
+    } catch (const Error& error) {
+      if (job_.must_end() || tries == kMostTries) throw;
+      if (!failure) failure = error;
+    }
+  }
 }
 
 /// Whether a signal has failed the command: then the job ends, in order. The same on every rank.
@@ -228,14 +243,17 @@ Resident::Order Resident::order_of_client() {
   while (!door_->visit) {
     job_.poll();
     if (job_.told_to_end()) {
-      voice_.log("told to end by a signal");
+      write_end("told to end by a signal", ExitCode::kOk);
       return {Order::Kind::kEnd, {}};
     }
     show_status_if_asked();
     door_->visit = door_->doorman.next(kLook);
     if (!door_->visit) continue;
     const ClientRequest& request = door_->visit->request;
-    if (request.errand == Errand::kStop) return {Order::Kind::kEnd, {}};
+    if (request.errand == Errand::kStop) {
+      write_end("stopped by a client", ExitCode::kOk);
+      return {Order::Kind::kEnd, {}};
+    }
     if (request.errand != Errand::kRestore) break;
     Event done;
     done.table = "the job serves: nothing is lost, and there is nothing to restore\n";
@@ -269,8 +287,8 @@ void Resident::run(const Order& order) {
 
 /// Rank 0 learns what all ranks hold now.
 void Resident::refresh() {
-  job_.set_interrupt(nullptr);
   auto ranks = session_->statuses();
+  session_->conclude();
   if (!door_) return;
   door_->board.update([&](JobStatus& status) {
     status.ranks = std::move(ranks);
@@ -326,23 +344,26 @@ void Resident::answer(const Visit& visit, const std::optional<Error>& error) {
   door_->doorman.tell(visit.client, done);
 }
 
-/// Whoever looks later learns how the job has ended, and so do the clients that wait. Then nothing
-/// of it is left on this host: mpirun may end the process at any moment.
-void Resident::end_job(const std::optional<Error>& error) {
-  if (!door_) return;
-  wake_on_signals(nullptr, nullptr);
-  set_activity(JobStatus::Activity::kEnding);
-  const std::string end = error          ? error->what()
-                          : door_->visit ? "stopped by a client"
-                                         : "told to end by a signal";
+/// Whoever looks later learns how the job has ended. That comes first: mpirun may end the process
+/// at any moment.
+void Resident::write_end(const std::string& end, ExitCode code) {
   try {
-    door_->directory.write_end(end, error ? error->code() : ExitCode::kOk);
+    door_->directory.write_end(end, code);
   } catch (const Error& unwritable) {
     log::warning(unwritable.what());  // the job's own end is the one that counts
   }
   voice_.log(fmt::format("the job ends: {}", end));
+}
+
+/// The clients that wait learn how the job has ended; then nothing of it is left on this host.
+void Resident::end_job(const std::optional<Error>& error) {
+  if (!door_) return;
+  wake_on_signals(nullptr, nullptr);
+  set_activity(JobStatus::Activity::kEnding);
+  if (error) write_end(error->what(), error->code());
   if (door_->visit) answer(*door_->visit, error);
-  door_->doorman.close(error.value_or(runtime_error(fmt::format("the job has ended: {}", end))),
+  door_->doorman.close(error.value_or(runtime_error(
+                           fmt::format("the job has ended: {}", door_->directory.record().end))),
                        kFarewell);
   relay_->set_door(nullptr);
   door_.reset();

@@ -74,10 +74,12 @@ class Resident {
   [[nodiscard]] Order next_order();
   [[nodiscard]] Order order_of_client();
   void run(const Order& order);
+  void come_to_rest(std::optional<Error>& failure);
   void refresh();
   void conclude(const std::optional<Error>& failure);
   void note_outcome(const std::optional<Error>& failure);
   void answer(const Visit& visit, const std::optional<Error>& error);
+  void write_end(const std::string& end, ExitCode code);
   void bury(const Error& error) noexcept;
   void end_job(const std::optional<Error>& error);
   void set_activity(JobStatus::Activity activity, const std::string& command = {});

@@ -466,6 +466,17 @@ class StopAndRestore(ClientTest):
         self.assertIn("stopped by a client", err)
         self.assertEqual(job.requests[0]["errand"], "stop")
 
+    def test_who_stops_a_job_that_another_has_stopped_first_has_what_was_wanted(self):
+        def answer(visit, how, code):
+            visit.say(QUEUED)
+            job.record.update(ended_at="2026-01-02T04:00:00Z", end=how, exit_code=code)
+            job.write_record()
+            visit.say(done(1, error=error(1, "the job has ended")))
+
+        for how, code, expected in (("stopped by a client", 0, 0), ("rank 3 was lost", 5, 1)):
+            job = self.serve(lambda visit, how=how, code=code: answer(visit, how, code))
+            self.run_client("stop", code=expected)
+
     def test_a_living_job_restores_itself(self):
         job = self.job(done(table="nothing is lost\n"))
         self.assertEqual(self.run_client("restore")[0], "nothing is lost\n")

@@ -170,6 +170,11 @@ TEST_CASE("of the ranks of a host the one with the least room counts") {
   status.ranks[1].lock_limit_bytes.reset();
   CHECK(shown_line(status, "host") ==
         "alpha: 55.0 GB pinned by 2 ranks; no cgroup limit; no memlock limit");
+  status.ranks[1].lock_limit_bytes = 8'000'000;
+  status.backend = "host";
+  CHECK(
+      shown(status).find("no cgroup limit; memlock 8.00 MB a\n           process, not needed\n") !=
+      std::string::npos);
   status.rank_infos[1].host = "beta";
   CHECK(shown_line(status, "host").rfind("alpha: 55.0 GB pinned by 1 rank;", 0) == 0);
   CHECK(shown(status).find("host       beta: 0 B pinned by 1 rank;") != std::string::npos);

@@ -134,6 +134,12 @@ Order take_order(Job& job, int served) {
 
 int woken = 0;
 
+void print_signals(const Job& job) {
+  std::printf("rank %d: told to end %d, asked %d, woken %d\n", job.rank(),
+              job.told_to_end() ? 1 : 0, awex::status_signals(), woken);
+  std::fflush(stdout);
+}
+
 int serve(Job& job, const Plan& plan) {
   job.become_resident();
   awex::note_status_signals();
@@ -143,6 +149,7 @@ int serve(Job& job, const Plan& plan) {
     try {
       if (served == 1) reach(job, plan, "rest");
       if (take_order(job, served) == Order::kEnd) {
+        print_signals(job);
         job.finish();
         break;
       }
@@ -155,8 +162,6 @@ int serve(Job& job, const Plan& plan) {
       has_failed = true;
     }
   }
-  std::printf("rank %d: told to end %d, asked %d, woken %d\n", job.rank(),
-              job.told_to_end() ? 1 : 0, awex::status_signals(), woken);
   return has_failed ? 1 : 0;
 }
 

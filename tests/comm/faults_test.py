@@ -55,7 +55,7 @@ CASES = [
     (2, "terminate", 1, "agree", 1, r"told to end by SIGTERM in phase 'transfer'", "at once"),
     (4, "none", 2, "recovery", 0, None, "at once"),
     (4, "kill", 3, "recovery", 137, r"rank 3 \(inference.*is gone", "at once"),
-    (4, "stop", 2, "recovery", 4, r"rank 2 \(.* not come to the recovery from .a cause", "late"),
+    (4, "stop", 2, "recovery", 4, r"rank 2 \(.* not come to the recovery from .a cause.*is stopped", "at once"),
     (3, "hang", 0, "recovery", 4, r"rank 0 \(.* not come to the recovery from .a cause", "late"),
     (2, "terminate", 1, "recovery", 1, r"told to end by SIGTERM", "at once"),
     (4, "kill", 2, "rest", 137, r"rank 2 \(.*is gone", "at once"),

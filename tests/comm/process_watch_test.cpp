@@ -14,7 +14,11 @@
 #include <csignal>
 #include <thread>
 
+#include "comm/bell.hpp"
+
 namespace {
+
+using awex::Seconds;
 
 /// A child that sleeps until it is killed.
 class Child {
@@ -132,4 +136,47 @@ TEST_CASE("a stopped process is told from a running one") {
   CHECK(soon([&] { return awex::is_stopped(child.pid()); }));
   child.signal(SIGCONT);
   CHECK(soon([&] { return !awex::is_stopped(child.pid()); }));
+}
+
+TEST_CASE("a process that computes is told from one that sleeps") {
+  const Child sleeper;
+  const int computer = ::fork();
+  if (computer == 0) {
+    while (::getppid() != 0) {
+    }
+  }
+  const auto ticks = [](int pid) {
+    const auto activity = awex::activity_of(pid);
+    return activity ? activity->processor_ticks : 0;
+  };
+  CHECK(soon([&] { return awex::activity_of(computer)->is_busy; }));
+  CHECK(soon([&] { return ticks(computer) > 5; }));
+  CHECK(soon([&] { return !awex::activity_of(sleeper.pid())->is_busy; }));
+  CHECK(ticks(sleeper.pid()) <= 5);
+  ::kill(computer, SIGKILL);
+  ::waitpid(computer, nullptr, 0);
+  CHECK_FALSE(awex::activity_of(computer));
+}
+
+TEST_CASE("a bell wakes who sleeps, once for all that rang before") {
+  const awex::Bell here;
+  const awex::Bell there;
+  CHECK_FALSE(here.name() == there.name());
+  CHECK_FALSE(here.wait(Seconds(0)));
+  for (int i = 0; i < 1000; ++i) there.ring(here.name());  // more than are kept
+  CHECK(here.wait(Seconds(60)));
+  CHECK_FALSE(here.wait(Seconds(0)));
+  CHECK_FALSE(there.wait(Seconds(0)));
+  std::thread ringer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    there.ring(here.name());
+  });
+  CHECK(here.wait(Seconds(60)));
+  ringer.join();
+  awex::BellName gone{};
+  {
+    const awex::Bell other;
+    gone = other.name();
+  }
+  here.ring(gone);  // nobody hears it
 }

@@ -1,6 +1,6 @@
 // An update in which inference keeps the trainer's weights mapped. The memory that the trainer then
 // gives back stays taken, as on a GPU, and the books find it. The linker's --wrap sends our code's
-// calls of ImportedRange::unmap here.
+// calls of MappedChunks::unmap here.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -16,9 +16,9 @@ bool g_keeps_mappings = false;
 }  // namespace
 
 extern "C" {
-void __real__ZN4awex13ImportedRange5unmapEv(awex::ImportedRange* range);
-void __wrap__ZN4awex13ImportedRange5unmapEv(awex::ImportedRange* range) {
-  if (!g_keeps_mappings) __real__ZN4awex13ImportedRange5unmapEv(range);
+void __real__ZN4awex12MappedChunks5unmapEv(awex::MappedChunks* range);
+void __wrap__ZN4awex12MappedChunks5unmapEv(awex::MappedChunks* range) {
+  if (!g_keeps_mappings) __real__ZN4awex12MappedChunks5unmapEv(range);
 }
 }
 

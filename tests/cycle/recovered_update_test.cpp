@@ -10,7 +10,6 @@
 #include <optional>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "cycle/session.hpp"
@@ -117,7 +116,9 @@ class Disturber final : public CycleObserver {
         throw runtime_error("a fault on purpose");
       case Kind::kLate:
         // The others give up before: after a longer time if they wait for rank 0.
-        std::this_thread::sleep_for(Seconds(job().rank() == 0 ? 3.0 : 1.5));
+        // It computes: one that sleeps as long would be given up for lost.
+        for (const Deadline end(Seconds(job().rank() == 0 ? 3.0 : 1.5)); !end.expired();) {
+        }
         return;
       case Kind::kDamage:
         flip_bit(*event.region);
@@ -301,6 +302,77 @@ TEST_CASE("an update that fails is followed by one that commits the right weight
 TEST_CASE("the same where ranks write into each other's memory") {
   if (job().size() < 4) return;
   disturb(ExchangeKind::kPeer, setting("AWEX_RUNS", 8));
+}
+
+/// Fails one rank's start: when it begins, at the end of loading, or for memory that it is refused.
+class StartDisturber final : public CycleObserver {
+ public:
+  enum class Moment { kBegin, kLoaded, kFirstMemory, kSecondMemory };
+
+  StartDisturber(Moment moment, bool is_armed) : moment_(moment), is_armed_(is_armed) {
+    const bool refuses = moment == Moment::kFirstMemory || moment == Moment::kSecondMemory;
+    if (is_armed && refuses) test::refuse_memory({}, moment == Moment::kSecondMemory ? 1 : 0);
+  }
+  void run_started(const Report& /*report*/) override { fail_at(Moment::kBegin); }
+  void loaded() override { fail_at(Moment::kLoaded); }
+  void phase_started(const PhaseEvent& /*event*/) override {}
+  void phase_finished(const PhaseEvent& /*event*/, double /*seconds*/,
+                      uint64_t /*bytes*/) override {}
+
+ private:
+  void fail_at(Moment moment) const {
+    if (is_armed_ && moment_ == moment) throw runtime_error("a fault on purpose");
+  }
+
+  Moment moment_;
+  bool is_armed_;
+};
+
+/// A start in which `guilty` fails. Returns what this rank is told.
+std::optional<Error> fail_to_start(StartDisturber::Moment moment, int guilty,
+                                   ExchangeKind exchange) {
+  Request request = request_for(1);
+  request.job.exchange = exchange;
+  request.job.warm_host_memory = true;
+  StartDisturber disturber(moment, job().rank() == guilty);
+  Report report = begin_report(request, job());
+  try {
+    Session session(request, job(), disturber, report, built_in_engines());
+    session.start();
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error;
+  }
+}
+
+TEST_CASE("a start that fails ends alike on all ranks and leaves nothing behind") {
+  job().become_resident();
+  using Moment = StartDisturber::Moment;
+  // Inference takes no memory before its first command.
+  constexpr Moment kMoments[] = {Moment::kBegin, Moment::kLoaded, Moment::kFirstMemory,
+                                 Moment::kSecondMemory};
+  std::optional<Usage> before;
+  for (int round = 0; round < 2; ++round) {
+    if (round == 1) before.emplace();
+    for (int guilty = 0; guilty < job().size(); ++guilty) {
+      const bool trains = guilty < job().size() / 2;
+      const Moment moment = kMoments[trains ? (guilty + round + 2) % 4 : (guilty + round) % 2];
+      const auto exchange = guilty % 2 == 0 ? ExchangeKind::kAuto : ExchangeKind::kPeer;
+      INFO("round " << round << ": rank " << guilty << " at " << static_cast<int>(moment));
+      const auto failure = fail_to_start(moment, guilty, exchange);
+      test::allow_memory();
+      CHECK(failure.has_value());
+      CHECK(job().failure_is_agreed());
+      if (!failure) continue;
+      CHECK(failure->code() == ExitCode::kRuntime);
+      CHECK(failure->context().rank == guilty);
+    }
+  }
+  const Usage after;
+  CHECK(after.descriptors <= before->descriptors);
+  CHECK(after.threads <= before->threads);
+  Disturber nobody;
+  CHECK_FALSE(run_command(request_for(1), job(), nobody).error);
 }
 
 }  // namespace

@@ -155,7 +155,7 @@ TEST_CASE("an import shows the exporter's bytes at one address, map after map") 
   DeviceBench bench;
   const uint64_t bytes = 64 * kMiB + 3 * kMiB;
   const auto range = bench.device->reserve("weights", bytes);
-  const auto import = bench.device->reserve_import("weights", bytes, range->chunk_bytes());
+  const auto import = bench.device->reserve_mapping("weights", bytes, range->chunk_bytes());
   const auto* const data = import->data();
   const uint64_t before = bench.free_bytes();
   for (uint64_t cycle = 0; cycle < 3; ++cycle) {
@@ -176,9 +176,37 @@ TEST_CASE("an import shows the exporter's bytes at one address, map after map") 
   CHECK_THROWS_AS(import->map({}), Error);
 }
 
+TEST_CASE("an owner without addresses is mapped chunk by chunk, by descriptors and without") {
+  DeviceBench bench;
+  constexpr uint64_t kChunk = 64 * kMiB;
+  const uint64_t before = bench.free_bytes();
+  const auto owned = bench.device->make_chunks("weights", 3 * kChunk);
+  REQUIRE(owned->chunking().chunk_bytes == kChunk);
+  owned->take(0, 3);
+  CHECK(is_taken(before, bench.free_bytes(), 3 * kChunk));
+  const auto mapped =
+      bench.device->reserve_mapping("weights", 3 * kChunk, kChunk, MappedAccess::kReadWrite);
+  std::vector<UniqueFd> fds;
+  fds.emplace_back(::fcntl(owned->export_fds().at(1), F_DUPFD_CLOEXEC, 0));
+  mapped->map(1, std::move(fds));
+  mapped->map(*owned, 0, 1);
+  const auto content = named_bytes(2 * kChunk);
+  bench.write(mapped->data(), content);
+  CHECK((bench.read(mapped->data(), 2 * kChunk) == content));
+  CHECK_THROWS_AS(mapped->map(*owned, 1, 2), Error);
+  mapped->unmap(0, 1);
+  owned->release(0, 3);
+  CHECK(is_taken(before, bench.free_bytes(), kChunk));
+  CHECK((bench.read(mapped->data() + kChunk, kChunk) ==
+         std::vector<std::byte>(content.begin() + static_cast<std::ptrdiff_t>(kChunk),
+                                content.end())));
+  mapped->unmap();
+  CHECK(is_taken(before, bench.free_bytes(), 0));
+}
+
 TEST_CASE("a descriptor that is no GPU memory is refused, and nothing stays mapped") {
   DeviceBench bench;
-  const auto import = bench.device->reserve_import("weights", kMiB, 64 * kMiB);
+  const auto import = bench.device->reserve_mapping("weights", kMiB, 64 * kMiB);
   std::vector<UniqueFd> fds;
   fds.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   CHECK_THROWS_AS(import->map(std::move(fds)), Error);

@@ -30,11 +30,11 @@ void train(GpuBench& bench, DeviceRange& range, int partner, uint64_t cycle,
   CHECK(cudaMemcpy(range.data(), bytes.data(), bytes.size(), cudaMemcpyDefault) == cudaSuccess);
   CHECK(cudaDeviceSynchronize() == cudaSuccess);
   bench.wait();
-  (void)swap_handles(job(), BackendKind::kCuda, &range, partner, 42, transport);
+  (void)swap_handles(job(), BackendKind::kCuda, &range.owned(), partner, 42, transport);
 }
 
 /// Maps the trainer's range and copies it with the kernels, straight from the trainer's memory.
-void infer(GpuBench& bench, ImportedRange& import, int partner, uint64_t cycle,
+void infer(GpuBench& bench, MappedChunks& import, int partner, uint64_t cycle,
            FdTransport transport) {
   auto received = swap_handles(job(), BackendKind::kCuda, nullptr, partner, 42, transport);
   CHECK(received.bytes == kBytes);
@@ -56,7 +56,7 @@ TEST_CASE("inference reads its trainer's memory through every transport, version
   const bool trains = job().rank() < half;
   const int partner = trains ? job().rank() + half : job().rank() - half;
   const auto range = bench.device->reserve("weights", kBytes);
-  const auto import = bench.device->reserve_import("weights", kBytes, range->chunk_bytes());
+  const auto import = bench.device->reserve_mapping("weights", kBytes, range->chunk_bytes());
   uint64_t cycle = 0;
   for (const auto transport : {FdTransport::kAuto, FdTransport::kSocket, FdTransport::kAuto}) {
     CAPTURE(cycle);

@@ -228,7 +228,7 @@ TEST_CASE("an importer sees the exporter's bytes at its own fixed address, and c
   const std::vector<uint64_t> places{0, chunk - 1, chunk, 2 * chunk, 2 * kChunk + 99};
   for (const auto place : places) range->data()[place] = named(place);
 
-  const auto import = device->reserve_import("weights", range->bytes(), range->chunk_bytes());
+  const auto import = device->reserve_mapping("weights", range->bytes(), range->chunk_bytes());
   const std::byte* const data = import->data();
   CHECK(signal_of([&] { read_byte(data); }) == SIGSEGV);
   for (int round = 0; round < 2; ++round) {
@@ -256,7 +256,7 @@ TEST_CASE("another process sees the exporter's bytes through the descriptors alo
   const pid_t child = ::fork();
   if (child == 0) {
     ::munmap(range->data(), 2 * kChunk);  // what is read below comes through the import
-    const auto import = device->reserve_import("weights", 2 * kChunk, kChunk);
+    const auto import = device->reserve_mapping("weights", 2 * kChunk, kChunk);
     import->map(duplicates(fds));
     const bool right = import->data()[0] == named(0) && import->data()[kChunk] == named(kChunk);
     ::_exit(right ? 0 : 1);
@@ -270,7 +270,7 @@ TEST_CASE("another process sees the exporter's bytes through the descriptors alo
 TEST_CASE("what an exporter releases stays whole, and taken, while somebody maps it") {
   const auto device = make_host_device(0, 1);
   const auto range = device->reserve("weights", 2 * kChunk);
-  const auto import = device->reserve_import("weights", range->bytes(), range->chunk_bytes());
+  const auto import = device->reserve_mapping("weights", range->bytes(), range->chunk_bytes());
   for (int round = 0; round < 2; ++round) {
     take_all(*range);
     range->data()[0] = named(0);
@@ -294,7 +294,7 @@ TEST_CASE("what an exporter takes anew is other memory than what an importer has
   const auto range = device->reserve("weights", 2 * kChunk);
   take_all(*range);
   range->data()[7] = std::byte{1};
-  const auto import = device->reserve_import("weights", range->bytes(), range->chunk_bytes());
+  const auto import = device->reserve_mapping("weights", range->bytes(), range->chunk_bytes());
   import->map(duplicates(range->export_fds()));
   range->release_chunks(0, 1);
   range->take_chunks(0, 1);
@@ -323,7 +323,7 @@ TEST_CASE("the memory of a range that is gone is its importer's, in whatever pro
     return ::write(fd, &value, sizeof(value)) == sizeof(value);
   };
   const auto importer = make_host_device(0, 1);
-  const auto import = importer->reserve_import("weights", kChunk, kChunk);
+  const auto import = importer->reserve_mapping("weights", kChunk, kChunk);
   import->map(duplicates(range->export_fds()));
   if (child == 0) {
     // Of the child's copy of the owner only the mapping is let go: the parent owns the memory.
@@ -359,7 +359,7 @@ TEST_CASE("nothing is mapped over a mapping, and the error names it") {
   take_all(*range);
   take_all(*other);
   range->data()[0] = std::byte{1};
-  const auto import = device->reserve_import("trainer weights", kChunk, kChunk);
+  const auto import = device->reserve_mapping("trainer weights", kChunk, kChunk);
   import->map(duplicates(range->export_fds()));
   CHECK_THROWS_WITH_AS(
       import->map(duplicates(other->export_fds())),
@@ -374,7 +374,7 @@ TEST_CASE("an import that is reserved for writing writes the exporter's memory")
   const auto device = make_host_device(0, 1);
   const auto range = device->reserve("staging", kChunk);
   take_all(*range);
-  const auto import = device->reserve_import("staging", kChunk, kChunk, MappedAccess::kReadWrite);
+  const auto import = device->reserve_mapping("staging", kChunk, kChunk, MappedAccess::kReadWrite);
   import->map(duplicates(range->export_fds()));
   import->data()[5] = named(5);
   CHECK(range->data()[5] == named(5));
@@ -384,7 +384,7 @@ TEST_CASE("descriptors that do not fit are refused and leave nothing mapped") {
   const auto device = make_host_device(0, 1);
   const auto small = device->reserve("weights", kChunk);
   take_all(*small);
-  const auto import = device->reserve_import("weights", 2 * kChunk - kMiB, kChunk);
+  const auto import = device->reserve_mapping("weights", 2 * kChunk - kMiB, kChunk);
   CHECK_THROWS_WITH_AS(import->map(duplicates(small->export_fds())),
                        "cannot map \"weights\": got 1 descriptors for 2 chunks", Error);
 
@@ -410,8 +410,8 @@ TEST_CASE("descriptors that do not fit are refused and leave nothing mapped") {
 TEST_CASE("chunks that no GPU has are refused") {
   const auto device = make_host_device(0, 1);
   CHECK_THROWS_AS(static_cast<void>(device->reserve("weights", 0)), Error);
-  CHECK_THROWS_AS(static_cast<void>(device->reserve_import("weights", kChunk, 0)), Error);
-  CHECK_THROWS_AS(static_cast<void>(device->reserve_import("weights", kChunk, kMiB)), Error);
+  CHECK_THROWS_AS(static_cast<void>(device->reserve_mapping("weights", kChunk, 0)), Error);
+  CHECK_THROWS_AS(static_cast<void>(device->reserve_mapping("weights", kChunk, kMiB)), Error);
 }
 
 TEST_CASE("a device is the same for all processes of a node, and another for each index") {

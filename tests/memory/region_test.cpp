@@ -53,34 +53,49 @@ struct Script {
   }
 };
 
-/// A range of a few bytes. What is not taken is poison, and so is what has just been taken.
-class FakeRange final : public DeviceRange {
+/// "0" for one chunk, "0-3" for several.
+std::string numbers(uint64_t first, uint64_t count) {
+  return count == 1 ? fmt::format("{}", first) : fmt::format("{}-{}", first, first + count - 1);
+}
+
+class FakeChunks final : public OwnedChunks {
  public:
-  FakeRange(uint64_t bytes, Script& script)
-      : DeviceRange({"fake", bytes, kFakeChunk}),
+  FakeChunks(uint64_t bytes, Script& script)
+      : OwnedChunks({"fake", bytes, kFakeChunk}), script_(script) {}
+
+ protected:
+  void do_take(uint64_t first, uint64_t count) override {
+    script_.call("take", numbers(first, count));
+  }
+  void do_release(uint64_t /*first*/, uint64_t /*count*/) override { script_.fail_if_due("free"); }
+  [[nodiscard]] std::vector<int> do_export() override { return {}; }
+
+ private:
+  Script& script_;
+};
+
+/// A range of a few bytes. What is not mapped is poison, and so is what has just been mapped.
+class FakeMapping final : public MappedChunks {
+ public:
+  FakeMapping(uint64_t bytes, Script& script)
+      : MappedChunks({"fake", bytes, kFakeChunk}),
         script_(script),
-        memory_(chunks() * kFakeChunk, std::byte{0xdd}) {}
+        memory_(chunking().count() * kFakeChunk, std::byte{0xdd}) {}
 
   [[nodiscard]] std::byte* data() const override { return memory_.data(); }
 
  protected:
-  void do_take(uint64_t first, uint64_t count) override {
-    script_.call("take", describe(first, count));
+  void do_map(OwnedChunks& /*owner*/, uint64_t first, uint64_t count) override {
+    script_.fail_if_due("map");
     poison(first, count, std::byte{0xcd});
   }
-  void do_detach(uint64_t first, uint64_t count) override {
-    script_.call("release", describe(first, count));
+  void do_map(uint64_t /*first*/, std::vector<UniqueFd> /*fds*/) override {}
+  void do_unmap(uint64_t first, uint64_t count, const std::string& /*what*/) override {
+    script_.call("release", numbers(first, count));
     poison(first, count, std::byte{0xdd});
   }
-  void do_free(uint64_t /*first*/, uint64_t /*count*/) override { script_.fail_if_due("free"); }
-  [[nodiscard]] std::vector<int> do_export() override { return {}; }
 
  private:
-  /// "0" for one chunk, "0-3" for several.
-  static std::string describe(uint64_t first, uint64_t count) {
-    return count == 1 ? fmt::format("{}", first) : fmt::format("{}-{}", first, first + count - 1);
-  }
-
   void poison(uint64_t first, uint64_t count, std::byte value) {
     std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(first * kFakeChunk),
                 count * kFakeChunk, value);
@@ -146,15 +161,15 @@ class FakeDevice final : public Device {
 
   [[nodiscard]] BackendKind kind() const override { return BackendKind::kHost; }
   [[nodiscard]] const DeviceIdentity& identity() const override { return identity_; }
-  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& /*name*/,
-                                                     uint64_t bytes) override {
-    return std::make_unique<FakeRange>(bytes, script_);
+  [[nodiscard]] std::unique_ptr<OwnedChunks> make_chunks(const std::string& /*name*/,
+                                                         uint64_t bytes) override {
+    return std::make_unique<FakeChunks>(bytes, script_);
   }
-  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& /*name*/,
-                                                              uint64_t /*bytes*/,
+  [[nodiscard]] std::unique_ptr<MappedChunks> reserve_mapping(const std::string& /*name*/,
+                                                              uint64_t bytes,
                                                               uint64_t /*chunk_bytes*/,
                                                               MappedAccess /*access*/) override {
-    return nullptr;
+    return std::make_unique<FakeMapping>(bytes, script_);
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     script_.call("host", bytes);
@@ -464,18 +479,32 @@ TEST_CASE("as much is taken at once as there is room for") {
   CHECK(f.booked() == 0);
 }
 
-TEST_CASE("taking is all or nothing, in the books as well") {
-  for (int after = 0; after < 2; ++after) {
-    CAPTURE(after);
-    TightFixture f;
-    f.script.fail_after = {{"take", after}};
-    CHECK_THROWS_WITH_AS(f.region.take(f.deadline, f), "scripted failure of take", Error);
-    CHECK(f.region.state() == RegionState::kDiscarded);
-    CHECK(f.region.held_bytes() == 0);
-    CHECK(f.booked() == 0);
-    CHECK(f.region.take(f.deadline, f).changed);
-    CHECK(f.region.held_bytes() == 4 * kFakeChunk);
+TEST_CASE("taking is all or nothing, in the books as well, whether it is memory or its mapping") {
+  for (const std::string kind : {"take", "map"}) {
+    for (int after = 0; after < 2; ++after) {
+      CAPTURE(kind);
+      CAPTURE(after);
+      TightFixture f;
+      f.script.fail_after = {{kind, after}};
+      CHECK_THROWS_WITH_AS(f.region.take(f.deadline, f), ("scripted failure of " + kind).c_str(),
+                           Error);
+      CHECK(f.region.state() == RegionState::kDiscarded);
+      CHECK(f.region.held_bytes() == 0);
+      CHECK(f.booked() == 0);
+      CHECK(f.region.take(f.deadline, f).changed);
+      CHECK(f.region.held_bytes() == 4 * kFakeChunk);
+    }
   }
+}
+
+TEST_CASE("memory that cannot be mapped is given up, and why it could not be is what is told") {
+  TightFixture f;
+  f.script.fail_after = {{"map", 1}, {"free", 0}};
+  CHECK_THROWS_WITH_AS(f.region.take(f.deadline, f), "scripted failure of map", Error);
+  CHECK(f.script.fail_after.empty());
+  CHECK(f.region.held_bytes() == 0);
+  CHECK(f.booked() == 0);
+  CHECK(f.region.take(f.deadline, f).changed);
 }
 
 TEST_CASE(

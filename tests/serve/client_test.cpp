@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <functional>
 #include <optional>
 #include <string>
@@ -112,6 +113,34 @@ TEST_CASE("a job that ends without an answer is lost, and its record says why") 
     CHECK(words.find(has_last_words ? ": rank 1 (inference) is gone" : "without a word") !=
           std::string::npos);
   }
+}
+
+TEST_CASE("a job has ended when it says so, though its process lives on") {
+  const TemporaryDirectory root;
+  const auto path = (root.path() / "job").string();
+  const auto child = ::fork();
+  if (child == 0) {
+    JobDirectory directory(path);
+    {
+      StatusBoard board;
+      Doorman doorman(directory, board);
+      (void)doorman.next(Seconds(20));
+      directory.write_end("rank 1 is gone");
+    }
+    while (true) ::pause();
+  }
+  auto failure = failure_of([&] { (void)ask(path, update_request(), nullptr, Seconds(20)); });
+  REQUIRE(failure);
+  CHECK(failure->code() == ExitCode::kPeerLost);
+  CHECK(std::string(failure->what()).find(": rank 1 is gone") != std::string::npos);
+  failure = failed_ask(path);
+  REQUIRE(failure);
+  CHECK(std::string(failure->what()).find("no job serves at") != std::string::npos);
+  const JobDirectory next(path);
+  REQUIRE(next.former());
+  CHECK(next.former()->end == "rank 1 is gone");
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
 }
 
 TEST_CASE("last words that come late are waited for") {

@@ -20,14 +20,14 @@ class HostBlocksDevice final : public Device {
 
   [[nodiscard]] BackendKind kind() const override { return BackendKind::kHost; }
   [[nodiscard]] const DeviceIdentity& identity() const override { return host_->identity(); }
-  [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name,
-                                                     uint64_t bytes) override {
-    return host_->reserve(name, bytes);
+  [[nodiscard]] std::unique_ptr<OwnedChunks> make_chunks(const std::string& name,
+                                                         uint64_t bytes) override {
+    return host_->make_chunks(name, bytes);
   }
-  [[nodiscard]] std::unique_ptr<ImportedRange> reserve_import(const std::string& name,
+  [[nodiscard]] std::unique_ptr<MappedChunks> reserve_mapping(const std::string& name,
                                                               uint64_t bytes, uint64_t chunk_bytes,
                                                               MappedAccess access) override {
-    return host_->reserve_import(name, bytes, chunk_bytes, access);
+    return host_->reserve_mapping(name, bytes, chunk_bytes, access);
   }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     return allocate_(*host_, bytes);

@@ -10,6 +10,7 @@ namespace {
 
 std::atomic<bool> g_refuses{false};
 std::atomic<bool> g_has_refused{false};
+std::atomic<int> g_spared{0};
 std::function<void()> g_refused;
 
 }  // namespace
@@ -18,7 +19,8 @@ extern "C" {
 
 int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
 int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
-  if (mode == 0 && g_refuses.exchange(false)) {
+  if (mode == 0 && g_refuses && --g_spared < 0) {
+    g_refuses = false;
     g_has_refused = true;
     if (g_refused) g_refused();
     errno = ENOMEM;
@@ -31,7 +33,8 @@ int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
 
 namespace awex::test {
 
-void refuse_memory(std::function<void()> refused) {
+void refuse_memory(std::function<void()> refused, int spared) {
+  g_spared = spared;
   g_refused = std::move(refused);
   g_has_refused = false;
   g_refuses = true;

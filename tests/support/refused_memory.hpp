@@ -4,9 +4,9 @@
 
 namespace awex::test {
 
-/// Refuses the next memory that a host device takes, once, and calls `refused` then. The program
-/// must be linked with --wrap=fallocate (CMake: awex_refuse_memory).
-void refuse_memory(std::function<void()> refused = {});
+/// Refuses memory that a host device takes, once, after `spared` that it gets, and calls `refused`
+/// then. The program must be linked with --wrap=fallocate (CMake: awex_refuse_memory).
+void refuse_memory(std::function<void()> refused = {}, int spared = 0);
 /// Takes that back, where it has not come yet.
 void allow_memory();
 

@@ -55,8 +55,8 @@ class PeerCopies final : public RemoteCopies {
 
   void map(uint32_t peer, Device& device, const OfferedRange& offered, std::vector<UniqueFd> fds) {
     auto& mapped = peers_.at(peer);
-    mapped = device.reserve_import(fmt::format("staging memory of inference rank {}", peer),
-                                   offered.bytes, offered.chunk_bytes, MappedAccess::kReadWrite);
+    mapped = device.reserve_mapping(fmt::format("staging memory of inference rank {}", peer),
+                                    offered.bytes, offered.chunk_bytes, MappedAccess::kReadWrite);
     mapped->map(std::move(fds));
   }
 
@@ -189,11 +189,11 @@ class PeerCopies final : public RemoteCopies {
   std::vector<int> ranks_;  ///< World ranks of all inference ranks, by role rank.
   uint32_t me_;             ///< Role rank.
   std::unique_ptr<DeviceRange> staging_;
-  std::vector<std::unique_ptr<ImportedRange>> peers_;  ///< Their staging memory, by role rank.
-  std::unique_ptr<PeerChannels> channels_;             ///< Ends before the memory that it writes.
-  std::vector<MergedCopy> received_;                   ///< Copy by copy of all streams.
-  std::vector<uint64_t> first_bytes_;                  ///< Their places among all that is received.
-  ChannelCount base_ = 0;                              ///< Of the last pass.
+  std::vector<std::unique_ptr<MappedChunks>> peers_;  ///< Their staging memory, by role rank.
+  std::unique_ptr<PeerChannels> channels_;            ///< Ends before the memory that it writes.
+  std::vector<MergedCopy> received_;                  ///< Copy by copy of all streams.
+  std::vector<uint64_t> first_bytes_;                 ///< Their places among all that is received.
+  ChannelCount base_ = 0;                             ///< Of the last pass.
   bool is_stopped_ = false;
 };
 
@@ -222,7 +222,7 @@ std::unique_ptr<RemoteCopies> make_peer_copies(Job& job, Device& device, Kernels
   OfferedRange own;
   if (me.role == Role::kInference) {
     copies = std::make_unique<PeerCopies>(job, device, kernels, channels);
-    own = offer(copies->staging(), device.kind());
+    own = offer(copies->staging().owned(), device.kind());
   }
   const auto offers = job.all_gather_value(own, "the swap of staging memory");
   if (copies) map_all(job, device, offers, *copies);

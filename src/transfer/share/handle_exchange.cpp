@@ -68,7 +68,7 @@ void check_kinds(const HandleRecord& trainer, const HandleRecord& inference) {
                       "has taken");
 }
 
-HandleRecord make_record(Job& job, BackendKind backend, DeviceRange* offered, int partner_rank,
+HandleRecord make_record(Job& job, BackendKind backend, OwnedChunks* offered, int partner_rank,
                          uint64_t fingerprint) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   HandleRecord record;
@@ -106,7 +106,7 @@ void check_handles(std::span<const HandleRecord> records) {
   }
 }
 
-ReceivedRange swap_handles(Job& job, BackendKind backend, DeviceRange* offered, int partner_rank,
+ReceivedRange swap_handles(Job& job, BackendKind backend, OwnedChunks* offered, int partner_rank,
                            uint64_t fingerprint, FdTransport transport) {
   const auto record = make_record(job, backend, offered, partner_rank, fingerprint);
   const auto records = job.all_gather_value(record, "the swap of memory handles");

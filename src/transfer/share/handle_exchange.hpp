@@ -49,13 +49,13 @@ struct ReceivedRange {
 /// inference rank fetches the descriptors of the trainer on its own device. Collective over all
 /// ranks.
 ///
-/// `offered` is the range a trainer offers (every chunk backed), null on inference ranks.
+/// `offered` owns the range that a trainer offers (every chunk taken), null on inference ranks.
 /// `partner_rank` is the world rank of the trainer whose range an inference rank wants, and of the
 /// inference rank that will fetch on a trainer; both are on `backend`. Returns an empty
 /// ReceivedRange on trainers. When the records do not fit each other (check_handles) every rank
 /// throws that request error, agreed on. Other failures happen on one rank, in the midst of its
 /// work.
-[[nodiscard]] ReceivedRange swap_handles(Job& job, BackendKind backend, DeviceRange* offered,
+[[nodiscard]] ReceivedRange swap_handles(Job& job, BackendKind backend, OwnedChunks* offered,
                                          int partner_rank, uint64_t fingerprint,
                                          FdTransport transport = FdTransport::kAuto);
 

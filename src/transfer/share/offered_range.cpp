@@ -58,16 +58,16 @@ bool OfferedRange::makes_sense() const {
   return false;  // a kind of another version of the program
 }
 
-OfferedRange offer(DeviceRange& range, BackendKind backend) {
-  const auto fds = range.export_fds();
+OfferedRange offer(OwnedChunks& owned, BackendKind backend) {
+  const auto fds = owned.export_fds();
   if (fds.size() > kMaxChunks) {
     throw runtime_error(
         fmt::format("cannot offer {} chunks: an offer holds {}", fds.size(), kMaxChunks));
   }
   OfferedRange offered;
   offered.kind = handle_kind_of(backend);
-  offered.bytes = range.bytes();
-  offered.chunk_bytes = range.chunk_bytes();
+  offered.bytes = owned.chunking().bytes;
+  offered.chunk_bytes = owned.chunking().chunk_bytes;
   offered.count = static_cast<uint32_t>(fds.size());
   std::copy(fds.begin(), fds.end(), offered.fds.begin());
   return offered;

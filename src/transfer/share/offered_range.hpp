@@ -55,8 +55,8 @@ struct OfferedRange {
 };
 static_assert(std::is_trivially_copyable_v<OfferedRange>);
 
-/// The offer of a range of a backend whose chunks are all backed; its descriptors stay the range's.
-/// Throws what DeviceRange::export_fds throws.
-[[nodiscard]] OfferedRange offer(DeviceRange& range, BackendKind backend);
+/// The offer of an owner on a backend, all of whose chunks are taken; its descriptors stay the
+/// owner's. Throws what OwnedChunks::export_fds throws.
+[[nodiscard]] OfferedRange offer(OwnedChunks& owned, BackendKind backend);
 
 }  // namespace awex

@@ -78,7 +78,7 @@ std::unique_ptr<awex::DeviceRange> offer(awex::Device& device, uint64_t bytes) {
 }
 
 uint64_t wrong_bytes(awex::Device& device, awex::ReceivedRange received, int trainer) {
-  auto range = device.reserve_import("weights", received.bytes, received.chunk_bytes);
+  auto range = device.reserve_mapping("weights", received.bytes, received.chunk_bytes);
   range->map(std::move(received.fds));
   uint64_t wrong = 0;
   for (uint64_t at = 0; at < received.bytes; at += kStride) {
@@ -94,8 +94,9 @@ void check_swap(FdTransport transport) {
   constexpr uint64_t kBytes = (65ULL << 20) + 123;  // two chunks, the last in part
   const bool trains = peer.role == Role::kTrainer;
   const auto offered = trains ? offer(*device, kBytes) : nullptr;
-  auto received = awex::swap_handles(job(), awex::BackendKind::kHost, offered.get(), partner_of(me),
-                                     kFingerprint, transport);
+  auto received =
+      awex::swap_handles(job(), awex::BackendKind::kHost, offered ? &offered->owned() : nullptr,
+                         partner_of(me), kFingerprint, transport);
   if (trains) {
     CHECK(received.fds.empty());
   } else {
@@ -123,8 +124,8 @@ TEST_CASE("another fingerprint on one rank stops all of them, with both sides na
   const auto offered = trains ? offer(*device, 4096) : nullptr;
   std::string what;
   try {
-    (void)awex::swap_handles(job(), awex::BackendKind::kHost, offered.get(), partner_of(me),
-                             me == odd ? kFingerprint + 1 : kFingerprint);
+    (void)awex::swap_handles(job(), awex::BackendKind::kHost, offered ? &offered->owned() : nullptr,
+                             partner_of(me), me == odd ? kFingerprint + 1 : kFingerprint);
   } catch (const awex::Error& e) {
     CHECK(e.code() == awex::ExitCode::kRequest);
     what = e.what();
