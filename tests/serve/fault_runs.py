@@ -66,7 +66,7 @@ COMMANDS = [
 FULL_UPDATE = Command("update", ["--verify", "full"], "resume", [("compare", "inference", "weights")])
 FULL_TRANSFER = Command("transfer", ["--verify", "full"], "resume", [("compare", "inference", "weights")])
 
-# How often each comes.
+# How often each comes, against the others.
 KINDS = {"kill": 3, "stop": 2, "error": 6, "stall": 2, "spin": 2, "corruption": 4, "allocation": 4,
          "client killed, finish": 2, "client killed, cancel": 3, "flood": 2, "idle kill": 1, "idle stop": 1}
 TAKE_MEMORY = {("resume", "inference", "weights"), SERVE[0], *BRING_BACK}
@@ -82,8 +82,13 @@ def allowance_s():
     return LOAD_S * int(os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def choose(dice, ranks, timeout_s):
-    kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
+def kinds(dice, count):
+    """Every kind once, if there are as many runs, and then by chance."""
+    deck = dice.sample(list(KINDS), len(KINDS))
+    return (deck + dice.choices(list(KINDS), list(KINDS.values()), k=count))[:count]
+
+
+def choose(dice, kind, ranks, timeout_s):
     rank = dice.randrange(ranks)
     command = dice.choice(COMMANDS)
     place = dice.choice(command.phases)
@@ -340,8 +345,8 @@ class Runs:
 
     def all(self):
         dice = random.Random(self.arguments.seed * 1000003 + self.arguments.ranks)
-        for number in range(self.arguments.runs):
-            fault = choose(dice, self.arguments.ranks, self.arguments.timeout)
+        for number, kind in enumerate(kinds(dice, self.arguments.runs)):
+            fault = choose(dice, kind, self.arguments.ranks, self.arguments.timeout)
             if self.arguments.only is not None and number != self.arguments.only:
                 continue
             self.counts[fault.kind] += 1
