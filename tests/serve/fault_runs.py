@@ -103,6 +103,7 @@ def choose(dice, kind, ranks, timeout_s):
         rank = dice.randrange(ranks // 2) + (0 if place[1] == "trainer" else ranks // 2)
     if kind == "idle stop":
         command = COMMANDS[0]
+        rank = dice.randrange(1, ranks)  # a stopped rank 0 answers nobody until it goes on, as any program
     seconds = {"stall": timeout_s + 0.4, "spin": 1.5 * timeout_s + 0.4, "flood": 0.6 * timeout_s}.get(kind, 0.4 * timeout_s)
     return Fault(kind, rank, command, place, seconds)
 
@@ -230,7 +231,8 @@ class Runs:
         lost = fault.kind in ("kill", "stop", "idle stop")
         codes = CODES[fault.kind]
         if lost and fault.rank == 0:
-            codes = {5}  # nobody is left to answer
+            # Nobody is left to answer, but a stopped rank that is told to end may wake up to do it.
+            codes = {5} if fault.kind == "kill" else {4, 5}
         if code not in codes:
             raise Trouble(f"exit code {code} instead of {codes}: {client.err}")
         if code != 0:
