@@ -435,7 +435,7 @@ def main():
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--timeout", type=float, default=1.0)
+    parser.add_argument("--timeout", type=float, default=2.0)
     parser.add_argument("--only", type=int, help="the number of the one run to do")
     arguments = parser.parse_args()
     scratch = tempfile.mkdtemp(prefix="awex-fault-runs-")
