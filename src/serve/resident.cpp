@@ -306,6 +306,7 @@ void Resident::conclude(const std::optional<Error>& failure) {
   note_outcome(failure);
   if (!door_->visit) return;  // the failure came while nothing ran
   const Visit visit = *std::exchange(door_->visit, std::nullopt);
+  set_activity(JobStatus::Activity::kIdle);  // before its client looks
   answer(visit, failure);
 }
 
