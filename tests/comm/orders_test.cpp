@@ -113,7 +113,7 @@ TEST_CASE("orders begin soon, and resting costs next to nothing") {
                         100 * rest.spent_s / rest_s, rest_s, 1e3 * late_s));
     // Busy waiting takes all of it; the bounds leave room for a machine that does other work.
     CHECK(rest.spent_s < 0.03 + 0.02 * rest_s);
-    CHECK(late_s < 0.5);
+    CHECK(late_s < 2);
   }
 }
 
