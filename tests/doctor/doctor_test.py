@@ -318,9 +318,9 @@ class Doctor(unittest.TestCase):
 
     def test_a_check_that_hangs_has_failed_in_time(self):
         start = time.monotonic()
-        ranks = self.examine((MPIEXEC, *TWO, *with_faults("hang", rank=1), *doctor("--timeout", "4s")), 1)
-        self.assertLess(time.monotonic() - start, 9)  # with what mpirun takes to end a job
-        self.assert_check(ranks[1:], "/dev/shm", "failed", "hangs: no answer after 1", "dmesg")
+        ranks = self.examine((MPIEXEC, *TWO, *with_faults("hang", rank=1), *doctor("--timeout", "8s")), 1)
+        self.assertLess(time.monotonic() - start, 30)  # however busy the machine is
+        self.assert_check(ranks[1:], "/dev/shm", "failed", "hangs: no answer after 2", "dmesg")
         self.assert_check(ranks[:1], "/dev/shm", "passed")
         self.assert_check(ranks, "memory sharing", "passed")
 
