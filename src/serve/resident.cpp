@@ -196,8 +196,8 @@ bool Resident::serve_one(std::optional<Error>& end) {
   return !end;
 }
 
-/// After a command, or a failure of it: all ranks are ready for the next, and rank 0 knows what they
-/// hold. What fails on the way is recovered from, too; the first cause stays.
+/// After a command, or a failure of it: all ranks are ready for the next, and rank 0 knows what
+/// they hold. What fails on the way is recovered from, too; the first cause stays.
 void Resident::come_to_rest(std::optional<Error>& failure) {
   constexpr int kMostTries = 3;
   for (int tries = 1;; ++tries) {
