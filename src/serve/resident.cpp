@@ -272,6 +272,9 @@ void Resident::run(const Order& order) {
     const uint64_t client = door_->visit->client;
     door_->watch = {};
     set_activity(JobStatus::Activity::kRunning, report_.command);
+    Event started;
+    started.kind = Event::Kind::kStarted;
+    door_->doorman.tell(client, started);
     job_.set_interrupt([this, client] {
       if (!door_->doorman.is_cancelled(client)) return;
       throw runtime_error("the client has gone, and its command with it",
