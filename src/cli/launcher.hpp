@@ -21,8 +21,8 @@ void let_rank_0_speak();
 /// job for each process.
 [[nodiscard]] std::optional<Error> wrong_launch(const std::string& command);
 
-/// Refuses such a start. Throws the request error on the process that is to tell it; the others get the exit code to end
-/// with, after the first has had time to speak.
+/// Refuses such a start. Throws the request error on the process that is to tell it; the others get
+/// the exit code to end with, after the first has had time to speak.
 [[nodiscard]] std::optional<ExitCode> refuse_wrong_launch(const std::string& command);
 
 /// The error of a job of one rank.

@@ -48,7 +48,7 @@ Error Recovery::recover(const Error& error) {
       mine.verdict.code == static_cast<int32_t>(ExitCode::kDeadline) && sees_rank_zero;
   Meeting meeting{mine,
                   fmt::format("come to the recovery from \"{}\"", text_of(mine.verdict.message)),
-                  Patience(world_, progress_, timeout_is_spent)};
+                  SignsOfLife(world_, progress_, timeout_is_spent)};
   failures_.begin_recovery();
   try {
     const auto verdict = meet(meeting);
@@ -69,10 +69,10 @@ Recovery::Verdict Recovery::meet(Meeting& meeting) {
 }
 
 void Recovery::give_up_on_lost(Meeting& meeting, const std::vector<int>& missing) {
-  const auto lost = meeting.patience.lost_among(missing);
+  const auto lost = meeting.signs.lost_among(missing);
   if (lost.empty()) return;
   failures_.give_up_on(lost);
-  failures_.announce_and_fail(world_.late(lost, meeting.deed, meeting.patience.waited()));
+  failures_.announce_and_fail(world_.late(lost, meeting.deed, meeting.signs.waited()));
 }
 
 Recovery::Verdict Recovery::lead(Meeting& meeting) {

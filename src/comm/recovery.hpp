@@ -4,8 +4,8 @@
 #include "comm/collectives.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
-#include "comm/patience.hpp"
 #include "comm/progress.hpp"
+#include "comm/signs_of_life.hpp"
 #include "comm/waits.hpp"
 
 namespace awex {
@@ -52,7 +52,7 @@ class Recovery {
   struct Meeting {
     Coming mine;
     std::string deed;  ///< That makes one come.
-    Patience patience;
+    SignsOfLife signs;
   };
 
   [[nodiscard]] Verdict meet(Meeting& meeting);

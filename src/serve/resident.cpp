@@ -196,8 +196,8 @@ bool Resident::serve_one(std::optional<Error>& end) {
   return !end;
 }
 
-/// After a command, or a failure of it: all ranks are ready for the next, and rank 0 knows what they
-/// hold. What fails on the way is recovered from, too; the first cause stays.
+/// After a command, or a failure of it: all ranks are ready for the next, and rank 0 knows what
+/// they hold. What fails on the way is recovered from, too; the first cause stays.
 void Resident::come_to_rest(std::optional<Error>& failure) {
   constexpr int kMostTries = 3;
   job_.set_interrupt(nullptr);  // a client that has gone fails its command, not what follows
@@ -273,6 +273,9 @@ void Resident::run(const Order& order) {
     const uint64_t client = door_->visit->client;
     door_->watch = {};
     set_activity(JobStatus::Activity::kRunning, report_.command);
+    Event started;
+    started.kind = Event::Kind::kStarted;
+    door_->doorman.tell(client, started);
     job_.set_interrupt([this, client] {
       if (!door_->doorman.is_cancelled(client)) return;
       throw runtime_error("the client has gone, and its command with it",
@@ -306,6 +309,7 @@ void Resident::conclude(const std::optional<Error>& failure) {
   note_outcome(failure);
   if (!door_->visit) return;  // the failure came while nothing ran
   const Visit visit = *std::exchange(door_->visit, std::nullopt);
+  set_activity(JobStatus::Activity::kIdle);  // before its client looks
   answer(visit, failure);
 }
 

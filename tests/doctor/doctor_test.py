@@ -318,9 +318,9 @@ class Doctor(unittest.TestCase):
 
     def test_a_check_that_hangs_has_failed_in_time(self):
         start = time.monotonic()
-        ranks = self.examine((MPIEXEC, *TWO, *with_faults("hang", rank=1), *doctor("--timeout", "4s")), 1)
-        self.assertLess(time.monotonic() - start, 9)  # with what mpirun takes to end a job
-        self.assert_check(ranks[1:], "/dev/shm", "failed", "hangs: no answer after 1", "dmesg")
+        ranks = self.examine((MPIEXEC, *TWO, *with_faults("hang", rank=1), *doctor("--timeout", "8s")), 1)
+        self.assertLess(time.monotonic() - start, 30)  # however busy the machine is
+        self.assert_check(ranks[1:], "/dev/shm", "failed", "hangs: no answer after 2", "dmesg")
         self.assert_check(ranks[:1], "/dev/shm", "passed")
         self.assert_check(ranks, "memory sharing", "passed")
 
@@ -381,9 +381,6 @@ class Doctor(unittest.TestCase):
         self.assert_check(ranks, "launcher", "passed", "mpirun, 2 ranks")
         ranks = self.examine((MPIEXEC, "-n", "1", *doctor()), 1)
         self.assert_check(ranks, "launcher", "failed", "one rank", "mpirun -np 2")
-        result = run((MPIEXEC, "--oversubscribe", "-n", "2", "env", "-u", "OMPI_COMM_WORLD_RANK", "-u",
-                      "PMIX_RANK", "PMI_RANK=0", "PMI_SIZE=2", *doctor()))
-        self.assertIn(result.returncode, (1, 5), result.stderr)
 
     def test_a_gpu_that_is_asked_for_or_granted_and_not_there(self):
         if sees_gpus():

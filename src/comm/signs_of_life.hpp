@@ -15,12 +15,12 @@ namespace awex {
 /// already: then a rank that gives no sign of life for a moment is lost. Signs of life are that its
 /// process runs on a processor or waits for a disk, which only ranks of its node can see, and that
 /// it has told of long work that goes on. A stopped process is lost at once.
-class Patience {
+class SignsOfLife {
  public:
   /// How long a rank may be silent when the timeout is spent.
   static constexpr Seconds kSilence{0.75};
 
-  Patience(const MpiWorld& world, const Progress& progress, bool timeout_is_spent)
+  SignsOfLife(const MpiWorld& world, const Progress& progress, bool timeout_is_spent)
       : world_(world), progress_(progress), timeout_is_spent_(timeout_is_spent) {}
 
   /// The lost among `missing`, whom this rank waits for. To be asked often: most calls only read

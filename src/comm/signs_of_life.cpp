@@ -1,4 +1,4 @@
-#include "comm/patience.hpp"
+#include "comm/signs_of_life.hpp"
 
 #include <chrono>
 
@@ -13,7 +13,7 @@ constexpr MpiWorld::Clock::duration kLongestInstant = std::chrono::milliseconds(
 
 }  // namespace
 
-std::vector<int> Patience::lost_among(const std::vector<int>& missing) {
+std::vector<int> SignsOfLife::lost_among(const std::vector<int>& missing) {
   std::vector<int> lost;
   const auto time = Clock::now();
   if (time < next_look_) return lost;
@@ -24,7 +24,7 @@ std::vector<int> Patience::lost_among(const std::vector<int>& missing) {
   return lost;
 }
 
-bool Patience::is_lost(int rank) {
+bool SignsOfLife::is_lost(int rank) {
   const auto time = Clock::now();
   auto& seen = seen_.try_emplace(rank, Seen{start_, {}, {}}).first->second;
   const auto activity = world_.activity_of(rank);
