@@ -158,9 +158,9 @@ def plot(rows, path):
     below.set_ylabel("count")
     below.set_xlabel("updates; marks above the axis: one failed before")
     for axes in (above, below):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.dataLim.y1)
         axes.grid(axis="y", linewidth=0.3)
-        axes.legend(ncols=2, fontsize=7, loc="lower right")
+        axes.legend(ncols=2, fontsize=7, loc="center right")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
     pyplot.close(figure)

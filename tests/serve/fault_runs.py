@@ -331,8 +331,10 @@ class Runs:
         version, committed = self.before["committed_version"], status["committed_version"]
         brings = fault.command.name in ("update", "transfer")
         allowed = {was, "empty"}
-        if brings and fault.place in SERVE:
+        if brings and fault.place in SERVE and now == "committed":
             allowed, version = {"committed"}, version + 1
+        elif brings and fault.place in SERVE:
+            allowed = {"poisoned"}  # some ranks had not heard yet that all have agreed on the version
         elif brings and fault.place[0] in ("compare", "verify", "commit"):
             allowed = {"poisoned"}
         elif brings and fault.place in BRING:
