@@ -267,6 +267,8 @@ class Runs:
         failed = status["failures"] - self.before["failures"]
         if how == "finish" and failed:
             raise Trouble(f"the command failed with its client: {status['last_error']}")
+        if how == "cancel" and code == -9 and not failed:
+            raise Trouble("the command was not given up with its client")
         if failed and not re.search("client has gone", status["last_error"]["message"]):
             raise Trouble(f"the command has failed for another reason: {status['last_error']}")
         self.counts["cancelled"] += failed
