@@ -94,10 +94,9 @@ void complete_serve_options(CLI::App& parser, ServeArguments& options) {
 }
 
 ExitCode run_serve(const ServeArguments& arguments, const MakeObserver& observe, int* argc,
-                   char*** argv) {
+                   char*** argv, Job::Start start) {
   if (const auto refused = refuse_wrong_launch("serve")) return *refused;
   const ServeOptions options{arguments.directory, arguments.job.request.job};
-  Job::Start start;
   start.launched_rank = launched_rank();
   Job job(argc, argv, options.job.timeout, start);
   log::configure(arguments.job.talk.level, fmt::format("rank {}", job.rank()),

@@ -27,8 +27,9 @@ void add_serve_options(CLI::App& parser, ServeArguments& options);
 void complete_serve_options(CLI::App& parser, ServeArguments& options);
 
 /// This process's part of a resident job: the job's log, its reports and its end. `observe` is
-/// called once the job is there. Collective. Does not return where the job has to be aborted.
+/// called once the job is there; `start` tells how MPI may start. Collective. Does not return where
+/// the job has to be aborted.
 [[nodiscard]] ExitCode run_serve(const ServeArguments& arguments, const MakeObserver& observe,
-                                 int* argc, char*** argv);
+                                 int* argc, char*** argv, Job::Start start = {});
 
 }  // namespace awex

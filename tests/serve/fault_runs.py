@@ -36,6 +36,7 @@ LOAD_S = 0.5
 END_S = 5.0  # until nothing is left of a job whose client knows that it has ended: mpirun waits for a stopped rank
 
 MOST_STEPS = 80  # of one job
+MOST_LATE = 3  # times that an undisturbed command may be late, on a machine that has more to do
 
 TRAIN = ("train", "trainer", "-")
 BRING = [("digest", "trainer", "weights"), ("offload", "trainer", "optimizer"), ("resume", "inference", "weights"),
@@ -133,7 +134,7 @@ class Runs:
         self.jobs += 1
         if former and not re.search(rf"named a job of pid {former.record['pid']} .* before", text_of(self.job.log)):
             raise Trouble(f"the new job does not tell what it has found: {text_of(self.job.log)}")
-        self.steps = 0
+        self.steps = self.untold_steps = 0
         self.update()
 
     def end(self):
@@ -161,12 +162,12 @@ class Runs:
     def update(self):
         """One that nothing disturbs: it must commit the weights of as many steps as the trainers say, which
         are one more than before, or two, where a command has failed after its step."""
-        report = self.job.do("update")
+        report = self.do("update")
         status = self.job.status()
         steps = self.trained(status)
-        if min(steps) != max(steps) or not self.steps < steps[0] <= self.steps + self.slack() + 1:
+        if min(steps) != max(steps) or not self.steps < steps[0] <= self.steps + self.untold_steps + 1:
             raise Trouble(f"the trainers have taken {steps} steps after {self.steps}")
-        self.steps, self.may_have_trained = steps[0], False
+        self.steps, self.untold_steps = steps[0], 0
         version = report["versions"][-1]
         if not version["committed"] or version["digest"]["mismatched"] != 0:
             raise Trouble(f"an update has not committed: {version}")
@@ -179,10 +180,17 @@ class Runs:
         if status["memory"]["leaked_bytes"] > status["memory"]["leak_tolerance_bytes"]:
             raise Trouble(f"memory has leaked: {status['memory']}")
 
-    may_have_trained = False
-
-    def slack(self):
-        return 1 if self.may_have_trained else 0
+    def do(self, command):
+        """What nothing disturbs; but a machine with too much to do may let a deadline pass."""
+        for _ in range(MOST_LATE):
+            try:
+                return self.job.do(command)
+            except Trouble as late:
+                if late.args[1:] != (4,) or allowance_s() == 0:
+                    raise
+                self.counts["undisturbed, late, repeated"] += 1
+                self.untold_steps += 1 if command == "update" else 0
+        return self.job.do(command)
 
     # ---- One run
 
@@ -194,9 +202,10 @@ class Runs:
         if self.job is None or isinstance(self.job, Former):
             self.start()
         if fault.command.before == "resume":
-            self.job.do("resume")
+            self.do("resume")
         self.before = self.job.status()
-        self.may_have_trained = fault.command.name == "update" and "--no-train" not in fault.command.options
+        # A command that fails may have failed after its step.
+        self.untold_steps += fault.command.name == "update" and "--no-train" not in fault.command.options
         if fault.kind.startswith("client"):
             goes_on = self.kill_client(fault)
         elif fault.kind == "idle kill":

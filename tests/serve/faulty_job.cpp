@@ -123,7 +123,9 @@ int main(int argc, char** argv) {
     const auto observe = [path](const awex::Job& job) {
       return std::make_unique<Disturber>(path, job);
     };
-    return static_cast<int>(awex::run_serve(arguments, observe, &argc, &argv));
+    // Tests start many jobs, on machines with fewer cores than ranks and more to do.
+    const awex::Job::Start start{.allowance = awex::Seconds(60), .launched_rank = {}, .report = {}};
+    return static_cast<int>(awex::run_serve(arguments, observe, &argc, &argv, start));
   } catch (const awex::Error& error) {
     awex::log::error(error);
     return static_cast<int>(error.code());

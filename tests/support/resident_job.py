@@ -17,7 +17,10 @@ POLL_S = 0.02
 
 
 class Trouble(Exception):
-    """Something that a test finds wrong."""
+    """Something that a test finds wrong; the second argument, if any, is an exit code."""
+
+    def __str__(self):
+        return self.args[0]
 
 
 def wait_until(condition, limit_s, what):
@@ -113,8 +116,9 @@ class ResidentJob:
     def do(self, command, *options):
         """A command that must succeed; its report."""
         client = self.ask(command, *options)
-        if client.end() != 0:
-            raise Trouble(f"{command} {' '.join(options)} has failed: {client.err}")
+        code = client.end()
+        if code != 0:
+            raise Trouble(f"{' '.join([command, *options])} has failed: {client.err}", code)
         return client.json()
 
     def status(self):
