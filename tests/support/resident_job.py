@@ -68,16 +68,16 @@ class ResidentJob:
     """A job that `program` serves at `directory`: started, and serving. `scratch` takes its output.
     `launch` is what comes before the options of serve."""
 
-    def __init__(self, mpiexec, launch, binary, directory, scratch, ranks, timeout_s, fault=None):
+    def __init__(self, mpiexec, launch, binary, directory, scratch, ranks, timeout_s, fault=None, layouts=None):
         self.binary, self.directory, self.ranks = binary, directory, ranks
         self.token = uuid.uuid4().hex
         self.log = os.path.join(scratch, f"log-{self.token[:8]}")
         self.errors = os.path.join(scratch, f"errors-{self.token[:8]}")
         self.report = os.path.join(scratch, f"report-{self.token[:8]}")
         half = ranks // 2
+        trainer, inference = layouts or (f"megatron:tp={half}", f"sglang:tp={2 if half == 2 else 1}")
         command = [mpiexec, "--oversubscribe", "-n", str(ranks), *launch, "--job", directory,
-                   "--model", "preset:tiny-dense", "--trainer", f"megatron:tp={half}",
-                   "--inference", f"sglang:tp={2 if half == 2 else 1}", "--backend", "host", "--limits", "off",
+                   "--model", "preset:tiny-dense", "--trainer", trainer, "--inference", inference, "--backend", "host", "--limits", "off",
                    "--kv-cache", "1MiB", "--timeout", f"{timeout_s}s"]
         environment = dict(os.environ, AWEX_TEST_TOKEN=self.token)
         if fault:
@@ -121,6 +121,10 @@ class ResidentJob:
             raise Trouble(f"{' '.join([command, *options])} has failed: {client.err}", code)
         return client.json()
 
+    def states(self, tag):
+        """The states that ranks have their memory of a tag in."""
+        return {memory["state"] for rank in self.status()["ranks"] for memory in rank["tags"] if memory["tag"] == tag}
+
     def status(self):
         client = Client(self.binary, "status", self.directory, ["--json", "-"])
         if client.end() != 0:
@@ -153,7 +157,8 @@ def undisturbed_digests(mpiexec, binary, steps, scratch):
     the same in every layout."""
     path = os.path.join(scratch, "undisturbed.json")
     command = [mpiexec, "--oversubscribe", "-n", "2", binary, "update", "--model", "preset:tiny-dense", "--trainer",
-               "megatron:tp=1", "--inference", "sglang:tp=1", "--backend", "host", "--no-offload", "--limits", "off", "--kv-cache", "0", "--versions", str(steps + 1), "--json", path]
+               "megatron:tp=1", "--inference", "sglang:tp=1", "--backend", "host", "--no-offload", "--limits", "off",
+               "--kv-cache", "0", "--versions", str(steps + 1), "--json", path]
     done = run_in_session(command, 600, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode != 0:
         raise Trouble(f"an undisturbed update has failed: {done.stderr}")
