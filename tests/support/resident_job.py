@@ -89,14 +89,16 @@ class ResidentJob:
             wait_until(lambda: self.process.poll() is not None or " serving " in text_of(self.log), START_LIMIT_S,
                        "the job serves")
             if self.process.poll() is not None:
-                raise Trouble(f"the job has not come to serve: {text_of(self.errors)}")
+                raise Trouble("the job has not come to serve")
             self.record = self.read_record()
             self.private = os.path.dirname(self.record["socket"])
             status = self.status()
             self.pids = [rank["pid"] for rank in status["ranks"]]
             self.shared_files = shared_files_of(self.pids)
-        except BaseException:
+        except BaseException as problem:
             kill_session(self.process.pid)
+            if isinstance(problem, Trouble):
+                raise Trouble(f"{problem}\nits log:\n{text_of(self.log)}\nits errors:\n{text_of(self.errors)}") from problem
             raise
 
     def __enter__(self):
