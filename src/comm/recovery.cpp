@@ -1,8 +1,10 @@
 #include "comm/recovery.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "comm/mpi_check.hpp"
@@ -40,7 +42,7 @@ Error Recovery::recover(const Error& error) {
   // What all ranks have thrown need not be told.
   if (!failures_.is_agreed()) failures_.announce(error);
   const Coming mine{failures_.known() ? failures_.verdict() : to_wire(error, world_.now()),
-                    collectives_.begun(), failures_.told_to_end()};
+                    collectives_.begun(), failures_.told_to_end(), world_.now()};
   if (failures_.ends_job()) failures_.fail(error);
   // Ranks that do not see rank 0's process leave it to those who do.
   const bool sees_rank_zero = world_.node_of(0) == world_.node_of(world_.rank());
@@ -89,22 +91,39 @@ Recovery::Verdict Recovery::lead(Meeting& meeting) {
 
   Going going{mine.verdict, mine.begun, mine.told_to_end};
   std::vector<WireError> verdicts;
+  std::vector<double> came_s;
   std::vector<std::vector<uint64_t>> sent_to(size);
   for (const auto& message : messages) {
     const auto coming = record_of<Coming>(message);
     verdicts.push_back(coming.verdict);
+    came_s.push_back(coming.time_s);
     if (coming.begun.sequence > going.last.sequence) going.last = coming.begun;
     going.told_to_end = going.told_to_end || coming.told_to_end;
     const auto sent = numbers_of<Coming>(message);
     for (size_t to = 0; to < size; ++to) sent_to[to].push_back(sent[to]);
   }
   going.cause = *first_cause(verdicts);
+  name_last(going.cause, came_s);
   Requests answers(control_);
   for (int other = 1; other < world_.size(); ++other) {
     answers.send(pack(going, sent_to[static_cast<size_t>(other)]), other, kGoingTag);
   }
   waits_.wait_for_others(answers, "taken the first cause", {});
   return {going, sent_to[0]};
+}
+
+/// Who is late for one rank may have waited for another itself. That one comes well after the
+/// others.
+void Recovery::name_last(WireError& cause, const std::vector<double>& came_s) const {
+  constexpr Seconds kWellAfter{0.25};
+  if (cause.code != static_cast<int32_t>(ExitCode::kDeadline)) return;
+  const auto last = std::max_element(came_s.begin(), came_s.end());
+  const double after_s = *last - cause.time_s;
+  const auto name = world_.describe(static_cast<int>(last - came_s.begin()));
+  const auto message = text_of(cause.message);
+  if (after_s < kWellAfter.count() || message.find(name) != std::string::npos) return;
+  cause.message = fixed_text<std::tuple_size_v<decltype(cause.message)>>(
+      fmt::format("{}; {} came to the recovery {} later", message, name, format_seconds(after_s)));
 }
 
 Recovery::Verdict Recovery::follow(Meeting& meeting) {

@@ -36,6 +36,7 @@ class Recovery {
     WireError verdict;
     CollectiveCall begun;
     bool told_to_end = false;
+    double time_s = 0;  ///< When it came, on the job's common clock.
   };
   /// What rank 0 answers, followed by how many messages each rank has sent to this one.
   struct Going {
@@ -58,6 +59,7 @@ class Recovery {
   [[nodiscard]] Verdict meet(Meeting& meeting);
   [[nodiscard]] Verdict lead(Meeting& meeting);
   [[nodiscard]] Verdict follow(Meeting& meeting);
+  void name_last(WireError& cause, const std::vector<double>& came_s) const;
   void give_up_on_lost(Meeting& meeting, const std::vector<int>& missing);
   void end_messages(const Verdict& verdict);
   [[nodiscard]] MPI_Comm make_communicator();
