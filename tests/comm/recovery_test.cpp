@@ -357,6 +357,42 @@ TEST_CASE("a message that does not fit into its room is a failure to recover fro
   MPI_Barrier(MPI_COMM_WORLD);
 }
 
+TEST_CASE("who is late because it waits itself is named with whom it waits for") {
+  if (job().size() < 3) return;
+  constexpr Seconds kTimeout{1};
+  const int me = job().rank();
+  job().set_timeout(kTimeout);
+  job().agree(nullptr);
+  std::optional<Error> failure;
+  try {
+    std::byte letter{};
+    const auto from = [&](int other) {
+      const Incoming incoming{other, {&letter, 1}};
+      job().exchange({}, {&incoming, 1}, "a letter");
+    };
+    // Rank 2 is the first to give up, on rank 1, which waits for rank 0.
+    if (me == 0) {
+      for (const awex::Deadline end(2 * kTimeout); !end.expired();) {
+      }
+    } else if (me == 1) {
+      std::this_thread::sleep_for(kTimeout / 2);
+      from(0);
+    } else if (me == 2) {
+      from(1);
+    }
+    job().agree(nullptr);
+  } catch (const Error& error) {
+    failure = error;
+  }
+  job().set_timeout(kPatience);
+  CHECK(failure.has_value());
+  const Error cause = job().recover(failure.value_or(awex::runtime_error("nothing failed")));
+  CHECK(cause.code() == ExitCode::kDeadline);
+  const std::string text = cause.what();
+  CHECK(text.find(job().describe(1) + " has not taken part in 'a letter'") != std::string::npos);
+  CHECK(text.find("; " + job().describe(0) + " came to the recovery") != std::string::npos);
+}
+
 TEST_CASE("what begins after a failure takes no message of the work that failed") {
   constexpr size_t kBytes = 100;
   for (int run = 0; run < 20; ++run) {

@@ -105,7 +105,7 @@ def choose(dice, kind, ranks, timeout_s):
     if kind == "idle stop":
         command = COMMANDS[0]
         rank = dice.randrange(1, ranks)  # a stopped rank 0 answers nobody until it goes on, as any program
-    seconds = {"stall": timeout_s + 0.4, "spin": 1.5 * timeout_s + 0.4, "flood": 0.6 * timeout_s}.get(kind, 0.4 * timeout_s)
+    seconds = {"stall": timeout_s + 0.4, "spin": timeout_s + 1.2, "flood": 0.6 * timeout_s}.get(kind, 0.4 * timeout_s)
     return Fault(kind, rank, command, place, seconds)
 
 
