@@ -124,7 +124,7 @@ TEST_CASE("a flood neither keeps honest clients waiting nor takes memory or desc
   const auto& socket = house.directory.record().socket;
   const auto descriptors = open_descriptors();
   CHECK(honest_waits(house, 1).size() == 1);
-  const auto memory = resident_bytes();
+  [[maybe_unused]] const auto memory = resident_bytes();
   std::atomic<int> visits{0};
   {
     std::vector<RawClient> kept;  // half requests that are never completed
