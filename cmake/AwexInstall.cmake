@@ -1,6 +1,7 @@
 # What `cmake --install` puts where, the target `uninstall`, and the .deb that `cpack -G DEB` makes of it.
 include(GNUInstallDirs)
 
+set(doc ${CMAKE_INSTALL_DATADIR}/doc/awex-colocate)
 set(manual ${PROJECT_BINARY_DIR}/src/cli)
 install(TARGETS awex-colocate RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(FILES ${manual}/awex-colocate.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
@@ -9,8 +10,8 @@ install(FILES ${manual}/awex-colocate.bash RENAME awex-colocate
 install(FILES ${manual}/_awex-colocate DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
 install(FILES ${manual}/awex-colocate.fish
         DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d)
-install(FILES README.md CHANGELOG.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
-install(DIRECTORY docs examples DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(FILES README.md CHANGELOG.md LICENSE DESTINATION ${doc})
+install(DIRECTORY docs examples DESTINATION ${doc})
 
 # Uninstalls what the last `cmake --install` of this folder has written.
 add_custom_target(uninstall

@@ -10,12 +10,17 @@
 namespace awex {
 namespace {
 
-/// The command that is named, or the program itself. Throws a request error with the nearest name.
+/// The command whose help is wanted, or the program itself. Throws a request error with the nearest
+/// name.
 const CLI::App& asked_for(const CLI::App& root, const std::string& name) {
+  // The parser takes a command's name for that command, wherever it stands.
+  for (const auto* command : root.get_subcommands()) {
+    if (command->get_name() != "help") return *command;
+  }
   if (name.empty()) return root;
   std::vector<std::string> known;
   for (const auto* command : root.get_subcommands(nullptr)) {
-    if (command->get_name() == name) return *command;
+    if (command->get_name() == name) return *command;  // of help itself
     known.push_back(command->get_name());
   }
   throw request_error(fmt::format("unknown command \"{}\"", name), suggestion(name, known));
