@@ -31,9 +31,9 @@ set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION science)
 set(CPACK_DEBIAN_PACKAGE_DESCRIPTION
 "Moves GPU memory and model weights between a trainer and an inference engine
- that take turns on the same GPUs: offloads one side, resumes the other,
- converts the weights from layout to layout, and proves every byte of them.
- Runs under MPI, one rank for each role and GPU.")
+that take turns on the same GPUs: offloads one side, resumes the other,
+converts the weights from layout to layout, and proves every byte of them.
+Runs under MPI, one rank for each role and GPU.")
 # Libraries are found by dpkg-shlibdeps; mpirun is a program.
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_DEPENDS openmpi-bin)
