@@ -75,6 +75,10 @@ Subcommand add_checkpoint(CLI::App& root) {
   const auto options = std::make_shared<CheckpointOptions>();
   auto* parser = root.add_subcommand(
       "checkpoint", "Write a Hugging Face style checkpoint of a preset, for trying and testing");
+  parser->footer(
+      "Examples:\n"
+      "  awex-colocate checkpoint --preset tiny-moe --out DIR\n"
+      "  awex-colocate checkpoint --preset qwen3-8b --layers 2 --out DIR");
   add_value(*parser, "--preset", "NAME",
             fmt::format("Shape of the model, required: {}", fmt::join(preset_names(), ", ")), "",
             [o = options.get()](const std::string& text) { o->preset = text; });

@@ -11,37 +11,16 @@
 #include <string_view>
 #include <vector>
 
-#include "base/build_identity.hpp"
 #include "base/log.hpp"
-#include "cli/help_text.hpp"
 #include "cli/launcher.hpp"
 #include "cli/options.hpp"
+#include "cli/program.hpp"
 #include "cli/render_json.hpp"
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
-#include "memory/device.hpp"
 
 namespace awex {
 namespace {
-
-const char* const kDescription =
-    "Hands GPU memory and weights over between an RL trainer and an inference engine that take "
-    "turns on the same GPUs. One MPI rank per role and GPU.";
-
-const char* const kExamples =
-    "Examples:\n"
-    "  mpirun -np 2 awex-colocate update --model preset:tiny-dense --backend host\n"
-    "  mpirun -np 4 awex-colocate update --model DIR --trainer megatron:tp=2 \\\n"
-    "      --inference sglang:tp=2 --versions 3 --json report.json --trace trace.json\n"
-    "  awex-colocate plan --model preset:qwen3-8b --trainer megatron:tp=4 \\\n"
-    "      --inference sglang:tp=2 --gpus 16 --gpu-memory 80GB\n"
-    "  mpirun -np 2 awex-colocate doctor\n"
-    "  awex-colocate checkpoint --preset tiny-moe --out DIR\n"
-    "  awex-colocate digest DIR\n"
-    "  awex-colocate update --job DIR && awex-colocate status --job DIR\n"
-    "\n"
-    "Exit codes: 0 done, 1 failed at run time, 2 the request is wrong, 3 bytes\n"
-    "differ, 4 a deadline passed, 5 a peer was lost.";
 
 bool is_rank_0() { return launched_rank().value_or(0) == 0; }
 
@@ -53,29 +32,6 @@ bool speaks_first(const std::vector<std::string_view>& arguments) {
     if (argument.rfind("--role", 0) == 0) return true;
   }
   return false;
-}
-
-std::string version_text() {
-  return fmt::format("awex-colocate {} (backends host{})", build_identity(),
-                     built_with_cuda() ? " and cuda" : "");
-}
-
-void describe_program(CLI::App& root) {
-  root.name("awex-colocate");
-  root.footer(kExamples);
-  root.set_version_flag("--version", version_text(), "Print the version and the built-in backends");
-  root.formatter(make_help_formatter());
-  // refuse_unknown_arguments tells of what is unknown, with the nearest name.
-  root.allow_extras();
-}
-
-std::vector<Subcommand> add_subcommands(CLI::App& root) {
-  std::vector<Subcommand> commands{add_update(root), add_offload(root), add_transfer(root),
-                                   add_resume(root), add_serve(root),   add_status(root),
-                                   add_stop(root),   add_restore(root), add_checkpoint(root),
-                                   add_digest(root), add_plan(root),    add_doctor(root)};
-  for (const auto& command : commands) command.parser->allow_extras();
-  return commands;
 }
 
 /// The command that was asked for, its options complete; null when CLI11 has answered (--help).
@@ -184,9 +140,8 @@ int run_command_line(int argc, char** argv) {
   const std::vector<std::string_view> arguments(argv + 1, argv + argc);
   bool speak = speaks_first(arguments);
   log::configure(log::Level::kNormal, "", use_color(color_in(arguments), STDERR_FILENO));
-  CLI::App root(kDescription);
-  describe_program(root);
-  const auto commands = add_subcommands(root);
+  CLI::App root;
+  const auto commands = describe_program(root);
   const auto fail = [&](const Error& error) {
     if (!speak) let_rank_0_speak();
     report_wrong_request(error, arguments, commands);

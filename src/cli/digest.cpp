@@ -65,6 +65,10 @@ Subcommand add_digest(CLI::App& root) {
   const auto options = std::make_shared<DigestOptions>();
   auto* parser = root.add_subcommand(
       "digest", "Print the digest of every tensor of a checkpoint, and the model's");
+  parser->footer(
+      "Examples:\n"
+      "  awex-colocate digest DIR\n"
+      "  awex-colocate digest preset:tiny-dense --json");
   parser->add_option("model", options->model, "A checkpoint, or a preset's generated weights")
       ->type_name("DIR|preset:NAME");
   add_value(

@@ -23,16 +23,15 @@ struct DoctorArguments {
 void add_doctor_options(CLI::App& parser, DoctorArguments& arguments) {
   DoctorOptions& options = arguments.options;
   using Choice = std::optional<BackendKind>;
-  add_value(parser, "--backend", "BACKEND",
-            "What the update will run on: auto, cuda or host; checks that it does not need are "
+  add_value(parser, "--backend", "auto|cuda|host",
+            "What the update will run on; checks that it does not need are "
             "waived",
             "auto", [&options](const std::string& text) {
               options.backend = parse_choice<Choice>(
                   text,
                   {{"auto", Choice{}}, {"cuda", BackendKind::kCuda}, {"host", BackendKind::kHost}});
             });
-  add_value(parser, "--role", "ROLE",
-            "Role of these ranks, trainer or inference, for MPMD launches",
+  add_value(parser, "--role", "trainer|inference", "Role of these ranks, for MPMD launches",
             "first half of each node's ranks trainer, second half inference",
             [&options](const std::string& text) {
               options.role = parse_choice<Role>(
@@ -167,6 +166,10 @@ Subcommand add_doctor(CLI::App& root) {
   auto* parser = root.add_subcommand(
       "doctor",
       "Check everything that an update needs on these machines: alone, or as it will run");
+  parser->footer(
+      "Examples:\n"
+      "  awex-colocate doctor\n"
+      "  mpirun -np 2 awex-colocate doctor --backend host");
   add_doctor_options(*parser, *arguments);
   const auto complete = [parser, arguments] {
     if (!arguments->config_path.empty()) apply_config(*parser, arguments->config_path);

@@ -150,9 +150,11 @@ void complete_options(CLI::App& parser, const std::shared_ptr<CommandArguments>&
 
 }  // namespace
 
-Subcommand add_job_command(CLI::App& root, Command command, const char* description) {
+Subcommand add_job_command(CLI::App& root, Command command, const char* description,
+                           const char* examples) {
   const auto options = std::make_shared<CommandArguments>();
   auto* parser = root.add_subcommand(command_name(command), description);
+  parser->footer(examples);
   add_job_options(*parser, command, options->job);
   add_client_options(*parser, command, options->client);
   const auto run = [options](int* argc, char*** argv) {

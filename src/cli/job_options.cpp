@@ -28,8 +28,8 @@ void add_model_options(CLI::App& parser, JobArguments& options) {
 
 void add_role(CLI::App& parser, JobOptions& job, bool chooses_memory) {
   auto* role =
-      add_value(parser, "--role", "ROLE",
-                std::string("Role of these ranks, trainer or inference, for MPMD launches") +
+      add_value(parser, "--role", "trainer|inference",
+                std::string("Role of these ranks, for MPMD launches") +
                     (chooses_memory ? "; with --job: whose memory, of both unless given" : ""),
                 "first half of each node's ranks trainer, second half inference",
                 [&job](const std::string& text) {
@@ -40,15 +40,17 @@ void add_role(CLI::App& parser, JobOptions& job, bool chooses_memory) {
 }
 
 void add_placement_options(CLI::App& parser, JobOptions& job) {
-  add_value(
-      parser, "--backend", "BACKEND",
-      "auto, cuda, or host (the same on shared host memory); auto is cuda where there is a GPU",
-      "auto", [&job](const std::string& text) {
-        using Choice = std::optional<BackendKind>;
-        job.backend = parse_choice<Choice>(
-            text, {{"auto", Choice{}}, {"cuda", BackendKind::kCuda}, {"host", BackendKind::kHost}});
-      });
-  add_value(parser, "--exchange", "HOW",
+  add_value(parser, "--backend", "auto|cuda|host",
+            "Where memory is: on GPUs, or host (the same on shared host memory); auto is cuda "
+            "where there "
+            "is a GPU",
+            "auto", [&job](const std::string& text) {
+              using Choice = std::optional<BackendKind>;
+              job.backend = parse_choice<Choice>(
+                  text,
+                  {{"auto", Choice{}}, {"cuda", BackendKind::kCuda}, {"host", BackendKind::kHost}});
+            });
+  add_value(parser, "--exchange", "auto|peer|nccl",
             "How weights travel between GPUs: peer (written into the receiver's memory), nccl, or "
             "auto: peer where every GPU reaches every other. On host: peer, else by MPI",
             "auto", [&job](const std::string& text) {
@@ -67,7 +69,7 @@ void add_placement_options(CLI::App& parser, JobOptions& job) {
 void add_work_options(CLI::App& parser, Request& request) {
   JobOptions& job = request.job;
   CommandOptions& command = request.command;
-  add_value(parser, "--optimizer", "NAME",
+  add_value(parser, "--optimizer", "adamw|none",
             "Optimizer state that the trainer holds: adamw (12 bytes an element) or none", "adamw",
             [&job](const std::string& text) {
               job.optimizer = parse_choice<bool>(text, {{"adamw", true}, {"none", false}});
@@ -104,7 +106,7 @@ void add_config(CLI::App& parser, JobArguments& options) {
 
 void add_output_options(CLI::App& parser, JobArguments& options) {
   CommandOptions& command = options.request.command;
-  add_value(parser, "--verify", "HOW",
+  add_value(parser, "--verify", "digest|full|off",
             "Proof of the transfer: digest, full (brings and compares every byte "
             "once more) or off",
             "digest", [&command](const std::string& text) {

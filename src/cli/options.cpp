@@ -50,8 +50,8 @@ void add_talk_options(CLI::App& command, TalkOptions& talk) {
           "-q,--quiet", [&talk] { talk.level = log::Level::kQuiet; },
           "Say nothing on stderr but warnings and errors")
       ->excludes(verbose);
-  add_value(command, "--color", "WHEN", "Colours: auto, always or never; NO_COLOR is honoured",
-            "auto", [&talk](const std::string& text) { talk.color = parse_color(text); });
+  add_value(command, "--color", "auto|always|never", "When to colour; NO_COLOR is honoured", "auto",
+            [&talk](const std::string& text) { talk.color = parse_color(text); });
 }
 
 bool is_terminal(int fd) {

@@ -184,6 +184,11 @@ Subcommand add_plan(CLI::App& root) {
   const auto options = std::make_shared<PlanOptions>();
   auto* parser = root.add_subcommand(
       "plan", "Foretell an update without GPUs: what moves where, memory and time");
+  parser->footer(
+      "Examples:\n"
+      "  awex-colocate plan --model preset:qwen3-8b --trainer megatron:tp=4 \\\n"
+      "      --inference sglang:tp=2 --gpus 16 --gpu-memory 80GB\n"
+      "  awex-colocate plan --model preset:tiny-dense --gpus 2 --list 0");
   add_job(*parser, *options);
   add_memory(*parser, options->forecast);
   add_links(*parser, options->forecast.links);

@@ -36,6 +36,9 @@ Subcommand add_restore(CLI::App& root) {
   options->task.request.errand = Errand::kRestore;
   auto* parser = root.add_subcommand(
       "restore", "Bring back the memory that a lost resident job has left, or say what is lost");
+  parser->footer(
+      "Examples:\n"
+      "  awex-colocate restore --job DIR");
   add_plain_client_options(*parser, *options);
   return {parser, [parser, options] { complete_plain_client_options(*parser, *options); },
           [options](int* /*argc*/, char*** /*argv*/) { return run_restore(options->task); }};

@@ -111,6 +111,11 @@ Subcommand add_serve(CLI::App& root) {
   const auto options = std::make_shared<ServeArguments>();
   auto* parser = root.add_subcommand(
       "serve", "Keep the ranks of a job alive, for commands with --job from other shells");
+  parser->footer(
+      "Examples:\n"
+      "  mpirun -np 2 awex-colocate serve --job DIR --model preset:tiny-dense &\n"
+      "  awex-colocate update --job DIR --wait 10m\n"
+      "  awex-colocate stop --job DIR");
   add_serve_options(*parser, *options);
   const auto observe = [](const Job& job) {
     return std::make_unique<StartProgress>(job.rank() == 0);

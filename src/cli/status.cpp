@@ -31,6 +31,10 @@ Subcommand add_status(CLI::App& root) {
   options->task.request.errand = Errand::kStatus;
   auto* parser = root.add_subcommand(
       "status", "Show what a resident job does and holds, also while a command runs");
+  parser->footer(
+      "Examples:\n"
+      "  awex-colocate status --job DIR\n"
+      "  awex-colocate status --job DIR --watch 5s");
   add_watch(*parser, *options);
   add_wait(*parser, options->task.patience);
   add_value(

@@ -38,6 +38,7 @@ Subcommand add_stop(CLI::App& root) {
   options->task.request.errand = Errand::kStop;
   auto* parser =
       root.add_subcommand("stop", "End a resident job in order, and wait until it has ended");
+  parser->footer("Examples:\n  awex-colocate stop --job DIR");
   add_plain_client_options(*parser, *options);
   return {parser, [parser, options] { complete_plain_client_options(*parser, *options); },
           [options](int* /*argc*/, char*** /*argv*/) { return run_stop(options->task); }};

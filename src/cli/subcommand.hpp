@@ -35,10 +35,12 @@ struct Subcommand {
 [[nodiscard]] Subcommand add_stop(CLI::App& root);
 [[nodiscard]] Subcommand add_restore(CLI::App& root);
 [[nodiscard]] Subcommand add_doctor(CLI::App& root);
+[[nodiscard]] Subcommand add_help(CLI::App& root);
 
 /// A command that runs under mpirun, or asks a resident job for the same: what the first four
-/// share.
-[[nodiscard]] Subcommand add_job_command(CLI::App& root, Command command, const char* description);
+/// share. `examples` stand below its options.
+[[nodiscard]] Subcommand add_job_command(CLI::App& root, Command command, const char* description,
+                                         const char* examples);
 
 /// Runs such a command as this process's part of the job: report, outputs, the job's end.
 /// Collective. Does not return where the job has to be aborted.
