@@ -18,6 +18,7 @@
 #include "base/error.hpp"
 #include "base/unique_fd.hpp"
 #include "comm/node_identity.hpp"
+#include "comm/process_watch.hpp"
 #include "serve/job_directory.hpp"
 
 namespace awex {
@@ -30,6 +31,10 @@ constexpr Seconds kBusyPatience{5};
 /// How long a job's survivors may take to write how it ended.
 constexpr Seconds kLastWords{3};
 constexpr Seconds kEnding{0.5};
+/// A job's door answers at once, whatever its ranks do: one that says nothing for so long does not
+/// work any more. So does a process that is stopped for as long; a debugger stops it for less.
+constexpr Seconds kLongestSilence{30};
+constexpr Seconds kLongestStop{10};
 /// No event is longer; a job that sends more is another program.
 constexpr size_t kLongestEvent = size_t{1} << 30;
 constexpr const char* kStartHint =
@@ -169,11 +174,42 @@ class Door {
   std::optional<JobRecord> record_;
 };
 
+/// Sees that a job does not answer any more, though it lives: then nothing else would end the wait.
+class SilenceWatch {
+ public:
+  SilenceWatch(const JobRecord& record, const std::string& directory)
+      : pid_(record.pid), directory_(directory) {}
+
+  /// The job has said something.
+  void heard() { first_word_.reset(); }
+  /// Throws Error(kDeadline).
+  void look() {
+    if (first_word_ && first_word_->expired()) throw silent("says nothing", kLongestSilence);
+    if (!is_stopped(pid_)) return stopped_.reset();
+    if (!stopped_) stopped_.emplace(kLongestStop);
+    if (stopped_->expired()) throw silent("is stopped", kLongestStop);
+  }
+
+ private:
+  [[nodiscard]] Error silent(const char* how, Seconds time) const {
+    return {ExitCode::kDeadline,
+            fmt::format("rank 0 of the job at \"{}\", pid {}, {} for {}", directory_, pid_, how,
+                        format_seconds(time.count())),
+            fmt::format("kill -CONT {} lets a stopped process go on; gdb -p {} tells what it does",
+                        pid_, pid_)};
+  }
+
+  int pid_;
+  const std::string& directory_;
+  std::optional<Deadline> first_word_{kLongestSilence};
+  std::optional<Deadline> stopped_;
+};
+
 /// Lines of a connection.
 class Conversation {
  public:
-  Conversation(UniqueFd socket, WaitMonitor& monitor)
-      : socket_(std::move(socket)), monitor_(monitor) {}
+  Conversation(UniqueFd socket, SilenceWatch watch, WaitMonitor& monitor)
+      : socket_(std::move(socket)), watch_(std::move(watch)), monitor_(monitor) {}
 
   /// False when the other side has closed.
   [[nodiscard]] bool send(std::string_view text) {
@@ -204,6 +240,7 @@ class Conversation {
 
  private:
   std::string take_line(size_t end) {
+    watch_.heard();
     auto line = buffer_.substr(0, end);
     buffer_.erase(0, end + 1);
     searched_ = 0;
@@ -229,11 +266,12 @@ class Conversation {
   }
   void wait_for(short what) {
     pollfd ready{socket_.get(), what, 0};
-    ::poll(&ready, 1, kPollMs);
+    if (::poll(&ready, 1, kPollMs) == 0) watch_.look();
     monitor_.poll();
   }
 
   UniqueFd socket_;
+  SilenceWatch watch_;
   WaitMonitor& monitor_;
   std::string buffer_;
   size_t searched_ = 0;  ///< So far there is no newline.
@@ -275,7 +313,8 @@ Event ask_job(const std::string& directory, const ClientRequest& request, Second
               const std::function<void(const Event&)>& hear, WaitMonitor& monitor) {
   Door door(directory, patience, monitor);
   while (true) {
-    Conversation conversation(door.open(), monitor);
+    auto socket = door.open();
+    Conversation conversation(std::move(socket), SilenceWatch(*door.record(), directory), monitor);
     bool heard = false;
     // What the job has said before it closed is read all the same.
     [[maybe_unused]] const bool sent = conversation.send(encode(request));

@@ -171,6 +171,14 @@ class Ends(Resident):
         self.assertLess(time.monotonic() - begin, timeout_s + 2 + 3)  # and 3 s for a loaded machine
         self.assertIn(job.await_end(START_LIMIT_S), (4, 128 + signal.SIGKILL))
 
+    def test_a_client_of_a_stopped_rank_0_does_not_wait_for_ever(self):
+        job = self.job()
+        os.kill(job.pids[0], signal.SIGSTOP)
+        told = self.refused(job, "status", 4)
+        self.assertIn(f"pid {job.pids[0]}, is stopped for 10.0 s", told)
+        os.kill(job.pids[0], signal.SIGCONT)
+        self.assertEqual(job.do("update")["committed_version"], 1)
+
 
 if __name__ == "__main__":
     MPIEXEC, BINARY = sys.argv[1:3]
