@@ -208,8 +208,8 @@ class SilenceWatch {
 /// Lines of a connection.
 class Conversation {
  public:
-  Conversation(UniqueFd socket, SilenceWatch watch, WaitMonitor& monitor)
-      : socket_(std::move(socket)), watch_(std::move(watch)), monitor_(monitor) {}
+  Conversation(UniqueFd socket, const SilenceWatch& watch, WaitMonitor& monitor)
+      : socket_(std::move(socket)), watch_(watch), monitor_(monitor) {}
 
   /// False when the other side has closed.
   [[nodiscard]] bool send(std::string_view text) {
