@@ -4,9 +4,9 @@
 
 #include <memory>
 
+#include "cli/job_process.hpp"
 #include "cli/launcher.hpp"
 #include "cli/options.hpp"
-#include "cli/publish.hpp"
 #include "cli/render_doctor.hpp"
 #include "cli/subcommand.hpp"
 
@@ -63,11 +63,15 @@ std::string report_text(const DoctorReport& report, const DoctorArguments& argum
   return render_doctor(report, {.color = use_color(arguments.talk.color, STDOUT_FILENO)});
 }
 
-ExitCode publish_report(const DoctorReport& report, const DoctorArguments& arguments,
-                        ReportFiles& files) {
-  return publish(
-      {report.exit_code(), report.error, texts_of(report), report_text(report, arguments)}, files,
-      {arguments.options.timeout, {}});
+CommandEnd end_of(const DoctorReport& report, const DoctorArguments& arguments) {
+  return {report.exit_code(), report.error, texts_of(report), report_text(report, arguments)};
+}
+
+/// What is left behind when MPI does not start.
+std::string unstarted(const Error& error) {
+  auto report = begin_doctor_report();
+  report.error = error;
+  return render_doctor_json(report);
 }
 
 DoctorReport examine_job(Job& job, const DoctorArguments& arguments, ReportFiles& files) {
@@ -87,43 +91,6 @@ DoctorReport examine_job(Job& job, const DoctorArguments& arguments, ReportFiles
   return unfinished;
 }
 
-/// The rank that reports writes every output. Returns the exit code.
-ExitCode end_with(const DoctorReport& report, const DoctorArguments& arguments, const Job& job,
-                  ReportFiles& files) {
-  if (job.rank() == 0) return publish_report(report, arguments, files);
-  if (!report.error || !job.is_reporter()) return report.exit_code();
-  try {
-    files.open(arguments.json_path, "", texts_of(report), {arguments.options.timeout, {}});
-  } catch (const Error& error) {
-    log::warning(error.what());  // the report's own error is the one that counts
-  }
-  return publish_report(report, arguments, files);
-}
-
-[[noreturn]] void break_off(const DoctorReport& report, const DoctorArguments& arguments, Job& job,
-                            ReportFiles& files) {
-  job.await_turn_to_report(report.exit_code());
-  job.abort(end_with(report, arguments, job, files));
-}
-
-/// What rank 0 leaves behind when MPI does not start.
-Job::Start when_mpi_does_not_start(const DoctorArguments& arguments) {
-  Job::Start start;
-  start.launched_rank = launched_rank();
-  const bool writes = start.launched_rank.value_or(0) == 0;
-  if (!writes || arguments.json_path.empty() || arguments.json_path == "-") return start;
-  auto report = begin_doctor_report();
-  const Seconds allowed = arguments.options.timeout + start.allowance;
-  report.error =
-      Error(ExitCode::kDeadline,
-            fmt::format("rank {} has not got through MPI's start after {}",
-                        start.launched_rank.value_or(0), format_seconds(allowed.count())),
-            "some rank of the job has not started, or MPI's network setup is wrong");
-  report.error->context().rank = start.launched_rank;
-  start.report = {arguments.json_path, render_doctor_json(report)};
-  return start;
-}
-
 /// The first of processes that MPI cannot make a job of examines itself; the others follow it.
 ExitCode run_without_job(const DoctorArguments& arguments, const Error& why) {
   if (launched_rank().value_or(0) != 0) {
@@ -133,30 +100,21 @@ ExitCode run_without_job(const DoctorArguments& arguments, const Error& why) {
   ReportFiles files;
   files.open(arguments.json_path, "", texts_of(begin_doctor_report()),
              {arguments.options.timeout, {}});
-  return publish_report(examine_without_job(arguments.options, why), arguments, files);
+  return publish(end_of(examine_without_job(arguments.options, why), arguments), files,
+                 {arguments.options.timeout, {}});
 }
 
 ExitCode run_doctor(const DoctorArguments& arguments, int* argc, char*** argv) {
   const auto& talk = arguments.talk;
   log::configure(talk.level, "", use_color(talk.color, STDERR_FILENO));
   if (const auto why = wrong_launch("doctor")) return run_without_job(arguments, *why);
-  Job job(argc, argv, arguments.options.timeout, when_mpi_does_not_start(arguments));
-  log::configure(talk.level, fmt::format("rank {}", job.rank()),
-                 use_color(talk.color, STDERR_FILENO));
-  // Others wait for a rank that tells something: that must be short against the timeout.
-  log::set_patience(std::min(Seconds(10), arguments.options.timeout / 4));
+  const JobOutputs outputs{arguments.json_path, "", arguments.options.timeout};
+  Job job(argc, argv, outputs.timeout, when_mpi_does_not_start(outputs, unstarted));
+  speak_as_rank(job, talk, outputs.timeout);
   ReportFiles files;
   auto report = examine_job(job, arguments, files);
-  try {
-    if (report.error && !job.failure_is_agreed()) break_off(report, arguments, job, files);
-    const auto code = end_with(report, arguments, job, files);
-    job.finish();
-    return code;
-  } catch (const Error& error) {
-    // The examination is done, but not all ranks came to its end.
-    report.error = job.announce_failure(error);
-    break_off(report, arguments, job, files);
-  }
+  return end_job(
+      job, report.error, [&] { return end_of(report, arguments); }, files, outputs);
 }
 
 }  // namespace

@@ -6,11 +6,12 @@
 #include "cli/client_command.hpp"
 #include "cli/client_options.hpp"
 #include "cli/job_options.hpp"
+#include "cli/job_process.hpp"
 #include "cli/launcher.hpp"
 #include "cli/progress.hpp"
-#include "cli/publish.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_table.hpp"
+#include "cli/render_trace.hpp"
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
 #include "cycle/session.hpp"
@@ -61,50 +62,12 @@ std::string report_text(const Report& report, const JobArguments& options) {
       report, {.unicode = locale_is_utf8(), .color = use_color(options.talk.color, STDOUT_FILENO)});
 }
 
-ExitCode publish_report(const Report& report, const JobArguments& options, ReportFiles& files) {
-  return publish(
-      {report.exit_code(), report.error, files.render(report), report_text(report, options)}, files,
-      {options.request.job.timeout, {}});
-}
-
-/// The rank that reports writes every output: rank 0, or another where that is lost. Returns the
-/// exit code.
-ExitCode end_with(const Report& report, const JobArguments& options, const Job& job,
-                  ReportFiles& files) {
-  if (job.rank() == 0) return publish_report(report, options, files);
-  if (!report.error || !job.is_reporter()) return report.exit_code();
-  try {
-    files.open(options.json_path, options.trace_path, report, {options.request.job.timeout, {}});
-  } catch (const Error& error) {
-    log::warning(error.what());  // the report's own error is the one that counts
-  }
-  return publish_report(report, options, files);
-}
-
-/// Ends a job whose failure not all ranks have agreed on.
-[[noreturn]] void break_off(const Report& report, const JobArguments& options, Job& job,
-                            ReportFiles& files) {
-  job.await_turn_to_report(report.exit_code());
-  job.abort(end_with(report, options, job, files));
-}
-
-/// What rank 0 leaves behind when MPI does not start.
-Job::Start when_mpi_does_not_start(const JobArguments& options) {
-  Job::Start start;
-  start.launched_rank = launched_rank();
-  const bool writes = start.launched_rank.value_or(0) == 0;
-  if (!writes || options.json_path.empty() || options.json_path == "-") return start;
+/// What is left behind when MPI does not start.
+std::string unstarted(const JobArguments& options, const Error& error) {
   Report report;
   report.command = command_name(options.request.command.command);
-  const Seconds allowed = options.request.job.timeout + start.allowance;
-  report.error =
-      Error(ExitCode::kDeadline,
-            fmt::format("rank {} has not got through MPI's start after {}",
-                        start.launched_rank.value_or(0), format_seconds(allowed.count())),
-            "some rank of the job has not started, or MPI's network setup is wrong");
-  report.error->context().rank = start.launched_rank;
-  start.report = {options.json_path, render_json(report)};
-  return start;
+  report.error = error;
+  return render_json(report);
 }
 
 }  // namespace
@@ -112,23 +75,21 @@ Job::Start when_mpi_does_not_start(const JobArguments& options) {
 ExitCode run_job(const JobArguments& options, int* argc, char*** argv) {
   const auto* name = command_name(options.request.command.command);
   if (const auto refused = refuse_wrong_launch(name)) return *refused;
-  Job job(argc, argv, options.request.job.timeout, when_mpi_does_not_start(options));
-  log::configure(options.talk.level, fmt::format("rank {}", job.rank()),
-                 use_color(options.talk.color, STDERR_FILENO));
-  // Others wait for a rank that tells something: that must be short against the timeout.
-  log::set_patience(std::min(Seconds(10), options.request.job.timeout / 4));
+  const JobOutputs outputs{options.json_path, options.trace_path, options.request.job.timeout};
+  const auto start = when_mpi_does_not_start(
+      outputs, [&options](const Error& error) { return unstarted(options, error); });
+  Job job(argc, argv, outputs.timeout, start);
+  speak_as_rank(job, options.talk, outputs.timeout);
   ReportFiles files;
   auto report = do_work(options, job, files);
-  try {
-    if (report.error && !job.failure_is_agreed()) break_off(report, options, job, files);
-    const auto code = end_with(report, options, job, files);
-    job.finish();
-    return code;
-  } catch (const Error& error) {
-    // The work was done, but not all ranks came to its end.
-    report.error = job.announce_failure(error);
-    break_off(report, options, job, files);
-  }
+  const auto render = [&]() -> CommandEnd {
+    CommandEnd end{report.exit_code(), report.error, {}, {}};
+    if (!writes_outputs(job, report.error)) return end;
+    end.files = {render_json(report), render_trace(report)};
+    end.to_stdout = report_text(report, options);
+    return end;
+  };
+  return end_job(job, report.error, render, files, outputs);
 }
 
 namespace {

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/utc_now.hpp"
+#include "cli/job_process.hpp"
 #include "cli/launcher.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_status.hpp"
@@ -99,10 +100,7 @@ ExitCode run_serve(const ServeArguments& arguments, const MakeObserver& observe,
   const ServeOptions options{arguments.directory, arguments.job.request.job};
   start.launched_rank = launched_rank();
   Job job(argc, argv, options.job.timeout, start);
-  log::configure(arguments.job.talk.level, fmt::format("rank {}", job.rank()),
-                 use_color(arguments.job.talk.color, STDERR_FILENO));
-  // Others wait for a rank that tells something: that must be short against the timeout.
-  log::set_patience(std::min(Seconds(10), options.job.timeout / 4));
+  speak_as_rank(job, arguments.job.talk, options.job.timeout);
   const auto observer = observe(job);
   return serve(options, job, *observer);
 }
