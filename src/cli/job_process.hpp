@@ -5,7 +5,7 @@
 
 #include "cli/options.hpp"
 #include "cli/publish.hpp"
-#include "comm/job.hpp"
+#include "cycle/options.hpp"
 
 /// What a process that is a rank of a job does at its begin and its end, whatever the job is for.
 
