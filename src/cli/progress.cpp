@@ -7,6 +7,19 @@
 #include "base/units.hpp"
 
 namespace awex {
+
+std::string loading_text(uint64_t done_bytes, uint64_t all_bytes) {
+  return fmt::format("loading the weights: {} of {}", format_bytes(done_bytes),
+                     format_bytes(all_bytes));
+}
+
+void LoadingLines::tell(const std::string& text) {
+  constexpr double kLineEverySeconds = 10;
+  if (watch_.seconds() < next_line_s_) return;
+  log::note(text);
+  next_line_s_ = watch_.seconds() + kLineEverySeconds;
+}
+
 TerminalProgress::TerminalProgress(bool speaks, uint64_t versions, ReportFiles& files)
     : speaks_(speaks), line_(speaks), versions_(versions), files_(files) {}
 
@@ -30,23 +43,20 @@ void TerminalProgress::run_started(const Report& report) {
 }
 
 void TerminalProgress::loading(uint64_t done_bytes, uint64_t all_bytes) {
-  constexpr double kLineEverySeconds = 10;
   loaded_bytes_ = done_bytes;
   all_bytes_ = all_bytes;
-  const auto text = fmt::format("loading the weights: {} of {}", format_bytes(done_bytes),
-                                format_bytes(all_bytes));
+  const auto text = loading_text(done_bytes, all_bytes);
   if (line_.moves()) {
     line_.draw(text);
-  } else if (speaks_ && watch_.seconds() >= next_line_s_) {
-    log::note(text);
-    next_line_s_ = watch_.seconds() + kLineEverySeconds;
+  } else if (speaks_) {
+    loading_.tell(text);
   }
 }
 
 void TerminalProgress::loaded() {
   if (!speaks_ || line_.moves()) return;
   log::note(fmt::format("loaded the weights: {} of {} in {}", format_bytes(loaded_bytes_),
-                        format_bytes(all_bytes_), format_seconds(watch_.seconds())));
+                        format_bytes(all_bytes_), format_seconds(loading_.seconds())));
 }
 
 void TerminalProgress::version_finished(const Report& report) {

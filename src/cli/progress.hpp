@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "base/wait.hpp"
 #include "cli/moving_line.hpp"
@@ -9,6 +10,21 @@
 #include "cycle/options.hpp"
 
 namespace awex {
+
+/// "loading the weights: 1.2 GB of 8.04 GB".
+[[nodiscard]] std::string loading_text(uint64_t done_bytes, uint64_t all_bytes);
+
+/// Tells in a log, every 10 s, how far loading has come.
+class LoadingLines {
+ public:
+  void tell(const std::string& text);
+  /// Since it was made.
+  [[nodiscard]] double seconds() const { return watch_.seconds(); }
+
+ private:
+  Stopwatch watch_;
+  double next_line_s_ = 10;
+};
 
 /// Tells rank 0's user on stderr what the job does: one moving line on a terminal; in a log a
 /// header, a line for loading and one for each version; a line for each phase when verbose. Silent
@@ -35,8 +51,7 @@ class TerminalProgress final : public CycleObserver {
   MovingLine line_;
   uint64_t versions_;
   ReportFiles& files_;
-  Stopwatch watch_;
-  double next_line_s_ = 10;  ///< When loading is next told in a log.
+  LoadingLines loading_;
   uint64_t loaded_bytes_ = 0;
   uint64_t all_bytes_ = 0;
 };

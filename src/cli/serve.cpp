@@ -8,6 +8,7 @@
 #include "base/utc_now.hpp"
 #include "cli/job_process.hpp"
 #include "cli/launcher.hpp"
+#include "cli/progress.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_status.hpp"
 #include "cli/render_table.hpp"
@@ -45,17 +46,12 @@ class StartProgress final : public CycleObserver {
   void phase_finished(const PhaseEvent& /*event*/, double /*seconds*/,
                       uint64_t /*bytes*/) override {}
   void loading(uint64_t done_bytes, uint64_t all_bytes) override {
-    constexpr double kLineEverySeconds = 10;
-    if (!speaks_ || watch_.seconds() < next_line_s_) return;
-    log::note(fmt::format("loading the weights: {} of {}", format_bytes(done_bytes),
-                          format_bytes(all_bytes)));
-    next_line_s_ = watch_.seconds() + kLineEverySeconds;
+    if (speaks_) loading_.tell(loading_text(done_bytes, all_bytes));
   }
 
  private:
   bool speaks_;
-  Stopwatch watch_;
-  double next_line_s_ = 10;
+  LoadingLines loading_;
 };
 
 ExitCode code_of(const Resident::End& end) { return end.error ? end.error->code() : ExitCode::kOk; }

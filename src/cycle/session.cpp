@@ -77,6 +77,7 @@ void Session::begin() {
   phases_.take_baseline();
   job_.watch_progress(nullptr);
   observer_.loaded();
+  conclude();
   job_.synchronise_clocks();
 }
 
@@ -188,24 +189,30 @@ void Session::make_ready(Command command) {
 
 /// The first half of an update, after which inference serves what the trainers hold.
 void Session::hand_over(const CommandOptions& command) {
-  const auto ranks = holdings();
-  const bool is_served =
-      content().state() == ContentState::kCommitted && serves_what_trainers_hold(ranks);
-  if (command.train || !is_served) {
+  if (command.train || !is_served_already()) {
     make_ready(Command::kHandOver);
     if (command.train) run_steps({steps_->train()});
     bring_weights(command);
-  } else {
-    auto& version = report_.versions.back();
-    version.version = content().committed().value();
-    version.committed = true;
-    if (options_.offload && any_has_mapped(ranks)) run_steps({steps_->unmap()});
-    if (options_.offload) run_steps({steps_->offload(Tag::kOptimizer)});
   }
   has_given_over_ = true;
   std::vector<Steps> lists{steps_->take(Tag::kKvCache)};
   if (options_.offload) lists.push_back(steps_->offload(Tag::kWeights));
   run_steps(std::move(lists));
+}
+
+/// Whether inference serves what the trainers hold without another transfer: then the version is
+/// that one, and what would have gone beside the transfer goes.
+bool Session::is_served_already() {
+  if (content().state() != ContentState::kCommitted) return false;
+  const auto ranks = holdings();
+  if (!serves_what_trainers_hold(ranks)) return false;
+  auto& version = report_.versions.back();
+  version.version = content().committed().value();
+  version.committed = true;
+  if (!options_.offload) return true;
+  if (any_has_mapped(ranks)) run_steps({steps_->unmap()});
+  run_steps({steps_->offload(Tag::kOptimizer)});
+  return true;
 }
 
 /// The second half, after which the trainers have all their memory, mapped for the next transfer.

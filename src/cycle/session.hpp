@@ -65,6 +65,7 @@ class Session {
   void describe_run();
   void make_ready(Command command);
   void hand_over(const CommandOptions& command);
+  [[nodiscard]] bool is_served_already();
   void take_back();
   void offload(const Scope& scope);
   void resume(const Scope& scope);

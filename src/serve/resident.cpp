@@ -239,7 +239,6 @@ Resident::Order Resident::next_order() {
 /// Rank 0 waits for a client, and meanwhile for signals and other ranks' failures.
 Resident::Order Resident::order_of_client() {
   job_.end_command();
-  set_activity(JobStatus::Activity::kIdle);
   while (!door_->visit) {
     job_.poll();
     if (job_.told_to_end()) {
@@ -291,7 +290,6 @@ void Resident::run(const Order& order) {
 /// Rank 0 learns what all ranks hold now.
 void Resident::refresh() {
   auto ranks = session_->statuses();
-  session_->conclude();
   if (!door_) return;
   door_->board.update([&](JobStatus& status) {
     status.ranks = std::move(ranks);
@@ -307,9 +305,9 @@ void Resident::conclude(const std::optional<Error>& failure) {
   report_.finished = !failure;
   if (!door_) return;
   note_outcome(failure);
-  if (!door_->visit) return;  // the failure came while nothing ran
+  set_activity(JobStatus::Activity::kIdle);  // before a client looks
+  if (!door_->visit) return;                 // the failure came while nothing ran
   const Visit visit = *std::exchange(door_->visit, std::nullopt);
-  set_activity(JobStatus::Activity::kIdle);  // before its client looks
   answer(visit, failure);
 }
 
