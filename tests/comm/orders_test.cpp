@@ -8,18 +8,19 @@
 #include <chrono>
 #include <cstdlib>
 #include <ctime>
-#include <functional>
 #include <optional>
 #include <thread>
 #include <vector>
 
 #include "comm/job.hpp"
+#include "support/failure_of.hpp"
 #include "support/mpi_job.hpp"
 
 namespace {
 
 using awex::Error;
 using awex::Seconds;
+using awex::test::failure_of;
 using awex::test::job;
 
 /// What order `number` says: bytes that name it, as many as make messages of each kind.
@@ -46,15 +47,6 @@ void pass_on(const std::vector<std::byte>& order) {
 
 /// Past the job: else the next fault could come while some are still busy with the last order.
 void meet() { MPI_Barrier(MPI_COMM_WORLD); }
-
-std::optional<Error> failure_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error;
-  }
-  return std::nullopt;
-}
 
 double processor_seconds() {
   timespec time{};

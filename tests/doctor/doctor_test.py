@@ -12,7 +12,6 @@ import os
 import re
 import resource
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ for folder in ("cycle", "support"):
     sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", folder))
 # pylint: disable=wrong-import-position
 from launch_test import PIDFD_GETFD, PIDFD_OPEN, refuse_calls  # noqa: E402
+from preloaded import build_preloaded, preloading  # noqa: E402
 from sessions import session_of  # noqa: E402
 
 MPIEXEC, PROGRAM, LIBRARY = "", "", ""
@@ -65,24 +65,10 @@ int connect(int fd, const struct sockaddr *to, socklen_t bytes) {
 """
 
 
-def build_faults(directory):
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        print("skipped: no C compiler for calls that fail")
-        sys.exit(77)
-    source, library = os.path.join(directory, "faults.c"), os.path.join(directory, "faults.so")
-    with open(source, "w", encoding="utf-8") as out:
-        out.write(SOURCE)
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
-
-
 def with_faults(*faults, rank=None):
     """Arguments before the program under which calls fail."""
-    # AddressSanitizer minds that another library comes before its own.
-    asan = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
     only = [f"DOCTOR_RANK={rank}"] if rank is not None else []
-    return ("env", f"LD_PRELOAD={LIBRARY}", f"ASAN_OPTIONS={asan}",
+    return ("env", *(f"{name}={value}" for name, value in preloading(LIBRARY).items()),
             f"DOCTOR_FAULTS={','.join(faults)}", *only)
 
 
@@ -430,5 +416,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         sys.exit(0 if run_side_by_side(4) else 1)
     with tempfile.TemporaryDirectory() as faults_directory:
-        LIBRARY = build_faults(faults_directory)
+        LIBRARY = build_preloaded(faults_directory, "faults", SOURCE, "calls that fail")
         unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)

@@ -8,26 +8,17 @@
 
 #include <chrono>
 #include <csignal>
-#include <functional>
 #include <optional>
 #include <string>
 #include <thread>
 
 #include "serve/house.hpp"
+#include "support/failure_of.hpp"
 
 namespace {
 
 using namespace awex;
 using namespace awex::test;
-
-std::optional<Error> failure_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error;
-  }
-  return std::nullopt;
-}
 
 std::optional<Error> failed_ask(const std::string& path, Seconds patience = Seconds(0)) {
   return failure_of([&] { (void)ask(path, ClientRequest{}, nullptr, patience); });

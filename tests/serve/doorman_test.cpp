@@ -3,7 +3,6 @@
 
 #include <doctest/doctest.h>
 #include <pthread.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,16 +24,6 @@ using namespace awex::test;
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return Seconds(Clock::now() - start).count(); }
-
-/// Of this process, all threads.
-double processor_seconds() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& time) {
-    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
 
 TEST_CASE("a command is queued, begins, goes through phases and is done") {
   House house;

@@ -237,16 +237,6 @@ TEST_CASE("who does not send a request is given up, and who does not read the an
   CHECK(soon([&] { return open_descriptors() == descriptors + 2 - 1; }));
 }
 
-/// Of this process, all threads.
-double processor_seconds() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& time) {
-    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
-
 TEST_CASE("a door without descriptors says so, does not spin, and opens again") {
   House house;
   CHECK(ask(house.path, ClientRequest{}).exit_code == ExitCode::kOk);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -133,6 +134,16 @@ inline RawClient visitor(const House& house, const ClientRequest& request) {
     throw std::runtime_error("the door is closed");
   }
   return client;
+}
+
+/// Of this process, all threads.
+inline double processor_seconds() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 template <class Predicate>

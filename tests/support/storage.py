@@ -2,9 +2,8 @@
 .safetensors files and get large blocks of host memory."""
 
 import os
-import shutil
-import subprocess
-import sys
+
+from preloaded import build_preloaded, preloading
 
 SOURCE = r"""
 #define _GNU_SOURCE
@@ -53,22 +52,11 @@ ssize_t pread(int fd, void *to, size_t bytes, off_t at) {
 
 def build_storage(directory):
     """The library's path; ends the test as skipped where there is no C compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        print("skipped: no C compiler for slow storage")
-        sys.exit(77)
-    source, library = os.path.join(directory, "storage.c"), os.path.join(directory, "storage.so")
-    with open(source, "w", encoding="utf-8") as out:
-        out.write(SOURCE)
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
+    return build_preloaded(directory, "storage", SOURCE, "slow storage")
 
 
 def variables_of(library, settings):
-    # AddressSanitizer minds that another library comes before its own.
-    options = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
-    return {"LD_PRELOAD": library, "ASAN_OPTIONS": options,
-            **{f"STORAGE_{name.upper()}": str(value) for name, value in settings.items()}}
+    return {**preloading(library), **{f"STORAGE_{name.upper()}": str(value) for name, value in settings.items()}}
 
 
 def through_storage(library, **settings):
