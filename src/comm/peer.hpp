@@ -4,15 +4,11 @@
 #include <string>
 #include <vector>
 
+#include "base/role.hpp"
 #include "comm/node_identity.hpp"
 #include "memory/device.hpp"
 
 namespace awex {
-
-enum class Role : uint8_t { kTrainer, kInference };
-
-/// "trainer" or "inference".
-[[nodiscard]] const char* role_name(Role role);
 
 /// A rank as all others know it.
 struct Peer {

@@ -32,7 +32,7 @@ CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
   if (job.peers()[static_cast<size_t>(job.rank())].role == Role::kInference) {
     inference_engine_ =
         engines.make_inference({.common = {*hand_over.model.held, hand_over.inference_here, device,
-                                           ledger, kernels, queue},
+                                           ledger, kernels, queue, job, options.timeout},
                                 .kv_cache_bytes = options.kv_cache_bytes});
     inference_ = std::make_unique<InferenceMember>(job, *inference_engine_, world, hand_over,
                                                    kernels, *remote);
@@ -40,7 +40,7 @@ CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
     threads_.emplace(world.host_threads);
     trainer_engine_ =
         engines.make_trainer({.common = {hand_over.model.catalogue(), hand_over.base_here, device,
-                                         ledger, kernels, queue},
+                                         ledger, kernels, queue, job, options.timeout},
                               .source = *hand_over.model.source,
                               .weights_bytes = hand_over.trainer_here.bytes,
                               .optimizer = options.optimizer,

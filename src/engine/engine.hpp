@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/role.hpp"
 #include "base/thread_pool.hpp"
 #include "base/wait.hpp"
 #include "layout/layout.hpp"
@@ -27,6 +28,24 @@ struct Change {
   };
   Kind kind = Kind::kTaken;
   uint64_t version = 0;  ///< Of kCommitted.
+};
+
+/// What an engine asks for of its device, in bytes by what they are for.
+struct EngineNeeds {
+  uint64_t weights = 0;  ///< 0: what its layout holds.
+  uint64_t optimizer = 0;
+  uint64_t kv_cache = 0;
+};
+
+/// A command that an engine asks for.
+enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack };
+
+/// How a command has ended, the same on every rank.
+struct CommandOutcome {
+  bool is_hand_over = false;  ///< The trainers' memory was to be given over,
+  bool is_take_back = false;  ///< or to come back.
+  uint64_t version = 0;       ///< Last committed, 0 for none.
+  std::optional<Error> error;
 };
 
 /// What plays a role on a rank: memory by tag, the tensors that lie in it, and what has to be done
@@ -64,6 +83,17 @@ class Engine {
   /// does not hold.
   [[nodiscard]] virtual std::vector<Parameter> tensors(Tag tag) const = 0;
 
+  /// Before a command gives memory over: returns when the engine is where that may be done. Throws
+  /// Error(kDeadline) that names an engine that is busy, Error(kPeerLost) for one that has gone.
+  virtual void await_ready(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) {}
+  /// A command is over; nothing more of it touches the engine's memory.
+  virtual void command_over(const CommandOutcome& /*end*/) {}
+  /// The command that it waits for, if any; cheap.
+  [[nodiscard]] virtual EngineWish wish() { return EngineWish::kNone; }
+  /// At rest, from time to time: lets an engine come in place of one that was lost. Throws what
+  /// bringing its memory into a state that it can go on from throws.
+  virtual void attend(WaitMonitor& /*monitor*/) {}
+
   /// Before the cycle begins: a trainer takes its memory and fills it; inference may do so.
   virtual void load(const Deadline& deadline, WaitMonitor& monitor) = 0;
   /// The memory of a tag is about to be given back; no work of the engine on it may be in flight on
@@ -93,6 +123,9 @@ struct EngineParts {
   MemoryLedger& ledger;  ///< On which its regions book their memory.
   Kernels& kernels;
   CopyQueue& queue;
+  WaitMonitor& monitor;  ///< For waits while it is made.
+  Seconds silence;       ///< That each of them may take.
+  EngineNeeds needs{};   ///< What the factory's `await_engine` has returned on this rank.
 };
 
 struct TrainerParts {
@@ -109,8 +142,8 @@ struct InferenceParts {
   uint64_t kv_cache_bytes = 0;  ///< 0 for none.
 };
 
-/// Makes the engines of a job's ranks. A call makes this rank's; it reserves addresses and takes no
-/// memory.
+/// Makes the engines of a job's ranks. A call makes this rank's. One that is built in reserves
+/// addresses and takes no memory; one that attaches has what it loads into when the call returns.
 class EngineFactory {
  public:
   EngineFactory() = default;
@@ -120,6 +153,14 @@ class EngineFactory {
   EngineFactory& operator=(EngineFactory&&) = delete;
   virtual ~EngineFactory() = default;
 
+  /// Whether engines of their own processes play a role; the same on every rank.
+  [[nodiscard]] virtual bool attaches(Role /*role*/) const { return false; }
+  /// Waits for the engine of this rank, if it is one that attaches, and returns what it needs.
+  [[nodiscard]] virtual EngineNeeds await_engine(Role /*role*/, uint32_t /*position*/,
+                                                 const Device& /*device*/,
+                                                 WaitMonitor& /*monitor*/) const {
+    return {};
+  }
   [[nodiscard]] virtual std::unique_ptr<TrainerEngine> make_trainer(
       const TrainerParts& parts) const = 0;
   [[nodiscard]] virtual std::unique_ptr<Engine> make_inference(

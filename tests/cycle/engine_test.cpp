@@ -482,12 +482,12 @@ TEST_CASE("a trainer whose weights are not one region is refused, as nobody coul
   MemoryLedger ledger(words, 1ULL << 30);
   ThreadPool threads(1);
   Events events;
-  const TrainerParts parts{
-      .common = {source->catalogue(), layout, *device, ledger, *kernels, *queue},
-      .source = *source,
-      .weights_bytes = layout.bytes,
-      .optimizer = false,
-      .threads = threads};
+  const TrainerParts parts{.common = {source->catalogue(), layout, *device, ledger, *kernels,
+                                      *queue, job(), Seconds(60)},
+                           .source = *source,
+                           .weights_bytes = layout.bytes,
+                           .optimizer = false,
+                           .threads = threads};
   PatternTrainer whole(parts, events);
   CHECK_NOTHROW(TrainerMember(job(), whole, layout, *kernels, *queue, threads));
   CutTrainer cut(parts, events);

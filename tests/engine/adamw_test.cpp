@@ -335,12 +335,12 @@ TEST_CASE("a trainer tells of its loading and then of its optimizer's start, byt
   LedgerWords words;
   MemoryLedger ledger(words, 1ULL << 30);
   ThreadPool threads(2);
-  TrainerStandIn trainer(
-      TrainerParts{.common = {catalogue, layout, *device, ledger, *kernels, *queue},
-                   .source = *source,
-                   .weights_bytes = layout.bytes,
-                   .threads = threads});
   test::RenewingMonitor monitor;
+  TrainerStandIn trainer(TrainerParts{
+      .common = {catalogue, layout, *device, ledger, *kernels, *queue, monitor, Seconds(60)},
+      .source = *source,
+      .weights_bytes = layout.bytes,
+      .threads = threads});
   const uint64_t before = work::advanced();
   trainer.load(Deadline(Seconds(60)), monitor);
   // Weights in bf16, then master and moments in fp32.

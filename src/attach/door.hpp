@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "attach/channel.hpp"
+#include "attach/control_page.hpp"
+#include "attach/engine_record.hpp"
+#include "attach/message.hpp"
+#include "base/wait.hpp"
+
+namespace awex::attach {
+
+/// The rank's side of the conversation with its engine: a socket in a private directory, at which
+/// one engine at a time attaches (peer credentials checked: this user's alone), and a thread that
+/// reads what it says. The thread makes no MPI call and touches no device. All calls are the rank's
+/// main thread's; those that wait poll the monitor and throw Error(kDeadline) that names the
+/// engine, and Error(kPeerLost) when it has gone.
+class Door {
+ public:
+  /// Where the engine is in its life.
+  enum class State : uint8_t {
+    kAbsent,    ///< None has come yet.
+    kGreeted,   ///< One has said kHello and waits for its welcome.
+    kAttached,  ///< It has been welcomed, and declares.
+    kSealed,    ///< It takes part; busy unless it is ready.
+    kLost,      ///< It has gone without a word, or left.
+  };
+
+  /// Opens the socket and writes the record. `wake` is called, on the thread, when an engine comes,
+  /// goes, or wishes for a command; it may be null. Throws run-time and request errors.
+  Door(const std::string& job_directory, EngineRecord record, std::function<void()> wake);
+  Door(const Door&) = delete;
+  Door& operator=(const Door&) = delete;
+  Door(Door&&) = delete;
+  Door& operator=(Door&&) = delete;
+  /// Tells the engine that the job ends, if one is there, and removes socket and record.
+  ~Door();
+
+  [[nodiscard]] State state() const;
+  /// Its hello; after kGreeted.
+  [[nodiscard]] ToRank hello() const;
+  /// "vllm 0.32.0 (pid 4711)"; after kGreeted.
+  [[nodiscard]] std::string describe() const;
+  /// Since when it is lost, ISO 8601.
+  [[nodiscard]] std::string lost_at() const;
+  /// Whether it consents now, and to what it wishes.
+  [[nodiscard]] bool is_ready() const;
+  [[nodiscard]] EngineWish wish() const;
+  [[nodiscard]] ControlPage& page();
+
+  /// Waits for an engine; with `patience` in all, during which the monitor is told of progress.
+  void await_hello(Seconds patience, WaitMonitor& monitor);
+  void welcome(const ToEngine& message, const Deadline& deadline, WaitMonitor& monitor);
+  void refuse(const Error& error) noexcept;
+  /// What it declares next.
+  [[nodiscard]] ToRank await_seal(Seconds patience, WaitMonitor& monitor);
+  void answer_seal(const std::optional<Error>& error, const Deadline& deadline,
+                   WaitMonitor& monitor);
+  void await_ready(const Deadline& deadline, WaitMonitor& monitor);
+  /// Sends a kMap, kRelease or kChanged and waits for its kAck; throws the engine's error.
+  void ask(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
+           WaitMonitor& monitor);
+  /// Tells without an answer (kOver); nothing where no engine is there.
+  void tell(const ToEngine& message) noexcept;
+  /// What the trainer wanted kept last; empty for nothing.
+  [[nodiscard]] std::string kept() const;
+
+ private:
+  struct Shared;
+  std::unique_ptr<Shared> shared_;
+};
+
+}  // namespace awex::attach

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "attach/message.hpp"
+
+namespace awex::attach {
+
+/// Where a rank of a job waits for its engine: a file `engines/<host>-<role>-<device>.json` in the
+/// job's directory, which hosts may share, replaced as a whole.
+struct EngineRecord {
+  std::string host;
+  std::string boot_id;         ///< Of that host's kernel.
+  uint64_t pid_namespace = 0;  ///< Inode.
+  int rank = 0;
+  int pid = 0;  ///< The rank's.
+  Role role = Role::kTrainer;
+  int device = 0;                  ///< Position among the ranks of its role on the host.
+  std::array<uint8_t, 16> uuid{};  ///< Of the device.
+  std::string backend;
+  std::string socket;  ///< Path on that host.
+};
+
+void write_engine_record(const std::string& job_directory, const EngineRecord& record);
+void remove_engine_record(const std::string& job_directory, const EngineRecord& record) noexcept;
+/// All records of a job's directory, none where there are none yet. Throws request errors for
+/// records that are none.
+[[nodiscard]] std::vector<EngineRecord> read_engine_records(const std::string& job_directory);
+
+}  // namespace awex::attach

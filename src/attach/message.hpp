@@ -1,0 +1,107 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.hpp"
+#include "base/role.hpp"
+#include "engine/engine.hpp"
+#include "layout/layout.hpp"
+#include "memory/region.hpp"
+
+/// What an engine's library and its rank say to each other: one message a frame
+/// (attach/channel.hpp), a JSON object, some with descriptors. The rank asks one thing at a time
+/// (kMap, kRelease, kChanged), each of which the library answers with kAck while the engine is in a
+/// call that consents; the library's kHello and kSeal are answered with kWelcome, kSealed or
+/// kRefused.
+
+namespace awex::attach {
+
+/// Raised with every change that an older library or rank would misread.
+inline constexpr int kProtocolVersion = 1;
+inline constexpr uint64_t kMostKeptBytes = 16 << 20;
+
+/// By tag (memory/region.hpp): bytes.
+using BytesByTag = std::array<uint64_t, 3>;
+
+/// From the library.
+struct ToRank {
+  enum class Kind : uint8_t {
+    kHello,     ///< First of all.
+    kSeal,      ///< All that the engine declares.
+    kReady,     ///< Consents to commands, and may wish for one. Holds until kOver or kWithdrawn.
+    kWithdraw,  ///< Would like to have its consent back; kWithdrawn or a command's kOver follows.
+    kAck,       ///< What was asked is done, or `error`.
+    kKeep,      ///< With one descriptor of `bytes` bytes: a blob of the trainer's own.
+    kDetach,    ///< Leaves; nothing of its memory is mapped any more.
+  };
+  Kind kind = Kind::kAck;
+
+  // kHello
+  int protocol = kProtocolVersion;
+  std::string build;  ///< build_identity() of the library.
+  Role role = Role::kTrainer;
+  std::string name;
+  BytesByTag bytes{};
+
+  std::array<std::vector<Parameter>, 3> declared;  ///< kSeal, by tag.
+  EngineWish wish = EngineWish::kNone;             ///< kReady.
+  uint64_t newer_than = 0;                         ///< kReady: see awex_wait.
+  uint64_t kept_bytes = 0;                         ///< kKeep.
+  std::optional<Error> error;                      ///< kAck.
+};
+
+/// From the rank.
+struct ToEngine {
+  enum class Kind : uint8_t {
+    kWelcome,    ///< With the descriptor of the control page, and of what was kept, if anything.
+    kRefused,    ///< `error`; after kHello the rank hangs up.
+    kSealed,     ///< What was declared fits.
+    kMap,        ///< Chunks of a tag, a descriptor each: map them. `last` comes with the last ones.
+    kRelease,    ///< A tag's memory is about to go: call before_release, unmap it.
+    kChanged,    ///< Inference's weights are those of `version`.
+    kWithdrawn,  ///< The consent is given back.
+    kOver,       ///< A command is over, `error` if it failed; the consent has ended.
+    kEnd,        ///< The job ends in order, or `error`.
+  };
+  Kind kind = Kind::kOver;
+
+  // kWelcome
+  int protocol = kProtocolVersion;
+  int rank = 0;
+  uint32_t role_rank = 0;
+  std::string host;
+  std::string model;
+  std::string layout;
+  std::string backend;
+  bool reattached = false;
+  uint64_t version = 0;  ///< Last committed; also of kChanged and kOver.
+  uint64_t kept_bytes = 0;
+  std::vector<Parameter> places;  ///< The layout's weights.
+  BytesByTag bytes{};             ///< Of each tag's memory; 0 for none.
+  BytesByTag chunk_bytes{};
+  double silence_s = 0;  ///< How long the rank waits for an answer.
+
+  Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged.
+  uint64_t first = 0;       ///< kMap: first chunk.
+  bool last = true;
+  bool has_content = true;  ///< kMap: false where the content is undefined.
+
+  bool gave = false;  ///< kOver: the command was one that takes this engine's memory (an update for
+                      ///< trainers, a take-back for inference).
+  bool brought = false;        ///< kOver: it was one that brings it.
+  std::optional<Error> error;  ///< kRefused, kOver, kEnd.
+};
+
+[[nodiscard]] std::string encode(const ToRank& message);
+[[nodiscard]] std::string encode(const ToEngine& message);
+/// The reverse. The text may be anything: throw request errors that say what is wrong.
+[[nodiscard]] ToRank decode_to_rank(std::string_view text);
+[[nodiscard]] ToEngine decode_to_engine(std::string_view text);
+
+}  // namespace awex::attach
