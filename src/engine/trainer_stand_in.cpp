@@ -80,9 +80,8 @@ void TrainerStandIn::load(const Deadline& deadline, WaitMonitor& monitor) {
   const auto& common = parts_.common;
   weights_.take(deadline, monitor);
   window_ = common.device.allocate_host(load_window_bytes(common.catalogue, common.layout));
-  const uint64_t loaded =
-      load_region(parts_.source, common.layout, placed(Tag::kWeights), *window_, common.queue,
-                  parts_.threads.threads(), deadline, monitor);
+  const uint64_t loaded = load_region(parts_.source, common.layout, placed(Tag::kWeights), *window_,
+                                      common.queue, parts_.threads.threads(), deadline, monitor);
   window_.reset();
   if (!optimizer_) return;
   optimizer_->take(Deadline(deadline.allowed()), monitor);
