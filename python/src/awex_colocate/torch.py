@@ -493,9 +493,9 @@ def adopt_optimizer(engine: Engine, optimizer: torch.optim.Optimizer) -> None:
             state = optimizer.state[parameter]
             for key, value in list(state.items()):
                 if isinstance(value, torch.Tensor) and value.dim() > 0:
-                    _adopt_state(engine, f"{name}.{key}", state, key)
+                    _adopt_state(engine, f"{name}.{key}", optimizer, parameter, key)
             if "step" in state:
-                counted.append(state)
+                counted.append(parameter)
         _adopt_steps(engine, optimizer, counted)
 
 
@@ -512,44 +512,55 @@ def _adopt_into(
     current: Callable[[], torch.Tensor],
     put: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> None:
+    """Moves the optimizer's tensor that `current` returns; `put` has the new one in its place."""
     new = adopt_tensor(engine, "optimizer", name, _local(current()))
     put(current(), new)
     if new.numel():
         watch(engine, name, new.data_ptr(), lambda: _local(current()))
 
 
-def _adopt_state(engine: Engine, name: str, state: dict[str, Any], key: str) -> None:
+def _adopt_state(
+    engine: Engine,
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    parameter: torch.Tensor,
+    key: str,
+) -> None:
+    # Asked for each time: load_state_dict makes another dict.
     def put(old: torch.Tensor, new: torch.Tensor) -> None:
         if hasattr(old, "_local_tensor"):
             old._local_tensor = new  # type: ignore[attr-defined]
         else:
-            state[key] = new
+            optimizer.state[parameter][key] = new
 
-    _adopt_into(engine, name, lambda: state[key], put)
+    _adopt_into(engine, name, lambda: optimizer.state[parameter][key], put)
 
 
 def _adopt_steps(
-    engine: Engine, optimizer: torch.optim.Optimizer, counted: list[dict[str, Any]]
+    engine: Engine, optimizer: torch.optim.Optimizer, counted: list[torch.Tensor]
 ) -> None:
     """A copy of the step counts, which lie in the process's own memory as a rule."""
     if not counted:
         return
+
+    def states() -> list[dict[str, Any]]:
+        return [optimizer.state[parameter] for parameter in counted]
+
     number = engine._support["optimizers"] = engine._support.get("optimizers", 0) + 1
-    copy = adopt_tensor(engine, "optimizer", f"steps.{number}", _step_counts(counted))
+    copy = adopt_tensor(engine, "optimizer", f"steps.{number}", _step_counts(states()))
     if _has_content(engine, "optimizer"):
-        for state, count in zip(counted, copy.tolist(), strict=True):
+        for state, count in zip(states(), copy.tolist(), strict=True):
             if isinstance(state["step"], torch.Tensor):
                 state["step"].fill_(count)
             else:
                 state["step"] = int(count)
-    optimizer.register_step_post_hook(lambda *_: copy.copy_(_step_counts(counted)))
+    optimizer.register_step_post_hook(lambda *_: copy.copy_(_step_counts(states())))
 
 
-def _step_counts(counted: list[dict[str, Any]]) -> torch.Tensor:
-    first = counted[0]["step"]
-    if isinstance(first, torch.Tensor):
-        return torch.stack([state["step"].float() for state in counted])
-    return torch.tensor([float(state["step"]) for state in counted])
+def _step_counts(states: list[dict[str, Any]]) -> torch.Tensor:
+    if isinstance(states[0]["step"], torch.Tensor):
+        return torch.stack([state["step"].float() for state in states])
+    return torch.tensor([float(state["step"]) for state in states])
 
 
 # What a trainer keeps
