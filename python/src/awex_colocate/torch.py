@@ -481,12 +481,14 @@ def adopt_optimizer(engine: Engine, optimizer: torch.optim.Optimizer) -> None:
     Raises WrongRequest where the memory does not suffice (optimizer_bytes says what does), and for other
     optimizers that have taken no step."""
     names = engine._support.setdefault("names", {})
+    count = engine._support["optimizers"] = engine._support.get("optimizers", 0) + 1
+    prefix = "" if count == 1 else f"optimizer{count}."
     counted = []
     with torch.no_grad():
         for number, group, parameter in _parameters(optimizer):
             name = names.get(id(parameter))
             if name is None:
-                name = names[id(parameter)] = f"parameter.{number}"
+                name = names[id(parameter)] = f"{prefix}parameter.{number}"
                 _adopt_into(engine, f"{name}.master", lambda p=parameter: p, _set_data)
             if not optimizer.state[parameter]:
                 _create_state(optimizer, group, parameter)
@@ -496,7 +498,7 @@ def adopt_optimizer(engine: Engine, optimizer: torch.optim.Optimizer) -> None:
                     _adopt_state(engine, f"{name}.{key}", optimizer, parameter, key)
             if "step" in state:
                 counted.append(parameter)
-        _adopt_steps(engine, optimizer, counted)
+        _adopt_steps(engine, optimizer, counted, f"{prefix}steps")
 
 
 def _set_data(tensor: torch.Tensor, new: torch.Tensor) -> None:
@@ -537,7 +539,7 @@ def _adopt_state(
 
 
 def _adopt_steps(
-    engine: Engine, optimizer: torch.optim.Optimizer, counted: list[torch.Tensor]
+    engine: Engine, optimizer: torch.optim.Optimizer, counted: list[torch.Tensor], name: str
 ) -> None:
     """A copy of the step counts, which lie in the process's own memory as a rule."""
     if not counted:
@@ -546,8 +548,7 @@ def _adopt_steps(
     def states() -> list[dict[str, Any]]:
         return [optimizer.state[parameter] for parameter in counted]
 
-    number = engine._support["optimizers"] = engine._support.get("optimizers", 0) + 1
-    copy = adopt_tensor(engine, "optimizer", f"steps.{number}", _step_counts(states()))
+    copy = adopt_tensor(engine, "optimizer", name, _step_counts(states()))
     if _has_content(engine, "optimizer"):
         for state, count in zip(states(), copy.tolist(), strict=True):
             if isinstance(state["step"], torch.Tensor):
