@@ -59,7 +59,7 @@ def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | No
     _refuse_differences(engine, tensors)
     for chunk in chunks:
         for buffer in _buffers(chunk):
-            _move_buffer(engine, chunk, buffer, optimizers, copies)
+            _move_buffer(engine, chunk, buffer, copies)
     memory = engine.memory("weights")
     for place in engine.layout():
         tensor = tensors[place.name]
@@ -142,10 +142,9 @@ def _refuse_differences(engine: Engine, tensors: dict[str, torch.Tensor]) -> Non
     )  # fmt: skip
 
 
-def _move_buffer(
-    engine: Engine, chunk: Any, buffer: Any, optimizers: list[Any], copies: bool
-) -> None:
-    """A flat buffer with all that looks into it: parameters, buckets, the optimizer's shards."""
+def _move_buffer(engine: Engine, chunk: Any, buffer: Any, copies: bool) -> None:
+    """A flat buffer with all that looks into it: parameters, buckets, the optimizer's shards, and what
+    those are views of, which would keep the old memory."""
     old = buffer.param_data
     storage = old.untyped_storage().data_ptr()
     new = support.empty(engine, "weights", (old.numel(),), old.dtype)
@@ -153,39 +152,28 @@ def _move_buffer(
         with torch.no_grad():
             new.copy_(old.view(-1))
     base = new.storage_offset() - old.storage_offset()
-
-    def follow(tensor: torch.Tensor) -> None:
-        if tensor.untyped_storage().data_ptr() == storage:
-            moved = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            moved.set_(new.untyped_storage(), base + tensor.storage_offset(), tensor.shape, tensor.stride())
-            tensor.data = moved
-
-    for parameter in buffer.params:
-        follow(parameter)
-    for bucket in buffer.buckets:
-        follow(bucket.param_data)
-    for one in optimizers:
-        for groups in ("shard_float16_groups", "shard_fp32_groups"):
-            for tensor in _flat(getattr(one, groups, [])):
-                follow(tensor)
+    for tensor in _all_that_look_into(storage):
+        moved = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        moved.set_(new.untyped_storage(), base + tensor.storage_offset(), tensor.shape, tensor.stride())
+        tensor.data = moved
     groups = [*getattr(chunk, "bucket_groups", []), *getattr(chunk, "expert_parallel_bucket_groups", [])]
     for group in groups:
         if hasattr(group, "cached_param_buffer_shard_list"):
             group.cached_param_buffer_shard_list = [None] * len(group.buckets)
-    buffer.param_data = new.view(old.shape)
-    del old
-    _refuse_leftovers(storage)
 
 
-def _refuse_leftovers(storage: int) -> None:
-    """Something that still looks into a buffer's old memory would train on its own from here on."""
+def _all_that_look_into(storage: int) -> list[torch.Tensor]:
+    """All tensors of this process whose storage begins at an address."""
+    found: dict[int, torch.Tensor] = {}
     for one in gc.get_objects():
-        if isinstance(one, torch.Tensor) and type(one) in (torch.Tensor, torch.nn.Parameter):
-            if one.layout == torch.strided and one.untyped_storage().data_ptr() == storage:
-                raise WrongRequest(
-                    f"a tensor {list(one.shape)} still looks into a buffer of Megatron's DDP that has moved",
-                    "adopt right after a step, and keep no views of parameters",
-                )
+        while issubclass(type(one), torch.Tensor) and id(one) not in found:
+            if one.layout != torch.strided or one.is_meta or type(one).__name__ == "FakeTensor":
+                break
+            if one.untyped_storage().data_ptr() != storage:
+                break
+            found[id(one)] = one
+            one = one._base
+    return list(found.values())
 
 
 def _move_alone(engine: Engine, tensor: torch.Tensor, copies: bool) -> None:

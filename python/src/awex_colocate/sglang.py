@@ -78,7 +78,7 @@ def _after_load(result: Any, runner: Any, *_: Any, **__: Any) -> Any:
     attached = attach(
         "inference",
         os.environ[JOB_VARIABLE],
-        device=f"cuda:{runner.gpu_id}" if is_cuda else f"host:{runner.tp_rank}",
+        device=f"cuda:{runner.gpu_id}" if is_cuda else f"host:{getattr(runner, 'tp_rank', 0)}",
         name=f"sglang {found_version('sglang')}",
         timeout=_patience(),
     )

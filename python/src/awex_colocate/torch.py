@@ -439,7 +439,8 @@ def _parameters(
 ) -> Iterator[tuple[str, dict[str, Any], torch.Tensor]]:
     for number, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
-            if parameter.requires_grad:
+            is_frozen = isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad
+            if not is_frozen or optimizer.state.get(parameter):  # Megatron's masters are no Parameters.
                 yield f"{number}.{index}", group, parameter
 
 
