@@ -25,9 +25,9 @@
 #include "base/log.hpp"
 #include "base/utc_now.hpp"
 #include "base/wait.hpp"
-#include "comm/node_identity.hpp"
+#include "base/node_identity.hpp"
 #include "model/json_input.hpp"
-#include "serve/json_fields.hpp"
+#include "model/json_fields.hpp"
 
 namespace awex {
 namespace {
@@ -83,13 +83,7 @@ JobRecord decode_record(const std::string& text, const std::string& where) {
   record.started_at = fields.text("started_at");
   record.ended_at = fields.text("ended_at");
   record.end = fields.text("end");
-  if (fields.find("exit_code") != nullptr) {
-    const auto code = fields.count("exit_code");
-    if (code > static_cast<uint64_t>(ExitCode::kPeerLost)) {
-      throw fields.is_not("exit_code", parsed.at("exit_code"), "an exit code");
-    }
-    record.exit_code = static_cast<ExitCode>(code);
-  }
+  if (fields.find("exit_code") != nullptr) record.exit_code = fields.exit_code("exit_code");
   return record;
 }
 
