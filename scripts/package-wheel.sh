@@ -20,7 +20,7 @@ if [[ -z $library ]]; then
   scripts/install-packages.sh
   step "building build/libawex_colocate.so"
   cmake --preset release >&2
-  cmake --build --preset release --target awex_library >&2
+  cmake --build --preset release --target awex_colocate_engine >&2
   library=build/libawex_colocate.so
 fi
 [[ -r $library ]] || die "$library is no file" "--library names the built libawex_colocate.so"

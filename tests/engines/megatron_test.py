@@ -33,10 +33,6 @@ def inside(engine, tag, tensor):
 
 model, ddp, optimizer = megatron_model.build(TP)
 whole = losses(ddp, optimizer, range(6))
-model, ddp, optimizer = None, None, None
-torch.distributed.destroy_process_group()
-megatron_model.parallel_state.destroy_model_parallel()
-
 model, ddp, optimizer = megatron_model.build(TP)
 got = losses(ddp, optimizer, range(2))
 layout = [
