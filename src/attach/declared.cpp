@@ -34,8 +34,8 @@ class ByName {
   const Parameter* take(const Parameter& wanted) {
     const auto [first, last] = left_.equal_range(wanted.name);
     if (first == last) return nullptr;
-    auto found = std::find_if(
-        first, last, [&](const auto& one) { return is_same_shape(*one.second, wanted); });
+    auto found = std::find_if(first, last,
+                              [&](const auto& one) { return is_same_shape(*one.second, wanted); });
     if (found == last) found = first;
     const auto* tensor = found->second;
     left_.erase(found);
@@ -79,9 +79,9 @@ class Findings {
 
   [[nodiscard]] std::optional<Error> error() const {
     if (count_ == 0) return std::nullopt;
-    auto text = fmt::format("what the engine declares differs in {} {} from its layout {}: {}",
-                            count_, count_ == 1 ? "tensor" : "tensors", wanted_.spec,
-                            fmt::join(findings_, "; "));
+    auto text =
+        fmt::format("what the engine declares differs in {} {} from its layout {}: {}", count_,
+                    count_ == 1 ? "tensor" : "tensors", wanted_.spec, fmt::join(findings_, "; "));
     if (count_ > findings_.size()) text += fmt::format("; and {} more", count_ - findings_.size());
     return request_error(text, hint()).about_tag(tag_name(Tag::kWeights)).about_tensor(first_);
   }
@@ -183,8 +183,7 @@ std::optional<Error> differences(const std::vector<Parameter>& declared,
       findings.add(fmt::format("{} lies at byte {}, which is no multiple of {}", found->name,
                                found->offset_bytes, kPlaceAlignment),
                    found->name);
-    } else if (!wanted.places.empty() &&
-               found->offset_bytes != wanted.places[i].offset_bytes) {
+    } else if (!wanted.places.empty() && found->offset_bytes != wanted.places[i].offset_bytes) {
       findings.add(fmt::format("{} lies at byte {}, and at byte {} in the memory that a former "
                                "engine has left",
                                found->name, found->offset_bytes, wanted.places[i].offset_bytes),
@@ -242,8 +241,8 @@ std::vector<MemorySegment> segments_of(const RankLayout& layout,
     std::byte* address = memory + places[i].offset_bytes;
     const uint64_t offset = parameter.offset_bytes;
     // What lies as far apart here as there goes on, with what is between: nothing reads that.
-    if (!segments.empty() && segments.back().address + (offset - segments.back().offset_bytes) ==
-                                 address) {
+    if (!segments.empty() &&
+        segments.back().address + (offset - segments.back().offset_bytes) == address) {
       segments.back().bytes = offset + parameter.bytes() - segments.back().offset_bytes;
     } else {
       segments.push_back({offset, address, parameter.bytes()});

@@ -16,8 +16,8 @@ namespace awex::attach {
 struct WantedWeights {
   const Catalogue& catalogue;  ///< The layout's.
   const RankLayout& layout;
-  std::string spec;          ///< "megatron:tp=2".
-  uint64_t room_bytes = 0;   ///< Of the engine's memory of weights.
+  std::string spec;         ///< "megatron:tp=2".
+  uint64_t room_bytes = 0;  ///< Of the engine's memory of weights.
   /// Where a former engine had them, in the layout's order; empty for anywhere.
   std::vector<Parameter> places{};
 };

@@ -93,8 +93,8 @@ class OwnPage {
 UniqueFd file_of(std::string_view bytes) {
   auto fd = make_memory_file("awex-kept", bytes.size());
   for (size_t done = 0; done < bytes.size();) {
-    const auto count = ::pwrite(fd.get(), bytes.data() + done, bytes.size() - done,
-                                static_cast<off_t>(done));
+    const auto count =
+        ::pwrite(fd.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) throw errno_error("keep what the engine wanted kept", "pwrite", errno);
     done += static_cast<size_t>(count);
@@ -236,7 +236,7 @@ struct Door::Shared {
   std::optional<Error> ack_error;  ///< Of the last that was answered.
   std::string kept;
 
-  std::mutex send_mutex;  ///< One frame at a time.
+  std::mutex send_mutex;      ///< One frame at a time.
   std::vector<Guest> guests;  ///< The thread's.
   std::thread thread;
 };
@@ -308,10 +308,9 @@ void Door::Shared::let_in(Guest& guest, const Frame& frame) {
     {
       const std::lock_guard guard(mutex);
       if (is_here()) {
-        throw request_error(
-            fmt::format("{} is attached to rank {} as its {} engine already", describe(),
-                        record.rank, role_name(record.role)),
-            "end it first, or give this engine another GPU");
+        throw request_error(fmt::format("{} is attached to rank {} as its {} engine already",
+                                        describe(), record.rank, role_name(record.role)),
+                            "end it first, or give this engine another GPU");
       }
       hello = message;
       pid = guest.pid;
@@ -433,14 +432,14 @@ Error Door::Shared::lost_error() const {
             fmt::format("no {} engine is attached to rank {}", role_name(record.role), record.rank),
             hint};
   }
-  return {ExitCode::kPeerLost,
-          fmt::format("{} is lost since {}{}", who(), lost_at,
-                      why_lost.empty() ? "" : ": " + why_lost),
-          hint};
+  return {
+      ExitCode::kPeerLost,
+      fmt::format("{} is lost since {}{}", who(), lost_at, why_lost.empty() ? "" : ": " + why_lost),
+      hint};
 }
 
-void Door::Shared::send(const ToEngine& message, std::span<const int> fds,
-                        const Deadline& deadline, WaitMonitor& monitor) {
+void Door::Shared::send(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
+                        WaitMonitor& monitor) {
   std::shared_ptr<Channel> engine;
   {
     const std::lock_guard guard(mutex);

@@ -46,8 +46,8 @@ enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack };
 
 /// How an engine that is a process of its own stands. Plain data, to be gathered.
 struct Attendance {
-  int pid = 0;              ///< Its process; 0 for none, and for an engine that is built in.
-  FixedText<48> state{};    ///< "ready", "busy", "lost since …"; empty for one that is built in.
+  int pid = 0;            ///< Its process; 0 for none, and for an engine that is built in.
+  FixedText<48> state{};  ///< "ready", "busy", "lost since …"; empty for one that is built in.
 };
 
 /// How a command has ended, the same on every rank.
@@ -88,8 +88,8 @@ class Engine {
   /// weights, the next transfer goes there. Nothing moves while the cycle works on it.
   [[nodiscard]] virtual uint64_t moves() const { return 0; }
   /// The tensors that it declares in its memory of a tag, by its own names; places are those that
-  /// `placed` is asked for. What no tensor covers is not proven over an offload. None for a tag that it
-  /// does not hold.
+  /// `placed` is asked for. What no tensor covers is not proven over an offload. None for a tag
+  /// that it does not hold.
   [[nodiscard]] virtual std::vector<Parameter> tensors(Tag tag) const = 0;
 
   /// Before a command gives memory over: returns when the engine is where that may be done. Throws
@@ -144,9 +144,9 @@ struct EngineParts {
   MemoryLedger& ledger;  ///< On which its regions book their memory.
   Kernels& kernels;
   CopyQueue& queue;
-  WaitMonitor& monitor;  ///< For waits while it is made.
-  Seconds silence;       ///< That each of them may take.
-  EngineNeeds needs{};   ///< What the factory's `await_engine` has returned on this rank.
+  WaitMonitor& monitor;    ///< For waits while it is made.
+  Seconds silence;         ///< That each of them may take.
+  EngineNeeds needs{};     ///< What the factory's `await_engine` has returned on this rank.
   uint32_t role_rank = 0;  ///< Position among the ranks of its role.
   std::string spec{};      ///< Of its layout, as users know it: "megatron:tp=2".
 };
@@ -184,6 +184,9 @@ class EngineFactory {
 
   /// Whether engines of their own processes play a role; the same on every rank.
   [[nodiscard]] virtual bool attaches(Role /*role*/) const { return false; }
+  /// Whether inference engines have weights when they are made, to be proven before the first
+  /// transfer; the same on every rank.
+  [[nodiscard]] virtual bool admits_by_digest() const { return false; }
   /// Waits for the engine of this rank, if it is one that attaches, and returns what it needs.
   [[nodiscard]] virtual EngineNeeds await_engine(Role /*role*/, uint32_t /*position*/,
                                                  const Device& /*device*/,
