@@ -103,6 +103,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
     if (region(tag) == nullptr) continue;
     message.bytes.at(static_cast<size_t>(tag)) = region(tag)->bytes();
     message.chunk_bytes.at(static_cast<size_t>(tag)) = region(tag)->range().chunk_bytes();
+    message.mapped.at(static_cast<size_t>(tag)) = region(tag)->state() == RegionState::kResident;
   }
   door_.welcome(std::move(message), inheritance.kept, deadline, monitor);
   for (const Tag tag : kAllTags) {
