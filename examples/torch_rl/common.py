@@ -20,6 +20,7 @@ def options(role: str) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--check-every", type=int, default=50, help="versions whose logits are compared")
+    parser.add_argument("--memory-stays", action="store_true", help="the job has --no-offload")
     chosen = parser.parse_args()
     if chosen.device == "host":
         torch.set_num_threads(1)

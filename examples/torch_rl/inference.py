@@ -31,7 +31,8 @@ def main() -> None:
             if version == 1 or version % o.check_every == 0:
                 put(o.work / "logits" / f"{version}.pt", (answer.cpu(), logits.cpu()))
             put(o.work / "rollouts" / f"{version}.pt", answer.cpu())
-        engine.release()
+        if not o.memory_stays:
+            engine.release()  # The trainer takes its memory back for the last step.
 
 
 if __name__ == "__main__":

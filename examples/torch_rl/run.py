@@ -81,12 +81,14 @@ class Run:
              "--attach", "trainer,inference", *serve_options],
             **environment,
         )  # fmt: skip
+        stays = ["--memory-stays"] if "--no-offload" in serve_options else []
         for role in ("inference", "trainer"):
             self.start(
                 role,
                 [sys.executable, str(HERE / f"{role}.py"), "--job", str(self.job), "--work", str(work),
                  "--device", o.device, "--steps", str(steps), "--batch", str(o.batch),
-                 "--learning-rate", str(o.learning_rate), "--check-every", str(o.check_every)],
+                 "--learning-rate", str(o.learning_rate), "--check-every", str(o.check_every),
+                 *stays],
             )  # fmt: skip
 
     def start(self, name: str, command: list[str], **environment: str) -> None:
@@ -175,6 +177,7 @@ def new_work(work: Path, initial: Path | None = None, large: bool = False) -> Pa
 
 def main() -> None:
     o = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that nothing is left running.
     if o.device == "host":
         torch.set_num_threads(1)  # As the processes have it: other numbers of threads sum in other orders.
     keep = o.work is not None

@@ -60,7 +60,7 @@ def make(layout, reattached=False, **sizes):
     engine._handle = 1
     engine.role, engine.name, engine.device_index = "trainer", "fake", 0
     engine._served, engine._hooks, engine._c_callbacks, engine._hook_error = 0, {}, {}, None
-    engine._checks, engine._support = [], {}
+    engine._checks, engine._support, engine._placed_ahead = [], {}, {}
     engine._place = Place(0, 0, "here", "model", "hf", "host", reattached, 0)
     engine._layout = tuple(tensors)
     return engine

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _library
 from ._library import MOST_KEPT_BYTES, ROLES, TAGS
-from .errors import AwexError, Failed, WrongRequest, error_of
+from .errors import AwexError, Failed, Status, WrongRequest, error_of
 
 if TYPE_CHECKING:
     import torch
@@ -143,21 +143,37 @@ class Memory:
 
     def alloc(self, count: int) -> int:
         """The address of `count` bytes of it, 512-byte aligned. Not to be mixed with offsets of one's own
-        in `Engine.declare`. Raises WrongRequest when its bytes are used up."""
+        in `Engine.declare`, nor, in one tag, what was allocated before it was first mapped (a KV cache)
+        with PyTorch's pools. Raises WrongRequest when its bytes are used up."""
         engine = self._engine
+        if self.tag in engine._placed_ahead or not self.is_mapped:
+            return self._alloc_ahead(count)
         engine._call("awex_use", TAGS.index(self.tag))
         address = engine._lib.awex_alloc(count, engine.device_index, None)
         if not address:
-            raise WrongRequest(
-                engine._error_text().replace("\n", " ")
-                or f"no {count} bytes are left of the {self.bytes} of {self.tag}",
-                f"ask for more: attach(…, memory={{'{self.tag}': bytes}})",
-            )
+            raise self._used_up(count, engine._error_text())
         return int(address)
+
+    def _alloc_ahead(self, count: int) -> int:
+        """The library gives out memory that is mapped; addresses are known before."""
+        begin = self._engine._placed_ahead.get(self.tag, 0)
+        if begin + count > self.bytes:
+            raise self._used_up(count, "")
+        self._engine._placed_ahead[self.tag] = -(-(begin + count) // 512) * 512
+        return self.address + begin
+
+    def _used_up(self, count: int, text: str) -> AwexError:
+        if text:
+            return error_of(Status.WRONG_REQUEST, text)
+        return WrongRequest(
+            f"no {count} bytes are left of the {self.bytes} of {self.tag}",
+            f"ask for more: attach(…, memory={{'{self.tag}': bytes}})",
+        )
 
     def free(self, address: int, count: int) -> None:
         """Gives back what `alloc` returned."""
-        self._engine._lib.awex_free(address, count, self._engine.device_index, None)
+        if self.tag not in self._engine._placed_ahead:
+            self._engine._lib.awex_free(address, count, self._engine.device_index, None)
 
     def __enter__(self) -> Memory:
         from . import torch as support
@@ -233,6 +249,7 @@ class Engine:
         self._hook_error: BaseException | None = None
         #: Run before each consent: they raise when what was declared is so no longer.
         self._checks: list[Callable[[], None]] = []
+        self._placed_ahead: dict[str, int] = {}  # Bytes used of tags that were not mapped then.
         self._support: dict[str, Any] = {}  # What awex_colocate.torch keeps for this engine.
         self._place = self._ask_place()
         self._layout: tuple[Tensor, ...] | None = None

@@ -112,6 +112,10 @@ def memory_pool(engine: Engine, tag: str) -> contextlib.AbstractContextManager[N
         raise WrongRequest(
             "PyTorch has memory pools on GPUs alone", f"use engine.empty({tag!r}, shape, dtype)"
         )
+    if tag in engine._placed_ahead:
+        raise WrongRequest(
+            f"tensors were made in {tag} before it was mapped", "make all of them by engine.empty()"
+        )
     pools = engine._support.setdefault("pools", {})
     if tag not in pools:
         allocator = torch.cuda.memory.CUDAPluggableAllocator(
