@@ -23,11 +23,13 @@ ExitCode end_with(const Job& job, const CommandEnd& end, ReportFiles& files,
   return publish(end, files, {outputs.timeout, {}});
 }
 
-/// Ends a job whose failure not all ranks have agreed on.
-[[noreturn]] void break_off(Job& job, const CommandEnd& end, ReportFiles& files,
+/// Ends a job whose failure, which `error` is, not all ranks have agreed on. What it writes it
+/// renders when its turn comes: before, it is not known to be its writer.
+[[noreturn]] void break_off(Job& job, const Error& error,
+                            const std::function<CommandEnd()>& render, ReportFiles& files,
                             const JobOutputs& outputs) {
-  job.await_turn_to_report(end.code);
-  job.abort(end_with(job, end, files, outputs));
+  job.await_turn_to_report(error.code());
+  job.abort(end_with(job, render(), files, outputs));
 }
 
 }  // namespace
@@ -62,14 +64,14 @@ bool writes_outputs(const Job& job, const std::optional<Error>& error) {
 ExitCode end_job(Job& job, std::optional<Error>& error, const std::function<CommandEnd()>& render,
                  ReportFiles& files, const JobOutputs& outputs) {
   try {
-    if (error && !job.failure_is_agreed()) break_off(job, render(), files, outputs);
+    if (error && !job.failure_is_agreed()) break_off(job, *error, render, files, outputs);
     const auto code = end_with(job, render(), files, outputs);
     job.finish();
     return code;
   } catch (const Error& late) {
     // The work was done, but not all ranks came to its end.
     error = job.announce_failure(late);
-    break_off(job, render(), files, outputs);
+    break_off(job, *error, render, files, outputs);
   }
 }
 
