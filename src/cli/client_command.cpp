@@ -42,7 +42,9 @@ std::string fate_of(const ClientRequest& request, bool answered) {
 }
 
 TextStyle style_of(const ClientTask& task) {
-  return {.unicode = locale_is_utf8(), .color = use_color(task.talk.color, STDOUT_FILENO)};
+  return {.unicode = locale_is_utf8(),
+          .color = use_color(task.talk.color, STDOUT_FILENO),
+          .width = text_width(STDOUT_FILENO)};
 }
 
 Rendering wanted_rendering(const ClientTask& task) {
@@ -50,6 +52,7 @@ Rendering wanted_rendering(const ClientTask& task) {
   return {.table = task.json_path != "-",
           .unicode = style.unicode,
           .color = style.color,
+          .columns = style.width,
           .json = !task.json_path.empty(),
           .trace = !task.trace_path.empty()};
 }

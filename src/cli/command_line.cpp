@@ -51,14 +51,15 @@ const Subcommand* parse(CLI::App& root, const std::vector<Subcommand>& commands,
   } catch (const CLI::ParseError& error) {
     throw request_error(error.what());
   }
-  refuse_unknown_arguments(root);
+  const std::vector<std::string_view> arguments(argv + 1, argv + argc);
+  refuse_unknown_arguments(root, arguments);
   for (const auto& command : commands) {
     if (command.parser->parsed()) chosen = &command;
   }
   if (chosen == nullptr) {
     throw request_error("no command is given", "awex-colocate --help lists the commands");
   }
-  refuse_unknown_arguments(*chosen->parser);
+  refuse_unknown_arguments(*chosen->parser, arguments);
   chosen->complete();
   return chosen;
 }

@@ -60,7 +60,8 @@ OutputTexts texts_of(const DoctorReport& report) { return {render_doctor_json(re
 std::string report_text(const DoctorReport& report, const DoctorArguments& arguments) {
   if (arguments.json_path == "-") return render_doctor_json(report);
   if (report.error) return {};
-  return render_doctor(report, {.color = use_color(arguments.talk.color, STDOUT_FILENO)});
+  return render_doctor(report, {.color = use_color(arguments.talk.color, STDOUT_FILENO),
+                                .width = text_width(STDOUT_FILENO)});
 }
 
 CommandEnd end_of(const DoctorReport& report, const DoctorArguments& arguments) {

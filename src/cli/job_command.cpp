@@ -58,8 +58,9 @@ Report do_work(const JobArguments& options, Job& job, ReportFiles& files) {
 std::string report_text(const Report& report, const JobArguments& options) {
   if (options.json_path == "-") return render_json(report);
   if (report.error && report.versions.empty()) return {};
-  return render_table(
-      report, {.unicode = locale_is_utf8(), .color = use_color(options.talk.color, STDOUT_FILENO)});
+  return render_table(report, {.unicode = locale_is_utf8(),
+                               .color = use_color(options.talk.color, STDOUT_FILENO),
+                               .width = text_width(STDOUT_FILENO)});
 }
 
 /// What is left behind when MPI does not start.

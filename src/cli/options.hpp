@@ -16,6 +16,9 @@
 
 namespace awex {
 
+/// What to write instead of `text`, which is none of `names`.
+[[nodiscard]] std::string choice_hint(std::string_view text, const std::vector<std::string>& names);
+
 /// The value named `text`; throws a request error with the nearest name or all of them.
 template <class T>
 [[nodiscard]] T parse_choice(std::string_view text,
@@ -26,7 +29,7 @@ template <class T>
     names.emplace_back(name);
   }
   throw request_error(fmt::format("\"{}\" is none of {}", text, fmt::join(names, ", ")),
-                      suggestion(text, names));
+                      choice_hint(text, names));
 }
 
 /// A whole number of at least 1; throws a request error.
@@ -60,6 +63,10 @@ void add_talk_options(CLI::App& command, TalkOptions& talk);
 /// Whether `fd` is a terminal that a person looks at.
 [[nodiscard]] bool is_terminal(int fd);
 
+/// How many columns text for a person has on `fd`: what COLUMNS says, else what its terminal has,
+/// else kTextWidth (in a log, a pipe, a file). From 40 to 500.
+[[nodiscard]] size_t text_width(int fd);
+
 /// Whether the user's locale can show block characters.
 [[nodiscard]] bool locale_is_utf8();
 
@@ -72,8 +79,9 @@ void apply_config(CLI::App& command, const std::string& file);
 /// when another option is wrong.
 [[nodiscard]] std::string json_path_in_config(const std::string& file) noexcept;
 
-/// Throws a request error for the first argument that no option or command took, with the nearest
-/// name of what is known there.
-void refuse_unknown_arguments(const CLI::App& command);
+/// Throws a request error for the first argument that no option or command took, with what its user
+/// may have meant. `arguments` are all of the command line, where they are known.
+void refuse_unknown_arguments(const CLI::App& command,
+                              const std::vector<std::string_view>& arguments = {});
 
 }  // namespace awex

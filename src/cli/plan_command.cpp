@@ -165,7 +165,8 @@ ExitCode run_plan(PlanOptions& options) {
     const auto error = misfit_error(forecast);
     write_json(render_plan_json(&forecast, &catalogue, options.forecast, error));
     if (options.json_path != "-") {
-      const TextStyle style{locale_is_utf8(), use_color(options.talk.color, STDOUT_FILENO)};
+      const TextStyle style{locale_is_utf8(), use_color(options.talk.color, STDOUT_FILENO),
+                            text_width(STDOUT_FILENO)};
       write_all(STDOUT_FILENO, render_plan(forecast, catalogue, options.forecast, style), "stdout");
     }
     if (!error) return ExitCode::kOk;

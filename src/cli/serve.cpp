@@ -31,7 +31,8 @@ void write_log(const std::string& line) {
 }
 
 std::string table_for(const Report& report, const Rendering& rendering) {
-  return render_table(report, {.unicode = rendering.unicode, .color = rendering.color});
+  return render_table(
+      report, {.unicode = rendering.unicode, .color = rendering.color, .width = rendering.columns});
 }
 
 void show_status(const JobStatus& status) {
