@@ -43,10 +43,10 @@ MIXED_EXPERTS = [
 # (model, layers, runs)
 CASES = [
     ("preset:tiny-dense", 12, RUNS),
-    ("preset:tiny-moe", 12, RUNS),
+    ("preset:tiny-moe", 12, RUNS[3::2]),
     ("preset:tiny-dense", 6, MIXED_DENSE),
     ("preset:tiny-moe", 6, MIXED_EXPERTS),
-    ("preset:tiny-mla", 6, MIXED_EXPERTS),
+    ("preset:tiny-mla", 6, MIXED_EXPERTS[::2]),
 ]
 
 
