@@ -75,10 +75,12 @@ def must_be_gone(token):
 
 
 def left_behind():
-    """Files that jobs have left on the hosts, when none runs any more."""
+    """Files that jobs have left on the hosts, when none runs any more. What Slurm itself leaves of a step that it
+    kills is not ours."""
     return [f"{host}: {folder}/{name}" for host in NODES for folder in ("/tmp", "/dev/shm")
             for name in subprocess.run(on(host, "ls", "-A", folder), capture_output=True, text=True,
-                                       check=True).stdout.split("\n") if name]
+                                       check=True).stdout.split("\n")
+            if name and not name.startswith("spmix_appdir_")]
 
 
 def main_side_by_side(names, at_once):

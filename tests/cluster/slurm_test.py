@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Jobs under Slurm, on two hosts of a private cluster.
 
-usage: with_hosts.py --slurm slurm_test.py MPIEXEC BINARY EXAMPLES [NAME...]
+usage: with_hosts.py --slurm slurm_test.py MPIEXEC BINARY SOURCE [NAME...]
 """
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from hosts import text_of, whole_report
 from resident_job import Trouble, wait_until
 from storage import build_storage, variables_of
 
-MPIEXEC = BINARY = EXAMPLES = ""
+MPIEXEC = BINARY = ROOT = ""
 AT_ONCE = 4
 MEMORY = ("--mem=2000",)
 FINAL_STATES = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
@@ -78,6 +80,18 @@ class BatchJob:
         must_be_gone(self.token)
         facts = self.facts()
         return facts["JobState"], facts["ExitCode"]
+
+
+def ranks_of(name):
+    """Pids of the ranks whose command line names a file."""
+    found = subprocess.run(["pgrep", "--full", f"{BINARY} update.*{name}"], capture_output=True, text=True,
+                           check=False).stdout.split()
+    return [int(pid) for pid in found if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(BINARY)]
+
+
+def hears_sigterm(pid):
+    caught = lines_of("SigCgt:\\s*(\\w+)", text_of(f"/proc/{pid}/status"))
+    return bool(int(caught[0], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 class SlurmTest(unittest.TestCase):
@@ -180,6 +194,27 @@ class Ends(SlurmTest):
         self.assertEqual(job.await_end()[0], "CANCELLED")
         self.check_told_to_end(job)
 
+    def test_cancelled_while_mpi_starts(self):
+        """As one rank does not come, MPI's start lasts. The report of an earlier run must not stay."""
+        directory = new_directory("late")
+        late = directory / "late"
+        late.write_text('#!/bin/bash\nif [[ $SLURM_PROCID == 3 ]]; then exec sleep 600; fi\nexec "$@"\n', encoding="ascii")
+        late.chmod(0o755)
+        report = directory / "report.json"
+        report.write_text('{"ok": true}', encoding="ascii")
+        job = BatchJob(f"exec {quoted([*srun(), late, *update('--json', report)])}", "-n4")
+
+        def in_start():
+            return any(hears_sigterm(pid) for pid in ranks_of(report))
+
+        job.wait_until(in_start, "a rank is in MPI's start")
+        time.sleep(0.5)
+        Ended(["scancel", job.id]).must()
+        self.assertEqual(job.await_end()[0], "CANCELLED")
+        self.assertEqual(len(lines_of("error: told to end by a signal while MPI starts", job.text())), 1, job.text())
+        found = whole_report(report, job.text())
+        self.assertEqual((found["exit_code"], found["error"]["rank"]), (1, 0))
+
     def test_cancelled_in_phases(self):
         """At moments that differ, on one host and on two."""
         for moment, options in ((0.0, ("-n4",)), (0.11, ("-N2", "--ntasks-per-node=2")), (0.23, ("-n4",)),
@@ -247,18 +282,13 @@ class ExitCodes(SlurmTest):
                 job = BatchJob(f"exec {quoted([*srun(), *words, *options])}", "-n4")
                 self.assertEqual(job.await_end(), ("FAILED" if code else "COMPLETED", f"{code}:0"), job.text())
 
-    def rank_pids(self, job):
-        found = subprocess.run(["pgrep", "--full", f"{BINARY} update.*{job.directory}"], capture_output=True, text=True,
-                               check=False).stdout.split()
-        return [int(pid) for pid in found if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(BINARY)]
-
     def test_those_of_ranks_that_hang_or_die(self):
         for number, codes in (("STOP", ("4:0",)), ("KILL", ("137:0", "5:0"))):
             with self.subTest(number):
                 words = [BINARY, "update", *JOB[:-1], "2s", "--versions", "100000"]
                 job = BatchJob(f"exec {quoted([*srun(), *words])} --json $PWD/report.json", "-n4")
                 job.await_text(COMMITTED)
-                pids = self.rank_pids(job)
+                pids = ranks_of(job.directory)
                 self.assertEqual(len(pids), 4)
                 Ended(["kill", f"-{number}", max(pids)]).must()
                 state, code = job.await_end()
@@ -269,11 +299,66 @@ class ExitCodes(SlurmTest):
                 self.assertIn("rank 3", report["error"]["message"])
 
 
+class Guide(unittest.TestCase):
+    """docs/cluster.md, word by word: every block of commands, with a smaller model, fewer GPUs and no ssh."""
+
+    def setUp(self):
+        self.directory = new_directory("guide")
+        (self.directory / "examples").symlink_to(f"{ROOT}/examples")
+        (self.directory / "build").mkdir()
+        (self.directory / "build" / "awex-colocate").symlink_to(BINARY)
+        self.variables = {
+            "PATH": f"{self.directory}/build:{os.environ['PATH']}", "SBATCH_WAIT": "1", "SBATCH_GPUS_PER_NODE": "2",
+            "SLURM_STDINMODE": "none",
+            "BACKEND": "host", "TRAINER_TP": "2", "INFERENCE_TP": "2", "VERSIONS": "1", "STEPS": "2",
+            "OMPI_MCA_plm_rsh_agent": os.environ["AWEX_AGENT"]}
+
+    def blocks(self, word):
+        """Those in which a word stands."""
+        text = text_of(f"{ROOT}/docs/cluster.md").replace("MODEL=/models/Qwen3-8B", "MODEL=preset:tiny-dense")
+        found = [block for block in re.findall(r"(?ms)^```\n(.*?)^```$", text) if word in block]
+        self.assertTrue(found, f"no block has {word}")
+        return found
+
+    def typed(self, block):
+        """What the commands say that a shell reads as they are typed, so that those behind salloc are its shell's."""
+        done = subprocess.run(["bash", "-e"], input=block, cwd=self.directory, env={**os.environ, **self.variables},
+                              capture_output=True, text=True, timeout=2 * START_LIMIT_S, check=False)
+        self.assertEqual(done.returncode, 0, f"{block}\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+    def test_every_block_is_of_a_kind_that_is_run(self):
+        kinds = ("doctor", "sbatch", "salloc", "mpirun --host", "awex-colocate plan", "serve")
+        for block in self.blocks(""):
+            self.assertEqual(sum(kind in block for kind in kinds), 1, block)
+
+    def test_batch_files(self):
+        for block in self.blocks("sbatch"):
+            self.typed(block)
+            logs = [text_of(log) for log in self.directory.glob("*.log")]
+            self.assertEqual(len(logs), block.count("sbatch "))
+            for log in logs:
+                self.assertRegex(log, "(?m)^result +ok")
+
+    def test_what_is_typed(self):
+        for word, results in (("doctor", 0), ("salloc", 2), ("mpirun --host", 1), ("awex-colocate plan", 0)):
+            for block in self.blocks(word):
+                with self.subTest(block):
+                    self.assertEqual(len(lines_of("result +ok", self.typed(block))), results)
+
+    def test_resident_job(self):
+        for block in self.blocks("serve"):
+            job = BatchJob(f"set -e\n{block}wait", "-N2", "--ntasks-per-node=4",
+                           PATH=self.variables["PATH"])
+            self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
+            self.assertEqual(len(lines_of("result +ok", job.text())), 2, job.text())
+
+
 class BatchFiles(SlurmTest):
     """Those of examples/slurm, as they are shipped: the environment and sbatch's options fit them to these hosts."""
 
     def submit(self, name, *options, **variables):
-        job = BatchJob("", "--gpus-per-node=2", *options, batch_file=f"{EXAMPLES}/{name}",
+        job = BatchJob("", "--gpus-per-node=2", *options, batch_file=f"{ROOT}/examples/slurm/{name}",
                        **{"MODEL": "preset:tiny-dense", "AWEX": BINARY, "BACKEND": "host", **variables})
         return job
 
@@ -334,5 +419,5 @@ class BatchFiles(SlurmTest):
 
 
 if __name__ == "__main__":
-    MPIEXEC, BINARY, EXAMPLES = sys.argv[1:4]
+    MPIEXEC, BINARY, ROOT = sys.argv[1:4]
     sys.exit(main_side_by_side(sys.argv[4:], AT_ONCE))

@@ -68,7 +68,7 @@ KillWait=10
 MinJobAge=3600
 GresTypes=gpu
 NodeName=n1,n2 CPUs=16 RealMemory=16000 Gres=gpu:8
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=01:00:00 DefMemPerCPU=500
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=1-0 DefMemPerCPU=500
 """
 
 
