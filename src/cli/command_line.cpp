@@ -144,7 +144,7 @@ int run_command_line(int argc, char** argv) {
   CLI::App root;
   const auto commands = describe_program(root);
   const auto fail = [&](const Error& error) {
-    if (!speak) let_rank_0_speak();
+    if (!speak) let_rank_0_speak(error.code());
     report_wrong_request(error, arguments, commands);
     return static_cast<int>(error.code());
   };

@@ -95,7 +95,7 @@ DoctorReport examine_job(Job& job, const DoctorArguments& arguments, ReportFiles
 /// The first of processes that MPI cannot make a job of examines itself; the others follow it.
 ExitCode run_without_job(const DoctorArguments& arguments, const Error& why) {
   if (launched_rank().value_or(0) != 0) {
-    let_rank_0_speak();
+    let_rank_0_speak(ExitCode::kRuntime);
     return ExitCode::kRuntime;
   }
   ReportFiles files;

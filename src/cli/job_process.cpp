@@ -25,9 +25,8 @@ ExitCode end_with(const Job& job, const CommandEnd& end, ReportFiles& files,
 
 /// Ends a job whose failure, which `error` is, not all ranks have agreed on. What it writes it
 /// renders when its turn comes: before, it is not known to be its writer.
-[[noreturn]] void break_off(Job& job, const Error& error,
-                            const std::function<CommandEnd()>& render, ReportFiles& files,
-                            const JobOutputs& outputs) {
+[[noreturn]] void break_off(Job& job, const Error& error, const std::function<CommandEnd()>& render,
+                            ReportFiles& files, const JobOutputs& outputs) {
   job.await_turn_to_report(error.code());
   job.abort(end_with(job, render(), files, outputs));
 }
@@ -47,6 +46,9 @@ Job::Start when_mpi_does_not_start(const JobOutputs& outputs,
               "some rank of the job has not started, or MPI's network setup is wrong");
   error.context().rank = start.launched_rank;
   start.report = {outputs.json_path, render(error)};
+  Error ended(ExitCode::kRuntime, "told to end by a signal while MPI starts");
+  ended.context().rank = start.launched_rank;
+  start.report_when_ended = {outputs.json_path, render(ended)};
   return start;
 }
 

@@ -79,7 +79,8 @@ void Ending::abort(ExitCode code) {
   const Watchdog watchdog(
       kAbortGrace + kAbortAllowance, code,
       fmt::format("{}: MPI_Abort does not end the job", world_.describe(world_.rank())));
-  failures_.tell_reported();
+  // A rank that is lost cannot be told: MPI would make a connection, in vain, or fail.
+  if (code != ExitCode::kPeerLost) failures_.tell_reported();
   failures_.push();
   const bool mpirun_comes_first = code == ExitCode::kPeerLost;
   const bool reporter_comes_first = !is_reporter();

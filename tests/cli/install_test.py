@@ -26,7 +26,7 @@ INSTALLED = (
     "share/doc/awex-colocate/CHANGELOG.md",
     "share/doc/awex-colocate/LICENSE",
     "share/doc/awex-colocate/docs/design.md",
-    "share/doc/awex-colocate/examples/slurm_update.sbatch",
+    "share/doc/awex-colocate/examples/slurm/one_node.sbatch",
 )
 
 
