@@ -42,6 +42,7 @@ check_layers() {
   if beyond "$room" src/transfer/move; then found=1; fi
   if beyond '(base|model|layout|memory|transfer/(kernels|prove))/.*' src/transfer/prove; then found=1; fi
   if beyond '(base|model|layout|memory|transfer/kernels|transfer/prove|engine)/.*' src/engine; then found=1; fi
+  if beyond '(base|model|layout|memory|transfer/kernels|engine|attach)/.*' src/attach; then found=1; fi
   if beyond '(base|model|layout|plan|memory|comm|transfer|engine|cycle)/.*' src/cycle; then found=1; fi
   if beyond '(base|model|cycle|comm|serve)/.*|engine/engine.hpp|memory/(region|device).hpp' src/serve; then found=1; fi
   room='(base|memory|comm|transfer/share|cycle|doctor)/.*|transfer/move/nccl_library.hpp'
@@ -49,7 +50,7 @@ check_layers() {
   if beyond '(base|model|cycle|serve|doctor|cli)/.*|(comm/signals|memory/device|plan/plan_copies).hpp' src/cli; then found=1; fi
   # What plays a role is an Engine; the built-in ones are made by their factory.
   if grep -rniE 'stand_?in' src/cycle src/serve src/cli; then found=1; fi
-  if beyond_host_code src/base src/model src/layout src/plan src/cycle src/serve src/doctor src/cli; then found=1; fi
+  if beyond_host_code src/base src/model src/layout src/plan src/attach src/cycle src/serve src/doctor src/cli; then found=1; fi
   if ((found)); then printf 'the folders above must not know these headers: docs/design.md\n' >&2; fi
   return "$found"
 }

@@ -4,7 +4,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 
 #include "attach/channel.hpp"
 #include "attach/control_page.hpp"
@@ -30,8 +32,9 @@ class Door {
     kLost,      ///< It has gone without a word, or left.
   };
 
-  /// Opens the socket and writes the record. `wake` is called, on the thread, when an engine comes,
-  /// goes, or wishes for a command; it may be null. Throws run-time and request errors.
+  /// Opens the socket and writes the record, but for its `socket`, which is the door's. `wake` is
+  /// called, on the thread, when an engine comes, goes, or wishes for a command; it may be null.
+  /// Throws run-time and request errors.
   Door(const std::string& job_directory, EngineRecord record, std::function<void()> wake);
   Door(const Door&) = delete;
   Door& operator=(const Door&) = delete;
@@ -43,28 +46,42 @@ class Door {
   [[nodiscard]] State state() const;
   /// Its hello; after kGreeted.
   [[nodiscard]] ToRank hello() const;
-  /// "vllm 0.32.0 (pid 4711)"; after kGreeted.
+  /// "vllm 0.32.0 (pid 4711)"; "no engine" before one has come.
   [[nodiscard]] std::string describe() const;
+  /// Its process; 0 before one has come.
+  [[nodiscard]] int pid() const;
   /// Since when it is lost, ISO 8601.
   [[nodiscard]] std::string lost_at() const;
   /// Whether it consents now, and to what it wishes.
   [[nodiscard]] bool is_ready() const;
   [[nodiscard]] EngineWish wish() const;
   [[nodiscard]] ControlPage& page();
+  /// What is to be said where an engine is needed and none is there: Error(kPeerLost) with who and
+  /// since when.
+  [[nodiscard]] Error lost_error() const;
 
   /// Waits for an engine; with `patience` in all, during which the monitor is told of progress.
   void await_hello(Seconds patience, WaitMonitor& monitor);
-  void welcome(const ToEngine& message, const Deadline& deadline, WaitMonitor& monitor);
+  /// Lets it in, with what a former engine had kept, if anything.
+  void welcome(ToEngine message, std::string_view kept, const Deadline& deadline,
+               WaitMonitor& monitor);
+  /// Tells why it is not let in, and hangs up.
   void refuse(const Error& error) noexcept;
-  /// What it declares next.
+  /// What it declares, once it has; each is told once.
+  [[nodiscard]] std::optional<ToRank> next_seal();
+  /// Waits for it, while the monitor is told of progress.
   [[nodiscard]] ToRank await_seal(Seconds patience, WaitMonitor& monitor);
+  /// Without an error it takes part from then on; else it may declare anew.
   void answer_seal(const std::optional<Error>& error, const Deadline& deadline,
                    WaitMonitor& monitor);
-  void await_ready(const Deadline& deadline, WaitMonitor& monitor);
+  /// Waits for its consent, which then holds until kOver is told. `meanwhile` is called between two
+  /// looks; an engine that has been lost may come back meanwhile.
+  void await_ready(const Deadline& deadline, WaitMonitor& monitor,
+                   const std::function<void()>& meanwhile = {});
   /// Sends a kMap, kRelease or kChanged and waits for its kAck; throws the engine's error.
   void ask(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
            WaitMonitor& monitor);
-  /// Tells without an answer (kOver); nothing where no engine is there.
+  /// Tells without an answer: kOver, to an engine that is ready, whose consent ends with it; kEnd.
   void tell(const ToEngine& message) noexcept;
   /// What the trainer wanted kept last; empty for nothing.
   [[nodiscard]] std::string kept() const;

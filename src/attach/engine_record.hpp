@@ -24,7 +24,9 @@ struct EngineRecord {
   std::string socket;  ///< Path on that host.
 };
 
+/// Makes the folder, too. Throws request errors.
 void write_engine_record(const std::string& job_directory, const EngineRecord& record);
+/// Unless another job has written its own there since.
 void remove_engine_record(const std::string& job_directory, const EngineRecord& record) noexcept;
 /// All records of a job's directory, none where there are none yet. Throws request errors for
 /// records that are none.

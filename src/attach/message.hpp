@@ -66,7 +66,8 @@ struct ToEngine {
     kRelease,    ///< A tag's memory is about to go: call before_release, unmap it.
     kChanged,    ///< Inference's weights are those of `version`.
     kWithdrawn,  ///< The consent is given back.
-    kOver,       ///< A command is over, `error` if it failed; the consent has ended.
+    kOver,       ///< A command is over, `error` if it failed; the consent has ended. Both are sent
+                 ///< only while a consent holds, so that they end the one that was given last.
     kEnd,        ///< The job ends in order, or `error`.
   };
   Kind kind = Kind::kOver;
@@ -85,7 +86,9 @@ struct ToEngine {
   std::vector<Parameter> places;  ///< The layout's weights.
   BytesByTag bytes{};             ///< Of each tag's memory; 0 for none.
   BytesByTag chunk_bytes{};
-  double silence_s = 0;  ///< How long the rank waits for an answer.
+  std::array<bool, 3> mapped{};  ///< Tags whose memory is there: their kMap follow, and until all
+                                 ///< have come the engine's call attaches.
+  double silence_s = 0;          ///< How long the rank waits for an answer.
 
   Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged.
   uint64_t first = 0;       ///< kMap: first chunk.
@@ -100,7 +103,8 @@ struct ToEngine {
 
 [[nodiscard]] std::string encode(const ToRank& message);
 [[nodiscard]] std::string encode(const ToEngine& message);
-/// The reverse. The text may be anything: throw request errors that say what is wrong.
+/// The reverse. The text may be anything: throw request errors that say what is wrong, also for
+/// another protocol version. Sizes and places are checked to fit 64 bits.
 [[nodiscard]] ToRank decode_to_rank(std::string_view text);
 [[nodiscard]] ToEngine decode_to_engine(std::string_view text);
 

@@ -69,27 +69,28 @@ Json outcome_json(const Report& report) {
 std::string render_json(const Report& report) {
   Json versions = Json::array();
   for (const auto& version : report.versions) versions.push_back(version_json(version));
-  const Json json = {{"schema_version", 1},
-                     {"command", report.command},
-                     {"ok", report.exit_code() == ExitCode::kOk},
-                     {"exit_code", static_cast<int>(report.exit_code())},
-                     {"backend", text_or_null(report.backend)},
-                     {"started_at", text_or_null(report.started_at)},
-                     {"model", model_json(report)},
-                     {"trainer", text_or_null(report.trainer)},
-                     {"inference", text_or_null(report.inference)},
-                     {"notes", report.notes},
-                     {"world",
-                      {{"ranks", count_or_null(report.ranks)},
-                       {"gpus", count_or_null(report.gpus)},
-                       {"nodes", count_or_null(report.nodes)},
-                       {"one_core_ranks", report.one_core_ranks}}},
-                     {"plan", plan_json(report.plan)},
-                     {"versions", versions},
-                     {"committed_version", value_or_null(report.committed_version)},
-                     {"poisoned", report.poisoned},
-                     {"memory", memory_json(report.memory)},
-                     {"error", outcome_json(report)}};
+  Json json = {{"schema_version", 1},
+               {"command", report.command},
+               {"ok", report.exit_code() == ExitCode::kOk},
+               {"exit_code", static_cast<int>(report.exit_code())},
+               {"backend", text_or_null(report.backend)},
+               {"started_at", text_or_null(report.started_at)},
+               {"model", model_json(report)},
+               {"trainer", text_or_null(report.trainer)},
+               {"inference", text_or_null(report.inference)},
+               {"notes", report.notes},
+               {"world",
+                {{"ranks", count_or_null(report.ranks)},
+                 {"gpus", count_or_null(report.gpus)},
+                 {"nodes", count_or_null(report.nodes)},
+                 {"one_core_ranks", report.one_core_ranks}}},
+               {"plan", plan_json(report.plan)},
+               {"versions", versions},
+               {"committed_version", value_or_null(report.committed_version)},
+               {"poisoned", report.poisoned},
+               {"memory", memory_json(report.memory)},
+               {"error", outcome_json(report)}};
+  if (!report.admission.empty()) json["admission"] = report.admission;
   // Paths and host names may hold bytes that are no UTF-8; the report is written all the same.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -55,6 +55,36 @@ class StartProgress final : public CycleObserver {
   LoadingLines loading_;
 };
 
+void attach_roles(const std::string& text, AttachOptions& attach) {
+  attach.trainer = attach.inference = false;
+  for (size_t begin = 0; begin <= text.size();) {
+    const auto comma = std::min(text.find(',', begin), text.size());
+    const auto role =
+        parse_choice<Role>(text.substr(begin, comma - begin),
+                           {{"trainer", Role::kTrainer}, {"inference", Role::kInference}});
+    (role == Role::kTrainer ? attach.trainer : attach.inference) = true;
+    begin = comma + 1;
+  }
+}
+
+void add_attach_options(CLI::App& parser, AttachOptions& attach) {
+  add_value(parser, "--attach", "ROLES",
+            "Roles that engines of their own processes play: trainer, inference or "
+            "trainer,inference; they attach with the library, to --job",
+            "none: both are built in",
+            [&attach](const std::string& text) { attach_roles(text, attach); });
+  add_value(parser, "--attach-timeout", "DURATION",
+            "How long engines may take to attach, and to load and declare their tensors", "10m",
+            [&attach](const std::string& text) { attach.patience = parse_duration(text); });
+  add_value(
+      parser, "--admission", "digest|off",
+      "Whether what an attached inference engine has loaded is proven to be what the trainer "
+      "has, before the first transfer",
+      "digest", [&attach](const std::string& text) {
+        attach.admits_by_digest = parse_choice<bool>(text, {{"digest", true}, {"off", false}});
+      });
+}
+
 ExitCode code_of(const Resident::End& end) { return end.error ? end.error->code() : ExitCode::kOk; }
 
 /// Ends a job in which a rank is lost: one of the others reports it.
@@ -80,6 +110,7 @@ void add_serve_options(CLI::App& parser, ServeArguments& options) {
   add_value(parser, "--job", "DIR", "Directory that names the job, for its clients; required", "",
             [&options](const std::string& text) { options.directory = text; });
   add_resident_options(parser, options.job);
+  add_attach_options(parser, options.attach);
 }
 
 void complete_serve_options(CLI::App& parser, ServeArguments& options) {
@@ -94,7 +125,7 @@ void complete_serve_options(CLI::App& parser, ServeArguments& options) {
 ExitCode run_serve(const ServeArguments& arguments, const MakeObserver& observe, int* argc,
                    char*** argv, Job::Start start) {
   if (const auto refused = refuse_wrong_launch("serve")) return *refused;
-  const ServeOptions options{arguments.directory, arguments.job.request.job};
+  const ServeOptions options{arguments.directory, arguments.job.request.job, arguments.attach};
   start.launched_rank = launched_rank();
   Job job(argc, argv, options.job.timeout, start);
   speak_as_rank(job, arguments.job.talk, options.job.timeout);

@@ -8,6 +8,7 @@
 #include "cli/job_options.hpp"
 #include "cycle/observer.hpp"
 #include "cycle/options.hpp"
+#include "serve/resident.hpp"
 
 namespace awex {
 
@@ -15,6 +16,7 @@ namespace awex {
 struct ServeArguments {
   JobArguments job;
   std::string directory;  ///< That names the job.
+  AttachOptions attach{};
 };
 
 /// Makes what is told of every phase of a resident job on this rank; `job` outlives it.

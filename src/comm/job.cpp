@@ -128,6 +128,9 @@ void Job::poll() { parts_->waits.poll(); }
 void Job::set_interrupt(std::function<void()> interrupt) {
   parts_->waits.set_interrupt(std::move(interrupt));
 }
+void Job::set_rest_hook(std::function<void()> hook) {
+  parts_->waits.set_rest_hook(std::move(hook));
+}
 bool Job::overdue(const Deadline& deadline) const {
   return parts_->progress.overdue(deadline, Seconds(0));
 }

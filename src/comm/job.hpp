@@ -150,6 +150,10 @@ class Job final : public WaitMonitor {
   /// failure, as if what this rank did had thrown it.
   void set_interrupt(std::function<void()> interrupt);
 
+  /// While this rank rests in `await_order`, `hook` is called ten times a second; null takes it
+  /// away. It may wait for what is not another rank's. What it throws is this rank's failure.
+  void set_rest_hook(std::function<void()> hook);
+
   /// Tells the other ranks how far long local work has come: it renews the deadlines of their
   /// waits, for `timeout` from then on. A rank that has begun such work and falls silent before its
   /// end fails the job.

@@ -11,7 +11,7 @@
 #include "base/units.hpp"
 #include "comm/bell.hpp"
 #include "comm/mpi_start.hpp"
-#include "comm/node_identity.hpp"
+#include "base/node_identity.hpp"
 #include "comm/peer.hpp"
 #include "comm/process_watch.hpp"
 #include "comm/requests.hpp"

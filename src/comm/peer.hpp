@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "base/role.hpp"
-#include "comm/node_identity.hpp"
+#include "base/node_identity.hpp"
 #include "memory/device.hpp"
 
 namespace awex {

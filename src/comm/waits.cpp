@@ -59,6 +59,17 @@ void Waits::interrupt() {
   }
 }
 
+void Waits::call_rest_hook() {
+  const auto time = Clock::now();
+  if (time < next_rest_) return;
+  next_rest_ = time + milliseconds(100);
+  try {
+    rest_hook_();
+  } catch (const Error& error) {
+    failures_.fail(error);
+  }
+}
+
 void Waits::wait_for_others(Requests& requests, const std::string& deed,
                             std::span<const WireError> verdicts,
                             const std::function<void(const std::vector<int>&)>& look) {

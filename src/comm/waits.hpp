@@ -36,6 +36,9 @@ class Waits {
   /// See Job::set_interrupt.
   void set_interrupt(std::function<void()> interrupt) { interrupt_ = std::move(interrupt); }
 
+  /// See Job::set_rest_hook.
+  void set_rest_hook(std::function<void()> hook) { rest_hook_ = std::move(hook); }
+
   /// Returns when `done()` is true. Once the job's timeout and `grace` have passed without any
   /// rank's progress, `when_late()` is called after every look: it throws, or lets the wait go on.
   template <class Done, class WhenLate>
@@ -57,6 +60,7 @@ class Waits {
     arrivals_.begin();
     for (auto start = Clock::now(); !done();) {
       poll_at_rest();
+      if (rest_hook_) call_rest_hook();
       if (pause_at_rest(Clock::now() - start)) start = Clock::now();
     }
     arrivals_.end();
@@ -96,6 +100,7 @@ class Waits {
   };
 
   void interrupt();
+  void call_rest_hook();
   void poll_at_rest();
   [[nodiscard]] bool pause_at_rest(Clock::duration rested);
   void poll(const Intervals& intervals);
@@ -105,8 +110,10 @@ class Waits {
   Progress& progress_;
   std::function<void()> interrupt_;
   ArrivalWatch arrivals_;
+  std::function<void()> rest_hook_;
   Clock::time_point next_listen_;
   Clock::time_point next_look_;  ///< At processes.
+  Clock::time_point next_rest_;  ///< For the hook.
 };
 
 }  // namespace awex

@@ -1,6 +1,7 @@
 #include "cycle/inference_member.hpp"
 
 #include <utility>
+#include <vector>
 
 #include "base/checked.hpp"
 #include "transfer/prove/tensor_digests.hpp"
@@ -15,30 +16,47 @@ uint32_t role_rank_of(const Job& job, int rank) {
 }  // namespace
 
 InferenceMember::InferenceMember(Job& job, Engine& engine, const World& world,
-                                 const HandOver& hand_over, Kernels& kernels, RemoteCopies& remote)
+                                 const HandOver& hand_over, Kernels& kernels, RemoteCopies& remote,
+                                 bool trainer_attaches)
     : job_(job),
       engine_(engine),
       remote_(remote),
       hand_over_(hand_over),
+      device_(*world.device),
       trainer_bytes_(hand_over.trainer_here.bytes) {
   check_declared(engine.tensors(Tag::kWeights), hand_over.inference_here);
-  trainer_weights_ = world.device->reserve_mapping("trainer weights", trainer_bytes_,
-                                                   chunk_bytes_for(trainer_bytes_));
   transfer_ = std::make_unique<WeightTransfer>(*hand_over.model.held, hand_over.plan,
                                                world.devices.placement,
                                                role_rank_of(job, job.rank()), kernels, remote);
+  if (trainer_attaches) return;
+  const TrainerSegment whole{0, 0, trainer_bytes_};
+  place_trainer(trainer_bytes_, {&whole, 1});
+}
+
+void InferenceMember::place_trainer(uint64_t bytes, std::span<const TrainerSegment> segments) {
+  trainer_bytes_ = bytes;
+  trainer_weights_ = device_.reserve_mapping("trainer weights", bytes, chunk_bytes_for(bytes));
+  std::vector<MemorySegment> placed;
+  for (const auto& segment : segments) {
+    if (segment.bytes > bytes || segment.place_bytes > bytes - segment.bytes) {
+      throw runtime_error("the trainer's weights do not lie in what it offers");
+    }
+    placed.push_back(
+        {segment.offset_bytes, trainer_weights_->data() + segment.place_bytes, segment.bytes});
+  }
+  trainer_placed_ = PlacedMemory("trainer weights", std::move(placed));
   prepare();
 }
 
 /// For where the engine has its weights now.
 void InferenceMember::prepare() {
   moves_ = engine_.moves();
-  transfer_->prepare({trainer_weights_->data(), trainer_bytes_}, engine_.placed(Tag::kWeights));
+  transfer_->prepare(trainer_placed_, engine_.placed(Tag::kWeights));
   if (proves_) prepare_proof();
 }
 
 void InferenceMember::prove() {
-  if (!std::exchange(proves_, true)) prepare_proof();
+  if (!std::exchange(proves_, true) && trainer_weights_) prepare_proof();
 }
 
 void InferenceMember::prepare_proof() {

@@ -16,18 +16,28 @@
 
 namespace awex {
 
+/// A contiguous part of a trainer's weights, and where it lies in the memory that others map.
+struct TrainerSegment {
+  uint64_t offset_bytes = 0;  ///< Of its first byte in the layout.
+  uint64_t place_bytes = 0;   ///< Of the same in the memory.
+  uint64_t bytes = 0;
+};
+
 /// What an inference rank does in a cycle, with whatever engine serves there. Calls block until
 /// done and return the bytes they moved; they throw on this rank alone.
 class InferenceMember {
  public:
   /// All referred objects must outlive it. Throws a request error when the engine does not hold
-  /// what its layout says.
+  /// what its layout says. Where the trainer attaches, `place_trainer` is to follow before anything
+  /// else is done with its weights.
   InferenceMember(Job& job, Engine& engine, const World& world, const HandOver& hand_over,
-                  Kernels& kernels, RemoteCopies& remote);
+                  Kernels& kernels, RemoteCopies& remote, bool trainer_attaches);
 
   [[nodiscard]] Region* region(Tag tag) { return engine_.region(tag); }
   [[nodiscard]] uint64_t staging_bytes() const { return remote_.staging_bytes(); }
 
+  /// Where the trainer on this device has its weights, in memory of `bytes`.
+  void place_trainer(uint64_t bytes, std::span<const TrainerSegment> segments);
   /// From now on transfers digest what they bring. Again is nothing.
   void prove();
   /// Makes the connections to other inference ranks, and loads what the engine has to load. All
@@ -58,7 +68,9 @@ class InferenceMember {
   Engine& engine_;
   RemoteCopies& remote_;
   const HandOver& hand_over_;
-  uint64_t trainer_bytes_;
+  Device& device_;
+  uint64_t trainer_bytes_;       ///< Of the memory that is mapped.
+  PlacedMemory trainer_placed_;  ///< The trainer's weights in it.
   std::unique_ptr<MappedChunks> trainer_weights_;
   std::unique_ptr<WeightTransfer> transfer_;
   std::set<Tag> untold_;  ///< Taken, or about to be released, which the engine may not know.

@@ -13,6 +13,7 @@ namespace {
 struct Held {
   uint64_t weights = 0;
   uint64_t optimizer = 0;
+  uint64_t scales = 0;  ///< That trainers hold for inference.
 };
 
 /// By role rank. `scaled` is the held catalogue for trainers.
@@ -25,8 +26,9 @@ std::vector<Held> held_by_ranks(const Layout& layout, const Catalogue* scaled) {
     }
     RankLayout own = layout.rank_layout(rank);
     const uint64_t optimizer = OptimizerState(own).bytes();
+    const uint64_t weights = own.bytes;
     if (scaled != nullptr) own = add_scales(std::move(own), *scaled);
-    held.push_back({own.bytes, optimizer});
+    held.push_back({weights, optimizer, own.bytes - weights});
   }
   return held;
 }
@@ -44,12 +46,22 @@ std::vector<DeviceNeeds> needs_of_devices(const Layout& trainer, const Layout& i
   const auto trainers = held_by_ranks(trainer, &held);
   for (size_t rank = 0; rank < trainers.size(); ++rank) {
     auto& device = needs[placement.trainer_device[rank]];
-    device.trainer_weights = trainers[rank].weights;
-    if (belongings.optimizer) device.optimizer = trainers[rank].optimizer;
+    const auto& own = trainers[rank];
+    device.trainer_weights = own.weights + own.scales;
+    if (belongings.optimizer) device.optimizer = own.optimizer;
+    if (belongings.trainers.empty()) continue;
+    const auto& asked = belongings.trainers[rank];
+    device.trainer_weights = room_for_weights(own.weights, asked) + own.scales;
+    device.optimizer = asked.optimizer;
   }
   const auto receivers = held_by_ranks(inference, nullptr);
   for (size_t rank = 0; rank < receivers.size(); ++rank) {
-    needs[placement.inference_device[rank]].inference_weights = receivers[rank].weights;
+    auto& device = needs[placement.inference_device[rank]];
+    device.inference_weights = receivers[rank].weights;
+    if (belongings.inference.empty()) continue;
+    const auto& asked = belongings.inference[rank];
+    device.inference_weights = room_for_weights(receivers[rank].weights, asked);
+    device.kv_cache = asked.kv_cache;
   }
   return needs;
 }

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "cycle/budget.hpp"
+#include "engine/engine.hpp"
 #include "layout/layout.hpp"
 #include "plan/plan.hpp"
 
@@ -14,6 +16,10 @@ struct Belongings {
   bool optimizer = true;
   uint64_t kv_cache_bytes = 0;  ///< Of each inference rank.
   bool staging = false;         ///< Whether any bytes go between devices.
+  /// What engines that attach ask for, by role rank, in place of the above; empty where those of a
+  /// role are built in.
+  std::vector<EngineNeeds> trainers{};
+  std::vector<EngineNeeds> inference{};
 };
 
 /// What the two ranks of every device hold, by device. `trainer` is without scales, which no

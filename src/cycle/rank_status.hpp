@@ -7,6 +7,7 @@
 
 #include "base/fixed_text.hpp"
 #include "cycle/accounting.hpp"
+#include "engine/engine.hpp"
 #include "memory/region.hpp"
 
 namespace awex {
@@ -30,6 +31,7 @@ struct RankStatus {
   std::optional<uint64_t> host_used_bytes{};   ///< In it, by all.
   std::optional<uint64_t> lock_limit_bytes{};  ///< RLIMIT_MEMLOCK; absent: none.
   uint64_t steps = 0;                          ///< A trainer's, of training.
+  std::optional<Attendance> attendance{};      ///< Of an engine that attaches.
 };
 static_assert(std::is_trivially_copyable_v<RankStatus>);
 

@@ -72,7 +72,7 @@ void prepare_mapping(const Holdings& ranks, Preparation& needed) {
 
 bool serves_what_trainers_hold(std::span<const Holding> ranks) {
   return std::all_of(ranks.begin(), ranks.end(), [](const Holding& rank) {
-    if (rank.role == Role::kTrainer) return rank.trained == rank.committed;
+    if (rank.role == Role::kTrainer) return rank.trained == rank.committed && !rank.is_changed;
     return rank.regions.at(static_cast<size_t>(Tag::kWeights)) == RegionState::kResident;
   });
 }

@@ -19,6 +19,7 @@ struct Holding {
   bool has_mapped = false;  ///< An inference rank: its trainer's weights.
   uint64_t trained = 0;     ///< A trainer's steps,
   uint64_t committed = 0;   ///< and how many of them are in the version that was committed last.
+  bool is_changed = false;  ///< Its weights may have changed since, beside its steps.
   /// By Tag: the engine takes it for released, wherever its bytes are.
   std::array<bool, kTags> is_released{};
 };

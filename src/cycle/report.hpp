@@ -107,6 +107,9 @@ struct Report {
   int ranks = 0;
   int gpus = 0;
   int nodes = 0;
+  /// How attached inference engines were admitted: "digest", "off" or "not asked"; empty where no
+  /// engine attaches.
+  std::string admission;
   std::vector<int> one_core_ranks;  ///< Bound to one core of a machine that has more.
   bool offload = true;
   std::vector<RankInfo> rank_infos;

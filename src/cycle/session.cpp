@@ -18,9 +18,9 @@ bool brings_weights(Command command) {
 }
 
 /// The setup; see Session.
-Setup prepare_together(Job& job, const Request& request) {
+Setup prepare_together(Job& job, const Request& request, const EngineFactory& engines) {
   try {
-    return prepare(job, request);
+    return prepare(job, request, engines);
   } catch (const Error& error) {
     if (!job.is_resident() || job.failure_is_agreed()) throw;
     job.fail_together(job.recover(error));
@@ -37,7 +37,7 @@ Session::Session(const Request& request, Job& job, CycleObserver& observer, Repo
       observer_(observer),
       report_(report),
       engines_(engines),
-      setup_(prepare_together(job, request)),
+      setup_(prepare_together(job, request, engines)),
       kernels_(make_kernels(*world().device, world().host_threads)),
       queue_(world().device->make_queue()),
       account_(world().backend, job.peers(), world().devices),
@@ -64,7 +64,7 @@ void Session::begin() {
   ledger_ = std::make_unique<GpuLedger>(job_, world().devices, setup_.budget.gpu_bytes);
   connect();
   if (options_.measure_limits) measure_limits();
-  steps_ = std::make_unique<CycleSteps>(job_, world(), planned(), options_, engines_,
+  steps_ = std::make_unique<CycleSteps>(job_, world(), setup_.roster, planned(), options_, engines_,
                                         ledger_->ledger(), *kernels_, *queue_, remote_.get());
   steps_->prove(request_.command.verify);
   if (options_.warm_host_memory) {
@@ -82,8 +82,26 @@ void Session::begin() {
 }
 
 void Session::run(const CommandOptions& command) {
+  running_ = command.command;
+  do_command(command);
+  tell_over(std::nullopt);
+}
+
+/// The engines learn that the command is over, once, with its error if it failed.
+void Session::tell_over(const std::optional<Error>& error) {
+  const auto command = std::exchange(running_, std::nullopt);
+  if (!command) return;
+  steps_->command_over(
+      {.is_hand_over = brings_weights(*command),
+       .is_take_back = *command == Command::kTakeBack || *command == Command::kResume,
+       .version = content().committed().value_or(0),
+       .error = error});
+}
+
+void Session::do_command(const CommandOptions& command) {
   steps_->prove(command.verify);
   begin_version(brings_weights(command.command));
+  run_steps({steps_->ready()});
   switch (command.command) {
     case Command::kUpdate:
       make_ready(command.command);
@@ -131,6 +149,7 @@ Error Session::recover(const Error& error) {
   if (steps_) steps_->recover();
   job_.agree(nullptr);
   conclude();
+  tell_over(cause);
   return cause;
 }
 
@@ -157,6 +176,12 @@ std::vector<Holding> Session::holdings() {
   return job_.all_gather_value(steps_->holding(), "what the ranks hold");
 }
 
+void Session::attend() {
+  if (steps_) steps_->attend();
+}
+
+EngineWish Session::wish() { return steps_ ? steps_->wish() : EngineWish::kNone; }
+
 void Session::stop_background() {
   if (steps_) steps_->stop_warm_up();
 }
@@ -175,6 +200,7 @@ void Session::connect() {
 void Session::make_ready(Command command) {
   const auto ranks = holdings();
   const Preparation needed = preparation_for(command, ranks);
+  if (needed.train_to > 0 && setup_.roster.trainers) refuse_unequal(ranks);
   const auto steps_if = [](bool is_needed, Steps steps) {
     return is_needed ? std::move(steps) : Steps{};
   };
@@ -187,11 +213,25 @@ void Session::make_ready(Command command) {
   run_steps({steps_if(needed.map, steps_->map())});
 }
 
+/// Engines that train for themselves must have come equally far.
+void Session::refuse_unequal(const std::vector<Holding>& ranks) {
+  std::vector<std::string> steps;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    if (ranks[rank].role != Role::kTrainer) continue;
+    steps.push_back(
+        fmt::format("{} has taken {}", job_.describe(static_cast<int>(rank)), ranks[rank].trained));
+  }
+  job_.fail_together(runtime_error(
+      fmt::format("the trainers have not taken equally many steps: {}", fmt::join(steps, ", ")),
+      "let those that are behind train on, or attach them all anew from one checkpoint"));
+}
+
 /// The first half of an update, after which inference serves what the trainers hold.
 void Session::hand_over(const CommandOptions& command) {
-  if (command.train || !is_served_already()) {
+  const bool trains = command.train && !setup_.roster.trainers;
+  if (trains || !is_served_already()) {
     make_ready(Command::kHandOver);
-    if (command.train) run_steps({steps_->train()});
+    if (trains) run_steps({steps_->train()});
     bring_weights(command);
   }
   has_given_over_ = true;
@@ -336,6 +376,11 @@ void Session::describe_run() {
   report_.inference = planned().model.inference->describe();
   report_.notes = planned().model.inference->notes();
   report_.gpus = world().devices.gpus;
+  if (setup_.roster.any()) {
+    report_.admission = !setup_.roster.inference         ? "not asked"
+                        : setup_.roster.admits_by_digest ? "digest"
+                                                         : "off";
+  }
   report_.one_core_ranks = world().one_core_ranks;
   for (const auto& peer : job_.peers()) {
     report_.rank_infos.push_back({peer.rank, role_name(peer.role), peer.node.name(),

@@ -47,6 +47,13 @@ class Session {
   /// does. Whatever else it throws can be recovered from by calling it again.
   [[nodiscard]] Error recover(const Error& error);
 
+  /// Lets an engine come in place of one that was lost. To be called at rest; not collective.
+  void attend();
+  /// The command that this rank's engine waits for; not collective.
+  [[nodiscard]] EngineWish wish();
+  /// Whether any role is played by engines that attach.
+  [[nodiscard]] bool has_attached() const { return setup_.roster.any(); }
+
   /// What every rank holds now, by rank; after `start`.
   [[nodiscard]] std::vector<RankStatus> statuses();
   /// Of inference's weights; after `start`.
@@ -59,6 +66,9 @@ class Session {
 
  private:
   void begin();
+  void do_command(const CommandOptions& command);
+  void tell_over(const std::optional<Error>& error);
+  void refuse_unequal(const std::vector<Holding>& ranks);
   void end_device_work();
   void connect();
   void measure_limits();
@@ -95,7 +105,8 @@ class Session {
   std::unique_ptr<CycleSteps> steps_;
   MemoryAccount account_;
   PhaseRunner phases_;
-  bool has_given_over_ = false;  ///< Some of the trainer's memory, at least once.
+  bool has_given_over_ = false;     ///< Some of the trainer's memory, at least once.
+  std::optional<Command> running_;  ///< Whose end the engines have not been told.
   double version_start_ = 0;
 };
 

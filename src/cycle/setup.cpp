@@ -86,16 +86,49 @@ uint64_t host_bytes_here(const Job& job, const World& world, const JobOptions& o
   return bytes;
 }
 
+/// What the engines of a role ask for, by role rank; nothing where they are built in.
+std::vector<EngineNeeds> asked_by(const Job& job, const Roster& roster, Role role) {
+  std::vector<EngineNeeds> asked;
+  if (!roster.attaches(role)) return asked;
+  for (const auto& peer : job.peers()) {
+    if (peer.role != role) continue;
+    if (asked.size() <= peer.role_rank) asked.resize(peer.role_rank + 1);
+    asked[peer.role_rank] = roster.of(peer.rank);
+  }
+  return asked;
+}
+
+/// Where inference is admitted by what it has loaded, that lies beside all that trainers hold.
+void add_admission(const Job& job, const DeviceMap& devices, const std::vector<DeviceNeeds>& needs,
+                   std::vector<GpuNeeds>& gpus) {
+  std::vector<uint64_t> bytes(gpus.size(), 0);
+  for (const auto& peer : job.peers()) {
+    if (peer.role != Role::kTrainer) continue;
+    const auto& pair = needs[devices.placement.trainer_device[peer.role_rank]];
+    for (const uint64_t held :
+         {pair.trainer_weights, pair.optimizer, pair.inference_weights, pair.staging}) {
+      bytes[devices.physical[static_cast<size_t>(peer.rank)]] += held_bytes_for(held);
+    }
+  }
+  for (size_t gpu = 0; gpu < gpus.size(); ++gpu) {
+    if (bytes[gpu] <= gpus[gpu].peak) continue;
+    gpus[gpu].peak = bytes[gpu];
+    gpus[gpu].moment = "the admission (which --admission off leaves out)";
+  }
+}
+
 /// Refuses what cannot be held. Not collective; the same verdict on every rank.
-Budget make_budget(const Job& job, const World& world, const HandOver& hand_over,
-                   const JobOptions& options, const std::vector<Tag>& offloaded,
-                   const std::vector<uint64_t>& free_bytes) {
+Budget make_budget(const Job& job, const World& world, const Roster& roster,
+                   const HandOver& hand_over, const JobOptions& options,
+                   const std::vector<Tag>& offloaded, const std::vector<uint64_t>& free_bytes) {
   const auto& model = hand_over.model;
   const auto& devices = world.devices;
   const auto needs = needs_of_devices(
       *model.trainer_base, *model.inference, *model.held, devices.placement,
-      {options.optimizer, options.kv_cache_bytes, hand_over.plan.remote_bytes > 0});
-  const auto gpus = needs_of_gpus(job, devices, options.offload, needs, free_bytes);
+      {options.optimizer, options.kv_cache_bytes, hand_over.plan.remote_bytes > 0,
+       asked_by(job, roster, Role::kTrainer), asked_by(job, roster, Role::kInference)});
+  auto gpus = needs_of_gpus(job, devices, options.offload, needs, free_bytes);
+  if (roster.admits_by_digest) add_admission(job, devices, needs, gpus);
   const BudgetRequest request{options.gpu_memory, options.offload};
   for (const auto& peer : job.peers()) {
     const auto& gpu = gpus[devices.physical[static_cast<size_t>(peer.rank)]];
@@ -120,7 +153,7 @@ std::vector<Tag> offloaded_tags(Command command, const JobOptions& options) {
   return tags;
 }
 
-Setup prepare(Job& job, const Request& request) {
+Setup prepare(Job& job, const Request& request, const EngineFactory& engines) {
   const JobOptions& options = request.job;
   check_places(job);
   check_common_options(job, request);
@@ -128,6 +161,7 @@ Setup prepare(Job& job, const Request& request) {
   HeldModel model = read_model(job, options, roles.per_role);
   Setup setup;
   setup.world = open_world(job, std::move(roles), options);
+  setup.roster = call_roster(job, engines, setup.world.roles.node_position, *setup.world.device);
   const auto free_bytes =
       job.all_gather_value(setup.world.device->memory().free_bytes, "free memory");
   job.do_and_agree([&] {
@@ -135,7 +169,7 @@ Setup prepare(Job& job, const Request& request) {
     setup.hand_over = plan_hand_over(std::move(model), setup.world.devices.placement, here);
     const Role role = job.peers()[static_cast<size_t>(job.rank())].role;
     if (role == Role::kInference) prove_hand_over(setup.hand_over, here.inference);
-    setup.budget = make_budget(job, setup.world, setup.hand_over, options,
+    setup.budget = make_budget(job, setup.world, setup.roster, setup.hand_over, options,
                                offloaded_tags(request.command.command, options), free_bytes);
   });
   check_host_room(job, setup.budget.host_bytes);

@@ -1,7 +1,9 @@
 #include "cycle/steps.hpp"
 
 #include <algorithm>
+#include <array>
 #include <iterator>
+#include <span>
 #include <utility>
 
 #include "layout/held_catalogue.hpp"
@@ -23,24 +25,32 @@ Steps together(std::vector<Steps> lists) {
   return steps;
 }
 
-CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
-                       const JobOptions& options, const EngineFactory& engines,
-                       MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
-                       RemoteCopies* remote)
-    : job_(job), world_(world), hand_over_(hand_over), options_(options), ledger_(ledger) {
+CycleSteps::CycleSteps(Job& job, const World& world, const Roster& roster,
+                       const HandOver& hand_over, const JobOptions& options,
+                       const EngineFactory& engines, MemoryLedger& ledger, Kernels& kernels,
+                       CopyQueue& queue, RemoteCopies* remote)
+    : job_(job),
+      world_(world),
+      roster_(roster),
+      hand_over_(hand_over),
+      options_(options),
+      ledger_(ledger) {
   Device& device = *world.device;
+  const EngineNeeds needs = roster.of(job.rank());
+  const uint32_t role_rank = job.peers()[static_cast<size_t>(job.rank())].role_rank;
   if (job.peers()[static_cast<size_t>(job.rank())].role == Role::kInference) {
-    inference_engine_ =
-        engines.make_inference({.common = {*hand_over.model.held, hand_over.inference_here, device,
-                                           ledger, kernels, queue, job, options.timeout},
-                                .kv_cache_bytes = options.kv_cache_bytes});
+    inference_engine_ = engines.make_inference(
+        {.common = {*hand_over.model.held, hand_over.inference_here, device, ledger, kernels, queue,
+                    job, options.timeout, needs, role_rank, hand_over.model.inference->describe()},
+         .kv_cache_bytes = options.kv_cache_bytes});
     inference_ = std::make_unique<InferenceMember>(job, *inference_engine_, world, hand_over,
-                                                   kernels, *remote);
+                                                   kernels, *remote, roster.trainers);
   } else {
     threads_.emplace(world.host_threads);
     trainer_engine_ =
         engines.make_trainer({.common = {hand_over.model.catalogue(), hand_over.base_here, device,
-                                         ledger, kernels, queue, job, options.timeout},
+                                         ledger, kernels, queue, job, options.timeout, needs,
+                                         role_rank, hand_over.model.trainer->describe()},
                               .source = *hand_over.model.source,
                               .weights_bytes = hand_over.trainer_here.bytes,
                               .optimizer = options.optimizer,
@@ -57,6 +67,7 @@ CycleSteps::CycleSteps(Job& job, const World& world, const HandOver& hand_over,
                                             kernels, queue);
   }
   verifier_ = std::make_unique<WeightVerifier>(job, hand_over, kernels, weights);
+  committed_changes_ = trainer_ ? trainer_engine_->changes() : 0;
 }
 
 void CycleSteps::prove(Verify verify) {
@@ -75,8 +86,91 @@ void CycleSteps::stop_warm_up() {
 void CycleSteps::load(bool with_mapping) {
   if (inference_) inference_->load();
   if (trainer_) trainer_->load();
+  if (roster_.trainers) swap_segments();
+  if (roster_.any()) admit();
   if (with_mapping) map_trainer();
 }
+
+Engine& CycleSteps::engine() { return trainer_engine_ ? *trainer_engine_ : *inference_engine_; }
+
+/// Engines that attach have sealed, and wait to go on: what they have loaded does not change
+/// before.
+void CycleSteps::admit() {
+  job_.set_phase("admission");
+  std::optional<Error> refusal;
+  if (roster_.admits_by_digest) {
+    try {
+      compare_loaded();
+    } catch (const Error& error) {
+      if (!job_.failure_is_agreed()) throw;
+      refusal = error;
+    }
+    if (!refusal) discard_loaded();
+  }
+  engine().loaded(refusal, job_.deadline(), job_);
+  if (refusal) job_.fail_together(*refusal);
+}
+
+void CycleSteps::compare_loaded() {
+  if (scales_) scales_->run();
+  std::vector<uint64_t> sums;
+  if (trainer_) {
+    verifier_->digest();
+    sums.assign(verifier_->sums().begin(), verifier_->sums().end());
+  } else {
+    sums = verifier_->digest_once(inference_engine_->placed(Tag::kWeights));
+  }
+  job_.agree(nullptr);
+  std::optional<DigestReport> report;
+  verifier_->verify(sums, std::nullopt, report);
+}
+
+/// Until the first update.
+void CycleSteps::discard_loaded() {
+  if (inference_) inference_->discard(Tag::kWeights);
+}
+
+/// Where a trainer's weights lie in its memory, its partner learns from it.
+void CycleSteps::swap_segments() {
+  constexpr auto kWhat = "where the trainers' weights lie";
+  struct Head {
+    uint64_t segments = 0;
+    uint64_t bytes = 0;  ///< Of the memory that they lie in.
+  };
+  const int partner = world_.devices.partner;
+  if (trainer_) {
+    const auto memory = trainer_engine_->placed(Tag::kWeights);
+    const Region& weights = *region(Tag::kWeights);
+    std::vector<TrainerSegment> segments;
+    for (const auto& segment : memory.segments()) {
+      segments.push_back({segment.offset_bytes,
+                          static_cast<uint64_t>(segment.address - weights.data()), segment.bytes});
+    }
+    const Head head{segments.size(), weights.bytes()};
+    const std::array sends{Outgoing{partner, std::as_bytes(std::span(&head, 1))},
+                           Outgoing{partner, std::as_bytes(std::span(segments))}};
+    return job_.exchange(sends, {}, kWhat);
+  }
+  Head head;
+  const Incoming first{partner, std::as_writable_bytes(std::span(&head, 1))};
+  job_.exchange({}, {&first, 1}, kWhat);
+  std::vector<TrainerSegment> segments(head.segments);
+  const Incoming rest{partner, std::as_writable_bytes(std::span(segments))};
+  job_.exchange({}, {&rest, 1}, kWhat);
+  inference_->place_trainer(head.bytes, segments);
+}
+
+Steps CycleSteps::ready() {
+  if (!roster_.any()) return {};
+  return {{{"ready", kEveryone, std::nullopt}, nullptr, [this]() -> uint64_t {
+             engine().await_ready(job_.deadline(), job_);
+             return 0;
+           }}};
+}
+
+void CycleSteps::command_over(const CommandOutcome& end) { engine().command_over(end); }
+
+void CycleSteps::attend() { engine().attend(job_); }
 
 Steps CycleSteps::scale() {
   if (!scales_) return {};
@@ -184,13 +278,16 @@ Steps CycleSteps::commit(uint64_t version) {
            {},
            [this, version] {
              content_.commit(version);
-             if (trainer_) committed_steps_ = trainer_->steps();
+             if (trainer_) {
+               committed_steps_ = trainer_->steps();
+               committed_changes_ = trainer_engine_->changes();
+             }
              if (inference_) inference_->commit(version);
            }}};
 }
 
 Steps CycleSteps::train() {
-  if (!options_.optimizer) return {};
+  if (!options_.optimizer || roster_.trainers) return {};
   return {{{"train", kTrainers, std::nullopt}, nullptr, [this] { return trainer_->train(); }}};
 }
 
@@ -247,6 +344,7 @@ Holding CycleSteps::holding() {
   if (trainer_) {
     holding.trained = trainer_->steps();
     holding.committed = committed_steps_;
+    holding.is_changed = trainer_engine_->changes() != committed_changes_;
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
       holding.is_released.at(static_cast<size_t>(tag)) = trainer_->is_released(tag);
     }
@@ -257,8 +355,10 @@ Holding CycleSteps::holding() {
 
 RankStatus CycleSteps::status() {
   RankStatus status = status_of_process();
-  const Engine& engine = trainer_ ? *trainer_engine_ : *inference_engine_;
-  status.engine = fixed_text<32>(engine.name());
+  status.engine = fixed_text<32>(engine().name());
+  if (roster_.attaches(trainer_ ? Role::kTrainer : Role::kInference)) {
+    status.attendance = engine().attendance();
+  }
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
     const Region* memory = region(tag);
     if (memory == nullptr) continue;
@@ -273,15 +373,20 @@ RankStatus CycleSteps::status() {
   return status;
 }
 
+bool CycleSteps::any_asks(uint64_t EngineNeeds::*what) const {
+  return std::any_of(roster_.needs.begin(), roster_.needs.end(),
+                     [what](const EngineNeeds& needs) { return needs.*what > 0; });
+}
+
 /// Whether any rank of a role holds the tag; the same on every rank.
 bool CycleSteps::has(Tag tag) const {
   switch (tag) {
     case Tag::kWeights:
       return true;
     case Tag::kOptimizer:
-      return options_.optimizer;
+      return roster_.trainers ? any_asks(&EngineNeeds::optimizer) : options_.optimizer;
     case Tag::kKvCache:
-      return options_.kv_cache_bytes > 0;
+      return roster_.inference ? any_asks(&EngineNeeds::kv_cache) : options_.kv_cache_bytes > 0;
   }
   return false;
 }

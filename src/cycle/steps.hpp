@@ -12,6 +12,7 @@
 #include "cycle/phases.hpp"
 #include "cycle/rank_status.hpp"
 #include "cycle/readiness.hpp"
+#include "cycle/roster.hpp"
 #include "cycle/trainer_member.hpp"
 #include "cycle/weight_verifier.hpp"
 #include "cycle/world.hpp"
@@ -31,11 +32,11 @@ using Steps = std::vector<Step>;
 /// get equal lists, but for the work.
 class CycleSteps {
  public:
-  /// Makes this rank's engine, which reserves addresses. All references must outlive the steps.
-  /// `remote` is null on trainer ranks.
-  CycleSteps(Job& job, const World& world, const HandOver& hand_over, const JobOptions& options,
-             const EngineFactory& engines, MemoryLedger& ledger, Kernels& kernels, CopyQueue& queue,
-             RemoteCopies* remote);
+  /// Makes this rank's engine, which reserves addresses; one that attaches is let in. All
+  /// references must outlive the steps. `remote` is null on trainer ranks.
+  CycleSteps(Job& job, const World& world, const Roster& roster, const HandOver& hand_over,
+             const JobOptions& options, const EngineFactory& engines, MemoryLedger& ledger,
+             Kernels& kernels, CopyQueue& queue, RemoteCopies* remote);
 
   /// How the steps made from now on prove what they do.
   void prove(Verify verify);
@@ -45,9 +46,12 @@ class CycleSteps {
   void warm_up(const std::vector<Tag>& tags);
   /// Gives it up, without waiting.
   void stop_warm_up();
-  /// Connects the inference ranks, loads the engines and maps what the trainers hold. Collective.
+  /// Connects the inference ranks, loads the engines, admits those that attach, and maps what the
+  /// trainers hold. Collective.
   void load(bool with_mapping);
 
+  /// Engines that attach consent to the command; nothing where none attaches.
+  [[nodiscard]] Steps ready();
   /// The trainer finds the scales of what is quantised on its way.
   [[nodiscard]] Steps scale();
   /// The trainer's memory of a tag goes to host memory.
@@ -82,6 +86,13 @@ class CycleSteps {
   /// before the failed transfer where no rank has written a byte of it. Collective.
   void recover();
 
+  /// This rank's engine learns that a command is over.
+  void command_over(const CommandOutcome& end);
+  /// At rest: lets an engine come in place of one that was lost.
+  void attend();
+  /// What this rank's engine waits for.
+  [[nodiscard]] EngineWish wish() { return engine().wish(); }
+
   /// This rank's memory at a quiet moment.
   [[nodiscard]] MemorySample sample();
   [[nodiscard]] Holding holding();
@@ -91,14 +102,21 @@ class CycleSteps {
 
  private:
   [[nodiscard]] bool has(Tag tag) const;
+  [[nodiscard]] bool any_asks(uint64_t EngineNeeds::*what) const;
   [[nodiscard]] bool proves() const { return verify_ != Verify::kOff; }
   [[nodiscard]] Region* region(Tag tag);
+  [[nodiscard]] Engine& engine();
+  void admit();
+  void compare_loaded();
+  void discard_loaded();
+  void swap_segments();
   void tell_of_digest();
   void hear_of_digest();
   void map_trainer();
 
   Job& job_;
   const World& world_;
+  const Roster& roster_;
   const HandOver& hand_over_;
   const JobOptions& options_;
   Verify verify_ = Verify::kOff;
@@ -113,7 +131,8 @@ class CycleSteps {
   Content content_;
   uint64_t transfers_ = 0;             ///< That have begun,
   uint64_t written_transfer_ = 0;      ///< and the last of them that has written here.
-  uint64_t committed_steps_ = 0;       ///< A trainer's, when its weights were committed last.
+  uint64_t committed_steps_ = 0;       ///< A trainer's, when its weights were committed last,
+  uint64_t committed_changes_ = 0;     ///< and how often they had become others then.
   std::optional<WrongElement> wrong_;  ///< What the last comparison of bytes found here.
 };
 

@@ -6,11 +6,15 @@
 namespace awex {
 namespace {
 
-/// An engine's tensors as runs of elements, whose digests prove an offload.
-std::vector<ProvenRun> runs_of(const std::vector<Parameter>& tensors) {
+/// An engine's tensors as runs of elements of its region, whose digests prove an offload.
+std::vector<ProvenRun> runs_of(TrainerEngine& engine, Tag tag) {
+  const PlacedMemory placed = engine.placed(tag);
+  const std::byte* region = engine.region(tag)->data();
   std::vector<ProvenRun> runs;
-  for (const auto& tensor : tensors) {
-    runs.push_back({tensor.name, tensor.offset_bytes, tensor.bytes(),
+  for (const auto& tensor : engine.tensors(tag)) {
+    if (tensor.bytes() == 0) continue;
+    const auto place = placed.at(tensor.offset_bytes, tensor.bytes()) - region;
+    runs.push_back({tensor.name, static_cast<uint64_t>(place), tensor.bytes(),
                     narrow<uint32_t>(element_bytes(tensor.dtype))});
   }
   return runs;
@@ -20,14 +24,18 @@ std::vector<ProvenRun> runs_of(const std::vector<Parameter>& tensors) {
 void check_in_region(TrainerEngine& engine) {
   const Region& weights = *engine.region(Tag::kWeights);
   const PlacedMemory placed = engine.placed(Tag::kWeights);
-  const auto segments = placed.segments();
-  const MemorySegment whole{0, weights.data(), weights.bytes()};
-  if (segments.size() == 1 && segments.front() == whole) return;
-  throw request_error(
-      fmt::format("the trainer's weights lie in {} segments, of which inference can map \"{}\" "
-                  "({}) alone",
-                  segments.size(), weights.name(), format_bytes(weights.bytes())),
-      "let the trainer keep all its weights in that memory");
+  for (const auto& segment : placed.segments()) {
+    const auto place = segment.address - weights.data();
+    const bool is_in = place >= 0 && segment.bytes <= weights.bytes() &&
+                       static_cast<uint64_t>(place) <= weights.bytes() - segment.bytes;
+    if (is_in) continue;
+    throw request_error(
+        fmt::format("{} of the trainer's weights, from byte {} on, lie elsewhere than in \"{}\" "
+                    "({}), of which alone inference can map",
+                    format_bytes(segment.bytes), segment.offset_bytes, weights.name(),
+                    format_bytes(weights.bytes())),
+        "let the trainer keep all its weights in that memory");
+  }
 }
 
 }  // namespace
@@ -40,7 +48,7 @@ TrainerMember::TrainerMember(Job& job, TrainerEngine& engine, const RankLayout& 
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
     Region* held = region(tag);
     if (held == nullptr) continue;
-    proofs_.try_emplace(tag, *held, runs_of(engine.tensors(tag)), kernels);
+    proofs_.try_emplace(tag, *held, runs_of(engine, tag), kernels);
   }
 }
 

@@ -17,7 +17,7 @@ constexpr size_t kNamedRanks = 4;
 
 WeightVerifier::WeightVerifier(Job& job, const HandOver& hand_over, Kernels& kernels,
                                const PlacedMemory& trainer_weights)
-    : job_(job), model_(hand_over.model), kernels_(kernels) {
+    : job_(job), hand_over_(hand_over), model_(hand_over.model), kernels_(kernels) {
   const Peer& me = job.peers()[static_cast<size_t>(job.rank())];
   role_ = me.role;
   const bool trains = role_ == Role::kTrainer;
@@ -32,6 +32,14 @@ uint64_t WeightVerifier::digest() {
   batch_->run();
   kernels_.wait("the digest of the weights", job_.deadline(), job_);
   return bytes_;
+}
+
+std::vector<uint64_t> WeightVerifier::digest_once(const PlacedMemory& weights) {
+  const auto views = shard_views(*model_.held, hand_over_.inference_here, weights);
+  const auto batch = kernels_.prepare_digests(views, narrow<uint32_t>(replicas_.size()));
+  batch->run();
+  kernels_.wait("the digest of what inference has loaded", job_.deadline(), job_);
+  return {batch->sums().begin(), batch->sums().end()};
 }
 
 std::span<const uint64_t> WeightVerifier::sums() const {

@@ -28,6 +28,8 @@ class WeightVerifier {
 
   /// Digests this trainer's weights, which must be resident. Returns the bytes read.
   uint64_t digest();
+  /// What an inference rank holds at `weights`, digested once, as `sums` of a trainer.
+  [[nodiscard]] std::vector<uint64_t> digest_once(const PlacedMemory& weights);
   /// What a trainer's last `digest` found; nothing on inference ranks.
   [[nodiscard]] std::span<const uint64_t> sums() const;
   /// Compares `mine`, this rank's sums as shard_views numbers them, with those of all ranks: every
@@ -60,6 +62,7 @@ class WeightVerifier {
                           uint32_t tensor) const;
 
   Job& job_;
+  const HandOver& hand_over_;
   const HeldModel& model_;
   Kernels& kernels_;
   Role role_;

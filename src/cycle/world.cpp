@@ -1,7 +1,6 @@
 #include "cycle/world.hpp"
 
 #include <sched.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include "base/fixed_text.hpp"
 #include "base/launch.hpp"
 #include "base/log.hpp"
+#include "base/node_identity.hpp"
 
 namespace awex {
 namespace {
@@ -41,11 +41,6 @@ std::string first_line(const char* path) {
   std::ifstream file(path);
   std::getline(file, line);
   return line;
-}
-
-uint64_t own_pid_namespace() {
-  struct stat about {};
-  return ::stat("/proc/self/ns/pid", &about) == 0 ? about.st_ino : 0;
 }
 
 const char* const kShareProcesses =

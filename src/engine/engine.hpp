@@ -1,11 +1,15 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/checked.hpp"
+#include "base/fixed_text.hpp"
 #include "base/role.hpp"
 #include "base/thread_pool.hpp"
 #include "base/wait.hpp"
@@ -40,6 +44,12 @@ struct EngineNeeds {
 /// A command that an engine asks for.
 enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack };
 
+/// How an engine that is a process of its own stands. Plain data, to be gathered.
+struct Attendance {
+  int pid = 0;            ///< Its process; 0 for none, and for an engine that is built in.
+  FixedText<48> state{};  ///< "ready", "busy", "lost since …"; empty for one that is built in.
+};
+
 /// How a command has ended, the same on every rank.
 struct CommandOutcome {
   bool is_hand_over = false;  ///< The trainers' memory was to be given over,
@@ -72,15 +82,14 @@ class Engine {
   [[nodiscard]] virtual Region* region(Tag tag) = 0;
   /// Where its memory of a tag lies; all its bytes are there while the region is resident. As a
   /// rule it is the region; an inference engine's weights may also be pieces of any memory, which
-  /// its region then stands for. A trainer's weights are one segment, its region, as others map
-  /// that.
+  /// its region then stands for, and a trainer's pieces of its region, as others map that.
   [[nodiscard]] virtual PlacedMemory placed(Tag tag);
   /// How often what `placed` says has become another: when an inference engine has moved its
   /// weights, the next transfer goes there. Nothing moves while the cycle works on it.
   [[nodiscard]] virtual uint64_t moves() const { return 0; }
-  /// The tensors that it declares in its memory of a tag, by its own names; places count from the
-  /// memory's start. What no tensor covers is not proven over an offload. None for a tag that it
-  /// does not hold.
+  /// The tensors that it declares in its memory of a tag, by its own names; places are those that
+  /// `placed` is asked for. What no tensor covers is not proven over an offload. None for a tag
+  /// that it does not hold.
   [[nodiscard]] virtual std::vector<Parameter> tensors(Tag tag) const = 0;
 
   /// Before a command gives memory over: returns when the engine is where that may be done. Throws
@@ -90,12 +99,18 @@ class Engine {
   virtual void command_over(const CommandOutcome& /*end*/) {}
   /// The command that it waits for, if any; cheap.
   [[nodiscard]] virtual EngineWish wish() { return EngineWish::kNone; }
+  /// How it stands now, for people; cheap.
+  [[nodiscard]] virtual Attendance attendance() const { return {}; }
   /// At rest, from time to time: lets an engine come in place of one that was lost. Throws what
   /// bringing its memory into a state that it can go on from throws.
   virtual void attend(WaitMonitor& /*monitor*/) {}
 
   /// Before the cycle begins: a trainer takes its memory and fills it; inference may do so.
   virtual void load(const Deadline& deadline, WaitMonitor& monitor) = 0;
+  /// All ranks have loaded: the engine may go on; or may not, with an error that all ranks throw
+  /// next.
+  virtual void loaded(const std::optional<Error>& /*refusal*/, const Deadline& /*deadline*/,
+                      WaitMonitor& /*monitor*/) {}
   /// The memory of a tag is about to be given back; no work of the engine on it may be in flight on
   /// return.
   virtual void before_release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) = 0;
@@ -113,6 +128,12 @@ class TrainerEngine : public Engine {
   /// Training steps so far. One whose call failed counts where it is done once the device is idle:
   /// after a failure trainers that have taken fewer catch up.
   [[nodiscard]] virtual uint64_t steps() const = 0;
+  /// How often its weights may have become others. An engine that counts its steps changes them in
+  /// steps alone.
+  [[nodiscard]] virtual uint64_t changes() const { return steps(); }
+  /// Gives it a way to bring its memory back as it was when it was offloaded last, proven. It uses
+  /// that in `attend`.
+  virtual void restore_by(std::function<void(WaitMonitor&)> /*restore*/) {}
 };
 
 /// What an engine is made of and with. All of it outlives the engine.
@@ -123,16 +144,24 @@ struct EngineParts {
   MemoryLedger& ledger;  ///< On which its regions book their memory.
   Kernels& kernels;
   CopyQueue& queue;
-  WaitMonitor& monitor;  ///< For waits while it is made.
-  Seconds silence;       ///< That each of them may take.
-  EngineNeeds needs{};   ///< What the factory's `await_engine` has returned on this rank.
+  WaitMonitor& monitor;    ///< For waits while it is made.
+  Seconds silence;         ///< That each of them may take.
+  EngineNeeds needs{};     ///< What the factory's `await_engine` has returned on this rank.
+  uint32_t role_rank = 0;  ///< Position among the ranks of its role.
+  std::string spec{};      ///< Of its layout, as users know it: "megatron:tp=2".
 };
+
+/// The room that weights take which a layout of `layout_bytes` holds: an engine may place them in
+/// more.
+[[nodiscard]] constexpr uint64_t room_for_weights(uint64_t layout_bytes, const EngineNeeds& needs) {
+  return std::max(layout_bytes, round_up(needs.weights, kParameterAlignment));
+}
 
 struct TrainerParts {
   EngineParts common;
   const WeightSource& source;  ///< What it begins with.
-  uint64_t weights_bytes = 0;  ///< Of the weights region: what lies behind the layout's is not its
-                               ///< own (layout/trainer_scales.hpp).
+  uint64_t weights_bytes = 0;  ///< Of all that is read of its weights: what lies behind the
+                               ///< layout's is not its own (layout/trainer_scales.hpp).
   bool optimizer = true;       ///< Whether it holds an optimizer's state.
   ThreadPool& threads;
 };
@@ -155,6 +184,9 @@ class EngineFactory {
 
   /// Whether engines of their own processes play a role; the same on every rank.
   [[nodiscard]] virtual bool attaches(Role /*role*/) const { return false; }
+  /// Whether inference engines have weights when they are made, to be proven before the first
+  /// transfer; the same on every rank.
+  [[nodiscard]] virtual bool admits_by_digest() const { return false; }
   /// Waits for the engine of this rank, if it is one that attaches, and returns what it needs.
   [[nodiscard]] virtual EngineNeeds await_engine(Role /*role*/, uint32_t /*position*/,
                                                  const Device& /*device*/,

@@ -2,6 +2,7 @@
 #include "base/error.hpp"
 #include "memory/device.hpp"
 #include "memory/gpu_facts.hpp"
+#include "memory/mapping_device.hpp"
 
 namespace awex {
 namespace {
@@ -23,6 +24,11 @@ std::unique_ptr<Device> make_cuda_device(int index, size_t /*pool_threads*/) {
   throw request_error(
       fmt::format("cannot open gpu {}: this binary was built without CUDA", index),
       "run with --backend host, or build again where nvcc, the CUDA Toolkit and NCCL are found");
+}
+
+std::unique_ptr<MappingDevice> make_cuda_mapping_device(const std::array<uint8_t, 16>& /*uuid*/) {
+  throw request_error("this library was built without CUDA",
+                      "build awex-colocate again where nvcc, the CUDA Toolkit and NCCL are found");
 }
 
 CudaVersions cuda_versions() { return {}; }

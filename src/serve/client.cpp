@@ -17,7 +17,7 @@
 
 #include "base/error.hpp"
 #include "base/unique_fd.hpp"
-#include "comm/node_identity.hpp"
+#include "base/node_identity.hpp"
 #include "comm/process_watch.hpp"
 #include "serve/job_directory.hpp"
 

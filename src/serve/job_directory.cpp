@@ -23,11 +23,12 @@
 #include "base/error.hpp"
 #include "base/json_values.hpp"
 #include "base/log.hpp"
+#include "base/private_directory.hpp"
 #include "base/utc_now.hpp"
 #include "base/wait.hpp"
-#include "comm/node_identity.hpp"
+#include "base/node_identity.hpp"
 #include "model/json_input.hpp"
-#include "serve/json_fields.hpp"
+#include "model/json_fields.hpp"
 
 namespace awex {
 namespace {
@@ -35,9 +36,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kRecordName = "job.json";
-constexpr const char* kSocketName = "socket";
-constexpr const char* kPrivateName = "awex-colocate-";
-constexpr const char* kPrivatePattern = "awex-colocate-XXXXXX";
 constexpr size_t kLongestRecord = 64 << 10;
 /// How long another job's start at the same directory may take.
 constexpr Seconds kOthersStart{5};
@@ -83,13 +81,7 @@ JobRecord decode_record(const std::string& text, const std::string& where) {
   record.started_at = fields.text("started_at");
   record.ended_at = fields.text("ended_at");
   record.end = fields.text("end");
-  if (fields.find("exit_code") != nullptr) {
-    const auto code = fields.count("exit_code");
-    if (code > static_cast<uint64_t>(ExitCode::kPeerLost)) {
-      throw fields.is_not("exit_code", parsed.at("exit_code"), "an exit code");
-    }
-    record.exit_code = static_cast<ExitCode>(code);
-  }
+  if (fields.find("exit_code") != nullptr) record.exit_code = fields.exit_code("exit_code");
   return record;
 }
 
@@ -194,70 +186,6 @@ class NewRecord {
   UniqueFd fd_;
   bool moved_ = false;
 };
-
-/// Whether `directory` is its own: others' links are not followed.
-bool is_own_directory(const UniqueFd& directory) {
-  struct stat status {};
-  return ::fstat(directory.get(), &status) == 0 && S_ISDIR(status.st_mode) &&
-         status.st_uid == ::geteuid();
-}
-
-UniqueFd open_directory(const std::string& path) {
-  return UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-}
-
-/// Removes a private directory and what a job has made in it; nothing else, as its name may come
-/// from a file.
-void remove_private(const std::string& path) noexcept {
-  const auto slash = path.rfind('/');
-  if (slash == std::string::npos ||
-      path.compare(slash + 1, std::strlen(kPrivateName), kPrivateName) != 0) {
-    return;
-  }
-  const auto directory = open_directory(path);
-  if (!directory.valid() || !is_own_directory(directory)) return;
-  ::unlinkat(directory.get(), kSocketName, 0);
-  ::rmdir(path.c_str());
-}
-
-/// $XDG_RUNTIME_DIR where it is what it should be, and short enough; /tmp elsewhere.
-std::string base_directory() {
-  const char* named = std::getenv("XDG_RUNTIME_DIR");
-  if (named == nullptr || *named != '/') return "/tmp";
-  std::string path(named);
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  const auto longest = sizeof(sockaddr_un::sun_path) - 1;
-  if (path.size() + std::strlen(kPrivatePattern) + std::strlen(kSocketName) + 2 > longest) {
-    return "/tmp";
-  }
-  struct stat status {};
-  const bool is_private = ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode) &&
-                          status.st_uid == ::geteuid() && (status.st_mode & 022U) == 0 &&
-                          ::access(path.c_str(), W_OK | X_OK) == 0;
-  return is_private ? path : "/tmp";
-}
-
-std::string make_private_directory() {
-  auto path = base_directory() + "/" + kPrivatePattern;
-  // Its name is new, so nobody can have put something there.
-  if (::mkdtemp(path.data()) == nullptr) {
-    throw cannot(fmt::format("make the job's private directory \"{}\"", path), errno,
-                 "set XDG_RUNTIME_DIR to a directory of your own on this host");
-  }
-  return path;
-}
-
-/// Held by a job as long as it lives. It is the directory's own, which also keeps those away that
-/// tidy /tmp up (systemd-tmpfiles).
-UniqueFd lock_private(const std::string& path) {
-  auto directory = open_directory(path);
-  if (!directory.valid() || !is_own_directory(directory) || ::fchmod(directory.get(), 0700) != 0 ||
-      ::flock(directory.get(), LOCK_EX | LOCK_NB) != 0) {
-    throw cannot(fmt::format("lock the job's private directory \"{}\"", path), errno,
-                 "set XDG_RUNTIME_DIR to a directory of your own on this host");
-  }
-  return directory;
-}
 
 std::string private_directory_of(const JobRecord& record) {
   const auto slash = record.socket.rfind('/');
@@ -420,29 +348,29 @@ bool job_lives(const JobRecord& record) {
 JobDirectory::JobDirectory(const std::string& path)
     : path_(take_directory(path)), private_directory_(make_private_directory()) {
   try {
-    lock_ = lock_private(private_directory_);
+    lock_ = lock_private_directory(private_directory_);
     const auto node = read_node_identity();
     record_.host = node.name();
     record_.boot_id = text_of(node.boot);
     record_.pid = ::getpid();
-    record_.socket = private_directory_ + "/" + kSocketName;
+    record_.socket = private_socket_path(private_directory_);
     record_.build = build_identity();
     record_.started_at = utc_now();
     former_ = publish(path_, record_);
-    if (former_ && is_of_this_host(*former_)) remove_private(private_directory_of(*former_));
+    if (former_ && is_of_this_host(*former_)) remove_private_directory(private_directory_of(*former_));
   } catch (...) {
-    remove_private(private_directory_);
+    remove_private_directory(private_directory_);
     throw;
   }
 }
 
-JobDirectory::~JobDirectory() { remove_private(private_directory_); }
+JobDirectory::~JobDirectory() { remove_private_directory(private_directory_); }
 
 void JobDirectory::write_end(const std::string& end, std::optional<ExitCode> code) {
   record_.ended_at = utc_now();
   record_.end = end;
   record_.exit_code = code;
-  remove_private(private_directory_);
+  remove_private_directory(private_directory_);
   publish_end(path_, record_);
 }
 
@@ -458,7 +386,7 @@ void bury_job(const std::string& path, const std::string& private_directory,
   } catch (const std::exception& error) {
     log::warning(fmt::format("the job's end is not written into \"{}\": {}", path, error.what()));
   }
-  remove_private(private_directory);
+  remove_private_directory(private_directory);
 }
 
 std::optional<JobRecord> read_job_record(const std::string& path) {

@@ -60,6 +60,11 @@ Json rank_json(int number, const RankInfo* info, const RankStatus* rank) {
   json["host_used_bytes"] = value_or_null(rank->host_used_bytes);
   json["lock_limit_bytes"] = value_or_null(rank->lock_limit_bytes);
   json["steps"] = rank->steps;
+  if (rank->attendance) {
+    const auto& engine = *rank->attendance;
+    json["engine_pid"] = engine.pid > 0 ? Json(engine.pid) : Json();
+    json["engine_state"] = text_or_null(text_of(engine.state));
+  }
   return json;
 }
 

@@ -1,12 +1,11 @@
 #include "serve/protocol.hpp"
 
 #include <array>
-#include <limits>
 
 #include "base/error_json.hpp"
 #include "base/json_values.hpp"
 #include "model/json_input.hpp"
-#include "serve/json_fields.hpp"
+#include "model/json_fields.hpp"
 
 namespace awex {
 namespace {
@@ -155,36 +154,6 @@ void check_version(JsonFields& fields) {
       "use the awex-colocate that the job was started with");
 }
 
-ExitCode read_exit_code(JsonFields& fields, const char* key) {
-  const auto code = fields.count(key);
-  if (code > static_cast<uint64_t>(ExitCode::kPeerLost)) {
-    throw request_error(fmt::format("\"{}\" is {}, no exit code", key, code));
-  }
-  return static_cast<ExitCode>(code);
-}
-
-std::optional<Error> read_error(const json* value) {
-  if (value == nullptr) return std::nullopt;
-  JsonFields fields(*value, "the error");
-  const auto code = read_exit_code(fields, "code");
-  Error error(code, fields.text("message"), fields.text("hint"));
-  auto& context = error.context();
-  if (const auto* rank = fields.find("rank")) {
-    constexpr int kMostRanks = std::numeric_limits<int>::max();
-    if (!rank->is_number_unsigned() || rank->get<uint64_t>() > kMostRanks) {
-      throw fields.is_not("rank", *rank, "a rank");
-    }
-    context.rank = rank->get<int>();
-  }
-  context.host = fields.text("host");
-  context.gpu = fields.text("gpu");
-  context.role = fields.text("role");
-  context.phase = fields.text("phase");
-  context.tag = fields.text("tag");
-  context.tensor = fields.text("tensor");
-  return error;
-}
-
 Event read_event(std::string_view line) {
   const auto parsed = parse_json(line, "the event");
   JsonFields fields(parsed, "the event");
@@ -204,8 +173,8 @@ Event read_event(std::string_view line) {
       event.bytes = fields.count("bytes");
       break;
     case Event::Kind::kDone:
-      event.exit_code = read_exit_code(fields, "exit_code");
-      event.error = read_error(fields.find("error"));
+      event.exit_code = fields.exit_code("exit_code");
+      event.error = fields.error("error");
       event.table = fields.text("table");
       event.json = fields.text("json");
       event.trace = fields.text("trace");

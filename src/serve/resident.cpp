@@ -1,14 +1,18 @@
 #include "serve/resident.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <span>
 #include <utility>
 
+#include "attach/attached_engines.hpp"
 #include "base/build_identity.hpp"
 #include "base/fixed_text.hpp"
 #include "base/log.hpp"
+#include "base/node_identity.hpp"
 #include "base/utc_now.hpp"
 #include "comm/signals.hpp"
 
@@ -17,6 +21,8 @@ namespace {
 
 /// How long rank 0 waits for clients between two looks at the other ranks.
 constexpr Seconds kLook{0.1};
+/// How often rank 0 learns how engines that attach stand.
+constexpr Seconds kRollCall{1};
 /// How long clients may take to read what they are told when the job ends.
 constexpr Seconds kFarewell{1};
 
@@ -38,12 +44,14 @@ struct Resident::Door {
   StatusBoard board;
   Doorman doorman;
   std::optional<Visit> visit;  ///< Of the command that runs, or that ends the job.
-  Stopwatch watch;             ///< Of the command that runs.
+  bool runs = false;           ///< A command does, a client's or an engine's.
+  Deadline roll_call{kRollCall};
+  Stopwatch watch;  ///< Of the command that runs.
 };
 
 /// What all ranks do next. Plain data, to be sent.
 struct Resident::Order {
-  enum class Kind : uint8_t { kRun, kEnd };
+  enum class Kind : uint8_t { kRun, kLook, kEnd };
   Kind kind = Kind::kEnd;
   CommandOptions command;
 };
@@ -101,15 +109,20 @@ Resident::Resident(const ServeOptions& options, Job& job, const ResidentVoice& v
   report_.command = "serve";
 }
 
-Resident::~Resident() { wake_on_signals(nullptr, nullptr); }
+Resident::~Resident() {
+  wake_on_signals(nullptr, nullptr);
+  job_.set_rest_hook(nullptr);
+}
 
 Resident::End Resident::serve() {
   End end;
   try {
     open();
+    open_to_engines();
     start();
     while (serve_one(end.error)) {
     }
+    job_.set_rest_hook(nullptr);
     session_.reset();
     job_.set_phase("the end of the job");
     job_.agree(nullptr);
@@ -155,8 +168,29 @@ void Resident::open() {
   });
 }
 
+/// Which may attach from now on.
+void Resident::open_to_engines() {
+  const auto& wanted = options_.attach;
+  if (!wanted.any()) return;
+  attach::AttachSettings settings;
+  settings.job_directory = options_.directory;
+  settings.trainer = wanted.trainer;
+  settings.inference = wanted.inference;
+  settings.admits_by_digest = wanted.admits_by_digest;
+  settings.patience = wanted.patience;
+  settings.here.host = job_.node().name();
+  settings.here.boot_id = text_of(job_.node().boot);
+  settings.here.pid_namespace = own_pid_namespace();
+  settings.here.rank = job_.rank();
+  settings.here.pid = ::getpid();
+  if (door_) settings.wake = [doorman = &door_->doorman] { doorman->wake(); };
+  attached_ = std::make_unique<attach::AttachedEngines>(std::move(settings));
+}
+
+const EngineFactory& Resident::engines() const { return attached_ ? *attached_ : engines_; }
+
 void Resident::start() {
-  session_ = std::make_unique<Session>(request_, job_, *relay_, report_, engines_);
+  session_ = std::make_unique<Session>(request_, job_, *relay_, report_, engines());
   if (door_) {
     door_->board.update([this](JobStatus& status) {
       status.backend = report_.backend;
@@ -167,6 +201,7 @@ void Resident::start() {
     });
   }
   session_->start();
+  if (session_->has_attached()) job_.set_rest_hook([this] { session_->attend(); });
   refresh();
   if (!door_) return;
   voice_.log(fmt::format("serving {}: {} -> {}, {} ranks, {}; loaded in {}", report_.model_name,
@@ -183,8 +218,14 @@ bool Resident::serve_one(std::optional<Error>& end) {
       job_.end_command();  // a signal has nothing more to end
       return false;
     }
-    run(order);
-    job_.end_command();
+    if (order.kind == Order::Kind::kLook) {
+      job_.end_command();
+      come_to_rest(failure);
+      if (!failure) return true;
+    } else {
+      run(order);
+      job_.end_command();
+    }
   } catch (const Error& error) {
     failure = error;
   } catch (const std::exception& error) {
@@ -246,6 +287,7 @@ Resident::Order Resident::order_of_client() {
       return {Order::Kind::kEnd, {}};
     }
     show_status_if_asked();
+    if (const auto order = order_at_rest()) return *order;
     door_->visit = door_->doorman.next(kLook);
     if (!door_->visit) continue;
     const ClientRequest& request = door_->visit->request;
@@ -262,6 +304,22 @@ Resident::Order Resident::order_of_client() {
   return {Order::Kind::kRun, resident_command(door_->visit->request.command)};
 }
 
+/// What engines that attach give rise to.
+std::optional<Resident::Order> Resident::order_at_rest() {
+  if (!session_->has_attached()) return std::nullopt;
+  session_->attend();
+  switch (session_->wish()) {
+    case EngineWish::kHandOver:
+      return Order{Order::Kind::kRun, {.command = Command::kHandOver}};
+    case EngineWish::kTakeBack:
+      return Order{Order::Kind::kRun, {.command = Command::kTakeBack}};
+    case EngineWish::kNone:
+      break;
+  }
+  if (!door_->roll_call.expired()) return std::nullopt;
+  return Order{Order::Kind::kLook, {}};
+}
+
 void Resident::run(const Order& order) {
   report_.command = command_name(order.command.command);
   report_.started_at = utc_now();
@@ -269,9 +327,12 @@ void Resident::run(const Order& order) {
   report_.error.reset();
   report_.finished = false;
   if (door_) {
-    const uint64_t client = door_->visit->client;
     door_->watch = {};
+    door_->runs = true;
     set_activity(JobStatus::Activity::kRunning, report_.command);
+  }
+  if (door_ && door_->visit) {
+    const uint64_t client = door_->visit->client;
     Event started;
     started.kind = Event::Kind::kStarted;
     door_->doorman.tell(client, started);
@@ -291,6 +352,7 @@ void Resident::run(const Order& order) {
 void Resident::refresh() {
   auto ranks = session_->statuses();
   if (!door_) return;
+  door_->roll_call = Deadline(kRollCall);
   door_->board.update([&](JobStatus& status) {
     status.ranks = std::move(ranks);
     status.content = session_->content().state();
@@ -312,7 +374,7 @@ void Resident::conclude(const std::optional<Error>& failure) {
 }
 
 void Resident::note_outcome(const std::optional<Error>& failure) {
-  const bool ran = door_->visit.has_value();
+  const bool ran = std::exchange(door_->runs, false) || door_->visit.has_value();
   door_->board.update([&](JobStatus& status) {
     status.commands += ran ? 1 : 0;
     status.failures += failure ? 1 : 0;
@@ -359,6 +421,8 @@ void Resident::write_end(const std::string& end, ExitCode code) {
 
 /// The clients that wait learn how the job has ended; then nothing of it is left on this host.
 void Resident::end_job(const std::optional<Error>& error) {
+  // The engines learn of it; where the session lives on, it ends with the process.
+  if (!session_) attached_.reset();
   if (!door_) return;
   wake_on_signals(nullptr, nullptr);
   set_activity(JobStatus::Activity::kEnding);

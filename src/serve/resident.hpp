@@ -20,10 +20,21 @@
 
 namespace awex {
 
+/// Which roles are played by engines that attach to the job, and how. The same on every rank.
+struct AttachOptions {
+  bool trainer = false;
+  bool inference = false;
+  bool admits_by_digest = true;  ///< What inference has loaded is proven before the first transfer.
+  Seconds patience{600};         ///< For engines to come and to say what they hold.
+
+  [[nodiscard]] bool any() const { return trainer || inference; }
+};
+
 /// What a user asks of a resident job. The same on every rank but for `job.role`.
 struct ServeOptions {
   std::string directory;  ///< That names the job.
   JobOptions job;
+  AttachOptions attach{};
 };
 
 /// How a resident job's rank 0 speaks. Nothing may be null.
@@ -67,12 +78,15 @@ class Resident {
   struct Order;
 
   void open();
+  void open_to_engines();
+  [[nodiscard]] const EngineFactory& engines() const;
   void start();
   /// Whether another command follows.
   bool serve_one(std::optional<Error>& end);
   [[nodiscard]] bool somebody_is_told_to_end();
   [[nodiscard]] Order next_order();
   [[nodiscard]] Order order_of_client();
+  [[nodiscard]] std::optional<Order> order_at_rest();
   void run(const Order& order);
   void come_to_rest(std::optional<Error>& failure);
   void refresh();
@@ -94,6 +108,7 @@ class Resident {
   std::unique_ptr<Door> door_;  ///< On rank 0.
   std::string private_directory_;
   std::unique_ptr<Relay> relay_;
+  std::unique_ptr<EngineFactory> attached_;  ///< Where any role attaches; outlives the session.
   std::unique_ptr<Session> session_;
   int shown_ = 0;  ///< How many signals the status has been shown for.
 };

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "base/error.hpp"
-#include "comm/node_identity.hpp"
+#include "base/node_identity.hpp"
 #include "support/temporary_directory.hpp"
 
 namespace {

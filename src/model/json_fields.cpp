@@ -1,6 +1,7 @@
-#include "serve/json_fields.hpp"
+#include "model/json_fields.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace awex {
@@ -48,6 +49,37 @@ std::optional<double> JsonFields::number(const char* key) {
   if (value == nullptr) return std::nullopt;
   if (!value->is_number()) throw is_not(key, *value, "a number");
   return value->get<double>();
+}
+
+ExitCode JsonFields::exit_code(const char* key) {
+  const auto code = count(key);
+  if (code > static_cast<uint64_t>(ExitCode::kPeerLost)) {
+    throw is_not(key, object_.at(key), "an exit code");
+  }
+  return static_cast<ExitCode>(code);
+}
+
+std::optional<Error> JsonFields::error(const char* key) {
+  const auto* value = find(key);
+  if (value == nullptr) return std::nullopt;
+  JsonFields fields(*value, "the error");
+  const auto code = fields.exit_code("code");
+  Error error(code, fields.text("message"), fields.text("hint"));
+  auto& context = error.context();
+  if (const auto* rank = fields.find("rank")) {
+    constexpr int kMostRanks = std::numeric_limits<int>::max();
+    if (!rank->is_number_unsigned() || rank->get<uint64_t>() > kMostRanks) {
+      throw fields.is_not("rank", *rank, "a rank");
+    }
+    context.rank = rank->get<int>();
+  }
+  context.host = fields.text("host");
+  context.gpu = fields.text("gpu");
+  context.role = fields.text("role");
+  context.phase = fields.text("phase");
+  context.tag = fields.text("tag");
+  context.tensor = fields.text("tensor");
+  return error;
 }
 
 void JsonFields::finish() const {

@@ -1,5 +1,6 @@
-#include "comm/node_identity.hpp"
+#include "base/node_identity.hpp"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -20,6 +21,11 @@ NodeIdentity read_node_identity() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::getline(file, boot);  // stays empty where /proc does not tell
   return {fixed_text<72>(name.data()), fixed_text<40>(boot)};
+}
+
+uint64_t own_pid_namespace() {
+  struct stat about {};
+  return ::stat("/proc/self/ns/pid", &about) == 0 ? about.st_ino : 0;
 }
 
 }  // namespace awex

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -29,5 +30,9 @@ static_assert(std::is_trivially_copyable_v<NodeIdentity>);
 
 /// This process's. Throws Error(kRuntime).
 [[nodiscard]] NodeIdentity read_node_identity();
+
+/// Which PID namespace this process is in: those in one see each other's pids. 0 where /proc does
+/// not tell.
+[[nodiscard]] uint64_t own_pid_namespace();
 
 }  // namespace awex

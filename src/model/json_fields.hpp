@@ -44,6 +44,9 @@ class JsonFields {
   /// Empty where the key is missing.
   [[nodiscard]] std::string text(const char* key);
   [[nodiscard]] std::optional<double> number(const char* key);
+  [[nodiscard]] ExitCode exit_code(const char* key);
+  /// As error_json (base/error_json.hpp) writes it; nothing where the key is missing.
+  [[nodiscard]] std::optional<Error> error(const char* key);
   template <class Value, size_t N>
   [[nodiscard]] Value choice(const char* key, const std::array<Named<Value>, N>& names) {
     return choice_of(key, get(key), names);

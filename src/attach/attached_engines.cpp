@@ -1,0 +1,299 @@
+#include "attach/attached_engines.hpp"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "attach/attachment.hpp"
+#include "attach/declared.hpp"
+#include "attach/door.hpp"
+#include "base/log.hpp"
+
+namespace awex::attach {
+
+struct AttachedEngines::AtTheDoor {
+  AttachSettings settings;
+  std::unique_ptr<Door> door;
+};
+
+namespace {
+
+Attachment::Settings settings_for(const AttachSettings& settings, Role role) {
+  return {role, settings.here.rank, settings.here.host, settings.patience};
+}
+
+/// A trainer whose process is its own. The rank has its memory, maps it too, and moves it.
+class AttachedTrainer final : public TrainerEngine {
+ public:
+  AttachedTrainer(Door& door, const AttachSettings& settings, const TrainerParts& parts)
+      : parts_(parts),
+        own_bytes_(room_for_weights(parts.common.layout.bytes, parts.common.needs)),
+        weights_(parts.common.device, "trainer weights", Tag::kWeights,
+                 own_bytes_ + parts.weights_bytes - parts.common.layout.bytes,
+                 &parts.common.ledger) {
+    if (const uint64_t bytes = parts.common.needs.optimizer; bytes > 0) {
+      optimizer_.emplace(parts.common.device, "trainer optimizer", Tag::kOptimizer, bytes,
+                         &parts.common.ledger);
+    }
+    attachment_.emplace(door, settings_for(settings, Role::kTrainer), parts.common,
+                        std::array<Region*, 3>{&weights_, region(Tag::kOptimizer), nullptr},
+                        own_bytes_);
+    auto& monitor = parts.common.monitor;
+    weights_.take(Deadline(parts.common.silence), monitor);
+    if (optimizer_) optimizer_->take(Deadline(parts.common.silence), monitor);
+    attachment_->begin(monitor);
+    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) attachment_->set_content(tag, true);
+  }
+
+  [[nodiscard]] std::string name() const override { return attachment_->name(); }
+  [[nodiscard]] Region* region(Tag tag) override {
+    if (tag == Tag::kWeights) return &weights_;
+    return tag == Tag::kOptimizer && optimizer_ ? &*optimizer_ : nullptr;
+  }
+  [[nodiscard]] PlacedMemory placed(Tag tag) override {
+    if (tag != Tag::kWeights) return TrainerEngine::placed(tag);
+    const auto& layout = parts_.common.layout;
+    auto segments = segments_of(layout, attachment_->places(), weights_.data());
+    if (const uint64_t scales = parts_.weights_bytes - layout.bytes; scales > 0) {
+      segments.push_back({layout.bytes, weights_.data() + own_bytes_, scales});
+    }
+    return {weights_.name(), std::move(segments)};
+  }
+  [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override {
+    if (tag == Tag::kWeights) return parts_.common.layout.parameters;
+    return attachment_->declared(tag);
+  }
+
+  void await_ready(const Deadline& deadline, WaitMonitor& monitor) override {
+    attachment_->await_ready(deadline, monitor, inherit());
+  }
+  void command_over(const CommandOutcome& end) override { attachment_->command_over(end); }
+  [[nodiscard]] EngineWish wish() override { return attachment_->wish(); }
+  [[nodiscard]] Attendance attendance() const override { return attachment_->attendance(); }
+  void attend(WaitMonitor& monitor) override { attachment_->attend(inherit(), monitor); }
+  void restore_by(std::function<void(WaitMonitor&)> restore) override {
+    restore_ = std::move(restore);
+  }
+
+  void load(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {}
+  void loaded(const std::optional<Error>& refusal, const Deadline& deadline,
+              WaitMonitor& monitor) override {
+    attachment_->loaded(refusal, deadline, monitor);
+  }
+  void before_release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) override {
+    attachment_->release(tag, deadline, monitor);
+    copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
+  }
+  void after_change(Tag tag, const Change& /*change*/, const Deadline& deadline,
+                    WaitMonitor& monitor) override {
+    attachment_->map(tag, /*has_content=*/true, deadline, monitor);
+  }
+
+  /// It trains for itself.
+  void train(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {}
+  [[nodiscard]] uint64_t steps() const override { return page().steps.load(); }
+  [[nodiscard]] uint64_t changes() const override {
+    const uint64_t counted = steps();
+    return counted > 0 ? counted : attachment_->weights_given();
+  }
+
+ private:
+  /// What the host copy of a tag is of.
+  struct Copy {
+    uint64_t steps = 0;
+    std::string kept;
+  };
+
+  [[nodiscard]] ControlPage& page() const { return attachment_->door().page(); }
+  [[nodiscard]] Attachment::Inherit inherit() {
+    return [this](WaitMonitor& monitor) { return inheritance(monitor); };
+  }
+
+  /// The memory as the former engine has left it; as it was handed over last where that engine was
+  /// writing.
+  Attachment::Inheritance inheritance(WaitMonitor& monitor) {
+    if (page().writing.load() == 0) return {true, attachment_->door().kept()};
+    const auto& weights = copies_.at(static_cast<size_t>(Tag::kWeights));
+    const auto& optimizer = copies_.at(static_cast<size_t>(Tag::kOptimizer));
+    const bool is_whole =
+        weights && (!optimizer_ || (optimizer && optimizer->steps == weights->steps));
+    if (!is_whole || !restore_) {
+      log::warning(fmt::format(
+          "rank {}: the engine was writing when it was lost, and nothing whole has been handed "
+          "over before: the next one begins anew",
+          parts_.common.role_rank));
+      page().steps = 0;
+      page().writing = 0;
+      return {};
+    }
+    restore_(monitor);
+    page().steps = weights->steps;
+    page().writing = 0;
+    return {true, weights->kept};
+  }
+
+  TrainerParts parts_;
+  uint64_t own_bytes_;  ///< What lies behind them are scales.
+  Region weights_;
+  std::optional<Region> optimizer_;
+  std::optional<Attachment> attachment_;
+  std::array<std::optional<Copy>, 3> copies_;
+  std::function<void(WaitMonitor&)> restore_;
+};
+
+/// The part of the layout's gaps that lies in its parameters: what is between them may be anything
+/// of the engine's.
+std::vector<Gap> gaps_in_parameters(const RankLayout& layout, const Catalogue& catalogue) {
+  std::vector<Gap> gaps;
+  for (const auto& gap : layout.gaps(catalogue)) {
+    for (const auto& parameter : layout.parameters) {
+      const uint64_t begin = std::max(gap.offset_bytes, parameter.offset_bytes);
+      const uint64_t end =
+          std::min(gap.offset_bytes + gap.bytes, parameter.offset_bytes + parameter.bytes());
+      if (begin < end) gaps.push_back({begin, end - begin});
+    }
+  }
+  return gaps;
+}
+
+/// An inference engine whose process is its own.
+class AttachedInference final : public Engine {
+ public:
+  AttachedInference(Door& door, const AttachSettings& settings, const InferenceParts& parts)
+      : parts_(parts.common),
+        own_bytes_(room_for_weights(parts.common.layout.bytes, parts.common.needs)),
+        gaps_(gaps_in_parameters(parts.common.layout, parts.common.catalogue)),
+        weights_(parts.common.device, "inference weights", Tag::kWeights, own_bytes_,
+                 &parts.common.ledger) {
+    if (const uint64_t bytes = parts.common.needs.kv_cache; bytes > 0) {
+      kv_cache_.emplace(parts.common.device, "inference KV cache", Tag::kKvCache, bytes,
+                        &parts.common.ledger);
+    }
+    attachment_.emplace(door, settings_for(settings, Role::kInference), parts.common,
+                        std::array<Region*, 3>{&weights_, nullptr, region(Tag::kKvCache)},
+                        own_bytes_);
+    auto& monitor = parts.common.monitor;
+    if (settings.admits_by_digest) weights_.take(Deadline(parts.common.silence), monitor);
+    attachment_->begin(monitor);
+  }
+
+  [[nodiscard]] std::string name() const override { return attachment_->name(); }
+  [[nodiscard]] Region* region(Tag tag) override {
+    if (tag == Tag::kWeights) return &weights_;
+    return tag == Tag::kKvCache && kv_cache_ ? &*kv_cache_ : nullptr;
+  }
+  [[nodiscard]] PlacedMemory placed(Tag tag) override {
+    if (tag != Tag::kWeights) return Engine::placed(tag);
+    return {weights_.name(), segments_of(parts_.layout, attachment_->places(), weights_.data())};
+  }
+  [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override {
+    if (tag == Tag::kWeights) return parts_.layout.parameters;
+    return {};
+  }
+
+  void await_ready(const Deadline& deadline, WaitMonitor& monitor) override {
+    attachment_->await_ready(deadline, monitor, inherit());
+  }
+  void command_over(const CommandOutcome& end) override { attachment_->command_over(end); }
+  [[nodiscard]] EngineWish wish() override { return attachment_->wish(); }
+  [[nodiscard]] Attendance attendance() const override { return attachment_->attendance(); }
+  void attend(WaitMonitor& monitor) override { attachment_->attend(inherit(), monitor); }
+
+  void load(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {}
+  void loaded(const std::optional<Error>& refusal, const Deadline& deadline,
+              WaitMonitor& monitor) override {
+    attachment_->loaded(refusal, deadline, monitor);
+  }
+  void before_release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) override {
+    if (tag == Tag::kWeights) is_committed_ = false;
+    attachment_->release(tag, deadline, monitor);
+  }
+  void after_change(Tag tag, const Change& change, const Deadline& deadline,
+                    WaitMonitor& monitor) override {
+    if (change.kind == Change::Kind::kCommitted) {
+      is_committed_ = true;
+      attachment_->set_content(Tag::kWeights, true);
+      attachment_->tell_changed(change.version, deadline, monitor);
+      return;
+    }
+    if (tag == Tag::kWeights) {
+      is_committed_ = false;
+      clear_gaps(deadline, monitor);
+    }
+    attachment_->map(tag, /*has_content=*/false, deadline, monitor);
+  }
+
+ private:
+  [[nodiscard]] Attachment::Inherit inherit() {
+    return [this](WaitMonitor& /*monitor*/) {
+      attachment_->set_content(Tag::kWeights, is_committed_);
+      return Attachment::Inheritance{is_committed_, {}};
+    };
+  }
+
+  void clear_gaps(const Deadline& deadline, WaitMonitor& monitor) {
+    const PlacedMemory weights = placed(Tag::kWeights);
+    for (const auto& gap : gaps_) {
+      parts_.queue.fill_zero(weights.at(gap.offset_bytes, gap.bytes), gap.bytes);
+    }
+    parts_.queue.finish("clearing the padding of the weights", deadline, monitor);
+  }
+
+  EngineParts parts_;
+  uint64_t own_bytes_;
+  std::vector<Gap> gaps_;
+  Region weights_;
+  std::optional<Region> kv_cache_;
+  std::optional<Attachment> attachment_;
+  bool is_committed_ = false;  ///< The weights are those of a version, and there.
+};
+
+}  // namespace
+
+AttachedEngines::AttachedEngines(AttachSettings settings)
+    : at_the_door_(std::make_unique<AtTheDoor>(AtTheDoor{std::move(settings), nullptr})) {}
+
+AttachedEngines::~AttachedEngines() = default;
+
+bool AttachedEngines::attaches(Role role) const {
+  const auto& settings = at_the_door_->settings;
+  return role == Role::kTrainer ? settings.trainer : settings.inference;
+}
+
+bool AttachedEngines::admits_by_digest() const {
+  return attaches(Role::kInference) && at_the_door_->settings.admits_by_digest;
+}
+
+EngineNeeds AttachedEngines::await_engine(Role role, uint32_t position, const Device& device,
+                                          WaitMonitor& monitor) const {
+  if (!attaches(role)) return {};
+  const auto& settings = at_the_door_->settings;
+  EngineRecord record = settings.here;
+  record.role = role;
+  record.device = static_cast<int>(position);
+  record.uuid = device.identity().uuid;
+  record.backend = backend_name(device.kind());
+  auto& door = at_the_door_->door;
+  door = std::make_unique<Door>(settings.job_directory, record, settings.wake);
+  log::note(fmt::format("rank {} waits for its {} engine: attach it with --job {}", record.rank,
+                        role_name(role), settings.job_directory));
+  door->await_hello(settings.patience, monitor);
+  const auto bytes = door->hello().bytes;
+  const auto of = [&](Tag tag) { return bytes.at(static_cast<size_t>(tag)); };
+  return {of(Tag::kWeights), role == Role::kTrainer ? of(Tag::kOptimizer) : 0,
+          role == Role::kInference ? of(Tag::kKvCache) : 0};
+}
+
+std::unique_ptr<TrainerEngine> AttachedEngines::make_trainer(const TrainerParts& parts) const {
+  if (!attaches(Role::kTrainer)) return built_in_engines().make_trainer(parts);
+  return std::make_unique<AttachedTrainer>(*at_the_door_->door, at_the_door_->settings, parts);
+}
+
+std::unique_ptr<Engine> AttachedEngines::make_inference(const InferenceParts& parts) const {
+  if (!attaches(Role::kInference)) return built_in_engines().make_inference(parts);
+  return std::make_unique<AttachedInference>(*at_the_door_->door, at_the_door_->settings, parts);
+}
+
+}  // namespace awex::attach

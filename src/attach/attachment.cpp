@@ -1,0 +1,230 @@
+#include "attach/attachment.hpp"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "base/fixed_text.hpp"
+#include "base/log.hpp"
+
+namespace awex::attach {
+namespace {
+
+constexpr std::array kAllTags{Tag::kWeights, Tag::kOptimizer, Tag::kKvCache};
+
+}  // namespace
+
+Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
+                       std::array<Region*, 3> regions, uint64_t own_bytes)
+    : door_(door),
+      settings_(std::move(settings)),
+      parts_(parts),
+      regions_(regions),
+      own_bytes_(own_bytes) {}
+
+void Attachment::begin(WaitMonitor& monitor) {
+  const Deadline patience(settings_.patience);
+  while (true) {
+    try {
+      door_.await_hello(settings_.patience, monitor);
+      welcome({}, Deadline(parts_.silence), monitor);
+      while (true) {
+        const ToRank seal = door_.await_seal(settings_.patience, monitor);
+        const auto wrong = look_at_seal(seal);
+        if (!wrong) return accept(seal);
+        log::warning(fmt::format("rank {}: {}; {}", settings_.rank, wrong->what(), wrong->hint()));
+        door_.answer_seal(wrong, Deadline(parts_.silence), monitor);
+      }
+    } catch (const Error& error) {
+      // Another may come in its place.
+      if (error.code() != ExitCode::kPeerLost || door_.state() != Door::State::kLost ||
+          patience.expired()) {
+        throw;
+      }
+      log::warning(fmt::format("{}; rank {} waits for another", error.what(), settings_.rank));
+    }
+  }
+}
+
+void Attachment::loaded(const std::optional<Error>& refusal, const Deadline& deadline,
+                        WaitMonitor& monitor) {
+  door_.answer_seal(refusal, deadline, monitor);
+}
+
+void Attachment::attend(const Inherit& inherit, WaitMonitor& monitor) {
+  const auto state = door_.state();
+  if (state != Door::State::kGreeted && state != Door::State::kAttached) return;
+  try {
+    if (state == Door::State::kGreeted) {
+      welcome(inherit(monitor), Deadline(parts_.silence), monitor);
+      log::note(fmt::format("rank {}: {} has attached in place of the engine that was lost",
+                            settings_.rank, door_.describe()));
+      return;
+    }
+    const auto seal = door_.next_seal();
+    if (!seal) return;
+    const auto wrong = look_at_seal(*seal);
+    if (!wrong) accept(*seal);
+    door_.answer_seal(wrong, Deadline(parts_.silence), monitor);
+  } catch (const Error& error) {
+    if (door_.state() == Door::State::kLost) {
+      log::warning(error.what());
+      return;
+    }
+    monitor.poll();  // what fails the job is not the engine's
+    log::warning(
+        fmt::format("rank {} refuses {}: {}", settings_.rank, door_.describe(), error.what()));
+    door_.refuse(error);
+  }
+}
+
+/// Tells the engine where it is, and gives it what is there.
+void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadline,
+                         WaitMonitor& monitor) {
+  mapped_ = {};
+  try {
+    check_bytes();
+  } catch (const Error& error) {
+    door_.refuse(error);
+    throw door_.lost_error();
+  }
+  ToEngine message;
+  message.rank = settings_.rank;
+  message.role_rank = parts_.role_rank;
+  message.host = settings_.host;
+  message.model = parts_.catalogue.model_name();
+  message.layout = parts_.spec;
+  message.backend = backend_name(parts_.device.kind());
+  message.reattached = inheritance.is_left;
+  message.version = version_;
+  message.places = places_.empty() ? parts_.layout.parameters : places_;
+  message.silence_s = parts_.silence.count();
+  for (const Tag tag : kAllTags) {
+    if (region(tag) == nullptr) continue;
+    message.bytes.at(static_cast<size_t>(tag)) = region(tag)->bytes();
+    message.chunk_bytes.at(static_cast<size_t>(tag)) = region(tag)->range().chunk_bytes();
+    message.mapped.at(static_cast<size_t>(tag)) = region(tag)->state() == RegionState::kResident;
+  }
+  door_.welcome(std::move(message), inheritance.kept, deadline, monitor);
+  for (const Tag tag : kAllTags) {
+    if (region(tag) == nullptr || region(tag)->state() != RegionState::kResident) continue;
+    map(tag, inheritance.is_left && has_content_.at(static_cast<size_t>(tag)), deadline, monitor);
+  }
+}
+
+/// The first engine's wants have made the memory.
+void Attachment::check_bytes() const {
+  const ToRank hello = door_.hello();
+  for (const Tag tag : kAllTags) {
+    const uint64_t wanted = hello.bytes.at(static_cast<size_t>(tag));
+    uint64_t has = region(tag) == nullptr ? 0 : region(tag)->bytes();
+    if (tag == Tag::kWeights) has = own_bytes_;
+    if (wanted <= has) continue;
+    throw request_error(
+        fmt::format("{} asks for {} of {}, and rank {} has {} for its engine", door_.describe(),
+                    format_bytes(wanted), tag_name(tag), settings_.rank, format_bytes(has)),
+        "ask for no more than the engine that attached first, or start the job anew");
+  }
+}
+
+std::optional<Error> Attachment::look_at_seal(const ToRank& seal) const {
+  const WantedWeights wanted{parts_.catalogue, parts_.layout, parts_.spec, own_bytes_,
+                             has_sealed_ ? places_ : std::vector<Parameter>()};
+  if (auto error = differences(seal.declared.at(static_cast<size_t>(Tag::kWeights)), wanted)) {
+    return error;
+  }
+  for (const Tag tag : {Tag::kOptimizer, Tag::kKvCache}) {
+    const uint64_t room = region(tag) == nullptr ? 0 : region(tag)->bytes();
+    if (auto error = misplaced(seal.declared.at(static_cast<size_t>(tag)), tag, room)) return error;
+  }
+  return std::nullopt;
+}
+
+void Attachment::accept(const ToRank& seal) {
+  declared_ = seal.declared;
+  places_ = in_order_of(parts_.layout, declared(Tag::kWeights));
+  has_sealed_ = true;
+}
+
+void Attachment::release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
+  if (mapped(tag) == Mapped::kNo) return;
+  ToEngine message;
+  message.kind = ToEngine::Kind::kRelease;
+  message.tag = tag;
+  message.version = version_;
+  mapped(tag) = Mapped::kUnsure;
+  door_.ask(message, {}, deadline, monitor);
+  mapped(tag) = Mapped::kNo;
+}
+
+void Attachment::map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor) {
+  if (mapped(tag) == Mapped::kYes) return;
+  release(tag, deadline, monitor);
+  mapped(tag) = Mapped::kUnsure;
+  send_chunks(tag, has_content, deadline, monitor);
+  mapped(tag) = Mapped::kYes;
+  if (tag == Tag::kWeights) ++weights_given_;
+}
+
+void Attachment::send_chunks(Tag tag, bool has_content, const Deadline& deadline,
+                             WaitMonitor& monitor) {
+  const auto fds = region(tag)->range().export_fds();
+  for (size_t first = 0; first < fds.size(); first += kMostFds) {
+    const size_t count = std::min(kMostFds, fds.size() - first);
+    ToEngine message;
+    message.kind = ToEngine::Kind::kMap;
+    message.tag = tag;
+    message.version = version_;
+    message.first = first;
+    message.last = first + count == fds.size();
+    message.has_content = has_content;
+    door_.ask(message, std::span(fds).subspan(first, count), deadline, monitor);
+  }
+}
+
+void Attachment::tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor) {
+  version_ = version;
+  ToEngine message;
+  message.kind = ToEngine::Kind::kChanged;
+  message.version = version;
+  door_.ask(message, {}, deadline, monitor);
+}
+
+void Attachment::command_over(const CommandOutcome& end) {
+  version_ = end.version;
+  ToEngine message;
+  message.kind = ToEngine::Kind::kOver;
+  message.version = end.version;
+  const bool is_trainer = settings_.role == Role::kTrainer;
+  message.gave = is_trainer ? end.is_hand_over : end.is_take_back;
+  message.brought = is_trainer ? end.is_take_back : end.is_hand_over;
+  message.error = end.error;
+  door_.tell(message);
+}
+
+Attendance Attachment::attendance() const {
+  Attendance attendance{.pid = door_.pid()};
+  switch (door_.state()) {
+    case Door::State::kAbsent:
+      attendance.state = fixed_text<48>("awaited");
+      break;
+    case Door::State::kGreeted:
+    case Door::State::kAttached:
+      attendance.state = fixed_text<48>("attaching");
+      break;
+    case Door::State::kSealed:
+      attendance.state = fixed_text<48>(door_.is_ready() ? "ready" : "busy");
+      break;
+    case Door::State::kLost:
+      attendance.state = fixed_text<48>("lost since " + door_.lost_at());
+      break;
+  }
+  return attendance;
+}
+
+std::string Attachment::name() const {
+  const auto name = door_.hello().name;
+  return name.empty() ? "none yet" : name;
+}
+
+}  // namespace awex::attach

@@ -1,0 +1,104 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "attach/declared.hpp"
+#include "attach/door.hpp"
+#include "engine/engine.hpp"
+#include "memory/region.hpp"
+
+namespace awex::attach {
+
+/// What both roles' attached engines have in common: an engine at the door, and which of the rank's
+/// memory it has mapped. Calls are the rank's main thread's.
+class Attachment {
+ public:
+  struct Settings {
+    Role role = Role::kTrainer;
+    int rank = 0;
+    std::string host;
+    Seconds patience{600};  ///< For an engine to come and to seal, at the start.
+  };
+  /// What a new engine finds in the memory.
+  struct Inheritance {
+    bool is_left = false;  ///< Something that a former engine has left;
+    std::string kept;      ///< with what it wanted kept.
+  };
+  /// Asked when an engine has come in another's place, before it is welcomed.
+  using Inherit = std::function<Inheritance(WaitMonitor&)>;
+
+  /// All that it refers to outlives it. `regions` by tag, null where there is none; `own_bytes` of
+  /// the weights' region are the engine's.
+  Attachment(Door& door, Settings settings, const EngineParts& parts,
+             std::array<Region*, 3> regions, uint64_t own_bytes);
+
+  /// Lets the first engine in, maps what is resident and waits until it has sealed what fits. It
+  /// then waits for `loaded`.
+  void begin(WaitMonitor& monitor);
+  /// Ends its sealing.
+  void loaded(const std::optional<Error>& refusal, const Deadline& deadline, WaitMonitor& monitor);
+  /// Lets another in, step by step, when one has come; `inherit` says to what. Errors are the
+  /// engine's: they refuse it.
+  void attend(const Inherit& inherit, WaitMonitor& monitor);
+
+  void await_ready(const Deadline& deadline, WaitMonitor& monitor, const Inherit& inherit) {
+    door_.await_ready(deadline, monitor, [&] { attend(inherit, monitor); });
+  }
+  /// Asks for a tag's memory; nothing where the engine has it not.
+  void release(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
+  /// Gives it a tag's memory, all of which is taken; nothing where it has it.
+  void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
+  void tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor);
+  void command_over(const CommandOutcome& end);
+  [[nodiscard]] EngineWish wish() const { return door_.wish(); }
+  [[nodiscard]] Attendance attendance() const;
+  [[nodiscard]] std::string name() const;
+
+  /// Where the layout's weights lie, in its order; after `begin`.
+  [[nodiscard]] const std::vector<Parameter>& places() const { return places_; }
+  [[nodiscard]] const std::vector<Parameter>& declared(Tag tag) const {
+    return declared_.at(static_cast<size_t>(tag));
+  }
+  [[nodiscard]] Door& door() const { return door_; }
+  /// Whether an engine has ever sealed.
+  [[nodiscard]] bool has_sealed() const { return has_sealed_; }
+  [[nodiscard]] uint64_t version() const { return version_; }
+  /// How often the engine has had weights mapped.
+  [[nodiscard]] uint64_t weights_given() const { return weights_given_; }
+  /// Whether a tag's memory has bytes that the engine may read.
+  void set_content(Tag tag, bool has_content) {
+    has_content_.at(static_cast<size_t>(tag)) = has_content;
+  }
+
+ private:
+  /// What the engine has of a tag's memory, as far as is known.
+  enum class Mapped : uint8_t { kNo, kYes, kUnsure };
+
+  void welcome(const Inheritance& inheritance, const Deadline& deadline, WaitMonitor& monitor);
+  void check_bytes() const;
+  [[nodiscard]] std::optional<Error> look_at_seal(const ToRank& seal) const;
+  void accept(const ToRank& seal);
+  [[nodiscard]] Mapped& mapped(Tag tag) { return mapped_.at(static_cast<size_t>(tag)); }
+  [[nodiscard]] Region* region(Tag tag) const { return regions_.at(static_cast<size_t>(tag)); }
+  void send_chunks(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
+
+  Door& door_;
+  Settings settings_;
+  EngineParts parts_;
+  std::array<Region*, 3> regions_;
+  uint64_t own_bytes_;
+  std::array<Mapped, 3> mapped_{};
+  std::array<bool, 3> has_content_{};
+  std::array<std::vector<Parameter>, 3> declared_;
+  std::vector<Parameter> places_;
+  bool has_sealed_ = false;
+  uint64_t version_ = 0;
+  uint64_t weights_given_ = 0;
+};
+
+}  // namespace awex::attach

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+
+#include "base/unique_fd.hpp"
+
+namespace awex {
+
+/// A directory (0700) of this user on this host for a socket that nobody else is to reach, under a
+/// new and short name. Throws a request error where none can be made.
+[[nodiscard]] std::string make_private_directory();
+/// "socket" in it; short enough for a socket's address.
+[[nodiscard]] std::string private_socket_path(const std::string& directory);
+/// Held by whoever lives behind the socket, as long as it lives. It is the directory's own lock,
+/// which also keeps those away that tidy /tmp up (systemd-tmpfiles). Throws a request error.
+[[nodiscard]] UniqueFd lock_private_directory(const std::string& path);
+/// Opens a directory, for its lock; not valid where it cannot be opened.
+[[nodiscard]] UniqueFd open_directory(const std::string& path);
+/// Removes a private directory and its socket, and nothing else, as the name may come from a file.
+void remove_private_directory(const std::string& path) noexcept;
+
+}  // namespace awex

@@ -1,0 +1,45 @@
+#include <vector>
+
+#include "base/error.hpp"
+#include "memory/cuda_ranges.hpp"
+#include "memory/gpu_facts.hpp"
+#include "memory/mapping_device.hpp"
+
+namespace awex {
+namespace {
+
+class CudaMappingDevice final : public MappingDevice {
+ public:
+  explicit CudaMappingDevice(const DeviceIdentity& identity)
+      : source_(inspect_cuda_memory(identity.index, identity.name)) {}
+
+  [[nodiscard]] std::unique_ptr<MappedChunks> reserve(const std::string& name, uint64_t bytes,
+                                                      uint64_t chunk_bytes) override {
+    return make_cuda_mapping(source_, name, bytes, chunk_bytes, MappedAccess::kReadWrite);
+  }
+
+ private:
+  CudaMemorySource source_;
+};
+
+std::string hex_of(const std::array<uint8_t, 16>& uuid) {
+  std::string text;
+  for (const auto byte : uuid) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+}  // namespace
+
+std::unique_ptr<MappingDevice> make_cuda_mapping_device(const std::array<uint8_t, 16>& uuid) {
+  std::string seen;
+  for (const auto& gpu : visible_gpus()) {
+    if (gpu.identity.uuid == uuid) return std::make_unique<CudaMappingDevice>(gpu.identity);
+    seen += fmt::format("{}gpu {} is {}", seen.empty() ? "" : ", ", gpu.identity.index,
+                        hex_of(gpu.identity.uuid));
+  }
+  throw request_error(fmt::format("this process does not see the GPU {}: {}", hex_of(uuid),
+                                  seen.empty() ? "it sees none" : seen),
+                      "see CUDA_VISIBLE_DEVICES of the engine and of the job's ranks");
+}
+
+}  // namespace awex

@@ -1,0 +1,24 @@
+#include "memory/host_ranges.hpp"
+#include "memory/mapping_device.hpp"
+
+namespace awex {
+namespace {
+
+class HostMappingDevice final : public MappingDevice {
+ public:
+  [[nodiscard]] std::unique_ptr<MappedChunks> reserve(const std::string& name, uint64_t bytes,
+                                                      uint64_t chunk_bytes) override {
+    return make_host_mapping(name, bytes, chunk_bytes, MappedAccess::kReadWrite, pages_);
+  }
+
+ private:
+  HostPages pages_;
+};
+
+}  // namespace
+
+std::unique_ptr<MappingDevice> make_host_mapping_device() {
+  return std::make_unique<HostMappingDevice>();
+}
+
+}  // namespace awex

@@ -1,0 +1,228 @@
+"""Plays an engine in a process of its own: does what its parent asks for, a JSON object a line, and answers alike.
+
+The library is used by ctypes, tensors are numpy's views of what it maps. Weights are filled by a generator with
+known content (`pattern`), so that what comes elsewhere can be told from what is meant.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+
+import numpy as np
+
+TAGS = ("weights", "optimizer", "kv_cache")
+ELEMENTS = {"bf16": np.uint16, "f16": np.uint16, "f32": np.uint32, "f8_e4m3": np.uint8}
+
+
+class Options(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("job", ctypes.c_char_p), ("role", ctypes.c_int),
+                ("name", ctypes.c_char_p), ("gpu_uuid", ctypes.c_char_p), ("device", ctypes.c_int32),
+                ("bytes", ctypes.c_uint64 * 3), ("timeout_s", ctypes.c_double)]
+
+
+class Place(ctypes.Structure):
+    _fields_ = [("rank", ctypes.c_int32), ("role_rank", ctypes.c_int32), ("host", ctypes.c_char_p),
+                ("model", ctypes.c_char_p), ("layout", ctypes.c_char_p), ("backend", ctypes.c_char_p),
+                ("reattached", ctypes.c_int32), ("version", ctypes.c_uint64)]
+
+
+class MemoryInfo(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("bytes", ctypes.c_uint64), ("is_mapped", ctypes.c_int32)]
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("dtype", ctypes.c_char_p), ("rows", ctypes.c_uint64),
+                ("cols", ctypes.c_uint64), ("offset_bytes", ctypes.c_uint64), ("tag", ctypes.c_int)]
+
+
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64)
+
+
+class Failed(Exception):
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
+
+def pattern(name, rank, rows, cols, dtype, seed):
+    """What a tensor of a rank holds at a seed: bits that any dtype may have, and no NaN."""
+    generator = np.random.default_rng([seed, rank] + list(name.encode()))
+    kind = ELEMENTS[dtype]
+    bits = generator.integers(0, np.iinfo(kind).max // 4, size=(rows, cols), dtype=kind)
+    return bits
+
+
+class Engine:
+    def __init__(self, library):
+        self.lib = ctypes.CDLL(library)
+        self.lib.awex_error.restype = ctypes.c_char_p
+        self.lib.awex_layout_size.restype = ctypes.c_uint64
+        self.handle = ctypes.c_void_p()
+        self.callbacks = {}
+        self.events = []
+        self.failing = set()
+        self.tensors = []
+
+    def call(self, name, *arguments):
+        status = getattr(self.lib, "awex_" + name)(*arguments)
+        if status != 0:
+            raise Failed(status, self.lib.awex_error().decode())
+
+    def attach(self, job, role, device=0, name="player", bytes=(0, 0, 0), timeout=60.0):
+        options = Options(ctypes.sizeof(Options), job.encode(), ("trainer", "inference").index(role), name.encode(),
+                          None, device, (ctypes.c_uint64 * 3)(*bytes), timeout)
+        self.call("attach", ctypes.byref(options), ctypes.byref(self.handle))
+        place = Place()
+        self.call("place", self.handle, ctypes.byref(place))
+        for what in ("before_release", "after_resume", "weights_changed"):
+            self.callbacks[what] = CALLBACK(self._callback(what))
+            self.call(what, self.handle, self.callbacks[what], None)
+        self.rank = place.role_rank
+        self.layout = []
+        for index in range(self.lib.awex_layout_size(self.handle)):
+            tensor = Tensor()
+            self.call("layout_tensor", self.handle, ctypes.c_uint64(index), ctypes.byref(tensor))
+            self.layout.append(dict(name=tensor.name.decode(), dtype=tensor.dtype.decode(), rows=tensor.rows,
+                                    cols=tensor.cols, offset=tensor.offset_bytes))
+        return dict(rank=place.rank, role_rank=place.role_rank, reattached=place.reattached, version=place.version,
+                    layout=place.layout.decode(), model=place.model.decode(), tensors=self.layout, kept=self.kept())
+
+    def _callback(self, what):
+        def called(_user, tag, version):
+            self.events.append([what, TAGS[tag], version])
+            return 7 if what + " " + TAGS[tag] in self.failing else 0
+        return called
+
+    def memory(self, tag="weights"):
+        info = MemoryInfo()
+        self.call("memory", self.handle, TAGS.index(tag), ctypes.byref(info))
+        return dict(address=info.address, bytes=info.bytes, is_mapped=info.is_mapped)
+
+    def view(self, tag="weights"):
+        info = self.memory(tag)
+        if not info["is_mapped"]:
+            raise Failed(1, f"{tag} is not mapped")
+        return np.ctypeslib.as_array((ctypes.c_uint8 * info["bytes"]).from_address(info["address"]))
+
+    def of(self, tensor):
+        kind = ELEMENTS[tensor["dtype"]]
+        count = tensor["rows"] * tensor["cols"]
+        begin = tensor["offset"]
+        data = self.view()[begin:begin + count * kind().itemsize].view(kind)
+        return data.reshape(tensor["rows"], tensor["cols"])
+
+    def declare(self, tensors=None, optimizer=()):
+        """`tensors` in place of the layout's."""
+        self.tensors = self.layout if tensors is None else tensors
+        for tag, declared in ((0, self.tensors), (1, optimizer)):
+            for one in declared:
+                tensor = Tensor(one["name"].encode(), one["dtype"].encode(), one["rows"], one["cols"], one["offset"], tag)
+                self.call("declare", self.handle, ctypes.byref(tensor))
+
+    def seal(self, timeout=60.0):
+        self.call("seal", self.handle, ctypes.c_double(timeout))
+
+    def fill(self, seed):
+        for tensor in self.tensors:
+            self.of(tensor)[:] = pattern(tensor["name"], self.rank, tensor["rows"], tensor["cols"], tensor["dtype"], seed)
+
+    def write(self, name, bits):
+        tensor = next(one for one in self.tensors if one["name"] == name)
+        self.of(tensor)[:] = np.asarray(bits, dtype=ELEMENTS[tensor["dtype"]]).reshape(tensor["rows"], tensor["cols"])
+
+    def load(self, path):
+        """Weights from an .npz, by name; what it does not have stays."""
+        with np.load(path) as arrays:
+            for tensor in self.tensors:
+                if tensor["name"] in arrays:
+                    self.of(tensor)[:] = arrays[tensor["name"]].reshape(tensor["rows"], tensor["cols"])
+
+    def save(self, path):
+        np.savez(path, **{tensor["name"]: self.of(tensor) for tensor in self.tensors})
+
+    def fill_tag(self, tag, seed):
+        view = self.view(tag)
+        view[:] = np.random.default_rng(seed).integers(0, 120, size=view.size, dtype=np.uint8)
+
+    def sum_of(self, tag):
+        view = self.view(tag)
+        return int(np.dot(view.astype(np.uint64), np.arange(1, view.size + 1, dtype=np.uint64) % np.uint64(65521)))
+
+    def step(self, seed):
+        """A training step that writes everything."""
+        self.call("writing", self.handle)
+        self.fill(seed)
+        if self.memory("optimizer")["bytes"]:
+            self.fill_tag("optimizer", seed)
+        self.call("consistent", self.handle)
+
+    def half_step(self, seed):
+        """One that is never ended, half of it done."""
+        self.call("writing", self.handle)
+        for tensor in self.tensors[::2]:
+            self.of(tensor)[:] = 0x1111 + seed
+        return True
+
+    def hand_over(self, timeout=60.0):
+        version = ctypes.c_uint64()
+        self.call("hand_over", self.handle, ctypes.c_double(timeout), ctypes.byref(version))
+        return version.value
+
+    def take_back(self, timeout=60.0):
+        self.call("take_back", self.handle, ctypes.c_double(timeout))
+
+    def wait(self, newer_than=0, timeout=60.0):
+        version = ctypes.c_uint64()
+        self.call("wait", self.handle, ctypes.c_uint64(newer_than), ctypes.c_double(timeout), ctypes.byref(version))
+        return version.value
+
+    def release(self, timeout=60.0):
+        self.call("release", self.handle, ctypes.c_double(timeout))
+
+    def ready(self, timeout=60.0):
+        self.call("ready", self.handle, ctypes.c_double(timeout))
+
+    def keep(self, text):
+        self.call("keep", self.handle, text.encode(), ctypes.c_size_t(len(text)))
+
+    def kept(self):
+        data, count = ctypes.c_void_p(), ctypes.c_size_t()
+        self.call("kept", self.handle, ctypes.byref(data), ctypes.byref(count))
+        return ctypes.string_at(data.value, count.value).decode() if count.value else ""
+
+    def fail(self, what):
+        self.failing = set(what)
+
+    def heard(self):
+        events, self.events = self.events, []
+        return events
+
+    def detach(self):
+        self.lib.awex_detach(self.handle)
+        self.handle = ctypes.c_void_p()
+
+    def resident_kb(self):
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library")
+    engine = Engine(parser.parse_args().library)
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            result = getattr(engine, request["do"])(*request["with"], **request["and"])
+            answer = {"result": result}
+        except Failed as error:
+            answer = {"status": error.status, "error": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
