@@ -517,11 +517,18 @@ void Participant::unmap(Memory& of_tag) const {
 
 void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) {
   if (!callback) return;
-  const int answer = callback(tag, version_);
-  if (answer == 0) return;
-  throw runtime_error(fmt::format("the engine's callback {} has failed for {}: it returned {}",
-                                  what, name_of_tag(tag), answer),
-                      "see the engine's own log");
+  const auto fail = [&](const std::string& how) {
+    return runtime_error(fmt::format("the engine's callback {} has failed for {}: it {}", what,
+                                     name_of_tag(tag), how),
+                         "see the engine's own log");
+  };
+  int answer = 0;
+  try {
+    answer = callback(tag, version_);
+  } catch (...) {
+    throw fail("threw");  // whatever that is, it must not go through the rank's request
+  }
+  if (answer != 0) throw fail(fmt::format("returned {}", answer));
 }
 
 void Participant::say(const ToRank& message, std::span<const int> fds) {
