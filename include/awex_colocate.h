@@ -18,6 +18,10 @@
  *   nothing of it goes or comes at any other time. What the engine has queued on its GPU that uses
  *   the memory must be done when it calls them (or in the callback before_release).
  * - Calls on one engine come from one thread at a time. Several engines in a process are possible.
+ *   A callback may ask (awex_memory, awex_alloc, …) but not wait. A child of fork has no engine.
+ * - Once the rank has gone, calls that speak to it return AWEX_LOST. awex_memory, awex_place,
+ *   awex_kept, awex_alloc and awex_detach go on as before, so that a trainer can save what is
+ *   mapped.
  */
 #ifndef AWEX_COLOCATE_H
 #define AWEX_COLOCATE_H
@@ -40,7 +44,7 @@ typedef enum awex_status {
   AWEX_WRONG_REQUEST = 2, /* Options, layout or tensors that do not fit. */
   AWEX_MISMATCH = 3,      /* Bytes differ from the trainer's; nothing was committed. */
   AWEX_DEADLINE = 4,      /* A wait took too long. */
-  AWEX_LOST = 5           /* The rank, or the job, is gone: see awex_restore. */
+  AWEX_LOST = 5           /* The rank, or the job, is gone; what is mapped here stays. */
 } awex_status;
 
 typedef enum awex_role { AWEX_TRAINER = 0, AWEX_INFERENCE = 1 } awex_role;
@@ -128,8 +132,9 @@ awex_status awex_layout_tensor(awex_engine* engine, uint64_t index, awex_tensor*
  * is proven over an offload; what is not is moved all the same. */
 awex_status awex_declare(awex_engine* engine, const awex_tensor* tensor);
 /* Ends the declaration. The rank compares it with its layout: AWEX_WRONG_REQUEST names what is
- * missing, unknown or of another shape, and the likely cause; then declare again and seal again. For inference
- * that is admitted by digest, its loaded weights must be in place. */
+ * missing, unknown or of another shape, and the likely cause; then declare all again, as the next
+ * awex_declare begins a new list, and seal again. After AWEX_DEADLINE the answer is still to come:
+ * call it again. For inference that is admitted by digest, its loaded weights must be in place. */
 awex_status awex_seal(awex_engine* engine, double timeout_s);
 
 /* A trainer: its weights are those of a step, and may be handed over. Returns when the job has
@@ -138,13 +143,16 @@ awex_status awex_seal(awex_engine* engine, double timeout_s);
  * nothing is lost, and another hand_over may follow. The trainer of world rank 0 begins the
  * update; where that is not an engine, a shell does (`awex-colocate update --job DIR`). */
 awex_status awex_hand_over(awex_engine* engine, double timeout_s, uint64_t* version);
-/* A trainer: wants its memory back. Returns when all of it is mapped, with its bytes. */
+/* A trainer: wants its memory back. Returns when all of it is mapped, with its bytes; at once where
+ * it is. */
 awex_status awex_take_back(awex_engine* engine, double timeout_s);
 /* Inference: gives its memory to whoever needs it and returns when it serves a version that is
- * newer than `newer_than`: weights and KV cache are mapped, the KV cache with undefined content. */
+ * newer than `newer_than`: weights and KV cache are mapped, the KV cache with undefined content.
+ * Returns at once where that is so. A command that fails does not end the wait. */
 awex_status awex_wait(awex_engine* engine, uint64_t newer_than, double timeout_s,
                       uint64_t* version);
-/* Inference: gives its memory up; returns when a command of the job (a take-back) has taken it. */
+/* Inference: gives its memory up; returns when a command of the job (a take-back) has taken it, at
+ * once where none is mapped. */
 awex_status awex_release(awex_engine* engine, double timeout_s);
 /* Either: consents to one command of the job, whichever comes, and returns when it is over. */
 awex_status awex_ready(awex_engine* engine, double timeout_s);
@@ -168,7 +176,8 @@ awex_status awex_weights_changed(awex_engine* engine, awex_callback callback, vo
 
 /* Memory from a tag's arena, 512-byte aligned, for an allocator (PyTorch's
  * CUDAPluggableAllocator has these signatures). awex_use sets the calling thread's engine and tag;
- * awex_alloc returns NULL, and awex_error says why, when the tag's bytes are used up. What
+ * awex_alloc returns NULL, and awex_error says why, when the tag's bytes are used up or not mapped;
+ * 0 bytes are NULL. awex_free may be called on any thread, also while the memory is not mapped. What
  * awex_declare places by hand must not be mixed with it in one tag. */
 awex_status awex_use(awex_engine* engine, awex_tag tag);
 void* awex_alloc(ssize_t bytes, int device, void* stream);

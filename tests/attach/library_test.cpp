@@ -42,12 +42,13 @@ Error a_failure(ExitCode code = ExitCode::kMismatch) {
   return error;
 }
 
-/// A trainer's rank: weights, and an optimizer in two chunks.
+/// A trainer's rank: weights and an optimizer.
 struct TrainerRank : FakeRank {
-  explicit TrainerRank(const TemporaryDirectory& job, int device = 0)
+  explicit TrainerRank(const TemporaryDirectory& job, int device = 0,
+                       uint64_t optimizer_bytes = kWeightsBytes)
       : FakeRank(job.path(), Role::kTrainer, device) {
     own(Tag::kWeights, kWeightsBytes, true);
-    own(Tag::kOptimizer, kOptimizerBytes, true);
+    own(Tag::kOptimizer, optimizer_bytes, true);
     welcome.places = {{"a", DType::kBf16, 4, 8, 0}, {"b", DType::kF8E4M3, 1, 16, 256}};
   }
 };
@@ -98,7 +99,7 @@ awex_tensor tensor(const char* name, awex_tag tag, uint64_t offset = 0) {
 
 TEST_CASE("a trainer attaches, hands its memory over and takes it back, at the same addresses") {
   const TemporaryDirectory job;
-  TrainerRank rank(job);
+  TrainerRank rank(job, 0, kOptimizerBytes);
   rank.welcome.reattached = true;
   rank.welcome.version = 6;
   rank.welcome.kept_bytes = 5;
@@ -492,7 +493,7 @@ TEST_CASE("what is no message ends the conversation and keeps the memory") {
 
 TEST_CASE("a rank that asks for what cannot be is answered with an error, and no more happens") {
   const TemporaryDirectory job;
-  TrainerRank rank(job);
+  TrainerRank rank(job, 0, kOptimizerBytes);
   std::vector<std::string> answers;
   rank.begin([&] {
     rank.greet_and_seal();
@@ -675,7 +676,7 @@ TEST_CASE("what is declared must fit the memory") {
 
 TEST_CASE("memory is allocated where the thread says, and freed wherever it lies") {
   const TemporaryDirectory job;
-  TrainerRank rank(job);
+  TrainerRank rank(job, 0, kOptimizerBytes);
   rank.begin([&] {
     rank.greet_and_seal();
     rank.hear(FromEngine::kReady);
