@@ -63,18 +63,18 @@ const char* awex_build(void);
 const char* awex_error(void);
 
 typedef struct awex_attach_options {
-  size_t struct_size;    /* sizeof(awex_attach_options) */
-  const char* job;       /* The DIR of `serve --job DIR`. */
+  size_t struct_size; /* sizeof(awex_attach_options) */
+  const char* job;    /* The DIR of `serve --job DIR`. */
   awex_role role;
-  const char* name;      /* What people know the engine by: "vllm 0.32.0"; at most 31 bytes. */
-  const char* gpu_uuid;  /* "GPU-8f3c…" or the 32 hex digits, of the GPU that the engine uses; NULL
-                          * on the `host` backend. */
-  int32_t device;        /* Index of the device in this process; on `host` the position of the
-                          * engine among those of its role on this host. */
+  const char* name;     /* What people know the engine by: "vllm 0.32.0"; at most 31 bytes. */
+  const char* gpu_uuid; /* "GPU-8f3c…" or the 32 hex digits, of the GPU that the engine uses; NULL
+                         * on the `host` backend. */
+  int32_t device;       /* Index of the device in this process; on `host` the position of the
+                         * engine among those of its role on this host. */
   /* Bytes that the engine needs by tag. 0: for weights what the rank's layout holds, for others
    * none. They are the rank's from then on: given to other roles and brought back. */
   uint64_t bytes[AWEX_TAGS];
-  double timeout_s;      /* Of this call; 0: 600. */
+  double timeout_s; /* Of this call; 0: 600. */
 } awex_attach_options;
 
 /* Attaches: waits for the rank of this role on this GPU, takes addresses for all tags and maps what
@@ -89,14 +89,14 @@ void awex_detach(awex_engine* engine);
 
 /* Where this engine stands in the job. Text is valid as long as the engine. */
 typedef struct awex_place_in_job {
-  int32_t rank;          /* World rank of its rank. */
-  int32_t role_rank;     /* Position among the ranks of its role. */
+  int32_t rank;      /* World rank of its rank. */
+  int32_t role_rank; /* Position among the ranks of its role. */
   const char* host;
-  const char* model;     /* Name of the job's model. */
-  const char* layout;    /* "megatron:tp=2": the role's layout, as the job prints it. */
-  const char* backend;   /* "cuda" or "host". */
-  int32_t reattached;    /* 1 when the memory holds what a former engine left (see awex_kept). */
-  uint64_t version;      /* Last committed version, 0 for none. */
+  const char* model;   /* Name of the job's model. */
+  const char* layout;  /* "megatron:tp=2": the role's layout, as the job prints it. */
+  const char* backend; /* "cuda" or "host". */
+  int32_t reattached;  /* 1 when the memory holds what a former engine left (see awex_kept). */
+  uint64_t version;    /* Last committed version, 0 for none. */
 } awex_place_in_job;
 awex_status awex_place(awex_engine* engine, awex_place_in_job* place);
 
@@ -177,8 +177,8 @@ awex_status awex_weights_changed(awex_engine* engine, awex_callback callback, vo
 /* Memory from a tag's arena, 512-byte aligned, for an allocator (PyTorch's
  * CUDAPluggableAllocator has these signatures). awex_use sets the calling thread's engine and tag;
  * awex_alloc returns NULL, and awex_error says why, when the tag's bytes are used up or not mapped;
- * 0 bytes are NULL. awex_free may be called on any thread, also while the memory is not mapped. What
- * awex_declare places by hand must not be mixed with it in one tag. */
+ * 0 bytes are NULL. awex_free may be called on any thread, also while the memory is not mapped.
+ * What awex_declare places by hand must not be mixed with it in one tag. */
 awex_status awex_use(awex_engine* engine, awex_tag tag);
 void* awex_alloc(ssize_t bytes, int device, void* stream);
 void awex_free(void* memory, ssize_t bytes, int device, void* stream);
