@@ -1,6 +1,7 @@
 // The engine's library through its C interface, against a rank that a test plays.
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -368,17 +369,25 @@ TEST_CASE("a callback may ask, but neither wait nor throw") {
 TEST_CASE("a call whose time is over takes its consent back") {
   const TemporaryDirectory job;
   TrainerRank rank(job);
+  std::atomic<awex_engine*> shared{nullptr};
   rank.begin([&] {
     rank.greet_and_seal();
     rank.hear(FromEngine::kReady);
     rank.hear(FromEngine::kWithdraw);
     rank.say(FromRank::kWithdrawn);
-    // The second call is in the midst of a command then, which goes on.
+    // Another thread is refused meanwhile, and changes nothing.
+    rank.hear(FromEngine::kReady);
+    std::thread([&] {
+      CHECK(awex_ready(shared.load(), 30) == AWEX_WRONG_REQUEST);
+      says("has not returned yet");
+    }).join();
+    rank.over(4, true, false);
+    // The next call is in the midst of a command then, which goes on.
     rank.hear(FromEngine::kReady);
     rank.hear(FromEngine::kWithdraw);
     CHECK_FALSE(rank.release(Tag::kWeights));
     rank.over(5, true, false);
-    // The third is met by another command, that failed.
+    // The last is met by another command, that failed.
     rank.hear(FromEngine::kReady);
     rank.hear(FromEngine::kWithdraw);
     rank.over(5, true, false, a_failure());
@@ -388,6 +397,8 @@ TEST_CASE("a call whose time is over takes its consent back") {
   CHECK(awex_hand_over(engine.get(), 0.05, nullptr) == AWEX_DEADLINE);
   says("awex_hand_over: no command of the job has done it after 50.0 ms");
   CHECK(engine.is_mapped(AWEX_WEIGHTS));
+  shared = engine.get();
+  CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_OK);
   uint64_t version = 0;
   CHECK(awex_hand_over(engine.get(), 0.05, &version) == AWEX_OK);
   CHECK(version == 5);

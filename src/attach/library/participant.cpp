@@ -103,11 +103,10 @@ class Participant::Call {
  public:
   explicit Call(Participant& participant) : participant_(participant) {
     if (participant_.lost_) throw Error(*participant_.lost_);
-    if (participant_.in_call_) {
+    if (participant_.in_call_.exchange(true)) {
       throw request_error("another call on this engine has not returned yet",
                           "callbacks and other threads must not wait for the job");
     }
-    participant_.in_call_ = true;
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -146,7 +147,7 @@ class Participant {
   bool begins_declaring_ = false;               ///< The next declaration begins a new list.
   bool seal_pending_ = false;                   ///< A seal has not been answered yet.
   bool sealed_ = false;
-  bool in_call_ = false;
+  std::atomic<bool> in_call_{false};
   uint64_t version_ = 0;
   std::string kept_;
   EngineCallbacks callbacks_;
