@@ -203,8 +203,9 @@ void Attachment::command_over(const CommandOutcome& end) {
 }
 
 Attendance Attachment::attendance() const {
-  Attendance attendance{.pid = door_.pid()};
-  switch (door_.state()) {
+  const auto state = door_.state();
+  Attendance attendance{.pid = door_.pid(), .is_here = state == Door::State::kSealed};
+  switch (state) {
     case Door::State::kAbsent:
       attendance.state = fixed_text<48>("awaited");
       break;

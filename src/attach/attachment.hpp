@@ -64,6 +64,7 @@ class Attachment {
   [[nodiscard]] const std::vector<Parameter>& declared(Tag tag) const {
     return declared_.at(static_cast<size_t>(tag));
   }
+  [[nodiscard]] int rank() const { return settings_.rank; }
   [[nodiscard]] Door& door() const { return door_; }
   /// Whether an engine has ever sealed.
   [[nodiscard]] bool has_sealed() const { return has_sealed_; }

@@ -169,7 +169,9 @@ void Session::conclude() {
 }
 
 std::vector<RankStatus> Session::statuses() {
-  return job_.all_gather_value(steps_->status(), "the status of all ranks");
+  auto ranks = job_.all_gather_value(steps_->status(), "the status of all ranks");
+  if (setup_.roster.trainers) steps_->hear_of_trainers(ranks);
+  return ranks;
 }
 
 std::vector<Holding> Session::holdings() {

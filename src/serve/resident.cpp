@@ -23,6 +23,8 @@ namespace {
 constexpr Seconds kLook{0.1};
 /// How often rank 0 learns how engines that attach stand.
 constexpr Seconds kRollCall{1};
+/// The same where one is lost: the next may wait at the door.
+constexpr Seconds kRollCallOfLost{0.2};
 /// How long clients may take to read what they are told when the job ends.
 constexpr Seconds kFarewell{1};
 
@@ -352,7 +354,10 @@ void Resident::run(const Order& order) {
 void Resident::refresh() {
   auto ranks = session_->statuses();
   if (!door_) return;
-  door_->roll_call = Deadline(kRollCall);
+  const bool all_here = std::all_of(ranks.begin(), ranks.end(), [](const RankStatus& rank) {
+    return !rank.attendance || rank.attendance->is_here;
+  });
+  door_->roll_call = Deadline(all_here ? kRollCall : kRollCallOfLost);
   door_->board.update([&](JobStatus& status) {
     status.ranks = std::move(ranks);
     status.content = session_->content().state();
