@@ -106,7 +106,7 @@ Parameter parameter_of(const awex_tensor& tensor) {
 }
 
 std::string name_of_engine(const char* name) {
-  const std::string text(name == nullptr ? "" : name);
+  std::string text(name == nullptr ? "" : name);
   const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
   require(!text.empty() && text.size() <= kLongestName &&
               std::none_of(text.begin(), text.end(), is_control),

@@ -377,7 +377,7 @@ ToEngine Participant::take_part(const char* name, EngineWish wish, uint64_t newe
 std::optional<ToEngine> Participant::await_over(Clock::time_point until) {
   bool withdrawing = false;
   while (true) {
-    const auto message = hear(withdrawing ? Clock::time_point::max() : until);
+    auto message = hear(withdrawing ? Clock::time_point::max() : until);
     if (!message) {
       ToRank withdraw;
       withdraw.kind = ToRank::Kind::kWithdraw;
@@ -514,7 +514,7 @@ void Participant::unmap(Memory& of_tag) const {
   of_tag.come = 0;
 }
 
-void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) {
+void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) const {
   if (!callback) return;
   const auto fail = [&](const std::string& how) {
     return runtime_error(fmt::format("the engine's callback {} has failed for {}: it {}", what,
