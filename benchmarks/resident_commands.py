@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What a command of a resident job costs over its phases, as its client sees it.
 
-usage: resident_commands.py BUILD_DIR [RANKS]
+usage: resident_commands.py BUILD_DIR [RANKS] [--backend host|cuda]
 
-A job of tiny-dense serves on `host`. Thirty times it hands over and takes back, asked over its socket, as the
+A job of tiny-dense serves. Thirty times it hands over and takes back, asked over its socket, as the
 program itself asks: `over its phases` is the time from the request to the answer, less that from the
 first phase's start to the last one's end; `nothing to do` is a second update that finds everything so;
 `with its process` is the same, started as a program.
 """
+import argparse
 import json
 import os
 import pathlib
@@ -47,11 +48,17 @@ def phases_ms(report):
                   - min(phase["start_s"] for phase in phases))
 
 
-def main(build, ranks=4):
-    binary = os.path.join(build, "awex-colocate")
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("build", metavar="BUILD_DIR")
+    parser.add_argument("ranks", metavar="RANKS", type=int, nargs="?", default=4)
+    parser.add_argument("--backend", choices=["host", "cuda"], default="host")
+    arguments = parser.parse_args()
+    binary, ranks = os.path.join(arguments.build, "awex-colocate"), arguments.ranks
     times = {"over its phases": [], "nothing to do": [], "status": [], "with its process": []}
     with tempfile.TemporaryDirectory() as scratch:
-        with ResidentJob("mpirun", [binary, "serve"], binary, os.path.join(scratch, "job"), scratch, ranks, 60) as job:
+        with ResidentJob("mpirun", [binary, "serve"], binary, os.path.join(scratch, "job"), scratch, ranks, 60,
+                         backend=arguments.backend) as job:
             for _ in range(ROUNDS):
                 event, ms = ask(job, "update", "hand_over")
                 times["over its phases"].append(ms - phases_ms(json.loads(event["json"])))
@@ -63,10 +70,10 @@ def main(build, ranks=4):
                 ask(job, "resume", "take_back")
                 times["status"].append(ask(job, "status", None)[1])
             job.stop()
-    print(f"{ranks} ranks, {ROUNDS} times     median  slowest (ms)")
+    print(f"{ranks} ranks on {arguments.backend}, {ROUNDS} times    median  slowest (ms)")
     for name, values in times.items():
         print(f"{name:24}  {statistics.median(values):7.2f}  {max(values):7.2f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:3]))
+    main()

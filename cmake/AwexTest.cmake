@@ -6,6 +6,9 @@
 # one such test run at a time. Exit code 77 means skipped. MPI_MAIN links the main that initialises
 # MPI and reduces the verdict over the ranks; the plain main fails when no test case ran.
 #
+# Under a sanitizer only the fewest and the most RANKS run: those between touch the same code, and what
+# they compute is compared in the other build.
+#
 # FAST_UNWIND is for tests with very many allocations, which neither MPI nor hwloc does for them:
 # AddressSanitizer then follows frame pointers, several times faster than unwind tables, which
 # it needs only to tell whose leaks those of such libraries are (tests/support/lsan.supp).
@@ -24,6 +27,12 @@ function(awex_add_test)
     target_link_libraries(${ARG_NAME} PRIVATE awex_test_main)
   endif()
   if(ARG_RANKS)
+    if(AWEX_SANITIZE)
+      list(GET ARG_RANKS 0 fewest)
+      list(GET ARG_RANKS -1 most)
+      set(ARG_RANKS ${fewest} ${most})
+      list(REMOVE_DUPLICATES ARG_RANKS)
+    endif()
     foreach(ranks ${ARG_RANKS})
       add_test(NAME ${ARG_NAME}_${ranks}
         COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${ARG_NAME}>)

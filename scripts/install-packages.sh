@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Installs what building and testing need and this machine lacks (Debian 12, Ubuntu 24.04).
-# With --lint also what scripts/lint.sh needs. Changes nothing when nothing is missing.
+# With --lint also what scripts/lint.sh needs; with --slurm a Slurm, without which its test is skipped, and
+# whose services Debian starts where there is systemd. Changes nothing when nothing is missing.
 source "$(dirname "$0")/common.sh"
 
 packages=(g++ cmake ninja-build pkg-config python3 python3-venv
-  libopenmpi-dev openmpi-bin libhwloc-dev libcli11-dev libfmt-dev nlohmann-json3-dev doctest-dev)
-case "${1:-}" in
-  "") ;;
-  --lint) packages+=(clang-14 clang-format-14 clang-tidy-14 libclang-rt-14-dev shellcheck git) ;;
-  *) die "unknown option '$1'" "usage: $0 [--lint]" ;;
-esac
+  libopenmpi-dev openmpi-bin libhwloc-dev libcli11-dev libfmt-dev nlohmann-json3-dev doctest-dev
+  iproute2)
+for option in "$@"; do
+  case "$option" in
+    --lint) packages+=(clang-14 clang-format-14 clang-tidy-14 libclang-rt-14-dev shellcheck git) ;;
+    --slurm) packages+=(munge slurm-wlm) ;;
+    *) die "unknown option '$option'" "usage: $0 [--lint] [--slurm]" ;;
+  esac
+done
 
 if ! command -v apt-get dpkg-query >/dev/null; then
   die "cannot install packages: this system has no apt-get" \

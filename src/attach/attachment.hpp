@@ -98,6 +98,7 @@ class Attachment {
   std::array<std::vector<Parameter>, 3> declared_;
   std::vector<Parameter> places_;
   bool has_sealed_ = false;
+  bool told_of_loss_ = false;
   uint64_t version_ = 0;
   uint64_t weights_given_ = 0;
 };

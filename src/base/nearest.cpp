@@ -3,11 +3,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <numeric>
 #include <utility>
 
 namespace awex {
 namespace {
+
+/// Capitals and the sign between words are what people get wrong most.
+char plain(char letter) {
+  if (letter == '_') return '-';
+  return static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+}
 
 /// Levenshtein's distance: insertions, deletions and replacements that turn `a` into `b`.
 size_t edit_distance(std::string_view a, std::string_view b) {
@@ -16,7 +23,7 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   for (size_t i = 1; i <= a.size(); ++i) {
     size_t diagonal = std::exchange(row[0], i);
     for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replace = diagonal + (a[i - 1] != b[j - 1] ? 1 : 0);
+      const size_t replace = diagonal + (plain(a[i - 1]) != plain(b[j - 1]) ? 1 : 0);
       diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, replace}));
     }
   }

@@ -6,8 +6,9 @@
 
 namespace awex {
 
-/// The candidate with the smallest edit distance to `word`, or "" when none is near (more than a
-/// third of the word's letters, and at least two, would have to change).
+/// The candidate with the smallest edit distance to `word`, capitals and '_' for '-' not counted,
+/// or "" when none is near (more than a third of the word's letters, and at least two, would have
+/// to change).
 [[nodiscard]] std::string nearest_name(std::string_view word,
                                        const std::vector<std::string>& candidates);
 

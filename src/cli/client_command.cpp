@@ -42,7 +42,9 @@ std::string fate_of(const ClientRequest& request, bool answered) {
 }
 
 TextStyle style_of(const ClientTask& task) {
-  return {.unicode = locale_is_utf8(), .color = use_color(task.talk.color, STDOUT_FILENO)};
+  return {.unicode = locale_is_utf8(),
+          .color = use_color(task.talk.color, STDOUT_FILENO),
+          .width = text_width(STDOUT_FILENO)};
 }
 
 Rendering wanted_rendering(const ClientTask& task) {
@@ -50,6 +52,7 @@ Rendering wanted_rendering(const ClientTask& task) {
   return {.table = task.json_path != "-",
           .unicode = style.unicode,
           .color = style.color,
+          .columns = style.width,
           .json = !task.json_path.empty(),
           .trace = !task.trace_path.empty()};
 }
@@ -111,7 +114,7 @@ ExitCode publish_to_user(const CommandEnd& end, ReportFiles& files) {
 
 void begin_client(const ClientTask& task) {
   note_termination_signals();
-  log::configure(task.talk.level, "", use_color(task.talk.color, STDERR_FILENO));
+  speak(task.talk);
 }
 
 void LeaveMonitor::poll() {

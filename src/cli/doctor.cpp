@@ -60,7 +60,8 @@ OutputTexts texts_of(const DoctorReport& report) { return {render_doctor_json(re
 std::string report_text(const DoctorReport& report, const DoctorArguments& arguments) {
   if (arguments.json_path == "-") return render_doctor_json(report);
   if (report.error) return {};
-  return render_doctor(report, {.color = use_color(arguments.talk.color, STDOUT_FILENO)});
+  return render_doctor(report, {.color = use_color(arguments.talk.color, STDOUT_FILENO),
+                                .width = text_width(STDOUT_FILENO)});
 }
 
 CommandEnd end_of(const DoctorReport& report, const DoctorArguments& arguments) {
@@ -94,7 +95,7 @@ DoctorReport examine_job(Job& job, const DoctorArguments& arguments, ReportFiles
 /// The first of processes that MPI cannot make a job of examines itself; the others follow it.
 ExitCode run_without_job(const DoctorArguments& arguments, const Error& why) {
   if (launched_rank().value_or(0) != 0) {
-    let_rank_0_speak();
+    let_rank_0_speak(ExitCode::kRuntime);
     return ExitCode::kRuntime;
   }
   ReportFiles files;
@@ -106,7 +107,7 @@ ExitCode run_without_job(const DoctorArguments& arguments, const Error& why) {
 
 ExitCode run_doctor(const DoctorArguments& arguments, int* argc, char*** argv) {
   const auto& talk = arguments.talk;
-  log::configure(talk.level, "", use_color(talk.color, STDERR_FILENO));
+  speak(talk);
   if (const auto why = wrong_launch("doctor")) return run_without_job(arguments, *why);
   const JobOutputs outputs{arguments.json_path, "", arguments.options.timeout};
   Job job(argc, argv, outputs.timeout, when_mpi_does_not_start(outputs, unstarted));

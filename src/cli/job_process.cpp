@@ -23,11 +23,12 @@ ExitCode end_with(const Job& job, const CommandEnd& end, ReportFiles& files,
   return publish(end, files, {outputs.timeout, {}});
 }
 
-/// Ends a job whose failure not all ranks have agreed on.
-[[noreturn]] void break_off(Job& job, const CommandEnd& end, ReportFiles& files,
-                            const JobOutputs& outputs) {
-  job.await_turn_to_report(end.code);
-  job.abort(end_with(job, end, files, outputs));
+/// Ends a job whose failure, which `error` is, not all ranks have agreed on. What it writes it
+/// renders when its turn comes: before, it is not known to be its writer.
+[[noreturn]] void break_off(Job& job, const Error& error, const std::function<CommandEnd()>& render,
+                            ReportFiles& files, const JobOutputs& outputs) {
+  job.await_turn_to_report(error.code());
+  job.abort(end_with(job, render(), files, outputs));
 }
 
 }  // namespace
@@ -45,12 +46,14 @@ Job::Start when_mpi_does_not_start(const JobOutputs& outputs,
               "some rank of the job has not started, or MPI's network setup is wrong");
   error.context().rank = start.launched_rank;
   start.report = {outputs.json_path, render(error)};
+  Error ended(ExitCode::kRuntime, "told to end by a signal while MPI starts");
+  ended.context().rank = start.launched_rank;
+  start.report_when_ended = {outputs.json_path, render(ended)};
   return start;
 }
 
 void speak_as_rank(const Job& job, const TalkOptions& talk, Seconds timeout) {
-  log::configure(talk.level, fmt::format("rank {}", job.rank()),
-                 use_color(talk.color, STDERR_FILENO));
+  speak(talk, fmt::format("rank {}", job.rank()), job.rank());
   // Others wait for a rank that tells something: that must be short against the timeout.
   log::set_patience(std::min(Seconds(10), timeout / 4));
 }
@@ -62,14 +65,14 @@ bool writes_outputs(const Job& job, const std::optional<Error>& error) {
 ExitCode end_job(Job& job, std::optional<Error>& error, const std::function<CommandEnd()>& render,
                  ReportFiles& files, const JobOutputs& outputs) {
   try {
-    if (error && !job.failure_is_agreed()) break_off(job, render(), files, outputs);
+    if (error && !job.failure_is_agreed()) break_off(job, *error, render, files, outputs);
     const auto code = end_with(job, render(), files, outputs);
     job.finish();
     return code;
   } catch (const Error& late) {
     // The work was done, but not all ranks came to its end.
     error = job.announce_failure(late);
-    break_off(job, render(), files, outputs);
+    break_off(job, *error, render, files, outputs);
   }
 }
 

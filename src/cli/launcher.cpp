@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <thread>
@@ -66,16 +67,20 @@ std::optional<Error> wrong_launch(const std::string& command) {
 
 std::optional<int> launched_rank() { return this_launch().rank; }
 
-void let_rank_0_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); }
+void let_rank_0_speak(ExitCode code) {
+  // A launcher that ends the others when the first has failed gets the same code from all.
+  static std::atomic<int> code_when_ended;
+  code_when_ended = static_cast<int>(code);
+  std::signal(SIGTERM, [](int /*signal*/) { ::_exit(code_when_ended); });
+  std::this_thread::sleep_for(std::chrono::seconds(5));
+}
 
 std::optional<ExitCode> refuse_wrong_launch(const std::string& command) {
   const auto error = wrong_launch(command);
   if (!error) return std::nullopt;
   const auto& launch = this_launch();
   if (launch.rank.value_or(0) == 0) throw Error(*error);
-  // A launcher that ends the others when the first has failed gets the same code from all.
-  std::signal(SIGTERM, [](int /*signal*/) { ::_exit(static_cast<int>(ExitCode::kRequest)); });
-  let_rank_0_speak();
+  let_rank_0_speak(error->code());
   // Rank 0 of torchrun may be on another node, started by another torchrun.
   if (launch.launcher == Launcher::kTorchrun) throw Error(*error);
   return error->code();

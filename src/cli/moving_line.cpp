@@ -10,11 +10,14 @@
 namespace awex {
 
 MovingLine::MovingLine(bool speaks)
-    : moves_(speaks && log::level() == log::Level::kNormal && is_terminal(STDERR_FILENO)) {}
+    : moves_(speaks && log::level() == log::Level::kNormal && log::format() == log::Format::kText &&
+             is_terminal(STDERR_FILENO)) {}
 
 void MovingLine::draw(const std::string& text) {
   if (!moves_) return;
-  log::draw("\r\033[K" + text);
+  // A line that the terminal broke would stay when the next one is drawn.
+  const size_t room = text_width(STDERR_FILENO) - 1;
+  log::draw("\r\033[K" + text.substr(0, room));
   drawn_ = true;
 }
 

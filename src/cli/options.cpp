@@ -1,13 +1,16 @@
 #include "cli/options.hpp"
 
 #include <langinfo.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <clocale>
 #include <cstdlib>
 
 #include "cli/launcher.hpp"
+#include "cli/wrapped_text.hpp"
 
 namespace awex {
 
@@ -41,6 +44,16 @@ Color parse_color(std::string_view text) {
       text, {{"auto", Color::kAuto}, {"always", Color::kAlways}, {"never", Color::kNever}});
 }
 
+log::Format parse_log_format(std::string_view text) {
+  return parse_choice<log::Format>(text,
+                                   {{"text", log::Format::kText}, {"json", log::Format::kJson}});
+}
+
+void speak(const TalkOptions& talk, const std::string& who, std::optional<int> rank) {
+  log::configure(talk.level, who, use_color(talk.color, STDERR_FILENO));
+  log::set_format(talk.format, rank ? rank : launched_rank());
+}
+
 void add_talk_options(CLI::App& command, TalkOptions& talk) {
   auto* verbose = command.add_flag_callback(
       "-v,--verbose", [&talk] { talk.level = log::Level::kVerbose; },
@@ -52,6 +65,10 @@ void add_talk_options(CLI::App& command, TalkOptions& talk) {
       ->excludes(verbose);
   add_value(command, "--color", "auto|always|never", "When to colour; NO_COLOR is honoured", "auto",
             [&talk](const std::string& text) { talk.color = parse_color(text); });
+  add_value(command, "--log-format", "text|json",
+            "What is told on stderr: text, or json, an object a line (time, level, rank, host, "
+            "event, message and what the event is about)",
+            "text", [&talk](const std::string& text) { talk.format = parse_log_format(text); });
 }
 
 bool is_terminal(int fd) {
@@ -76,31 +93,26 @@ bool use_color(Color color, int fd) {
   return !refused && !dumb && is_terminal(fd);
 }
 
+size_t text_width(int fd) {
+  constexpr size_t kNarrowest = 40;
+  constexpr size_t kWidest = 500;
+  const char* variable = std::getenv("COLUMNS");
+  const std::string_view text = variable == nullptr ? "" : variable;
+  size_t columns = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), columns);
+  const bool is_said =
+      !text.empty() && error == std::errc{} && stop == text.data() + text.size() && columns > 0;
+  if (is_said) return std::clamp(columns, kNarrowest, kWidest);
+  winsize size{};
+  if (!is_terminal(fd) || ::ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) {
+    return kTextWidth;
+  }
+  return std::clamp<size_t>(size.ws_col, kNarrowest, kWidest);
+}
+
 bool locale_is_utf8() {
   std::setlocale(LC_CTYPE, "");
   return std::string_view(::nl_langinfo(CODESET)) == "UTF-8";
-}
-
-void refuse_unknown_arguments(const CLI::App& command) {
-  const auto unknown = command.remaining();
-  if (unknown.empty()) return;
-  const bool is_option = unknown.front().rfind('-', 0) == 0;
-  const auto word = unknown.front().substr(0, unknown.front().find('='));
-  std::vector<std::string> known;
-  if (is_option) {
-    for (const auto* option : command.get_options()) {
-      for (const auto& name : option->get_lnames()) known.push_back("--" + name);
-    }
-  } else {
-    for (const auto* other : command.get_subcommands(nullptr)) known.push_back(other->get_name());
-  }
-  const bool is_command = !is_option && !known.empty();
-  const char* kind = is_option ? "option" : is_command ? "command" : "argument";
-  const auto nearest = nearest_name(word, known);
-  throw request_error(fmt::format("unknown {} \"{}\"", kind, word),
-                      nearest.empty()
-                          ? fmt::format("{} --help lists what is known", command.get_display_name())
-                          : fmt::format("did you mean \"{}\"?", nearest));
 }
 
 }  // namespace awex

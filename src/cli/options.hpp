@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -16,6 +17,9 @@
 
 namespace awex {
 
+/// What to write instead of `text`, which is none of `names`.
+[[nodiscard]] std::string choice_hint(std::string_view text, const std::vector<std::string>& names);
+
 /// The value named `text`; throws a request error with the nearest name or all of them.
 template <class T>
 [[nodiscard]] T parse_choice(std::string_view text,
@@ -26,7 +30,7 @@ template <class T>
     names.emplace_back(name);
   }
   throw request_error(fmt::format("\"{}\" is none of {}", text, fmt::join(names, ", ")),
-                      suggestion(text, names));
+                      choice_hint(text, names));
 }
 
 /// A whole number of at least 1; throws a request error.
@@ -48,9 +52,17 @@ enum class Color : uint8_t { kAuto, kAlways, kNever };
 struct TalkOptions {
   log::Level level = log::Level::kNormal;
   Color color = Color::kAuto;
+  log::Format format = log::Format::kText;
 };
 
-/// Adds -v, -q and --color; `talk` must outlive the parsing.
+/// "text" or "json"; throws a request error.
+[[nodiscard]] log::Format parse_log_format(std::string_view text);
+
+/// From now on this process's lines on stderr are as `talk` says; `who` begins them ("rank 3"),
+/// `rank` is in JSON lines, the launcher's where it is not known yet.
+void speak(const TalkOptions& talk, const std::string& who = {}, std::optional<int> rank = {});
+
+/// Adds -v, -q, --color and --log-format; `talk` must outlive the parsing.
 void add_talk_options(CLI::App& command, TalkOptions& talk);
 
 /// Whether to colour a stream. For kAuto: it is a terminal, TERM is not "dumb" and NO_COLOR is
@@ -60,6 +72,10 @@ void add_talk_options(CLI::App& command, TalkOptions& talk);
 /// Whether `fd` is a terminal that a person looks at.
 [[nodiscard]] bool is_terminal(int fd);
 
+/// How many columns text for a person has on `fd`: what COLUMNS says, else what its terminal has,
+/// else kTextWidth (in a log, a pipe, a file). From 40 to 500.
+[[nodiscard]] size_t text_width(int fd);
+
 /// Whether the user's locale can show block characters.
 [[nodiscard]] bool locale_is_utf8();
 
@@ -68,12 +84,13 @@ void add_talk_options(CLI::App& command, TalkOptions& talk);
 /// request errors that name file and key, and for an unknown key the nearest one.
 void apply_config(CLI::App& command, const std::string& file);
 
-/// What a config file has for "json"; empty if nothing, also where the file cannot be used. Of use
-/// when another option is wrong.
-[[nodiscard]] std::string json_path_in_config(const std::string& file) noexcept;
+/// The text that a config file has for an option ("json"); empty if none, also where the file
+/// cannot be used. Of use when another option is wrong.
+[[nodiscard]] std::string text_in_config(const std::string& file, const char* key) noexcept;
 
-/// Throws a request error for the first argument that no option or command took, with the nearest
-/// name of what is known there.
-void refuse_unknown_arguments(const CLI::App& command);
+/// Throws a request error for the first argument that no option or command took, with what its user
+/// may have meant. `arguments` are all of the command line, where they are known.
+void refuse_unknown_arguments(const CLI::App& command,
+                              const std::vector<std::string_view>& arguments = {});
 
 }  // namespace awex

@@ -149,7 +149,7 @@ UniqueFd open_json(const std::string& path) {
 }
 
 ExitCode run_plan(PlanOptions& options) {
-  log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
+  speak(options.talk);
   const UniqueFd json = open_json(options.json_path);
   const auto write_json = [&](const std::string& text) {
     if (json.valid()) write_all(json.get(), text, options.json_path);
@@ -165,7 +165,8 @@ ExitCode run_plan(PlanOptions& options) {
     const auto error = misfit_error(forecast);
     write_json(render_plan_json(&forecast, &catalogue, options.forecast, error));
     if (options.json_path != "-") {
-      const TextStyle style{locale_is_utf8(), use_color(options.talk.color, STDOUT_FILENO)};
+      const TextStyle style{locale_is_utf8(), use_color(options.talk.color, STDOUT_FILENO),
+                            text_width(STDOUT_FILENO)};
       write_all(STDOUT_FILENO, render_plan(forecast, catalogue, options.forecast, style), "stdout");
     }
     if (!error) return ExitCode::kOk;

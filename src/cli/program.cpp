@@ -1,11 +1,13 @@
 #include "cli/program.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 
 #include "base/build_identity.hpp"
 #include "cli/help_text.hpp"
+#include "cli/options.hpp"
 #include "memory/device.hpp"
 
 namespace awex {
@@ -50,9 +52,11 @@ std::vector<Subcommand> describe_program(CLI::App& root) {
   root.description(kDescription);
   root.set_version_flag("-V,--version", version_text(),
                         "Print the version and the built-in backends");
-  root.formatter(make_help_formatter());
+  root.formatter(make_help_formatter(text_width(STDOUT_FILENO)));
   // refuse_unknown_arguments tells of what is unknown, with the nearest name.
   root.allow_extras();
+  // Another command's name is a value, or an argument too many.
+  root.require_subcommand(0, 1);
   auto commands = add_subcommands(root);
   for (const auto& command : commands) command.parser->allow_extras();
   root.footer(kExamples);  // after the commands, which would inherit it

@@ -48,7 +48,7 @@ std::string colored(const std::string& text, Verdict verdict, const TextStyle& s
   return fmt::format("\033[{}m{}\033[0m", code, text);
 }
 
-std::string metadata(const DoctorReport& report) {
+std::string metadata(const DoctorReport& report, size_t width) {
   std::string out = fmt::format("# command    doctor, started {}\n", report.started_at);
   out +=
       fmt::format("# world      {} rank{}, {} node{}\n", report.ranks.size(),
@@ -61,7 +61,9 @@ std::string metadata(const DoctorReport& report) {
     hosts.back().second.push_back(rank.rank);
   }
   for (const auto& [host, ranks] : hosts) {
-    out += fmt::format("# host       {}: ranks {}\n", host, rank_list(ranks));
+    const std::string margin = "#            ";
+    out += fmt::format("# host       {}\n",
+                       fitted(fmt::format("{}: ranks {}", host, rank_list(ranks)), width, margin));
   }
   return out;
 }
@@ -84,11 +86,16 @@ std::string group_lines(const char* check, const Group& group, size_t ranks_widt
                   shortened(rank_list(group.ranks), ranks_width - 2), ranks_width,
                   colored(fmt::format("{:<{}}", verdict_name(finding.verdict), kVerdictWidth),
                           finding.verdict, style));
-  out += wrapped(finding.reason, kTextWidth, indent) + "\n";
-  if (finding.remedy.empty()) return out;
   constexpr size_t kMargin = 4;
+  constexpr size_t kLeastRoom = 20;
+  if (style.width >= indent + kLeastRoom) {
+    out += fitted(finding.reason, style.width, indent) + "\n";
+  } else {
+    out += "\n" + std::string(kMargin, ' ') + fitted(finding.reason, style.width, kMargin) + "\n";
+  }
+  if (finding.remedy.empty()) return out;
   return out + std::string(kMargin, ' ') +
-         wrapped("remedy: " + finding.remedy, kTextWidth, kMargin) + "\n";
+         fitted("remedy: " + finding.remedy, style.width, kMargin) + "\n";
 }
 
 std::string result_line(const DoctorReport& report, const TextStyle& style) {
@@ -111,7 +118,7 @@ std::string result_line(const DoctorReport& report, const TextStyle& style) {
                                               bad.size(), kChecks, fmt::join(bad, ", "));
   constexpr const char* kKey = "result     ";
   return kKey +
-         colored(wrapped(text, kTextWidth, std::strlen(kKey)),
+         colored(fitted(text, style.width, std::strlen(kKey)),
                  bad.empty() ? Verdict::kPassed : Verdict::kFailed, style) +
          "\n";
 }
@@ -184,7 +191,7 @@ std::string rank_list(const std::vector<int>& ranks) {
 
 std::string render_doctor(const DoctorReport& report, const TextStyle& style) {
   constexpr size_t kWidestRanks = 16;
-  std::string out = metadata(report);
+  std::string out = metadata(report, style.width);
   if (report.ranks.empty()) return out + "\n" + result_line(report, style);
   size_t ranks_width = 7;
   for (size_t check = 0; check < kChecks; ++check) {

@@ -8,12 +8,14 @@
 #include "base/json_values.hpp"
 #include "base/units.hpp"
 #include "cli/text_table.hpp"
+#include "cli/wrapped_text.hpp"
 #include "plan/plan_copies.hpp"
 
 namespace awex {
 namespace {
 
 constexpr auto kLeft = TextColumn::Align::kLeft;
+constexpr auto kRight = TextColumn::Align::kRight;
 
 std::string gigabytes(uint64_t bytes) {
   return bytes == 0 ? "." : fmt::format("{:.2f}", static_cast<double>(bytes) / 1e9);
@@ -52,10 +54,11 @@ std::string links_line(const LinkSpeeds& links) {
 }
 
 std::string metadata(const Forecast& forecast, const Catalogue& catalogue,
-                     const ForecastOptions& options) {
+                     const ForecastOptions& options, size_t width) {
   std::string out;
   const auto line = [&](const char* key, const std::string& text) {
-    out += fmt::format("# {:<10} {}\n", key, text);
+    const std::string margin = "#            ";
+    out += fmt::format("# {:<10} {}\n", key, fitted(text, width, margin));
   };
   const auto& plan = forecast.totals;
   const auto sending = sending_of(forecast);
@@ -98,7 +101,7 @@ std::string group_name(const Forecast& forecast, uint32_t group) {
   return first == last ? fmt::format("node {}", first) : fmt::format("nodes {}-{}", first, last);
 }
 
-std::string traffic_table(const Forecast& forecast) {
+std::string traffic_table(const Forecast& forecast, size_t width) {
   std::vector<TextColumn> columns{{"from \\ to", "(GB)", kLeft}};
   for (uint32_t group = 0; group < forecast.groups; ++group) {
     columns.push_back({group_name(forecast, group), ""});
@@ -111,21 +114,21 @@ std::string traffic_table(const Forecast& forecast) {
     }
     table.add_row(std::move(cells));
   }
-  return table.text();
+  return table.text(width);
 }
 
 std::string budget_cell(const std::optional<uint64_t>& budget) {
   return budget ? gigabytes(*budget) : "-";
 }
 
-std::string phases_table(const Forecast& forecast, const ForecastOptions& options) {
+std::string phases_table(const Forecast& forecast, const ForecastOptions& options, size_t width) {
   TextTable table({{"phase", "", kLeft},
                    {"role", "", kLeft},
                    {"tag", "", kLeft},
                    {"GPU memory", "(GB)"},
-                   {"budget", "(GB)"},
+                   {"budget", "(GB)", kRight, TextColumn::Fold::kLeaves},  // as they were given
                    {"host memory", "(GB a node)"},
-                   {"budget", "(GB)"},
+                   {"budget", "(GB)", kRight, TextColumn::Fold::kLeaves},
                    {"time", "(s)"}});
   for (const auto& [phase, host_bytes, seconds] : forecast.phases) {
     table.add_row({phase.phase, phase.role, phase.tag.empty() ? "-" : phase.tag,
@@ -133,7 +136,7 @@ std::string phases_table(const Forecast& forecast, const ForecastOptions& option
                    gigabytes(host_bytes), budget_cell(options.host_memory),
                    seconds ? fmt::format("{:.3f}", *seconds) : "-"});
   }
-  return table.text();
+  return table.text(width);
 }
 
 /// "BF16", or "BF16 -> F8_E4M3" where it is converted on the way.
@@ -142,15 +145,15 @@ std::string dtypes_of(const Piece& piece) {
   return fmt::format("{} -> {}", dtype_name(piece.from), dtype_name(piece.to));
 }
 
-std::string listed_table(const Plan& part, const Catalogue& held) {
+std::string listed_table(const Plan& part, const Catalogue& held, size_t width) {
   TextTable table({{"from", "(GPU)"},
                    {"to", "(GPU)"},
                    {"bytes", ""},
                    {"dtype", "", kLeft},
-                   {"tensor", "", kLeft},
+                   {"tensor", "", kLeft, TextColumn::Fold::kHeading},
                    {"rows", "", kLeft},
                    {"columns", "", kLeft},
-                   {"why this source", "", kLeft}});
+                   {"why this source", "", kLeft, TextColumn::Fold::kFolds}});
   for (const auto& piece : part.pieces) {
     const auto& [rows, cols] = piece.box;
     table.add_row({fmt::format("{}", piece.source), fmt::format("{}", piece.target),
@@ -158,8 +161,8 @@ std::string listed_table(const Plan& part, const Catalogue& held) {
                    held.tensors()[piece.tensor].name, fmt::format("[{}, {})", rows.begin, rows.end),
                    fmt::format("[{}, {})", cols.begin, cols.end), describe_choice(piece)});
   }
-  return table.text() + fmt::format("{} pieces, merged into {} strided copies\n",
-                                    part.pieces.size(), merge_pieces(part.pieces).size());
+  return table.text(width) + fmt::format("{} pieces, merged into {} strided copies\n",
+                                         part.pieces.size(), merge_pieces(part.pieces).size());
 }
 
 std::string describe(const Misfit& misfit) {
@@ -175,7 +178,9 @@ std::string verdict(const Forecast& forecast, const ForecastOptions& options,
   };
   std::string out;
   for (const auto& misfit : forecast.misfits) {
-    out += fmt::format("{:<11} {}\n", "too large", paint("31", describe(misfit)));
+    constexpr size_t kKeyWidth = 12;
+    out += fmt::format("{:<11} {}\n", "too large",
+                       paint("31", fitted(describe(misfit), style.width, kKeyWidth)));
   }
   if (!forecast.misfits.empty())
     return out + fmt::format("{:<11} {}\n", "result", paint("31", "does not fit"));
@@ -278,9 +283,10 @@ std::optional<Error> misfit_error(const Forecast& forecast) {
 
 std::string render_plan(const Forecast& forecast, const Catalogue& catalogue,
                         const ForecastOptions& options, const TextStyle& style) {
-  auto out = metadata(forecast, catalogue, options) + "\n" + traffic_table(forecast) + "\n" +
-             phases_table(forecast, options) + "\n";
-  if (forecast.listed) out += listed_table(*forecast.listed, *forecast.held) + "\n";
+  const size_t width = style.width;
+  auto out = metadata(forecast, catalogue, options, width) + "\n" + traffic_table(forecast, width) +
+             "\n" + phases_table(forecast, options, width) + "\n";
+  if (forecast.listed) out += listed_table(*forecast.listed, *forecast.held, width) + "\n";
   return out + verdict(forecast, options, style);
 }
 

@@ -83,9 +83,9 @@ const Json& list_of(const Json& object, const char* key) {
 }
 
 /// A line about the job; nothing where there is nothing to say.
-std::string line(const char* key, const std::string& words) {
+std::string line(const char* key, const std::string& words, const TextStyle& style) {
   if (words.empty()) return {};
-  return fmt::format("{:<{}}{}\n", key, kKeyWidth, wrapped(words, kTextWidth, kKeyWidth));
+  return fmt::format("{:<{}}{}\n", key, kKeyWidth, fitted(words, style.width, kKeyWidth));
 }
 
 std::string activity_line(const Json& status) {
@@ -177,8 +177,10 @@ uint64_t host_bytes_of(const Json& rank) {
   return all;
 }
 
-/// Names of hosts and engines, which may be long, differ at their ends.
-std::string shortened(const std::string& name, size_t longest) {
+/// Names of hosts and engines, which may be long, differ at their ends. `longest` is what fits
+/// kTextWidth; who has more sees more.
+std::string shortened(const std::string& name, size_t longest, const TextStyle& style) {
+  longest += style.width - std::min(style.width, kTextWidth);
   if (name.size() <= longest) return name;
   const size_t kept = longest - 2;
   return name.substr(0, kept / 2) + ".." + name.substr(name.size() - (kept - kept / 2));
@@ -229,7 +231,7 @@ std::string host_line(const std::string& name, const HostUse& host, bool locks) 
                      counted(host.ranks, "rank", "ranks"), cgroup, lock_text(host, locks));
 }
 
-std::string host_lines(const Json& status) {
+std::string host_lines(const Json& status, const TextStyle& style) {
   std::map<std::string, HostUse> hosts;
   for (const auto& rank : list_of(status, "ranks")) {
     if (member(rank, "tags").is_array()) add_rank(hosts[text(rank, "host")], rank);
@@ -237,7 +239,7 @@ std::string host_lines(const Json& status) {
   const bool locks = text(status, "backend") != backend_name(BackendKind::kHost);
   std::string out;
   for (const auto& [name, host] : hosts) {
-    out += line("host", host_line(shortened(name, 30), host, locks));
+    out += line("host", host_line(shortened(name, 30, style), host, locks), style);
   }
   return out;
 }
@@ -259,40 +261,49 @@ std::string origin(const Json& error) {
 
 std::string last_error_lines(const Json& status, const TextStyle& style) {
   const auto& error = member(status, "last_error");
-  if (!error.is_object()) return line("last error", "none");
+  if (!error.is_object()) return line("last error", "none", style);
   const auto at = text(status, "last_error_at");
   const auto exit_code = fmt::format("exit code {}", count_text(error, "code"));
-  auto out = line("last error", at.empty() ? bad(exit_code, style)
-                                           : fmt::format("{}, {}", at, bad(exit_code, style)));
-  out += line("", origin(error) + text(error, "message"));
+  auto out = line(
+      "last error",
+      at.empty() ? bad(exit_code, style) : fmt::format("{}, {}", at, bad(exit_code, style)), style);
+  out += line("", origin(error) + text(error, "message"), style);
   const auto hint = text(error, "hint");
-  return hint.empty() ? out : out + line("", "hint: " + hint);
+  return hint.empty() ? out : out + line("", "hint: " + hint, style);
 }
 
 std::string job_lines(const Json& status, const TextStyle& style) {
   const auto& memory = member(status, "memory");
   const auto model = text(status, "model");
   const auto backend = text(status, "backend");
-  return line("job", activity_line(status)) + line("commands", commands_line(status)) +
-         line("started", start_line(status)) +
-         line("model",
-              model.empty() || backend.empty() ? model : fmt::format("{}, on {}", model, backend)) +
-         line("trainer", text(status, "trainer")) + line("inference", text(status, "inference")) +
-         line("content", content_line(status, style)) + line("memory", memory_line(memory)) +
-         line("leak", leak_line(memory, style)) + line("gpus", gpus_line(status)) +
-         host_lines(status) + last_error_lines(status, style);
+  std::string out;
+  const auto add = [&](const char* key, const std::string& words) {
+    out += line(key, words, style);
+  };
+  add("job", activity_line(status));
+  add("commands", commands_line(status));
+  add("started", start_line(status));
+  add("model", model.empty() || backend.empty() ? model : fmt::format("{}, on {}", model, backend));
+  add("trainer", text(status, "trainer"));
+  add("inference", text(status, "inference"));
+  add("content", content_line(status, style));
+  add("memory", memory_line(memory));
+  add("leak", leak_line(memory, style));
+  add("gpus", gpus_line(status));
+  return out + host_lines(status, style) + last_error_lines(status, style);
 }
 
-std::vector<std::string> cells_of_rank(const Json& rank) {
+std::vector<std::string> cells_of_rank(const Json& rank, const TextStyle& style) {
   const auto gpu = text(rank, "gpu");
   const auto or_unknown = [](const std::string& value) { return value.empty() ? kUnknown : value; };
-  return {count_text(rank, "rank"), or_unknown(shortened(text(rank, "host"), 14)),
+  return {count_text(rank, "rank"), or_unknown(shortened(text(rank, "host"), 14, style)),
           or_unknown(gpu.substr(0, gpu.find(' '))),
-          or_unknown(shortened(text(rank, "engine"), 10))};
+          or_unknown(shortened(text(rank, "engine"), 10, style))};
 }
 
 /// The ranks of a role, a line each; the tags are those that any of them holds.
-std::string role_table(const std::string& role, const std::vector<const Json*>& ranks) {
+std::string role_table(const std::string& role, const std::vector<const Json*>& ranks,
+                       const TextStyle& style) {
   constexpr auto kLeft = TextColumn::Align::kLeft;
   std::vector<TextColumn> columns{
       {"rank", ""}, {"host", "", kLeft}, {"gpu", ""}, {"engine", "", kLeft}};
@@ -308,7 +319,7 @@ std::string role_table(const std::string& role, const std::vector<const Json*>& 
   }
   TextTable table(columns);
   for (const auto* rank : ranks) {
-    auto cells = cells_of_rank(*rank);
+    auto cells = cells_of_rank(*rank, style);
     for (const auto* tag : tags) {
       const auto& memory = memory_of(*rank, tag);
       const auto state = text(memory, "state");
@@ -317,10 +328,10 @@ std::string role_table(const std::string& role, const std::vector<const Json*>& 
     }
     table.add_row(std::move(cells));
   }
-  return fmt::format("\n{}\n{}", role.empty() ? "ranks" : role, table.text());
+  return fmt::format("\n{}\n{}", role.empty() ? "ranks" : role, table.text(style.width));
 }
 
-std::string rank_tables(const Json& status) {
+std::string rank_tables(const Json& status, const TextStyle& style) {
   std::vector<std::pair<std::string, std::vector<const Json*>>> roles;
   for (const auto& rank : list_of(status, "ranks")) {
     const auto role = text(rank, "role");
@@ -331,11 +342,27 @@ std::string rank_tables(const Json& status) {
     ranks.push_back(&rank);
   }
   std::string out;
-  for (const auto& [role, ranks] : roles) out += role_table(role, ranks);
+  for (const auto& [role, ranks] : roles) out += role_table(role, ranks, style);
   return out;
 }
 
-std::string process_table(const Json& status) {
+/// Of engines that attach; nothing where none does.
+std::string engine_table(const Json& status) {
+  constexpr auto kLeft = TextColumn::Align::kLeft;
+  TextTable table(
+      {{"rank", ""}, {"engine", "", kLeft}, {"pid", ""}, {"steps", ""}, {"state", "", kLeft}});
+  bool any = false;
+  for (const auto& rank : list_of(status, "ranks")) {
+    const auto state = text(rank, "engine_state");
+    if (state.empty()) continue;
+    any = true;
+    table.add_row({count_text(rank, "rank"), text(rank, "engine"), count_text(rank, "engine_pid"),
+                   text(rank, "role") == "trainer" ? count_text(rank, "steps") : kUnknown, state});
+  }
+  return any ? "\nengines\n" + table.text() : "";
+}
+
+std::string process_table(const Json& status, const TextStyle& style) {
   TextTable table({{"rank", ""},
                    {"pid", ""},
                    {"steps", ""},
@@ -354,14 +381,15 @@ std::string process_table(const Json& status) {
                    bytes_text(count(rank, "device_free_bytes")),
                    bytes_text(count(rank, "device_total_bytes"))});
   }
-  return any ? "\nprocesses\n" + table.text() : "";
+  return any ? "\nprocesses\n" + table.text(style.width) : "";
 }
 
 }  // namespace
 
 std::string render_status(const std::string& json, const TextStyle& style) {
   const auto status = parse_status(json);
-  return job_lines(status, style) + rank_tables(status) + process_table(status);
+  return job_lines(status, style) + rank_tables(status, style) + engine_table(status) +
+         process_table(status, style);
 }
 
 std::string lasting_status(const std::string& json) {

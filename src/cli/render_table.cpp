@@ -10,6 +10,7 @@
 #include "base/units.hpp"
 #include "cli/render_timeline.hpp"
 #include "cli/text_table.hpp"
+#include "cli/wrapped_text.hpp"
 
 namespace awex {
 namespace {
@@ -85,10 +86,11 @@ std::string binding_line(const std::vector<int>& ranks) {
       unbinding_options(this_launch()));
 }
 
-std::string metadata(const Report& report) {
+std::string metadata(const Report& report, size_t width) {
   std::string out;
   const auto line = [&](const char* key, const std::string& text) {
-    if (!text.empty()) out += fmt::format("# {:<10} {}\n", key, text);
+    const std::string margin = "#            ";
+    if (!text.empty()) out += fmt::format("# {:<10} {}\n", key, fitted(text, width, margin));
   };
   line("command", fmt::format("{}{}, started {}", report.command,
                               report.offload ? "" : " without offloading", report.started_at));
@@ -98,6 +100,7 @@ std::string metadata(const Report& report) {
   }
   line("trainer", report.trainer);
   line("inference", report.inference);
+  if (!report.admission.empty()) line("admission", report.admission);
   for (const auto& note : report.notes) line("note", note);
   if (report.ranks > 0) {
     const auto gpus = report.gpus > 0 ? counted(report.gpus, "GPU", "GPUs") + ", " : "";
@@ -118,7 +121,7 @@ std::vector<const VersionReport*> versions_in_full(const Report& report) {
   return chosen;
 }
 
-std::string phases_table(const Report& report) {
+std::string phases_table(const Report& report, size_t width) {
   const auto versions = versions_in_full(report);
   uint64_t largest = 0;
   for (const auto* version : versions) {
@@ -130,15 +133,17 @@ std::string phases_table(const Report& report) {
   }
   const auto unit = byte_unit_for(largest);
   constexpr auto kLeft = TextColumn::Align::kLeft;
-  TextTable table({{"version", ""},
+  constexpr auto kRight = TextColumn::Align::kRight;
+  constexpr auto kLeaves = TextColumn::Fold::kLeaves;  // the timeline and the ratio tell of them
+  TextTable table({{"version", "", kRight, TextColumn::Fold::kHeading},
                    {"phase", "", kLeft},
                    {"role", "", kLeft},
                    {"tag", "", kLeft},
-                   {"start", "(ms)"},
+                   {"start", "(ms)", kRight, kLeaves},
                    {"time", "(ms)"},
                    {"bytes", fmt::format("({})", unit.name)},
                    {"rate", "(GB/s)"},
-                   {"limit", "(GB/s)"},
+                   {"limit", "(GB/s)", kRight, kLeaves},
                    {"ratio", ""}});
   for (const auto* version : versions) {
     for (const auto& phase : version->phases) {
@@ -152,19 +157,22 @@ std::string phases_table(const Report& report) {
     }
   }
   const size_t left_out = report.versions.size() - versions.size();
-  const auto note =
-      left_out > 0
-          ? fmt::format("# phases of {} versions between are left out here; --json has them all\n",
-                        left_out)
-          : "";
-  return "\n" + table.text() + note;
+  const auto note = left_out > 0
+                        ? "# " +
+                              fitted(fmt::format("phases of {} versions between are left out here; "
+                                                 "--json has them all",
+                                                 left_out),
+                                     width, "# ") +
+                              "\n"
+                        : "";
+  return "\n" + table.text(width) + note;
 }
 
-std::string versions_table(const Report& report) {
+std::string versions_table(const Report& report, size_t width) {
   if (report.versions.empty()) return {};
   TextTable table({{"version", ""},
                    {"time", "(ms)"},
-                   {"tensors", ""},
+                   {"tensors", "", TextColumn::Align::kRight, TextColumn::Fold::kLeaves},
                    {"wrong", ""},
                    {"model digest", "", TextColumn::Align::kLeft},
                    {"committed", "", TextColumn::Align::kLeft}});
@@ -177,16 +185,16 @@ std::string versions_table(const Report& report) {
                    digest ? fmt::format("{:#018x}", digest->model) : kUnknown,
                    version.committed ? "yes" : "no"});
   }
-  return "\n" + table.text();
+  return "\n" + table.text(width);
 }
 
 std::string timeline(const Report& report, const TextStyle& style) {
   if (report.versions.empty()) return {};
-  const auto text = render_timeline(report.versions.back(), style.unicode);
+  const auto text = render_timeline(report.versions.back(), style.unicode, style.width);
   return text.empty() ? "" : "\n" + text;
 }
 
-std::string memory_table(const MemoryReport& memory) {
+std::string memory_table(const MemoryReport& memory, size_t width) {
   if (memory.by_role_and_tag.empty()) return {};
   uint64_t largest = 0;
   for (const auto& entry : memory.by_role_and_tag) {
@@ -202,7 +210,7 @@ std::string memory_table(const MemoryReport& memory) {
     table.add_row({entry.role, entry.tag, in_unit(entry.device_peak_bytes, unit),
                    in_unit(entry.host_pinned_bytes, unit)});
   }
-  return "\n" + table.text();
+  return "\n" + table.text(width);
 }
 
 std::string memory_line(const MemoryReport& memory) {
@@ -271,7 +279,8 @@ bool hands_over(const Report& report) {
 std::string verdicts(const Report& report, const TextStyle& style) {
   std::string out = "\n";
   const auto line = [&](const char* key, const std::string& text) {
-    out += fmt::format("{:<10} {}\n", key, text);
+    constexpr size_t kKeyWidth = 11;
+    out += fmt::format("{:<10} {}\n", key, fitted(text, style.width, kKeyWidth));
   };
   // A run that failed before its first version has no verdict on memory, digests or commits.
   if (!report.versions.empty()) {
@@ -289,8 +298,9 @@ std::string verdicts(const Report& report, const TextStyle& style) {
 }  // namespace
 
 std::string render_table(const Report& report, const TextStyle& style) {
-  return metadata(report) + phases_table(report) + versions_table(report) +
-         timeline(report, style) + memory_table(report.memory) + verdicts(report, style);
+  const size_t width = style.width;
+  return metadata(report, width) + phases_table(report, width) + versions_table(report, width) +
+         timeline(report, style) + memory_table(report.memory, width) + verdicts(report, style);
 }
 
 }  // namespace awex

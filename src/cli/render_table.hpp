@@ -2,14 +2,16 @@
 
 #include <string>
 
+#include "cli/wrapped_text.hpp"
 #include "cycle/report.hpp"
 
 namespace awex {
 
 /// How text for a person is drawn.
 struct TextStyle {
-  bool unicode = false;  ///< Block characters; ASCII otherwise.
-  bool color = false;    ///< ANSI colours for verdicts.
+  bool unicode = false;       ///< Block characters; ASCII otherwise.
+  bool color = false;         ///< ANSI colours for verdicts.
+  size_t width = kTextWidth;  ///< Columns that it has, at least 1.
 };
 
 /// The report for a person: lines of metadata that begin with '#', a table with one line a phase, a

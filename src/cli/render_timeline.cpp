@@ -7,18 +7,26 @@
 #include <vector>
 
 #include "base/units.hpp"
+#include "cli/wrapped_text.hpp"
 
 namespace awex {
 namespace {
 
+/// Longer names of tags are folded.
+constexpr size_t kWidestTag = 16;
+/// Bars are not drawn in less.
+constexpr size_t kFewestColumns = 8;
+
 struct Span {
   double begin = 0;
   double end = 0;
+  size_t columns = kTimelineColumns;
 
   [[nodiscard]] size_t column_of(double time) const {
     if (end <= begin) return 0;
-    const double column = (time - begin) / (end - begin) * double{kTimelineColumns};
-    return static_cast<size_t>(std::lround(std::clamp(column, 0.0, double{kTimelineColumns})));
+    const auto all = static_cast<double>(columns);
+    const double column = (time - begin) / (end - begin) * all;
+    return static_cast<size_t>(std::lround(std::clamp(column, 0.0, all)));
   }
 };
 
@@ -86,26 +94,33 @@ std::vector<Track> draw_tracks(std::vector<PhaseReport> phases, const Span& span
 
 }  // namespace
 
-std::string render_timeline(const VersionReport& version, bool unicode) {
+std::string render_timeline(const VersionReport& version, bool unicode, size_t width) {
   if (version.phases.empty()) return {};
-  const Span span = span_of(version.phases);
+  Span span = span_of(version.phases);
   const double seconds = span.end - span.begin;
-  const auto tracks = draw_tracks(version.phases, span, unicode);
   size_t role_width = 0;
   size_t tag_width = 0;
-  for (const auto& track : tracks) {
-    role_width = std::max(role_width, track.role.size());
-    tag_width = std::max(tag_width, track.tag.size());
+  for (const auto& phase : version.phases) {
+    role_width = std::max(role_width, phase.role.size());
+    tag_width = std::max(tag_width, phase.tag.size());
   }
+  tag_width = std::min(tag_width, kWidestTag);
+  const size_t beside = role_width + 2 + tag_width + 2 + 2;  // gaps and edges
+  span.columns = std::clamp(width - std::min(width, beside), kFewestColumns, kTimelineColumns);
+  const auto tracks = draw_tracks(version.phases, span, unicode);
   const char* edge = unicode ? "│" : "|";
-  std::string out =
-      fmt::format("timeline of version {}: {}, one column is {}\n", version.version,
-                  format_seconds(seconds), format_seconds(seconds / double{kTimelineColumns}));
+  std::string out = fmt::format("timeline of version {}: {}, one column is {}\n", version.version,
+                                format_seconds(seconds),
+                                format_seconds(seconds / static_cast<double>(span.columns)));
   for (const auto& track : tracks) {
     for (const auto& row : track.rows) {
-      const std::string blanks(kTimelineColumns - std::min(row.columns, kTimelineColumns), ' ');
-      out += fmt::format("{:<{}}  {:<{}}  {}{}{}{}\n", track.role, role_width, track.tag, tag_width,
-                         edge, row.text, blanks, edge);
+      const std::string blanks(span.columns - std::min(row.columns, span.columns), ' ');
+      const auto tag_lines = folded(track.tag, tag_width);
+      out += fmt::format("{:<{}}  {:<{}}  {}{}{}{}\n", track.role, role_width, tag_lines.front(),
+                         tag_width, edge, row.text, blanks, edge);
+      for (size_t i = 1; i < tag_lines.size(); ++i) {
+        out += fmt::format("{:<{}}  {}\n", "", role_width, tag_lines[i]);
+      }
     }
   }
   return out;

@@ -19,6 +19,8 @@ class Bell {
   Bell();
 
   [[nodiscard]] const BellName& name() const { return name_; }
+  /// Readable once it has rung.
+  [[nodiscard]] int fd() const { return socket_.get(); }
   /// Rings another's. One that is gone, or does not listen, hears nothing.
   void ring(const BellName& other) const noexcept;
   /// Sleeps until it has rung since the last time, or a signal comes, or for `longest`. Returns

@@ -18,6 +18,10 @@ constexpr Seconds kAbortAllowance{5};
 // How long a rank lets those before it report and end the job: all of them, then each one more.
 constexpr Seconds kReportGrace{3};
 constexpr Seconds kNextReportGrace{0.2};
+// How long a launcher may take to end the ranks of a job that one of them aborts. A job that Slurm
+// cancels it does not end before its KillWait: then they end by themselves.
+constexpr Seconds kLauncherGrace{0.3};
+constexpr Seconds kListenInterval{0.1};
 // Signals that come together are one: only later ones say that the job is being ended by others.
 constexpr Seconds kSignalBurst{0.3};
 
@@ -43,12 +47,20 @@ bool Ending::told_to_end_now() {
   return termination_signals() > known_signals_;
 }
 
-/// Sleeps until mpirun ends this process, at most `longest`. Makes no MPI call: peers may be gone.
-void Ending::pause_until_ended(Seconds longest) {
+/// Sleeps until mpirun ends this process, or, if it heeds that, another rank has reported: at most
+/// `longest`. Returns whether that has come. Makes hardly any MPI call: peers may be gone.
+bool Ending::others_end_it_within(Seconds longest, bool heeds_reports) {
   const Deadline deadline(longest);
+  Deadline listen(kLauncherGrace);
   while (!told_to_end_now() && !deadline.expired()) {
+    if (heeds_reports && listen.expired()) {
+      failures_.listen();
+      if (failures_.is_reported()) return true;
+      listen = Deadline(kListenInterval);
+    }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
+  return told_to_end_now();
 }
 
 void Ending::await_turn_to_report(ExitCode code) {
@@ -57,8 +69,7 @@ void Ending::await_turn_to_report(ExitCode code) {
   Seconds grace = kReportGrace;
   for (int earlier = 0; earlier < world_.rank(); ++earlier) {
     if (failures_.is_lost(earlier)) continue;
-    pause_until_ended(grace);
-    if (told_to_end_now()) std::_Exit(static_cast<int>(code));
+    if (others_end_it_within(grace, true)) std::_Exit(static_cast<int>(code));
     failures_.give_up_on(earlier);
     grace = kNextReportGrace;
   }
@@ -68,12 +79,13 @@ void Ending::abort(ExitCode code) {
   const Watchdog watchdog(
       kAbortGrace + kAbortAllowance, code,
       fmt::format("{}: MPI_Abort does not end the job", world_.describe(world_.rank())));
+  // A rank that is lost cannot be told: MPI would make a connection, in vain, or fail.
+  if (code != ExitCode::kPeerLost) failures_.tell_reported();
   failures_.push();
   const bool mpirun_comes_first = code == ExitCode::kPeerLost;
   const bool reporter_comes_first = !is_reporter();
   if (mpirun_comes_first || reporter_comes_first) {
-    pause_until_ended(kAbortGrace);
-    if (told_to_end_now()) std::_Exit(static_cast<int>(code));
+    if (others_end_it_within(kAbortGrace, false)) std::_Exit(static_cast<int>(code));
   }
   MPI_Abort(world_.control(), static_cast<int>(code));
   std::_Exit(static_cast<int>(code));

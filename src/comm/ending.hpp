@@ -23,7 +23,7 @@ class Ending {
 
  private:
   [[nodiscard]] bool told_to_end_now();
-  void pause_until_ended(Seconds longest);
+  [[nodiscard]] bool others_end_it_within(Seconds longest, bool heeds_reports);
 
   MpiWorld& world_;
   Failures& failures_;

@@ -50,6 +50,10 @@ void Failures::take(const WireError& wire) {
     told_to_end_ = true;
     return;
   }
+  if (wire.telling == Telling::kReported) {
+    reported_ = true;
+    return;
+  }
   if (wire.rank_zero_lost) lost_.insert(0);
   if (wire.epoch > world_.epoch() && !wire.ends_job) {
     if (wire.telling == Telling::kFailure && !next_) next_ = wire;
@@ -153,12 +157,23 @@ void Failures::announce(const Error& error) {
   if (!failure_) failure_ = Known{world_.located(error), world_.now()};
   if (told_) return;
   told_ = true;
+  tell_all(verdict());
+  world_.ring_node();
+}
+
+void Failures::tell_reported() {
+  WireError wire;
+  wire.telling = Telling::kReported;
+  tell_all(wire);
+}
+
+/// All whose processes are not known to be gone.
+void Failures::tell_all(const WireError& wire) {
   const auto gone = watch_.gone();
   for (int other = 0; other < world_.size(); ++other) {
     const bool hears = std::find(gone.begin(), gone.end(), other) == gone.end();
-    if (other != world_.rank() && hears) tell(other, verdict());
+    if (other != world_.rank() && hears) tell(other, wire);
   }
-  world_.ring_node();
 }
 
 void Failures::tell(int to, WireError wire) {

@@ -60,6 +60,10 @@ class Failures {
   [[noreturn]] void fail(const Error& error);
   /// Both.
   [[noreturn]] void announce_and_fail(const Error& error);
+  /// Tells all ranks that this one has reported the failure that is known, and ends the job.
+  void tell_reported();
+  /// Whether another rank has told so.
+  [[nodiscard]] bool is_reported() const { return reported_; }
   /// Lets MPI send what is still to be told.
   void push() { outbox_.push(); }
 
@@ -90,6 +94,7 @@ class Failures {
   void listen_for_cause();
   void take(const WireError& wire);
   void tell(int to, WireError wire);
+  void tell_all(const WireError& wire);
   [[nodiscard]] Error told_to_end_by(int signal_number) const;
   [[noreturn]] void end_job_with(const Error& error);
 
@@ -111,6 +116,7 @@ class Failures {
   bool resident_ = false;
   bool commanded_ = false;     ///< A command runs, of a resident job.
   bool told_to_end_ = false;   ///< By a signal, this rank or another.
+  bool reported_ = false;      ///< By another rank.
   bool signal_noted_ = false;  ///< This rank's own: rank 0 knows of it.
   std::set<int> lost_;
   Outbox outbox_;

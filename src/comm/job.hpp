@@ -235,13 +235,14 @@ class Job final : public WaitMonitor {
   [[nodiscard]] bool is_reporter() const;
 
   /// After a failure that is not agreed on: returns on the rank that is to report it. All others
-  /// are ended meanwhile, as mpirun tells them to, with `code`. When those before a rank neither
-  /// report nor end the job within 3 s, it is this rank's turn.
+  /// are ended meanwhile, as mpirun tells them to or because another rank has reported, with
+  /// `code`. When those before a rank neither report nor end the job within 3 s, it is this rank's
+  /// turn.
   void await_turn_to_report(ExitCode code);
 
   /// Ends the job in order: finalises MPI. All ranks must come. Collective.
   void finish();
-  /// Ends the whole job with an exit code (MPI_Abort). Does not return. Rank 0 does so at once; the
+  /// Ends the whole job, which this rank has reported, with an exit code (MPI_Abort). Does not return. Rank 0 does so at once; the
   /// others give it up to 1.5 s to report and do so first. After a lost peer rank 0 waits as long,
   /// so that mpirun can notice the death itself and return 128 + the signal.
   [[noreturn]] void abort(ExitCode code);

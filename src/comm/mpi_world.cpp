@@ -14,6 +14,7 @@ namespace {
 
 // What MPI itself may need to end, on top of a short timeout.
 constexpr Seconds kEndAllowance{5};
+constexpr const char* kEndedInStart = "error: told to end by a signal while MPI starts\n";
 
 }  // namespace
 
@@ -21,6 +22,9 @@ MpiWorld::MpiWorld(int* argc, char*** argv, Seconds timeout, const MpiStart& sta
     : timeout_(timeout) {
   const auto here = read_node_identity();
   const Seconds allowed = timeout + start.allowance;
+  // Of ranks that end together one has to say so.
+  const bool speaks = start.launched_rank.value_or(0) == 0;
+  end_at_once_on_signals(speaks ? kEndedInStart : "", start.report_when_ended);
   const Watchdog watchdog(
       allowed, ExitCode::kDeadline,
       fmt::format("{} on host {} has not got through MPI's start after {}: some rank of the "

@@ -51,15 +51,19 @@ void Traffic::take_strays() {
     AWEX_MPI(MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &found, &message, &status),
              "look for messages that nobody waits for");
     if (found == 0) return;
-    int bytes = 0;
-    AWEX_MPI(MPI_Get_count(&status, MPI_BYTE, &bytes), "learn a message's size");
-    auto& open = abandoned_.emplace_back();
-    open.rank = status.MPI_SOURCE;
-    open.receives = true;
-    open.own.resize(static_cast<size_t>(bytes));
-    AWEX_MPI(MPI_Imrecv(open.own.data(), bytes, MPI_BYTE, &message, &open.request),
-             "take a message of rank {} that nobody waits for", open.rank);
+    take_stray(message, status);
   }
+}
+
+void Traffic::take_stray(MPI_Message message, const MPI_Status& status) {
+  int bytes = 0;
+  AWEX_MPI(MPI_Get_count(&status, MPI_BYTE, &bytes), "learn a message's size");
+  auto& open = abandoned_.emplace_back();
+  open.rank = status.MPI_SOURCE;
+  open.receives = true;
+  open.own.resize(static_cast<size_t>(bytes));
+  AWEX_MPI(MPI_Imrecv(open.own.data(), bytes, MPI_BYTE, &message, &open.request),
+           "take a message of rank {} that nobody waits for", open.rank);
 }
 
 Requests::~Requests() {
@@ -87,17 +91,57 @@ void Requests::receive(std::span<std::byte> bytes, int rank, Tag tag) {
   if (!memory_) open.own.resize(bytes.size());
   auto* data = memory_ ? bytes.data() : open.own.data();
   MPI_Request request = MPI_REQUEST_NULL;
+  if (tag == kDataTag) {
+    awaited_.push_back(requests_.size());
+    return add(request, std::move(open));
+  }
   AWEX_MPI(
       MPI_Irecv(data, narrow<int>(bytes.size()), MPI_BYTE, rank, tag, traffic_.comm(), &request),
       "receive {} from rank {}", format_bytes(bytes.size()), rank);
   add(request, std::move(open));
 }
 
+/// Messages of one rank come in the order in which they are sent: only the first that is awaited of
+/// each is looked for.
+void Requests::begin_receives() {
+  is_silent_.assign(traffic_.sent().size(), false);
+  std::erase_if(awaited_, [this](size_t index) {
+    auto silent = is_silent_.at(static_cast<size_t>(open_[index].rank));
+    if (!silent) silent = !begin_receive(index);
+    return !silent;
+  });
+}
+
+/// Whether the message has come.
+bool Requests::begin_receive(size_t index) {
+  const auto& open = open_[index];
+  int found = 0;
+  int bytes = 0;
+  MPI_Message message = MPI_MESSAGE_NULL;
+  MPI_Status status{};
+  AWEX_MPI(MPI_Improbe(open.rank, kDataTag, traffic_.comm(), &found, &message, &status),
+           "look for a message of rank {}", open.rank);
+  if (found == 0) return false;
+  AWEX_MPI(MPI_Get_count(&status, MPI_BYTE, &bytes), "learn a message's size");
+  const auto room = open.target.size();
+  if (static_cast<size_t>(bytes) != room) {
+    traffic_.take_stray(message, status);
+    throw runtime_error(fmt::format("cannot receive {} from rank {}, which has sent {}",
+                                    format_bytes(room), open.rank,
+                                    format_bytes(static_cast<size_t>(bytes))));
+  }
+  auto* data = memory_ ? open.target.data() : open_[index].own.data();
+  AWEX_MPI(MPI_Imrecv(data, bytes, MPI_BYTE, &message, &requests_[index]),
+           "receive {} from rank {}", format_bytes(room), open.rank);
+  return true;
+}
+
 bool Requests::test() {
+  if (!awaited_.empty()) begin_receives();
   int count = 0;
   int error = MPI_Testsome(narrow<int>(requests_.size()), requests_.data(), &count, done_.data(),
                            statuses_.data());
-  if (count == MPI_UNDEFINED) return true;
+  if (count == MPI_UNDEFINED) return awaited_.empty();
   const bool some_failed = error == MPI_ERR_IN_STATUS;
   for (size_t i = 0; i < narrow<size_t>(count); ++i) {
     const int own = some_failed ? statuses_[i].MPI_ERROR : MPI_SUCCESS;
@@ -108,8 +152,8 @@ bool Requests::test() {
     throw_failed_call(fmt::format("make progress with {} messages", requests_.size()),
                       "MPI_Testsome", describe_mpi(error));
   }
-  return std::all_of(requests_.begin(), requests_.end(),
-                     [](auto request) { return request == MPI_REQUEST_NULL; });
+  return awaited_.empty() && std::all_of(requests_.begin(), requests_.end(),
+                                         [](auto request) { return request == MPI_REQUEST_NULL; });
 }
 
 /// A message that did not fit has come all the same.
@@ -126,6 +170,7 @@ std::vector<int> Requests::missing() const {
   for (size_t i = 0; i < requests_.size(); ++i) {
     if (requests_[i] != MPI_REQUEST_NULL) ranks.insert(open_[i].rank);
   }
+  for (const size_t index : awaited_) ranks.insert(open_[index].rank);
   return {ranks.begin(), ranks.end()};
 }
 

@@ -27,6 +27,8 @@ static_assert(std::atomic<int>::is_always_lock_free && std::atomic<void*>::is_al
 std::string g_last_words;
 int g_exit_code = 1;
 LastReport g_last_report;
+std::string g_words_when_ended;
+LastReport g_report_when_ended;
 
 void write_from_handler(int fd, const std::string& text) {
   // A reader that has stopped must not hold it up.
@@ -61,15 +63,21 @@ void on_termination(int signal_number) {
   wake();
 }
 
-void on_alarm(int /*signal_number*/) {
-  write_from_handler(STDERR_FILENO, g_last_words);
-  if (!g_last_report.path.empty()) {
+[[noreturn]] void end_with(const std::string& words, const LastReport& report, int code) {
+  if (!words.empty()) write_from_handler(STDERR_FILENO, words);
+  if (!report.path.empty()) {
     // A FIFO without a reader must not hold it up.
-    const int fd = ::open(g_last_report.path.c_str(),
-                          O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC, 0666);
-    if (fd >= 0) write_from_handler(fd, g_last_report.text);
+    const int fd =
+        ::open(report.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK | O_CLOEXEC, 0666);
+    if (fd >= 0) write_from_handler(fd, report.text);
   }
-  ::_exit(g_exit_code);
+  ::_exit(code);
+}
+
+void on_alarm(int /*signal_number*/) { end_with(g_last_words, g_last_report, g_exit_code); }
+
+void on_end(int /*signal_number*/) {
+  end_with(g_words_when_ended, g_report_when_ended, static_cast<int>(ExitCode::kRuntime));
 }
 
 void set_handler(int signal_number, void (*handler)(int), int flags) {
@@ -94,6 +102,13 @@ void note_termination_signals() {
   set_handler(SIGTERM, on_termination, SA_RESTART);
   set_handler(SIGINT, on_termination, SA_RESTART);
   set_handler(SIGPIPE, SIG_IGN, 0);
+}
+
+void end_at_once_on_signals(std::string words, LastReport report) {
+  g_words_when_ended = std::move(words);
+  g_report_when_ended = std::move(report);
+  set_handler(SIGTERM, on_end, SA_RESTART);
+  set_handler(SIGINT, on_end, SA_RESTART);
 }
 
 int termination_signal() { return g_termination_signal; }

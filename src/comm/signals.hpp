@@ -7,10 +7,21 @@
 
 namespace awex {
 
+/// What is left where the job's report belongs.
+struct LastReport {
+  std::string path;  ///< Empty for none.
+  std::string text;
+};
+
 /// From now on SIGTERM and SIGINT are noted for `termination_signal` instead of ending the process,
 /// however often they come (Slurm sends SIGTERM twice); only a second SIGINT ends it, and says so
 /// on stderr. A reader that leaves gives an error instead of SIGPIPE.
 void note_termination_signals();
+
+/// From now on, until note_termination_signals, SIGTERM and SIGINT end the process with exit code
+/// 1, after its words on stderr, if it has any, and its last report: in calls that do not hear of
+/// them (MPI's start).
+void end_at_once_on_signals(std::string words, LastReport report);
 
 /// The first signal that has told this process to end, or 0.
 [[nodiscard]] int termination_signal();
@@ -27,12 +38,6 @@ void note_status_signals();
 /// whatever thread the signal interrupts: it may do only what a signal's handler may. Null takes
 /// it away, after which no call begins.
 void wake_on_signals(void (*wake)(void* context), void* context);
-
-/// What a watchdog leaves where the job's report belongs.
-struct LastReport {
-  std::string path;  ///< Empty for none.
-  std::string text;
-};
 
 /// Bounds calls that cannot be polled (MPI's start and end): when it lives longer than allowed, the
 /// process says why on stderr, writes its last report and exits with `code`, upon which mpirun ends

@@ -24,12 +24,10 @@ bool Waits::pause_at_rest(Clock::duration rested) {
     ::sched_yield();
   } else if (rested < milliseconds(20)) {
     std::this_thread::sleep_for(microseconds(50));
-  } else if (world_.is_rung()) {
-    if (!world_.bell().wait(kLongestSleep)) return false;
+  } else if (world_.is_rung() ? world_.bell().wait(kLongestSleep)
+                              : arrivals_.sleep(world_.bell())) {
     next_listen_ = {};
     return true;
-  } else {
-    std::this_thread::sleep_for(milliseconds(2));
   }
   return false;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/wait.hpp"
+#include "comm/arrival_watch.hpp"
 #include "comm/failures.hpp"
 #include "comm/mpi_world.hpp"
 #include "comm/progress.hpp"
@@ -52,14 +53,17 @@ class Waits {
 
   /// The wait of a rank that has nothing to do, without a deadline: returns when `done()` is true.
   /// It looks often at first; then it sleeps until another rank of its node rings, and looks by
-  /// itself ten times a second. A node's first rank, which nobody rings, looks every 2 ms.
+  /// itself ten times a second. A node's first rank, which nobody rings, sleeps until something
+  /// arrives for MPI; where that cannot be seen it looks every 2 ms.
   template <class Done>
   void rest(const Done& done) {
+    arrivals_.begin();
     for (auto start = Clock::now(); !done();) {
       poll_at_rest();
       if (rest_hook_) call_rest_hook();
       if (pause_at_rest(Clock::now() - start)) start = Clock::now();
     }
+    arrivals_.end();
     next_listen_ = next_look_ = {};
   }
 
@@ -105,6 +109,7 @@ class Waits {
   Failures& failures_;
   Progress& progress_;
   std::function<void()> interrupt_;
+  ArrivalWatch arrivals_;
   std::function<void()> rest_hook_;
   Clock::time_point next_listen_;
   Clock::time_point next_look_;  ///< At processes.

@@ -15,6 +15,7 @@ enum class Telling : uint8_t {
   kFailure,    ///< The job has failed.
   kQuestion,   ///< To rank 0: "I have waited too long for you; do you know who is missing?"
   kToldToEnd,  ///< To rank 0 of a resident job: "a signal has told me to end".
+  kReported,   ///< To all: "I have reported the failure that ends the job".
 };
 
 /// An Error as plain data of a fixed size, so that it travels through MPI. It is small enough to be

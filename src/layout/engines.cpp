@@ -1,5 +1,8 @@
 #include "layout/engines.hpp"
 
+#include <algorithm>
+#include <cctype>
+
 #include "base/error.hpp"
 #include "base/nearest.hpp"
 #include "layout/fsdp.hpp"
@@ -13,6 +16,41 @@
 namespace awex {
 namespace {
 
+/// What to write instead of an engine that `role` does not have. `names` are those that it has.
+std::string engine_hint(std::string_view role, const EngineSpec& spec,
+                        const std::vector<std::string>& names) {
+  const auto knows = [&](std::string_view name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  std::string word(spec.engine());
+  std::transform(word.begin(), word.end(), word.begin(),
+                 [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
+  // "megatron tp=2" and "megatron,tp=2" want a colon.
+  const auto end = word.find_first_of(" ,;/=");
+  if (end != std::string::npos && knows(word.substr(0, end))) {
+    auto options = spec.text().substr(spec.text().find_first_not_of(" ,;/=", end));
+    std::replace_if(
+        options.begin(), options.end(), [](char c) { return c == ' ' || c == ';' || c == '/'; },
+        ',');
+    return fmt::format("write {}:{}", word.substr(0, end), options);
+  }
+  if (word == "mcore" || word == "megatron-core") word = "megatron";
+  if (word == "transformers" || word == "huggingface") word = "hf";
+  if (knows(word)) return fmt::format("did you mean \"{}\"?", word);
+  const bool is_trainer = role == "trainer";
+  for (const char* other : {"sglang", "vllm"}) {
+    if (is_trainer && word == other)
+      return fmt::format("{} is an inference engine: --inference {}; trainers: {}", other,
+                         spec.text(), fmt::join(names, ", "));
+  }
+  for (const char* other : {"megatron", "fsdp"}) {
+    if (!is_trainer && word == other)
+      return fmt::format("{} is a trainer: --trainer {}; inference engines: {}", other, spec.text(),
+                         fmt::join(names, ", "));
+  }
+  return suggestion(word, names);
+}
+
 using Maker = std::unique_ptr<Layout> (*)(const EngineSpec&, const Catalogue&, uint32_t);
 
 std::unique_ptr<Layout> make_layout(const char* role, const std::map<std::string, Maker>& engines,
@@ -23,7 +61,7 @@ std::unique_ptr<Layout> make_layout(const char* role, const std::map<std::string
     std::vector<std::string> names;
     for (const auto& [name, maker] : engines) names.push_back(name);
     throw request_error(fmt::format("\"{}\" is no {} engine", spec.engine(), role),
-                        suggestion(spec.engine(), names));
+                        engine_hint(role, spec, names));
   }
   return found->second(spec, catalogue, ranks);
 }

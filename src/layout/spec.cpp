@@ -1,6 +1,7 @@
 #include "layout/spec.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <iterator>
 
@@ -32,12 +33,42 @@ constexpr OtherWord kOtherWords[] = {{"tp_size", "tp"},
                                      {"data_parallel", "dp"},
                                      {"data_parallel_size", "dp"}};
 
+std::string in_small_letters(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
+  return text;
+}
+
+/// What to write instead of a part of a spec that is not key=value.
+std::string form_hint(std::string_view item) {
+  const auto letters =
+      item.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_");
+  if (letters == std::string_view::npos || letters == 0) return kForm;
+  const auto value = item.find_first_not_of(": =", letters);
+  if (value == std::string_view::npos) return kForm;
+  return fmt::format("write {}={}", in_small_letters(std::string(item.substr(0, letters))),
+                     item.substr(value));
+}
+
+/// What to write instead of a value that is no number: mostly other options follow in it.
+std::string count_hint(const std::string& key, std::string text) {
+  const auto sign = text.find_first_of(":; /+&");
+  if (sign == std::string::npos || text.find('=', sign) == std::string::npos) {
+    return fmt::format("write {}=2, for example", key);
+  }
+  for (auto& letter : text) {
+    if (std::string_view(":; /+&").find(letter) != std::string_view::npos) letter = ',';
+  }
+  return fmt::format("commas part options: {}={}", key, text);
+}
+
 /// What to write instead of a key that the engine does not have. Short keys are names of their own:
 /// the nearest one ("tp" for "dp") would mean something else.
 std::string remedy_for(const std::string& key, const std::vector<std::string>& keys) {
-  std::string meant = key;
+  std::string meant = in_small_letters(key);
+  std::replace(meant.begin(), meant.end(), '-', '_');
   for (const auto& other : kOtherWords) {
-    if (key == other.word) meant = other.key;
+    if (meant == other.word) meant = other.key;
   }
   const auto has = [&](const char* name) {
     return std::find(keys.begin(), keys.end(), name) != keys.end();
@@ -84,7 +115,8 @@ void EngineSpec::add(std::string_view item, std::string& last_key) {
     return;
   }
   if (equals == std::string_view::npos || equals == 0 || equals + 1 == item.size()) {
-    throw request_error(fmt::format("\"{}\" in \"{}\" is not key=value", item, text_), kForm);
+    throw request_error(fmt::format("\"{}\" in \"{}\" is not key=value", item, text_),
+                        form_hint(item));
   }
   last_key = item.substr(0, equals);
   if (!options_.emplace(last_key, item.substr(equals + 1)).second) {
@@ -115,7 +147,8 @@ std::optional<uint32_t> EngineSpec::count(const std::string& key) const {
   const auto [end, error] = std::from_chars(text->data(), text_end, value);
   if (error != std::errc{} || end != text_end || value < 1 || value > kMost) {
     throw request_error(
-        fmt::format("\"{}\": {}={} is not a whole number from 1 to {}", text_, key, *text, kMost));
+        fmt::format("\"{}\": {}={} is not a whole number from 1 to {}", text_, key, *text, kMost),
+        count_hint(key, *text));
   }
   return value;
 }

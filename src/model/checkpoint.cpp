@@ -596,13 +596,10 @@ void write_all(const WeightSource& source, const fs::path& directory, uint64_t m
 
 /// What to do where --model names no directory.
 std::string hint_for(const fs::path& model) {
-  auto name = model.filename().string();
-  std::transform(name.begin(), name.end(), name.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  const auto preset = nearest_name(name, preset_names());
-  if (!preset.empty()) {
+  const auto presets = presets_like(model.filename().string());
+  if (!presets.empty()) {
     return fmt::format("for that published shape with generated weights: --model preset:{}",
-                       preset);
+                       fmt::join(presets, ", preset:"));
   }
   return "--model needs a Hugging Face checkpoint directory or preset:NAME";
 }

@@ -22,7 +22,32 @@ std::vector<Preset> presets() {
   return all;
 }
 
+/// Letters and digits alone, small.
+std::string squeezed(std::string_view text) {
+  std::string out;
+  for (const unsigned char letter : text) {
+    if (std::isalnum(letter) != 0) out += static_cast<char>(std::tolower(letter));
+  }
+  return out;
+}
+
 }  // namespace
+
+std::vector<std::string> presets_like(std::string_view word) {
+  // Of "preset:NAME", "preset=NAME" and "Qwen/NAME" the last part is the name.
+  const auto name = word.substr(word.find_last_of(":=/") + 1);  // from 0 where there is none
+  const auto start = squeezed(name);
+  if (start.empty()) return {};
+  std::vector<std::string> found;
+  for (auto& preset : preset_names()) {
+    const auto whole = squeezed(preset);
+    if (whole == start) return {preset};
+    if (whole.starts_with(start)) found.push_back(std::move(preset));
+  }
+  if (!found.empty()) return found;
+  auto nearest = nearest_name(name, preset_names());
+  return nearest.empty() ? found : std::vector<std::string>{std::move(nearest)};
+}
 
 std::vector<std::string> preset_names() {
   std::vector<std::string> names;
@@ -34,11 +59,12 @@ ModelConfig preset_config(std::string_view name) {
   for (auto& preset : presets()) {
     if (preset.name == name) return std::move(preset.config);
   }
-  std::string lower(name);
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const auto meant = presets_like(name);
   throw request_error(fmt::format("there is no preset \"{}\"", name),
-                      suggestion(lower, preset_names()));
+                      meant.empty() ? fmt::format("known: {}", fmt::join(preset_names(), ", "))
+                      : meant.size() == 1
+                          ? fmt::format("did you mean \"{}\"?", meant.front())
+                          : fmt::format("did you mean one of {}?", fmt::join(meant, ", ")));
 }
 
 }  // namespace awex

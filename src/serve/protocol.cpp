@@ -4,8 +4,8 @@
 
 #include "base/error_json.hpp"
 #include "base/json_values.hpp"
-#include "model/json_input.hpp"
 #include "model/json_fields.hpp"
+#include "model/json_input.hpp"
 
 namespace awex {
 namespace {
@@ -121,10 +121,27 @@ Rendering read_rendering(const json& value) {
   rendering.table = fields.boolean("table");
   rendering.unicode = fields.boolean("unicode");
   rendering.color = fields.boolean("color");
+  if (const auto* columns = fields.find("columns")) {
+    rendering.columns = fields.count("columns");
+    if (rendering.columns < 1 || rendering.columns > kMostColumns) {
+      throw fields.is_not("columns", *columns, "a width of text");
+    }
+  }
   rendering.json = fields.boolean("json");
   rendering.trace = fields.boolean("trace");
   fields.finish();
   return rendering;
+}
+
+Json rendering_json(const Rendering& rendering) {
+  Json out = {{"table", rendering.table},
+              {"unicode", rendering.unicode},
+              {"color", rendering.color},
+              {"json", rendering.json},
+              {"trace", rendering.trace}};
+  // Only what is unusual: jobs of older builds do not know it.
+  if (rendering.columns != Rendering{}.columns) out["columns"] = rendering.columns;
+  return out;
 }
 
 /// First of all, so that what another version says otherwise is not held against it.
@@ -172,17 +189,11 @@ Event read_event(std::string_view line) {
 const char* errand_name(Errand errand) { return name_of(kErrands, errand); }
 
 std::string encode(const ClientRequest& request) {
-  const auto& rendering = request.rendering;
   return line_of({{"protocol", kProtocolVersion},
                   {"errand", errand_name(request.errand)},
                   {"command", command_json(request)},
                   {"cancel_on_disconnect", request.cancel_on_disconnect},
-                  {"rendering",
-                   {{"table", rendering.table},
-                    {"unicode", rendering.unicode},
-                    {"color", rendering.color},
-                    {"json", rendering.json},
-                    {"trace", rendering.trace}}}});
+                  {"rendering", rendering_json(request.rendering)}});
 }
 
 ClientRequest decode_request(std::string_view line) {

@@ -17,6 +17,8 @@ namespace awex {
 
 /// Raised with every change that an older client or job would misread.
 inline constexpr int kProtocolVersion = 1;
+/// A table is no wider.
+inline constexpr uint64_t kMostColumns = 500;
 /// Of a request's line, its newline included. Events may be longer.
 inline constexpr size_t kLongestRequest = 16 << 10;
 
@@ -29,9 +31,10 @@ enum class Errand : uint8_t { kUpdate, kOffload, kTransfer, kResume, kRestore, k
 /// How the client wants the report of a command: the job renders it, as its commands do that end
 /// with it.
 struct Rendering {
-  bool table = true;  ///< For a person, drawn as the next two say.
+  bool table = true;  ///< For a person, drawn as the next three say.
   bool unicode = false;
   bool color = false;
+  uint64_t columns = 80;  ///< That it may be wide, from 1 to kMostColumns.
   bool json = false;
   bool trace = false;
 };

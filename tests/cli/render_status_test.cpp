@@ -204,6 +204,19 @@ TEST_CASE("a status fits 80 columns, whatever names are in it") {
   CHECK(text.find("hhhhhh..hhhhh1") != std::string::npos);
 }
 
+TEST_CASE("a status fits narrow and wide terminals; a wide one shows names whole") {
+  auto status = sample_status();
+  const std::string host = "node-17.rack-4.cluster.example.org";
+  for (auto& info : status.rank_infos) info.host = host;
+  const auto json = render_status_json(status);
+  for (const size_t width : {size_t{60}, size_t{80}, size_t{120}}) {
+    CAPTURE(width);
+    CHECK(widest_line(render_status(json, {.width = width})) <= width);
+  }
+  CHECK(render_status(json, {.width = 120}).find("   0  " + host + "    0  stand-in  offloaded") !=
+        std::string::npos);
+}
+
 TEST_CASE("what another build does not say is unknown, and what is no status is an error") {
   CHECK(render_status(R"({"activity": "idle", "ranks": [{"rank": 0}, 7], "memory": 3})", {})
             .rfind("job        idle\n", 0) == 0);

@@ -23,7 +23,7 @@ std::vector<Drawn> drawn(const std::vector<PhaseReport>& phases) {
   VersionReport version;
   version.version = 1;
   version.phases = phases;
-  std::istringstream lines(render_timeline(version, false));
+  std::istringstream lines(render_timeline(version, false, 120));
   std::vector<Drawn> rows;
   std::string line;
   std::getline(lines, line);
@@ -77,23 +77,34 @@ TEST_CASE("phases of one lane that overlap are drawn below each other") {
 }
 
 TEST_CASE("the title tells the span and what a column is worth") {
-  const auto text = render_timeline(test::sample_version(7), false);
+  const auto text = render_timeline(test::sample_version(7), false, 120);
   CHECK(text.substr(0, text.find('\n')) == "timeline of version 7: 2.00 s, one column is 33.3 ms");
 }
 
 TEST_CASE("block characters only where they can be shown") {
   const auto version = test::sample_version(1);
-  CHECK(render_timeline(version, true).find("█") != std::string::npos);
-  for (const char byte : render_timeline(version, false)) {
+  CHECK(render_timeline(version, true, 120).find("█") != std::string::npos);
+  for (const char byte : render_timeline(version, false, 120)) {
     REQUIRE(static_cast<unsigned char>(byte) < 0x80);
   }
 }
 
 TEST_CASE("no phases, no timeline; no time, no division by it") {
-  CHECK(render_timeline(VersionReport{}, true).empty());
+  CHECK(render_timeline(VersionReport{}, true, 120).empty());
   const auto rows = drawn({sample_phase("commit", "all", "", 5.0, 0.0)});
   REQUIRE(rows.size() == 1);
   CHECK(rows[0].bars == "c" + std::string(kTimelineColumns - 1, ' '));
+}
+
+TEST_CASE("a narrow timeline has fewer columns, and each is longer") {
+  VersionReport version;
+  version.version = 1;
+  version.phases = {sample_phase("offload", "trainer", "optimizer", 0.0, 3.0),
+                    sample_phase("resume", "trainer", "optimizer", 3.0, 3.0)};
+  // Role, tag and edges take 22 columns.
+  CHECK(render_timeline(version, false, 52) ==
+        "timeline of version 1: 6.00 s, one column is 200 ms\n"
+        "trainer  optimizer  |offload========resume=========|\n");
 }
 
 }  // namespace

@@ -7,13 +7,12 @@ end take their time on a machine that has more to do: they are not judged, only 
 """
 
 import argparse
-import concurrent.futures
 import os
 import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
-from mpi_run import mpi_run  # noqa: E402  pylint: disable=wrong-import-position
+from mpi_run import judge_cases, judged_run, unlike  # noqa: E402  pylint: disable=wrong-import-position
 
 LATE_TIMEOUT_S = 3.0
 # Nobody waits for it: what is reported well before was not found by waiting.
@@ -25,7 +24,6 @@ GIVES_UP_S = 2.0 + 1.0  # the second is for a machine that has more to do
 LATE_S = LATE_TIMEOUT_S + 20.0
 SERVED = r"(rank \d: told to end 0, asked 0, woken 0\n){%d}"  # all three commands, by all ranks
 LIMIT_S = 90.0  # of a whole run
-AT_ONCE = 3  # jobs; they wait for most of their time
 
 # (ranks, fault, rank, place, exit code, pattern on stderr, at once or after the timeout)
 CASES = [
@@ -108,60 +106,46 @@ def time_faults(stdout, when):
 
 
 def check(arguments, case):
-    """The faults of one case, as texts."""
+    """What is wrong with a job that a fault ends, as texts."""
     ranks, fault, rank, place, code, pattern, when = case
+
+    def judge(run):
+        problems = unlike(run, code, stderr=pattern)
+        reports = re.findall(r"reported by rank \d+", run.stdout)
+        # A stopped rank 0 is woken by mpirun before it is killed, and then writes its report as well.
+        allowed = [0] if pattern is None else [1, 2] if (fault, rank) == ("stop", 0) else [1]
+        if len(reports) not in allowed:
+            problems.append(f"reports: {reports}")
+        if pattern:
+            problems += time_faults(run.stdout, when)
+        if ranks > 1 and "shm: " not in run.stdout:
+            problems.append("saw no shared memory file of MPI: this check has lost its object")
+        return problems
+
     timeout = {"late": LATE_TIMEOUT_S, "in time": RESIDENT_TIMEOUT_S}.get(when, AT_ONCE_TIMEOUT_S)
     program = [arguments.program, fault, str(rank), place, str(timeout)]
-    try:
-        run = mpi_run(arguments.mpiexec, ranks, program, LIMIT_S)
-    except TimeoutError as late:
-        return [str(late)]
-    problems = []
-    if run.code != code:
-        problems.append(f"exit code {run.code} instead of {code}")
-    if pattern and not re.search(pattern, run.stderr):
-        problems.append(f"stderr does not match {pattern}")
-    reports = re.findall(r"reported by rank \d+", run.stdout)
-    # A stopped rank 0 is woken by mpirun before it is killed, and then writes its report as well.
-    allowed = [0] if pattern is None else [1, 2] if (fault, rank) == ("stop", 0) else [1]
-    if len(reports) not in allowed:
-        problems.append(f"reports: {reports}")
-    if pattern:
-        problems += time_faults(run.stdout, when)
-    if ranks > 1 and "shm: " not in run.stdout:
-        problems.append("saw no shared memory file of MPI: this check has lost its object")
-    problems += [f"left behind: {what}" for what in run.left]
-    if problems:
-        problems += [f"it took {run.seconds:.1f} s", run.stdout, run.stderr]
-    else:
-        print(f"ok: {ranks} ranks, {fault} rank {rank} at {place}: {run.seconds:.1f} s", flush=True)
-    return problems
+    return judged_run(f"{ranks} ranks, {fault} rank {rank} at {place}", (arguments.mpiexec, ranks, program), LIMIT_S,
+                      judge)
 
 
 def check_resident(arguments, case):
-    """The faults of one case, as texts."""
+    """What is wrong with a resident job, as texts."""
     ranks, fault, rank, place, timeout, code, stdout, stderr = case
+
+    def judge(run):
+        problems = unlike(run, code)
+        told = "".join(sorted(line for line in run.stdout.splitlines(keepends=True) if line.startswith("rank ")))
+        if not re.search(stdout, told):
+            problems.append(f"stdout does not match {stdout}")
+        # mpirun has its say on every exit code.
+        said = "".join(line for line in run.stderr.splitlines(keepends=True) if line.startswith("error: "))
+        if not re.search(stderr, said):
+            problems.append(f"stderr does not match {stderr}")
+        return problems
+
     program = [arguments.program, fault, str(rank), place, str(timeout)]
-    try:
-        run = mpi_run(arguments.mpiexec, ranks, program, LIMIT_S)
-    except TimeoutError as late:
-        return [str(late)]
-    problems = []
-    if run.code != code:
-        problems.append(f"exit code {run.code} instead of {code}")
-    told = "".join(sorted(line for line in run.stdout.splitlines(keepends=True) if line.startswith("rank ")))
-    if not re.search(stdout, told):
-        problems.append(f"stdout does not match {stdout}")
-    # mpirun has its say on every exit code.
-    said = "".join(line for line in run.stderr.splitlines(keepends=True) if line.startswith("error: "))
-    if not re.search(stderr, said):
-        problems.append(f"stderr does not match {stderr}")
-    problems += [f"left behind: {what}" for what in run.left]
-    if problems:
-        problems += [f"it took {run.seconds:.1f} s", run.stdout, run.stderr]
-    else:
-        print(f"ok: resident, {ranks} ranks, {fault} rank {rank} at {place}: {run.seconds:.1f} s", flush=True)
-    return problems
+    return judged_run(f"resident, {ranks} ranks, {fault} rank {rank} at {place}",
+                      (arguments.mpiexec, ranks, program), LIMIT_S, judge)
 
 
 def main():
@@ -169,17 +153,10 @@ def main():
     parser.add_argument("--mpiexec", required=True)
     parser.add_argument("--program", required=True)
     parser.add_argument("--only", default="", help="a pattern of the cases to run")
+    parser.add_argument("--every", type=int, default=1, help="run each of so many cases")
     arguments = parser.parse_args()
-    failed = 0
-    checks = [(check, case) for case in CASES] + [(check_resident, case) for case in RESIDENT]
-    checks = [(function, case) for function, case in checks if re.search(arguments.only, str(case))]
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        for one, problems in zip(checks, pool.map(lambda one: one[0](arguments, one[1]), checks)):
-            if problems:
-                failed += 1
-                print(f"FAILED: {one[1]}", *problems, sep="\n  ", flush=True)
-    print(f"{len(checks) - failed} of {len(checks)} cases passed")
-    return 1 if failed else 0
+    cases = [case for case in [*CASES, *RESIDENT] if re.search(arguments.only, str(case))][::arguments.every]
+    return judge_cases(lambda case: (check if case in CASES else check_resident)(arguments, case), cases)
 
 
 if __name__ == "__main__":

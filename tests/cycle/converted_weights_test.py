@@ -112,10 +112,13 @@ def main():
     parser.add_argument("--mpiexec", required=True)
     parser.add_argument("--program", required=True)
     parser.add_argument("--source", required=True)
+    parser.add_argument("--most-ranks", type=int, default=10)
     arguments = parser.parse_args()
     sys.path.insert(0, os.path.join(arguments.source, "scripts"))
     import digest  # pylint: disable=import-outside-toplevel
     for model, layers, ranks, trainer, inference, dtype, router, block in RUNS:
+        if ranks > arguments.most_ranks:
+            continue
         options = [("dtype", dtype), ("router_dtype", router), ("block", block or None)]
         given = ",".join(f"{key}={value}" for key, value in options if value is not None)
         inference += ("," if ":" in inference else ":") + given

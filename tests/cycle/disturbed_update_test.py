@@ -2,19 +2,17 @@
 """A rank that is killed, stopped, fails, or finds damaged memory in each phase of an update."""
 
 import argparse
-import concurrent.futures
 import os
 import random
 import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
-from mpi_run import mpi_run  # noqa: E402  pylint: disable=wrong-import-position
+from mpi_run import judge_cases, judged_run, unlike  # noqa: E402  pylint: disable=wrong-import-position
 
 TIMEOUT_S = 40.0  # what comes well before it was not found by waiting
 STOPPED_TIMEOUT_S = 3.0  # it passes, where a rank is stopped
 LIMIT_S = 120.0  # of a whole run: mpirun's start and end take their time on a machine with more to do
-AT_ONCE = 3  # jobs; they wait for most of their time
 RANKS = 4  # ranks 0 and 1 are trainers, 2 and 3 inference
 
 PHASES = [
@@ -120,34 +118,21 @@ def drift_case(dice):
 
 
 def check(arguments, case):
-    """The faults of one case, as texts."""
-    fault, rank, (phase, role, tag), code, error, output = case
+    """What is wrong with one case, as texts."""
+    fault, rank, place, code, error, output = case
     fault, _, how = fault.partition("-")
     timeout = STOPPED_TIMEOUT_S if fault == "stop" else TIMEOUT_S
-    program = [arguments.program, fault, str(rank), phase, role, tag, str(timeout), how]
+    program = [arguments.program, fault, str(rank), *place, str(timeout), how]
     ranks = RANKS
     if fault == "drift":
         ranks = 2 * DRIFT_TRAINERS
         program += ["host", "megatron:tp=1", "sglang:tp=1"]
-    try:
-        run = mpi_run(arguments.mpiexec, ranks, program, LIMIT_S)
-    except TimeoutError as late:
-        return [str(late)]
-    problems = []
-    if run.code != code:
-        problems.append(f"exit code {run.code} instead of {code}")
-    if error and not re.search(error, run.stderr):
-        problems.append(f"stderr does not match {error}")
-    if output and not re.search(output, run.stdout):
-        problems.append(f"stdout does not match {output}")
-    if f"phase {phase} {role} {tag}" not in run.stdout:
-        problems.append("the phase did not come")
-    problems += [f"left behind: {what}" for what in run.left]
-    if problems:
-        problems += [f"it took {run.seconds:.1f} s", run.stdout, run.stderr]
-    else:
-        print(f"ok: {fault} rank {rank} in {phase} {role} {tag}: {run.seconds:.1f} s", flush=True)
-    return problems
+
+    def judge(run):
+        came = f"phase {' '.join(place)}" in run.stdout
+        return unlike(run, code, output, error) + ([] if came else ["the phase did not come"])
+
+    return judged_run(f"{fault} rank {rank} in {' '.join(place)}", (arguments.mpiexec, ranks, program), LIMIT_S, judge)
 
 
 def main():
@@ -155,20 +140,14 @@ def main():
     parser.add_argument("--mpiexec", required=True)
     parser.add_argument("--program", required=True)
     parser.add_argument("--only", help="run the cases of one fault")
+    parser.add_argument("--every", type=int, default=1, help="run each of so many cases")
     parser.add_argument("--drifts", type=int, default=6, help="how many random cases of drift")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     dice = random.Random(arguments.seed)
     CASES.extend(drift_case(dice) for _ in range(arguments.drifts))
     cases = [case for case in CASES if arguments.only in (None, case[0].partition("-")[0])]
-    failed = 0
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        for case, problems in zip(cases, pool.map(lambda case: check(arguments, case), cases)):
-            if problems:
-                failed += 1
-                print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
-    print(f"{len(cases) - failed} of {len(cases)} cases passed")
-    return 1 if failed or not cases else 0
+    return judge_cases(lambda case: check(arguments, case), cases[::arguments.every])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 // Updates that fail at random, each followed, in the same processes, by one that must commit what
-// an undisturbed job commits. AWEX_RUNS and AWEX_SEED choose how many and which.
+// an undisturbed job commits. AWEX_RUNS and AWEX_SEED choose how many and which, AWEX_BACKEND=cuda
+// lets all ranks be on one GPU.
 #include <doctest/doctest.h>
 #include <malloc.h>
 
@@ -145,7 +146,10 @@ Request request_for(uint64_t versions) {
   request.job.model = "preset:tiny-dense";
   request.job.trainer = "megatron:tp=" + half;
   request.job.inference = "sglang:tp=1";
-  request.job.backend = BackendKind::kHost;
+  const char* backend = std::getenv("AWEX_BACKEND");
+  const bool is_cuda = backend != nullptr && std::string(backend) == "cuda";
+  request.job.backend = is_cuda ? BackendKind::kCuda : BackendKind::kHost;
+  request.job.share_gpu = is_cuda && half != "1";
   request.job.timeout = kPatience;
   request.job.kv_cache_bytes = 1 << 20;
   request.job.measure_limits = false;

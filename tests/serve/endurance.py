@@ -5,8 +5,8 @@ usage: endurance.py FAULTY_JOB AWEX_COLOCATE --updates N --csv FILE [--plot FILE
        endurance.py --csv FILE --plot FILE
 
 An update is the commands update and resume; each FAILURE_EVERY-th has an error in between, after which another
-follows. A line of the CSV tells, after each, how long both took at their clients, and of every rank the
-resident set, descriptors and threads. After a warm-up all must stay as they are. Without programs, an earlier
+follows. A line of the CSV tells, after each, how long both took at their clients, of every rank the
+resident set, descriptors and threads, and on `cuda` what all GPUs hold. After a warm-up all must stay as they are. Without programs, an earlier
 run is drawn again.
 """
 
@@ -23,6 +23,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 # pylint: disable=wrong-import-position
+from gpu_memory import used_gpu_bytes  # noqa: E402
 from resident_job import ResidentJob, Trouble, names_rank  # noqa: E402
 from sessions import signals_as_exceptions  # noqa: E402
 
@@ -59,7 +60,8 @@ class Endurance:
         self.serial = 0
         self.dice = random.Random(arguments.seed)
         self.job = ResidentJob(arguments.mpiexec, [arguments.job], arguments.client, os.path.join(scratch, "job"),
-                               scratch, arguments.ranks, arguments.timeout, self.fault_path)
+                               scratch, arguments.ranks, arguments.timeout, self.fault_path,
+                               backend=arguments.backend)
 
     def timed(self, command):
         start = time.monotonic()
@@ -91,6 +93,8 @@ class Endurance:
                 usages = settled_usage(self.job.pids, usages)
                 for rank, usage in enumerate(usages):
                     row.update({f"{name}_{rank}": usage[name] for name in QUANTITIES})
+                if self.arguments.backend == "cuda":
+                    row["gpu"] = used_gpu_bytes()
                 yield {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
             if self.job.stop() != 0:
                 raise Trouble("the job has not ended in order")
@@ -100,10 +104,10 @@ def ranks_of(rows):
     return sum(key.startswith("rss_") for key in rows[0])
 
 
-def growth(rows, name, rank):
+def growth(rows, column):
     """Of a quantity, from the first fifth of the rows to their last: medians."""
     fifth = max(len(rows) // 5, 1)
-    values = [row[f"{name}_{rank}"] for row in rows]
+    values = [row[column] for row in rows]
     return statistics.median(values[-fifth:]) - statistics.median(values[:fifth])
 
 
@@ -112,9 +116,11 @@ def judge(rows, warm_up, tolerance):
     rows = rows[warm_up:]
     grown = []
     for rank, name in itertools.product(range(ranks_of(rows)), QUANTITIES):
-        more = growth(rows, name, rank)
+        more = growth(rows, f"{name}_{rank}")
         if more > (tolerance if name == "rss" else 0):
             grown.append(f"rank {rank}: {name} has grown by {more} in {len(rows)} updates")
+    if "gpu" in rows[0] and growth(rows, "gpu") > tolerance:
+        grown.append(f"what GPUs hold has grown by {growth(rows, 'gpu')} bytes in {len(rows)} updates")
     return grown
 
 
@@ -130,8 +136,11 @@ def summary(rows, warm_up):
         rss = [row[f"rss_{rank}"] / MIB for row in rest]
         counts = {name: sorted({row[f"{name}_{rank}"] for row in rest}) for name in ("descriptors", "threads")}
         lines.append(f"  rank {rank}: resident set {min(rss):.2f} to {max(rss):.2f} MiB, grown by "
-                     f"{growth(rest, 'rss', rank) / MIB:.3f}; descriptors {counts['descriptors']}, threads "
+                     f"{growth(rest, f'rss_{rank}') / MIB:.3f}; descriptors {counts['descriptors']}, threads "
                      f"{counts['threads']}")
+    if "gpu" in rest[0]:
+        held = [row["gpu"] / MIB for row in rest]
+        lines.append(f"  GPUs: {min(held):.2f} to {max(held):.2f} MiB, grown by {growth(rest, 'gpu') / MIB:.3f}")
     return "\n".join(lines)
 
 
@@ -199,9 +208,10 @@ def main():
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--warm-up", type=int, help="updates that are not judged; a tenth by default")
     parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--backend", choices=["host", "cuda"], default="host")
     parser.add_argument("--timeout", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tolerance", type=float, default=1.0, help="MiB that a resident set may grow by")
+    parser.add_argument("--tolerance", type=float, default=1.0, help="MiB that a resident set, and what GPUs hold, may grow by")
     parser.add_argument("--csv")
     parser.add_argument("--plot")
     arguments = parser.parse_args()

@@ -130,7 +130,7 @@ class Runs:
         self.arm("none", -1, TRAIN, 0)
         arguments = self.arguments
         self.job = ResidentJob(arguments.mpiexec, [arguments.job], arguments.client, self.directory, self.scratch,
-                               arguments.ranks, arguments.timeout, self.fault_path)
+                               arguments.ranks, arguments.timeout, self.fault_path, backend=arguments.backend)
         self.jobs += 1
         if former and not re.search(rf"named a job of pid {former.record['pid']} .* before", text_of(self.job.log)):
             raise Trouble(f"the new job does not tell what it has found: {text_of(self.job.log)}")
@@ -384,8 +384,8 @@ class Runs:
             job.__exit__()
 
     def figures(self):
-        lines = [f"{self.arguments.runs} runs, seed {self.arguments.seed}, {self.arguments.ranks} ranks, timeout "
-                 f"{self.arguments.timeout} s: {len(self.failures)} failed; {self.jobs} jobs; the phase did not come "
+        lines = [f"{self.arguments.runs} runs, seed {self.arguments.seed}, {self.arguments.ranks} ranks on "
+                 f"{self.arguments.backend}, timeout {self.arguments.timeout} s: {len(self.failures)} failed; {self.jobs} jobs; the phase did not come "
                  f"{self.missed} times"]
         for kind, count in sorted(self.counts.items()):
             slow = f", slowest answer {self.slowest[kind]:.2f} s after the fault" if kind in self.slowest else ""
@@ -448,6 +448,7 @@ def main():
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--backend", choices=["host", "cuda"], default="host")
     parser.add_argument("--timeout", type=float, default=2.0)
     parser.add_argument("--only", type=int, help="the number of the one run to do")
     arguments = parser.parse_args()

@@ -50,7 +50,7 @@ TEST_CASE("a request arrives as it was sent") {
   request.command.train = false;
   request.command.scope = Scope{Role::kInference, {true, false, true}};
   request.cancel_on_disconnect = true;
-  request.rendering = {false, true, true, true, true};
+  request.rendering = {false, true, true, 132, true, true};
   const auto got = sent(request);
   CHECK(got.errand == Errand::kResume);
   CHECK(got.command.command == Command::kResume);
@@ -64,6 +64,21 @@ TEST_CASE("a request arrives as it was sent") {
   CHECK(got.rendering.color);
   CHECK(got.rendering.json);
   CHECK(got.rendering.trace);
+  CHECK(got.rendering.columns == 132);
+}
+
+TEST_CASE("a width that is usual is not sent, so that older jobs take the request") {
+  CHECK(encode(ClientRequest{}).find("columns") == std::string::npos);
+  CHECK(sent(ClientRequest{}).rendering.columns == 80);
+  ClientRequest request;
+  request.rendering.columns = 132;
+  for (const char* wrong : {"0", "501", "-1", "1.5", "\"80\""}) {
+    CAPTURE(wrong);
+    auto line = encode(request);
+    line.pop_back();
+    line.replace(line.find("132"), 3, wrong);
+    CHECK_THROWS_AS((void)decode_request(line), Error);
+  }
 }
 
 TEST_CASE("each errand has a name of its own, and so has each of its commands") {

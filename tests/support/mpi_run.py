@@ -1,6 +1,7 @@
 """Runs programs for tests: ones that must succeed, and ones under mpirun that fail, to find what they
-leave behind."""
+leave behind; and judges many such runs."""
 
+import concurrent.futures
 import os
 import re
 import subprocess
@@ -105,3 +106,42 @@ def mpi_run(mpiexec, ranks, program, limit_s, disturb=None):
     files |= set(re.findall(r"^shm: (\S+)", stdout, re.MULTILINE))
     left += [name for name in sorted(files) if os.path.exists(name)]
     return Run(process.returncode, told_once(stdout), stderr, (start, end), left)
+
+
+AT_ONCE = 3  # jobs that wait for most of their time
+
+
+def unlike(run, code, stdout=None, stderr=None):
+    """What of a run is not as expected, as texts. The outputs are patterns; None fits all."""
+    problems = [] if run.code == code else [f"exit code {run.code} instead of {code}"]
+    for name, text, pattern in (("stderr", run.stderr, stderr), ("stdout", run.stdout, stdout)):
+        if pattern is not None and not re.search(pattern, text):
+            problems.append(f"{name} does not match {pattern}")
+    return problems
+
+
+def judged_run(name, launch, limit_s, judge):
+    """What is wrong with the run of mpi_run(*launch), as texts: what `judge` finds in it, and what it has left
+    behind. One without a fault is told as ok."""
+    try:
+        run = mpi_run(*launch, limit_s)
+    except TimeoutError as late:
+        return [str(late)]
+    problems = judge(run) + [f"left behind: {what}" for what in run.left]
+    if problems:
+        return [*problems, f"it took {run.seconds:.1f} s", run.stdout, run.stderr]
+    print(f"ok: {name}: {run.seconds:.1f} s", flush=True)
+    return []
+
+
+def judge_cases(check, cases):
+    """Tells what `check` says is wrong with each case, several at once. Returns the exit code: 1 too where
+    there are none."""
+    failed = 0
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for case, problems in zip(cases, pool.map(check, cases)):
+            if problems:
+                failed += 1
+                print(f"FAILED: {case}", *problems, sep="\n  ", flush=True)
+    print(f"{len(cases) - failed} of {len(cases)} cases passed")
+    return 1 if failed or not cases else 0

@@ -19,10 +19,7 @@ extern "C" {
 
 int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
 int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
-  if (mode == 0 && g_refuses && --g_spared < 0) {
-    g_refuses = false;
-    g_has_refused = true;
-    if (g_refused) g_refused();
+  if (mode == 0 && awex::test::refuses_now()) {
     errno = ENOMEM;
     return -1;
   }
@@ -43,5 +40,13 @@ void refuse_memory(std::function<void()> refused, int spared) {
 void allow_memory() { g_refuses = false; }
 
 bool has_refused_memory() { return g_has_refused; }
+
+bool refuses_now() {
+  if (!g_refuses || --g_spared >= 0) return false;
+  g_refuses = false;
+  g_has_refused = true;
+  if (g_refused) g_refused();
+  return true;
+}
 
 }  // namespace awex::test

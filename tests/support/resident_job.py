@@ -66,9 +66,10 @@ class Client:
 
 class ResidentJob:
     """A job that `program` serves at `directory`: started, and serving. `scratch` takes its output.
-    `launch` is what comes before the options of serve."""
+    `launch` is what comes before the options of serve. On `cuda` several ranks of a role share a GPU."""
 
-    def __init__(self, mpiexec, launch, binary, directory, scratch, ranks, timeout_s, fault=None, layouts=None):
+    def __init__(self, mpiexec, launch, binary, directory, scratch, ranks, timeout_s, fault=None, layouts=None,
+                 backend="host"):
         self.binary, self.directory, self.ranks = binary, directory, ranks
         self.token = uuid.uuid4().hex
         self.log = os.path.join(scratch, f"log-{self.token[:8]}")
@@ -77,8 +78,10 @@ class ResidentJob:
         half = ranks // 2
         trainer, inference = layouts or (f"megatron:tp={half}", f"sglang:tp={2 if half == 2 else 1}")
         command = [mpiexec, "--oversubscribe", "-n", str(ranks), *launch, "--job", directory,
-                   "--model", "preset:tiny-dense", "--trainer", trainer, "--inference", inference, "--backend", "host", "--limits", "off",
-                   "--kv-cache", "1MiB", "--timeout", f"{timeout_s}s"]
+                   "--model", "preset:tiny-dense", "--trainer", trainer, "--inference", inference, "--backend", backend,
+                   "--limits", "off", "--kv-cache", "1MiB", "--timeout", f"{timeout_s}s"]
+        if backend == "cuda" and ranks > 2:
+            command.append("--share-gpu")
         environment = dict(os.environ, AWEX_TEST_TOKEN=self.token)
         if fault:
             environment["AWEX_FAULT"] = fault

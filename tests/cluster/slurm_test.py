@@ -1,0 +1,423 @@
+#!/usr/bin/env python3
+"""Jobs under Slurm, on two hosts of a private cluster.
+
+usage: with_hosts.py --slurm slurm_test.py MPIEXEC BINARY SOURCE [NAME...]
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import unittest
+import uuid
+
+from hosts import DISK, JOB, START_LIMIT_S, Ended, lines_of, main_side_by_side, must_be_gone, new_directory  # noqa: E501
+from hosts import text_of, whole_report
+# pylint: disable=wrong-import-order
+from resident_job import Trouble, wait_until
+from storage import build_storage, variables_of
+
+MPIEXEC = BINARY = ROOT = ""
+AT_ONCE = 4
+MEMORY = ("--mem=2000",)
+FINAL_STATES = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+COMMITTED = r"version 1 of \d+: committed"
+LOADING = r"update: .* ranks, "
+
+
+def update(*options):
+    return [BINARY, "update", *JOB, *options]
+
+
+def quoted(words):
+    return " ".join(f"'{word}'" for word in words)
+
+
+def srun(*words):
+    return ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", *MEMORY, *words]
+
+
+class BatchJob:
+    """A job of sbatch with a directory of its own, where `log` is: of a script's text, or of a file."""
+
+    def __init__(self, script, *options, batch_file="script", **variables):
+        self.directory = new_directory("batch")
+        self.token = uuid.uuid4().hex
+        self.log = self.directory / "log"
+        (self.directory / "script").write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
+        submitted = Ended(["sbatch", "--parsable", "--output=log", "--open-mode=append", *MEMORY, *options, batch_file],
+                          self.directory, AWEX_TEST_TOKEN=self.token, **variables)
+        self.id = submitted.must().out.strip()
+
+    def facts(self):
+        """What Slurm knows of it."""
+        shown = Ended(["scontrol", "--oneliner", "show", "job", self.id]).must().out.splitlines()[0]
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+    def text(self):
+        return text_of(self.log) if self.log.exists() else ""
+
+    def await_text(self, pattern, after=0):
+        """Waits for a line of the log, of what stands there behind `after` characters."""
+        self.wait_until(lambda: lines_of(pattern, self.text()[after:]), f"it says /{pattern}/")
+
+    def wait_until(self, condition, what):
+        try:
+            wait_until(condition, START_LIMIT_S, what)
+        except Trouble as late:
+            raise Trouble(f"{late}\n{self.facts()}\n{self.text()}") from late
+
+    def await_end(self):
+        """Its state and exit code, as Slurm shows them, when no process of it is left."""
+        def ended():
+            time.sleep(0.2)
+            return self.facts()["JobState"] in FINAL_STATES
+
+        self.wait_until(ended, "it ends")
+        must_be_gone(self.token)
+        facts = self.facts()
+        return facts["JobState"], facts["ExitCode"]
+
+
+def ranks_of(name):
+    """Pids of the ranks whose command line names a file."""
+    found = subprocess.run(["pgrep", "--full", f"{BINARY} update.*{name}"], capture_output=True, text=True,
+                           check=False).stdout.split()
+    return [int(pid) for pid in found if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(BINARY)]
+
+
+def hears_sigterm(pid):
+    caught = lines_of("SigCgt:\\s*(\\w+)", text_of(f"/proc/{pid}/status"))
+    return bool(int(caught[0], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+class SlurmTest(unittest.TestCase):
+    longMessage = True
+
+    def check_told_to_end(self, job, report="report.json"):
+        """The job was told to end: the cause is told once, and no finished version is lost."""
+        text = job.text()
+        self.assertEqual(len(lines_of("error: rank ", text)), 1, text)
+        self.assertRegex(text, r"(?m)^error: .*told to end by SIGTERM")
+        found = whole_report(job.directory / report, text)
+        self.assertIn("told to end by SIGTERM", found["error"]["message"])
+        self.assertEqual(found["exit_code"], 1)
+
+
+class Launches(SlurmTest):
+    def digests(self, ended):
+        report = json.loads(ended.must().out)
+        self.assertTrue(report["ok"])
+        return report["world"]["nodes"], [version["digest"]["model"] for version in report["versions"]]
+
+    def test_every_way_to_start_a_job_gives_the_digests_of_one_host(self):
+        job = update("--versions", "2", "--json", "-")
+        expected = self.digests(Ended([MPIEXEC, "--oversubscribe", "-n", "4", *job]))[1]
+        two_hosts = ("-N2", "--ntasks-per-node=4")
+        allocation = ["salloc", *MEMORY, *two_hosts]
+        for start, nodes in (([*srun("-N1", "-n4"), *job], 1), ([*srun(*two_hosts), *job], 2),
+                             ([*allocation, MPIEXEC, *job], 2), ([*allocation, *srun(), *job], 2)):
+            with self.subTest(start[:6]):
+                self.assertEqual(self.digests(Ended(start)), (nodes, expected))
+
+    def test_mpirun_in_a_batch_file(self):
+        job = BatchJob(f"{MPIEXEC} {quoted(update('--json', 'report.json'))}", "-N2", "--ntasks-per-node=4")
+        self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
+        report = json.loads(text_of(job.directory / "report.json"))
+        self.assertEqual((report["ok"], report["world"]["nodes"], report["world"]["ranks"]), (True, 2, 8))
+
+    def test_srun_without_pmix_is_one_error(self):
+        ended = Ended(["srun", "--kill-on-bad-exit=1", *MEMORY, "-n4", *update()]).must(2)
+        self.assertEqual(len(lines_of("error:", ended.err)), 1, ended)
+        self.assertIn("srun --mpi=pmix -n 4", ended.err)
+
+    def test_wrong_options_are_one_error(self):
+        ended = Ended([*srun("-n4"), BINARY, "update", "--modl", "x"]).must(2)
+        self.assertEqual(len(lines_of("error:", ended.err)), 1, ended)
+
+    def test_ranks_of_unequal_nodes_are_counted(self):
+        """7 and 1 ranks cannot be; 6 and 2 can."""
+        for counts, code in (((7, 1), 2), ((6, 2), 0)):
+            with self.subTest(counts):
+                hosts = DISK / f"hosts-{uuid.uuid4().hex}"
+                hosts.write_text("n1\n" * counts[0] + "n2\n" * counts[1], encoding="ascii")
+                ended = Ended([*srun("-N2", "-n8", "-m", "arbitrary"), *update()], SLURM_HOSTFILE=str(hosts)).must(code)
+                if code != 0:
+                    self.assertEqual(len(lines_of("error:", ended.err)), 1, ended)
+                    self.assertIn("of 8 ranks: 7 on n1, 1 on n2", ended.err)
+                    self.assertIn("--ntasks-per-node", ended.err)
+
+    def test_doctor_examines_both_hosts(self):
+        report = json.loads(Ended([*srun("-N2", "--ntasks-per-node=2"), BINARY, "doctor", "--backend", "host",
+                                   "--json", "-"]).must().out)
+        self.assertTrue(report["ok"])
+
+
+class Arrays(SlurmTest):
+    def test_tasks_side_by_side_do_not_meet(self):
+        """Three jobs of an array, on one host, at work at once."""
+        meet = "touch here-$SLURM_ARRAY_TASK_ID; until [[ $(ls here-* | wc -l) == 3 ]]; do sleep 0.1; done"
+        words = quoted(update("--versions", "5", "--json"))
+        job = BatchJob(f"{meet}\nexec srun --mpi=pmix {words} report-$SLURM_ARRAY_TASK_ID.json", "--array=0-2", "-N1",
+                       "-n4", "-w", "n1", "--output=log-%a")
+        job.wait_until(lambda: not Ended(["squeue", "-h", "-j", job.id]).out, "all tasks have ended")
+        must_be_gone(job.token)
+        reports = [json.loads(text_of(job.directory / f"report-{task}.json")) for task in range(3)]
+        self.assertEqual([report["ok"] for report in reports], [True] * 3)
+        self.assertEqual([report["memory"]["leaked_bytes"] for report in reports], [0] * 3)
+        self.assertEqual(len({str([version["digest"] for version in report["versions"]]) for report in reports}), 1)
+
+
+class Ends(SlurmTest):
+    """How Slurm ends jobs."""
+
+    def started(self, versions=100000, options=("-n4",), launch="", loading=False, variables=None):
+        """A job that makes versions, when it has come to load its weights or to make the second version."""
+        words = list(update("--versions", str(versions), "--json", "report.json"))
+        variables = dict(variables or {})
+        if loading:
+            directory = new_directory("storage")
+            Ended([BINARY, "checkpoint", "--preset", "tiny-dense", "--out", directory / "model", "-q"]).must()
+            words[words.index("preset:tiny-dense")] = str(directory / "model")
+            slow = variables_of(build_storage(str(directory)), {"ms": 200})
+            words = ["env", *(f"{name}={value}" for name, value in slow.items()), *words]
+        job = BatchJob(f"exec {launch or quoted(srun())} {quoted(words)}", *options, **variables)
+        job.await_text(LOADING if loading else COMMITTED)
+        return job
+
+    def test_cancelled_while_loading(self):
+        job = self.started(loading=True)
+        Ended(["scancel", job.id]).must()
+        self.assertEqual(job.await_end()[0], "CANCELLED")
+        self.check_told_to_end(job)
+
+    def test_cancelled_while_mpi_starts(self):
+        """As one rank does not come, MPI's start lasts. The report of an earlier run must not stay."""
+        directory = new_directory("late")
+        late = directory / "late"
+        late.write_text('#!/bin/bash\nif [[ $SLURM_PROCID == 3 ]]; then exec sleep 600; fi\nexec "$@"\n', encoding="ascii")
+        late.chmod(0o755)
+        report = directory / "report.json"
+        report.write_text('{"ok": true}', encoding="ascii")
+        job = BatchJob(f"exec {quoted([*srun(), late, *update('--json', report)])}", "-n4")
+
+        def in_start():
+            return any(hears_sigterm(pid) for pid in ranks_of(report))
+
+        job.wait_until(in_start, "a rank is in MPI's start")
+        time.sleep(0.5)
+        Ended(["scancel", job.id]).must()
+        self.assertEqual(job.await_end()[0], "CANCELLED")
+        self.assertEqual(len(lines_of("error: told to end by a signal while MPI starts", job.text())), 1, job.text())
+        found = whole_report(report, job.text())
+        self.assertEqual((found["exit_code"], found["error"]["rank"]), (1, 0))
+
+    def test_cancelled_in_phases(self):
+        """At moments that differ, on one host and on two."""
+        for moment, options in ((0.0, ("-n4",)), (0.11, ("-N2", "--ntasks-per-node=2")), (0.23, ("-n4",)),
+                                (0.37, ("-n4",))):
+            with self.subTest(moment):
+                job = self.started(options=options)
+                time.sleep(moment)
+                Ended(["scancel", job.id]).must()
+                self.assertEqual(job.await_end()[0], "CANCELLED")
+                self.check_told_to_end(job)
+
+    def test_mpirun_is_cancelled(self):
+        """Slurm tells mpirun and its daemons, which tell the ranks, or kill them: finished versions stay."""
+        job = self.started(options=("-N2", "--ntasks-per-node=2"), launch=MPIEXEC)
+        Ended(["scancel", job.id]).must()
+        self.assertEqual(job.await_end()[0], "CANCELLED")
+        whole_report(job.directory / "report.json", job.text())
+
+    def test_out_of_time(self):
+        """While it loads and in its phases. Slurm looks twice a minute."""
+        jobs = [self.started(), self.started(loading=True), self.started(options=("-N2", "--ntasks-per-node=2"))]
+        for job in jobs:
+            Ended(["scontrol", "update", f"JobId={job.id}", "EndTime=now"]).must()
+        for job in jobs:
+            self.assertEqual(job.await_end()[0], "TIMEOUT")
+            self.check_told_to_end(job)
+
+    def test_requeued(self):
+        """The first run ends as one that is cancelled; the second, which Slurm starts, is as if alone."""
+        job = self.started(options=("-n4", "--requeue"))
+        Ended(["scontrol", "requeue", job.id]).must()
+        job.wait_until(lambda: job.facts()["JobState"] == "PENDING", "it is queued again")
+        must_be_gone(job.token)
+        self.check_told_to_end(job)
+        told = len(job.text())
+        Ended(["scontrol", "update", f"JobId={job.id}", "StartTime=now"]).must()
+        job.await_text(COMMITTED, after=told)
+        Ended(["scancel", job.id]).must()
+        self.assertEqual(job.await_end()[0], "CANCELLED")
+        self.assertEqual(job.facts()["Restarts"], "1")
+        whole_report(job.directory / "report.json", job.text()[told:])
+
+    def test_out_of_memory(self):
+        """Slurm kills what holds more than it was granted: here a child of rank 0. Finished versions stay."""
+        directory = new_directory("greedy")
+        greedy = directory / "greedy"
+        greedy.write_text("#!/bin/bash\nif [[ $SLURM_PROCID == 0 ]]; then\n"
+                          f"  (until [[ -e {directory}/go ]]; do sleep 0.1; done\n"
+                          "   python3 -c 'held = bytearray(1000 << 20); input()') < <(sleep 60) &\nfi\n"
+                          'exec "$@"\n', encoding="ascii")
+        greedy.chmod(0o755)
+        job = self.started(options=("-n4", "--mem=900"), launch=quoted([*srun("--mem=900"), greedy]))
+        (directory / "go").touch()
+        self.assertEqual(job.await_end(), ("FAILED", "137:0"), job.text())
+        self.assertIn("exceeded memory limit", job.text())
+        report = whole_report(job.directory / "report.json", job.text())
+        self.assertGreater(len(report["versions"]), 0)
+
+
+class ExitCodes(SlurmTest):
+    def test_slurm_shows_those_of_the_job(self):
+        for code, options in ((0, ("--versions", "1")), (2, ("--layers", "0")), (2, ("--model", "/nowhere"))):
+            with self.subTest(options):
+                words = update() if "--model" not in options else [BINARY, "update", "--backend", "host"]
+                job = BatchJob(f"exec {quoted([*srun(), *words, *options])}", "-n4")
+                self.assertEqual(job.await_end(), ("FAILED" if code else "COMPLETED", f"{code}:0"), job.text())
+
+    def test_those_of_ranks_that_hang_or_die(self):
+        for number, codes in (("STOP", ("4:0",)), ("KILL", ("137:0", "5:0"))):
+            with self.subTest(number):
+                words = [BINARY, "update", *JOB[:-1], "2s", "--versions", "100000"]
+                job = BatchJob(f"exec {quoted([*srun(), *words])} --json $PWD/report.json", "-n4")
+                job.await_text(COMMITTED)
+                pids = ranks_of(job.directory)
+                self.assertEqual(len(pids), 4)
+                Ended(["kill", f"-{number}", max(pids)]).must()
+                state, code = job.await_end()
+                self.assertEqual(state, "FAILED")
+                self.assertIn(code, codes, job.text())
+                self.assertEqual(len(lines_of("error: rank ", job.text())), 1, job.text())
+                report = whole_report(job.directory / "report.json", job.text())
+                self.assertIn("rank 3", report["error"]["message"])
+
+
+class Guide(unittest.TestCase):
+    """docs/cluster.md, word by word: every block of commands, with a smaller model, fewer GPUs and no ssh."""
+
+    def setUp(self):
+        self.directory = new_directory("guide")
+        (self.directory / "examples").symlink_to(f"{ROOT}/examples")
+        (self.directory / "build").mkdir()
+        (self.directory / "build" / "awex-colocate").symlink_to(BINARY)
+        self.variables = {
+            "PATH": f"{self.directory}/build:{os.environ['PATH']}", "SBATCH_WAIT": "1", "SBATCH_GPUS_PER_NODE": "2",
+            "SLURM_STDINMODE": "none",
+            "BACKEND": "host", "TRAINER_TP": "2", "INFERENCE_TP": "2", "VERSIONS": "1", "STEPS": "2",
+            "OMPI_MCA_plm_rsh_agent": os.environ["AWEX_AGENT"]}
+
+    def blocks(self, word):
+        """Those in which a word stands."""
+        text = text_of(f"{ROOT}/docs/cluster.md").replace("MODEL=/models/Qwen3-8B", "MODEL=preset:tiny-dense")
+        found = [block for block in re.findall(r"(?ms)^```\n(.*?)^```$", text) if word in block]
+        self.assertTrue(found, f"no block has {word}")
+        return found
+
+    def typed(self, block):
+        """What the commands say that a shell reads as they are typed, so that those behind salloc are its shell's."""
+        done = subprocess.run(["bash", "-e"], input=block, cwd=self.directory, env={**os.environ, **self.variables},
+                              capture_output=True, text=True, timeout=2 * START_LIMIT_S, check=False)
+        self.assertEqual(done.returncode, 0, f"{block}\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+    def test_every_block_is_of_a_kind_that_is_run(self):
+        kinds = ("doctor", "sbatch", "salloc", "mpirun --host", "awex-colocate plan", "serve")
+        for block in self.blocks(""):
+            self.assertEqual(sum(kind in block for kind in kinds), 1, block)
+
+    def test_batch_files(self):
+        for block in self.blocks("sbatch"):
+            self.typed(block)
+            logs = [text_of(log) for log in self.directory.glob("*.log")]
+            self.assertEqual(len(logs), block.count("sbatch "))
+            for log in logs:
+                self.assertRegex(log, "(?m)^result +ok")
+
+    def test_what_is_typed(self):
+        for word, results in (("doctor", 0), ("salloc", 2), ("mpirun --host", 1), ("awex-colocate plan", 0)):
+            for block in self.blocks(word):
+                with self.subTest(block):
+                    self.assertEqual(len(lines_of("result +ok", self.typed(block))), results)
+
+    def test_resident_job(self):
+        for block in self.blocks("serve"):
+            job = BatchJob(f"set -e\n{block}wait", "-N2", "--ntasks-per-node=4",
+                           PATH=self.variables["PATH"])
+            self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
+            self.assertEqual(len(lines_of("result +ok", job.text())), 2, job.text())
+
+
+class BatchFiles(SlurmTest):
+    """Those of examples/slurm, as they are shipped: the environment and sbatch's options fit them to these hosts."""
+
+    def submit(self, name, *options, **variables):
+        job = BatchJob("", "--gpus-per-node=2", *options, batch_file=f"{ROOT}/examples/slurm/{name}",
+                       **{"MODEL": "preset:tiny-dense", "AWEX": BINARY, "BACKEND": "host", **variables})
+        return job
+
+    def check_update(self, job, nodes):
+        self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
+        report = json.loads(text_of(job.directory / f"awex-update-{job.id}.json"))
+        self.assertEqual((report["ok"], report["world"]["nodes"], report["world"]["gpus"], report["committed_version"]),
+                         (True, nodes, 2 * nodes, 3))
+        self.assertEqual(report["world"]["one_core_ranks"], [])
+
+    def test_one_node(self):
+        self.check_update(self.submit("one_node.sbatch"), 1)
+
+    def test_many_nodes(self):
+        job = self.submit("many_nodes.sbatch")
+        self.check_update(job, 2)
+        self.assertEqual(json.loads(text_of(job.directory / f"awex-update-{job.id}.json"))["trainer"],
+                         "megatron:tp=2,pp=2")
+
+    def test_a_program_that_is_missing_is_named(self):
+        job = self.submit("one_node.sbatch", AWEX="/nowhere/awex-colocate")
+        self.assertEqual(job.await_end()[0], "FAILED")
+        self.assertIn("/nowhere/awex-colocate", job.text())
+
+    def test_resident_job(self):
+        for options, nodes in (((), 1), (("--nodes=2",), 2)):
+            with self.subTest(nodes=nodes):
+                job = self.submit("resident_job.sbatch", *options, STEPS="3")
+                self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
+                directory = job.directory / f"awex-job-{job.id}"
+                reports = [json.loads(text_of(directory / f"update-{step}.json")) for step in (1, 2, 3)]
+                self.assertEqual([report["committed_version"] for report in reports], [1, 2, 3])
+                self.assertEqual({report["world"]["nodes"] for report in reports}, {nodes})
+                self.assertEqual(json.loads(text_of(directory / "job.json"))["end"], "stopped by a client")
+
+    def test_resident_job_whose_time_is_nearly_up(self):
+        """What --signal=B:TERM@120 sends."""
+        job = self.submit("resident_job.sbatch", STEPS="100000")
+        job.await_text("committed  version 1")
+        Ended(["scancel", "--batch", "--signal=TERM", job.id]).must()
+        self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
+        self.assertIn("told to end behind step", job.text())
+        record = json.loads(text_of(job.directory / f"awex-job-{job.id}" / "job.json"))
+        self.assertEqual(record["end"], "stopped by a client")
+
+    def test_resident_job_that_is_cancelled(self):
+        job = self.submit("resident_job.sbatch", STEPS="100000")
+        job.await_text("committed  version 1")
+        Ended(["scancel", job.id]).must()
+        self.assertEqual(job.await_end()[0], "CANCELLED", job.text())
+        record = json.loads(text_of(job.directory / f"awex-job-{job.id}" / "job.json"))
+        self.assertEqual(record["end"], "told to end by a signal", job.text())
+
+    def test_resident_job_that_cannot_begin(self):
+        job = self.submit("resident_job.sbatch", MODEL="/nowhere")
+        self.assertEqual(job.await_end(), ("FAILED", "2:0"), job.text())
+        self.assertEqual(len(lines_of("error:", job.text())), 1, job.text())
+
+
+if __name__ == "__main__":
+    MPIEXEC, BINARY, ROOT = sys.argv[1:4]
+    sys.exit(main_side_by_side(sys.argv[4:], AT_ONCE))

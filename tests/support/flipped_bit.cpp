@@ -1,0 +1,3 @@
+#include "support/flipped_bit.hpp"
+
+void awex::test::flip_bits(std::byte* where, std::byte bits) { *where ^= bits; }
