@@ -101,6 +101,7 @@ void Session::tell_over(const std::optional<Error>& error) {
 void Session::do_command(const CommandOptions& command) {
   steps_->prove(command.verify);
   begin_version(brings_weights(command.command));
+  if (setup_.roster.any()) account_.others_were_at_work();
   run_steps({steps_->ready()});
   switch (command.command) {
     case Command::kUpdate:
