@@ -34,6 +34,10 @@ with tempfile.TemporaryDirectory() as folder:
     for file in ("py.typed", "libawex_colocate.so", "torch.py", "vllm.py"):
         check(f"awex_colocate/{file}" in names, "the wheel lacks a file", file, names)
 
+    linked = run("ldd", Path(LIBRARY)).stdout
+    if "libfmt.so" in linked:
+        check(any(name.startswith("awex_colocate/libfmt.so") for name in names), "libfmt is carried", names)
+
     fresh = Path(folder, "fresh")
     run(sys.executable, "-m", "venv", "--without-pip", fresh)
     python = fresh / "bin/python"
