@@ -1,9 +1,27 @@
 # What `cmake --install` puts where, the target `uninstall`, and the .deb that `cpack -G DEB` makes of it.
-include(GNUInstallDirs)
 
 set(doc ${CMAKE_INSTALL_DATADIR}/doc/awex-colocate)
 set(manual ${PROJECT_BINARY_DIR}/src/cli)
 install(TARGETS awex-colocate RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+# For engines: the library, its header, and what finds them.
+include(CMakePackageConfigHelpers)
+set(package ${CMAKE_INSTALL_LIBDIR}/cmake/awex_colocate)
+install(TARGETS awex_colocate_engine EXPORT awex_colocateTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(FILES include/awex_colocate.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(EXPORT awex_colocateTargets NAMESPACE awex_colocate:: DESTINATION ${package})
+configure_package_config_file(cmake/awex_colocateConfig.cmake.in
+  ${PROJECT_BINARY_DIR}/generated/awex_colocateConfig.cmake INSTALL_DESTINATION ${package})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/generated/awex_colocateConfigVersion.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/generated/awex_colocateConfig.cmake
+              ${PROJECT_BINARY_DIR}/generated/awex_colocateConfigVersion.cmake DESTINATION ${package})
+# It finds its prefix from its own place, wherever that is moved to.
+file(RELATIVE_PATH AWEX_PREFIX_FROM_PC /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
+configure_file(cmake/awex_colocate.pc.in ${PROJECT_BINARY_DIR}/generated/awex_colocate.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/generated/awex_colocate.pc
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
 install(FILES ${manual}/awex-colocate.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
 install(FILES ${manual}/awex-colocate.bash RENAME awex-colocate
         DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
@@ -36,6 +54,8 @@ converts the weights from layout to layout, and proves every byte of them.
 Runs under MPI, one rank for each role and GPU.")
 # Libraries are found by dpkg-shlibdeps; mpirun is a program.
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+# It has a library of its own, which ldconfig and other packages must know.
+set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
 set(CPACK_DEBIAN_PACKAGE_DEPENDS openmpi-bin)
 set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
 set(CPACK_PRE_BUILD_SCRIPTS ${PROJECT_SOURCE_DIR}/cmake/DebianFiles.cmake)

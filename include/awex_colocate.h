@@ -18,6 +18,10 @@
  *   nothing of it goes or comes at any other time. What the engine has queued on its GPU that uses
  *   the memory must be done when it calls them (or in the callback before_release).
  * - Calls on one engine come from one thread at a time. Several engines in a process are possible.
+ *   A callback may ask (awex_memory, awex_alloc, …) but not wait. A child of fork has no engine.
+ * - Once the rank has gone, calls that speak to it return AWEX_LOST. awex_memory, awex_place,
+ *   awex_kept, awex_alloc and awex_detach go on as before, so that a trainer can save what is
+ *   mapped.
  */
 #ifndef AWEX_COLOCATE_H
 #define AWEX_COLOCATE_H
@@ -40,7 +44,7 @@ typedef enum awex_status {
   AWEX_WRONG_REQUEST = 2, /* Options, layout or tensors that do not fit. */
   AWEX_MISMATCH = 3,      /* Bytes differ from the trainer's; nothing was committed. */
   AWEX_DEADLINE = 4,      /* A wait took too long. */
-  AWEX_LOST = 5           /* The rank, or the job, is gone: see awex_restore. */
+  AWEX_LOST = 5           /* The rank, or the job, is gone; what is mapped here stays. */
 } awex_status;
 
 typedef enum awex_role { AWEX_TRAINER = 0, AWEX_INFERENCE = 1 } awex_role;
@@ -59,18 +63,18 @@ const char* awex_build(void);
 const char* awex_error(void);
 
 typedef struct awex_attach_options {
-  size_t struct_size;    /* sizeof(awex_attach_options) */
-  const char* job;       /* The DIR of `serve --job DIR`. */
+  size_t struct_size; /* sizeof(awex_attach_options) */
+  const char* job;    /* The DIR of `serve --job DIR`. */
   awex_role role;
-  const char* name;      /* What people know the engine by: "vllm 0.32.0"; at most 31 bytes. */
-  const char* gpu_uuid;  /* "GPU-8f3c…" or the 32 hex digits, of the GPU that the engine uses; NULL
-                          * on the `host` backend. */
-  int32_t device;        /* Index of the device in this process; on `host` the position of the
-                          * engine among those of its role on this host. */
+  const char* name;     /* What people know the engine by: "vllm 0.32.0"; at most 31 bytes. */
+  const char* gpu_uuid; /* "GPU-8f3c…" or the 32 hex digits, of the GPU that the engine uses; NULL
+                         * on the `host` backend. */
+  int32_t device;       /* Index of the device in this process; on `host` the position of the
+                         * engine among those of its role on this host. */
   /* Bytes that the engine needs by tag. 0: for weights what the rank's layout holds, for others
    * none. They are the rank's from then on: given to other roles and brought back. */
   uint64_t bytes[AWEX_TAGS];
-  double timeout_s;      /* Of this call; 0: 600. */
+  double timeout_s; /* Of this call; 0: 600. */
 } awex_attach_options;
 
 /* Attaches: waits for the rank of this role on this GPU, takes addresses for all tags and maps what
@@ -85,14 +89,14 @@ void awex_detach(awex_engine* engine);
 
 /* Where this engine stands in the job. Text is valid as long as the engine. */
 typedef struct awex_place_in_job {
-  int32_t rank;          /* World rank of its rank. */
-  int32_t role_rank;     /* Position among the ranks of its role. */
+  int32_t rank;      /* World rank of its rank. */
+  int32_t role_rank; /* Position among the ranks of its role. */
   const char* host;
-  const char* model;     /* Name of the job's model. */
-  const char* layout;    /* "megatron:tp=2": the role's layout, as the job prints it. */
-  const char* backend;   /* "cuda" or "host". */
-  int32_t reattached;    /* 1 when the memory holds what a former engine left (see awex_kept). */
-  uint64_t version;      /* Last committed version, 0 for none. */
+  const char* model;   /* Name of the job's model. */
+  const char* layout;  /* "megatron:tp=2": the role's layout, as the job prints it. */
+  const char* backend; /* "cuda" or "host". */
+  int32_t reattached;  /* 1 when the memory holds what a former engine left (see awex_kept). */
+  uint64_t version;    /* Last committed version, 0 for none. */
 } awex_place_in_job;
 awex_status awex_place(awex_engine* engine, awex_place_in_job* place);
 
@@ -128,8 +132,9 @@ awex_status awex_layout_tensor(awex_engine* engine, uint64_t index, awex_tensor*
  * is proven over an offload; what is not is moved all the same. */
 awex_status awex_declare(awex_engine* engine, const awex_tensor* tensor);
 /* Ends the declaration. The rank compares it with its layout: AWEX_WRONG_REQUEST names what is
- * missing, unknown or of another shape, and the likely cause; then declare again and seal again. For inference
- * that is admitted by digest, its loaded weights must be in place. */
+ * missing, unknown or of another shape, and the likely cause; then declare all again, as the next
+ * awex_declare begins a new list, and seal again. After AWEX_DEADLINE the answer is still to come:
+ * call it again. For inference that is admitted by digest, its loaded weights must be in place. */
 awex_status awex_seal(awex_engine* engine, double timeout_s);
 
 /* A trainer: its weights are those of a step, and may be handed over. Returns when the job has
@@ -138,13 +143,16 @@ awex_status awex_seal(awex_engine* engine, double timeout_s);
  * nothing is lost, and another hand_over may follow. The trainer of world rank 0 begins the
  * update; where that is not an engine, a shell does (`awex-colocate update --job DIR`). */
 awex_status awex_hand_over(awex_engine* engine, double timeout_s, uint64_t* version);
-/* A trainer: wants its memory back. Returns when all of it is mapped, with its bytes. */
+/* A trainer: wants its memory back. Returns when all of it is mapped, with its bytes; at once where
+ * it is. */
 awex_status awex_take_back(awex_engine* engine, double timeout_s);
 /* Inference: gives its memory to whoever needs it and returns when it serves a version that is
- * newer than `newer_than`: weights and KV cache are mapped, the KV cache with undefined content. */
+ * newer than `newer_than`: weights and KV cache are mapped, the KV cache with undefined content.
+ * Returns at once where that is so. A command that fails does not end the wait. */
 awex_status awex_wait(awex_engine* engine, uint64_t newer_than, double timeout_s,
                       uint64_t* version);
-/* Inference: gives its memory up; returns when a command of the job (a take-back) has taken it. */
+/* Inference: gives its memory up; returns when a command of the job (a take-back) has taken it, at
+ * once where none is mapped. */
 awex_status awex_release(awex_engine* engine, double timeout_s);
 /* Either: consents to one command of the job, whichever comes, and returns when it is over. */
 awex_status awex_ready(awex_engine* engine, double timeout_s);
@@ -168,8 +176,9 @@ awex_status awex_weights_changed(awex_engine* engine, awex_callback callback, vo
 
 /* Memory from a tag's arena, 512-byte aligned, for an allocator (PyTorch's
  * CUDAPluggableAllocator has these signatures). awex_use sets the calling thread's engine and tag;
- * awex_alloc returns NULL, and awex_error says why, when the tag's bytes are used up. What
- * awex_declare places by hand must not be mixed with it in one tag. */
+ * awex_alloc returns NULL, and awex_error says why, when the tag's bytes are used up or not mapped;
+ * 0 bytes are NULL. awex_free may be called on any thread, also while the memory is not mapped.
+ * What awex_declare places by hand must not be mixed with it in one tag. */
 awex_status awex_use(awex_engine* engine, awex_tag tag);
 void* awex_alloc(ssize_t bytes, int device, void* stream);
 void awex_free(void* memory, ssize_t bytes, int device, void* stream);

@@ -42,7 +42,7 @@ check_layers() {
   if beyond "$room" src/transfer/move; then found=1; fi
   if beyond '(base|model|layout|memory|transfer/(kernels|prove))/.*' src/transfer/prove; then found=1; fi
   if beyond '(base|model|layout|memory|transfer/kernels|transfer/prove|engine)/.*' src/engine; then found=1; fi
-  if beyond '(base|model|layout|memory|transfer/kernels|engine|attach)/.*' src/attach; then found=1; fi
+  if beyond '(base|model|layout|memory|transfer/kernels|engine|attach)/.*|awex_colocate.h' src/attach; then found=1; fi
   if beyond '(base|model|layout|plan|memory|comm|transfer|engine|cycle)/.*' src/cycle; then found=1; fi
   if beyond '(base|model|cycle|comm|serve)/.*|engine/engine.hpp|memory/(region|device).hpp' src/serve; then found=1; fi
   room='(base|memory|comm|transfer/share|cycle|doctor)/.*|transfer/move/nccl_library.hpp'

@@ -71,8 +71,25 @@ class AttachedTrainer final : public TrainerEngine {
   }
   void command_over(const CommandOutcome& end) override { attachment_->command_over(end); }
   [[nodiscard]] EngineWish wish() override { return attachment_->wish(); }
-  [[nodiscard]] Attendance attendance() const override { return attachment_->attendance(); }
-  void attend(WaitMonitor& monitor) override { attachment_->attend(inherit(), monitor); }
+  [[nodiscard]] Attendance attendance() const override {
+    auto attendance = attachment_->attendance();
+    attendance.is_torn = !attendance.is_here && page().writing.load() != 0;
+    return attendance;
+  }
+  /// One that has come is let in once all trainers have been heard of.
+  void attend(WaitMonitor& monitor) override {
+    if (attachment_->door().state() != Door::State::kGreeted) {
+      asks_of_others_ = false;
+      must_return_.reset();
+    } else if (!must_return_) {
+      asks_of_others_ = true;
+      return;
+    }
+    attachment_->attend(inherit(), monitor);
+  }
+  void hear_of_others(bool must_return) override {
+    if (asks_of_others_) must_return_ = must_return;
+  }
   void restore_by(std::function<void(WaitMonitor&)> restore) override {
     restore_ = std::move(restore);
   }
@@ -114,21 +131,29 @@ class AttachedTrainer final : public TrainerEngine {
   /// The memory as the former engine has left it; as it was handed over last where that engine was
   /// writing.
   Attachment::Inheritance inheritance(WaitMonitor& monitor) {
-    if (page().writing.load() == 0) return {true, attachment_->door().kept()};
+    const bool is_torn = page().writing.load() != 0;
+    const Attachment::Inheritance as_it_is{true, attachment_->door().kept()};
+    if (!is_torn && !must_return_.value_or(false)) return as_it_is;
     const auto& weights = copies_.at(static_cast<size_t>(Tag::kWeights));
     const auto& optimizer = copies_.at(static_cast<size_t>(Tag::kOptimizer));
-    const bool is_whole =
-        weights && (!optimizer_ || (optimizer && optimizer->steps == weights->steps));
+    const bool is_whole = weights && weights_.has_copy() &&
+                          (!optimizer_ || (optimizer && optimizer_->has_copy() &&
+                                           optimizer->steps == weights->steps));
+    if (!is_torn && (!is_whole || weights->steps == steps())) return as_it_is;
     if (!is_whole || !restore_) {
       log::warning(fmt::format(
           "rank {}: the engine was writing when it was lost, and nothing whole has been handed "
           "over before: the next one begins anew",
-          parts_.common.role_rank));
+          attachment_->rank()));
       page().steps = 0;
       page().writing = 0;
       return {};
     }
     restore_(monitor);
+    log::note(
+        fmt::format("rank {}: weights and optimizer state are those of step {} again, which "
+                    "were handed over last",
+                    attachment_->rank(), weights->steps));
     page().steps = weights->steps;
     page().writing = 0;
     return {true, weights->kept};
@@ -141,6 +166,8 @@ class AttachedTrainer final : public TrainerEngine {
   std::optional<Attachment> attachment_;
   std::array<std::optional<Copy>, 3> copies_;
   std::function<void(WaitMonitor&)> restore_;
+  bool asks_of_others_ = false;      ///< One has come in place of the lost one,
+  std::optional<bool> must_return_;  ///< and this is what all trainers say.
 };
 
 /// The part of the layout's gaps that lies in its parameters: what is between them may be anything

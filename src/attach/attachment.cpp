@@ -53,6 +53,9 @@ void Attachment::loaded(const std::optional<Error>& refusal, const Deadline& dea
 
 void Attachment::attend(const Inherit& inherit, WaitMonitor& monitor) {
   const auto state = door_.state();
+  const bool is_lost = state == Door::State::kLost;
+  if (is_lost && !told_of_loss_) log::warning(door_.lost_error().what());
+  told_of_loss_ = is_lost;
   if (state != Door::State::kGreeted && state != Door::State::kAttached) return;
   try {
     if (state == Door::State::kGreeted) {
@@ -203,8 +206,9 @@ void Attachment::command_over(const CommandOutcome& end) {
 }
 
 Attendance Attachment::attendance() const {
-  Attendance attendance{.pid = door_.pid()};
-  switch (door_.state()) {
+  const auto state = door_.state();
+  Attendance attendance{.pid = door_.pid(), .is_here = state == Door::State::kSealed};
+  switch (state) {
     case Door::State::kAbsent:
       attendance.state = fixed_text<48>("awaited");
       break;

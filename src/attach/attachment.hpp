@@ -64,6 +64,7 @@ class Attachment {
   [[nodiscard]] const std::vector<Parameter>& declared(Tag tag) const {
     return declared_.at(static_cast<size_t>(tag));
   }
+  [[nodiscard]] int rank() const { return settings_.rank; }
   [[nodiscard]] Door& door() const { return door_; }
   /// Whether an engine has ever sealed.
   [[nodiscard]] bool has_sealed() const { return has_sealed_; }
@@ -97,6 +98,7 @@ class Attachment {
   std::array<std::vector<Parameter>, 3> declared_;
   std::vector<Parameter> places_;
   bool has_sealed_ = false;
+  bool told_of_loss_ = false;
   uint64_t version_ = 0;
   uint64_t weights_given_ = 0;
 };

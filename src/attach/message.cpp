@@ -83,8 +83,8 @@ Parameter read_parameter(const json& row, const std::string& what) {
   }
   const auto dtype = dtype_from_name(row[1].get<std::string>());
   if (!dtype) throw refuse();
-  const Parameter parameter{row[0].get<std::string>(), *dtype, row[2].get<uint64_t>(),
-                            row[3].get<uint64_t>(), row[4].get<uint64_t>()};
+  Parameter parameter{row[0].get<std::string>(), *dtype, row[2].get<uint64_t>(),
+                      row[3].get<uint64_t>(), row[4].get<uint64_t>()};
   const auto elements = checked_mul(parameter.rows, parameter.cols, "a tensor");
   const auto bytes = checked_mul(elements, element_bytes(*dtype), "a tensor");
   static_cast<void>(checked_add(parameter.offset_bytes, bytes, "a tensor's end"));

@@ -1,9 +1,14 @@
 #include "base/log.hpp"
 
+#include "base/error_json.hpp"
+#include "base/log_event.hpp"
+#include "base/utc_now.hpp"
+
 #include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <climits>
@@ -17,6 +22,35 @@ struct Settings {
   std::string who;
   bool color = false;
 };
+
+struct JsonSettings {
+  Format format = Format::kText;
+  std::optional<int> rank;
+};
+
+JsonSettings& json_settings() {
+  static JsonSettings instance;
+  return instance;
+}
+
+std::string host_name() {
+  std::array<char, HOST_NAME_MAX + 1> name{};
+  return ::gethostname(name.data(), HOST_NAME_MAX) == 0 ? name.data() : "";
+}
+
+const char* severity_name(Severity severity) {
+  switch (severity) {
+    case Severity::kDebug:
+      return "debug";
+    case Severity::kInfo:
+      return "info";
+    case Severity::kWarning:
+      return "warning";
+    case Severity::kError:
+      return "error";
+  }
+  return "";
+}
 
 Settings& settings() {
   static Settings instance;
@@ -43,12 +77,17 @@ bool write_patiently(std::string_view text, int patience_ms) {
   return true;
 }
 
+std::string lost_lines_text(uint64_t lost) {
+  const auto text = fmt::format("{} lines are lost: stderr was not read", lost);
+  if (format() == Format::kText) return "warning: " + text;
+  return json_line(Severity::kWarning, text, {"lost_lines", {{"lines", lost}}});
+}
+
 /// One write per line, so that lines of several ranks do not mix. A reader that has stopped is
 /// waited for once, and told what it has missed when it goes on.
 void write_line(const std::string& line) {
   const auto lost = g_lost_lines.load();
-  const auto before =
-      lost == 0 ? "" : fmt::format("warning: {} lines are lost: stderr was not read\n", lost);
+  const auto before = lost == 0 ? "" : lost_lines_text(lost) + "\n";
   if (write_patiently(before + line + "\n", lost == 0 ? g_patience_ms.load() : 0)) {
     g_lost_lines -= lost;
   } else {
@@ -80,6 +119,23 @@ void configure(Level level, std::string who, bool color) {
   settings() = {level, std::move(who), color};
 }
 
+void set_format(Format format, std::optional<int> rank) { json_settings() = {format, rank}; }
+
+Format format() { return json_settings().format; }
+
+std::string json_line(Severity severity, const std::string& message, const Event& event) {
+  static const std::string kHost = host_name();
+  Json line = {{"time", utc_now_in_milliseconds()},
+               {"level", severity_name(severity)},
+               {"rank", value_or_null(json_settings().rank)},
+               {"host", text_or_null(kHost)},
+               {"event", event.name},
+               {"message", message}};
+  line.update(event.fields);
+  // Paths may hold bytes that are no UTF-8.
+  return line.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 void set_patience(Seconds longest) {
   g_patience_ms = static_cast<int>(std::clamp(1000 * longest.count(), 0.0, 1e9));
 }
@@ -88,21 +144,39 @@ Level level() { return settings().level; }
 
 void draw(std::string_view text) { (void)write_patiently(text, 0); }
 
-void note(std::string_view text) {
-  if (settings().level != Level::kQuiet) write_line(std::string(text));
+void note(const std::string& text, const Event& event) {
+  if (settings().level == Level::kQuiet) return;
+  write_line(format() == Format::kJson ? json_line(Severity::kInfo, text, event) : text);
+}
+
+void note(std::string_view text) { note(std::string(text), {"note"}); }
+
+void detail(const std::string& text, const Event& event) {
+  if (format() == Format::kJson) return note(text, event);
+  detail(text);
 }
 
 void detail(std::string_view text) {
   if (settings().level != Level::kVerbose) return;
+  if (format() == Format::kJson) {
+    return write_line(json_line(Severity::kDebug, std::string(text), {"detail"}));
+  }
   write_line(settings().who.empty() ? std::string(text)
                                     : fmt::format("{}: {}", settings().who, text));
 }
 
 void warning(std::string_view text) {
+  if (format() == Format::kJson) {
+    return write_line(json_line(Severity::kWarning, std::string(text), {"warning"}));
+  }
   write_line(fmt::format("{} {}", paint("33", "warning:"), text));
 }
 
 void error(const Error& error) {
+  if (format() == Format::kJson) {
+    const Event event{"error", {{"error", error_json(error)}}};
+    return write_line(json_line(Severity::kError, error.what(), event));
+  }
   const auto& context = error.context();
   const auto phase = context.phase.empty() ? "" : fmt::format("in phase {}: ", context.phase);
   write_line(fmt::format("{} {}{}{}", paint("31", "error:"), origin(context), phase, error.what()));

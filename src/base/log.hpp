@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -12,10 +13,16 @@
 namespace awex::log {
 
 enum class Level { kQuiet, kNormal, kVerbose };
+/// What lines are for: text for people, or JSON for programs, an object a line (log_event.hpp).
+enum class Format { kText, kJson };
 
 /// Sets how much this process says on stderr, and what its lines begin with ("rank 3"; may be
 /// empty). Not thread safe: call it at start.
 void configure(Level level, std::string who, bool color);
+
+/// Sets what lines are for, and the rank that JSON lines name. Not thread safe: call it at start.
+void set_format(Format format, std::optional<int> rank);
+[[nodiscard]] Format format();
 
 /// How long a reader of stderr that takes nothing (a terminal that is stopped, a full pipe) may
 /// hold this process up; 30 s unless set. Lines are lost then, until it reads again.

@@ -56,7 +56,7 @@ void look_for_signal() {
 }
 
 ExitCode run_checkpoint(const CheckpointOptions& options) {
-  log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
+  speak(options.talk);
   const auto source = open_model("preset:" + options.preset, options.layers);
   const auto& catalogue = source->catalogue();
   const Stopwatch watch;

@@ -114,7 +114,7 @@ ExitCode publish_to_user(const CommandEnd& end, ReportFiles& files) {
 
 void begin_client(const ClientTask& task) {
   note_termination_signals();
-  log::configure(task.talk.level, "", use_color(task.talk.color, STDERR_FILENO));
+  speak(task.talk);
 }
 
 void LeaveMonitor::poll() {

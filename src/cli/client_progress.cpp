@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/log.hpp"
+#include "base/log_event.hpp"
 
 namespace awex {
 namespace {
@@ -36,7 +37,10 @@ void ClientProgress::hear(const Event& event) {
   switch (event.kind) {
     case Event::Kind::kQueued:
       enter(queue_text(event.ahead));
-      if (!line_.moves() && event.ahead > 0) log::note(fmt::format("{}: {}", command_, doing_));
+      if (!line_.moves() && event.ahead > 0) {
+        log::note(fmt::format("{}: {}", command_, doing_),
+                  {"queued", {{"command", command_}, {"ahead", event.ahead}}});
+      }
       return;
     case Event::Kind::kStarted:
       return enter("begun");
@@ -44,7 +48,14 @@ void ClientProgress::hear(const Event& event) {
       const auto subject = phase_subject(event.phase, event.role, event.tag);
       if (!event.seconds) return enter(subject);
       log::detail(
-          fmt::format("{}: {}: {}", command_, subject, phase_outcome(*event.seconds, event.bytes)));
+          fmt::format("{}: {}: {}", command_, subject, phase_outcome(*event.seconds, event.bytes)),
+          {"phase",
+           {{"command", command_},
+            {"phase", event.phase},
+            {"role", event.role},
+            {"tag", text_or_null(event.tag)},
+            {"seconds", *event.seconds},
+            {"bytes", event.bytes}}});
       return;
     }
     case Event::Kind::kDone:
@@ -58,7 +69,7 @@ void ClientProgress::tick() {
   if (line_.moves()) {
     line_.draw(text + " ...");
   } else {
-    log::note(text);
+    log::note(text, {"waiting", {{"command", command_}, {"seconds", since_.seconds()}}});
   }
   next_line_s_ += line_.moves() ? kRedrawSeconds : kLineSeconds;
 }

@@ -84,19 +84,28 @@ std::string json_path_in(const std::vector<std::string_view>& arguments,
     const auto* option = command.parser->get_option_no_throw("--json");
     if (option == nullptr || option->get_items_expected_max() == 0) return {};
     const auto path = value_in(arguments, "--json");
-    return report_path(path.empty() ? json_path_in_config(value_in(arguments, "--config")) : path);
+    return report_path(path.empty() ? text_in_config(value_in(arguments, "--config"), "json")
+                                    : path);
   }
   return {};
 }
 
-/// When to colour errors of options: kAuto where --color itself is wrong.
-Color color_in(const std::vector<std::string_view>& arguments) {
-  const auto text = value_in(arguments, "--color");
-  try {
-    return text.empty() ? Color::kAuto : parse_color(text);
-  } catch (const Error&) {
-    return Color::kAuto;  // the parser tells
-  }
+/// How to tell of errors of options: as usual where these options are wrong themselves.
+TalkOptions talk_in(const std::vector<std::string_view>& arguments) {
+  TalkOptions talk;
+  const auto config = value_in(arguments, "--config");
+  const auto read = [&](const char* name, const auto& set) {
+    auto text = value_in(arguments, std::string("--") + name);
+    if (text.empty()) text = text_in_config(config, name);
+    try {
+      if (!text.empty()) set(text);
+    } catch (const Error&) {
+      return;  // the parser tells
+    }
+  };
+  read("color", [&](const std::string& text) { talk.color = parse_color(text); });
+  read("log-format", [&](const std::string& text) { talk.format = parse_log_format(text); });
+  return talk;
 }
 
 /// Tells of options that are wrong, on stderr and, on rank 0, in the report: one of an earlier run
@@ -139,12 +148,12 @@ int run_command_line(int argc, char** argv) {
   occupy_closed_streams();
   ::signal(SIGXFSZ, SIG_IGN);  // a file that reaches its limit is an error, not a silent end
   const std::vector<std::string_view> arguments(argv + 1, argv + argc);
-  bool speak = speaks_first(arguments);
-  log::configure(log::Level::kNormal, "", use_color(color_in(arguments), STDERR_FILENO));
+  bool is_speaker = speaks_first(arguments);
+  speak(talk_in(arguments));
   CLI::App root;
   const auto commands = describe_program(root);
   const auto fail = [&](const Error& error) {
-    if (!speak) let_rank_0_speak(error.code());
+    if (!is_speaker) let_rank_0_speak(error.code());
     report_wrong_request(error, arguments, commands);
     return static_cast<int>(error.code());
   };
@@ -152,10 +161,10 @@ int run_command_line(int argc, char** argv) {
     std::string answer;
     const auto* command = parse(root, commands, argc, argv, answer);
     if (command == nullptr) {
-      if (speak) write_all(STDOUT_FILENO, answer, "stdout");
+      if (is_speaker) write_all(STDOUT_FILENO, answer, "stdout");
       return static_cast<int>(ExitCode::kOk);
     }
-    speak = true;
+    is_speaker = true;
     return static_cast<int>(command->run(&argc, &argv));
   } catch (const Error& error) {
     return fail(error);

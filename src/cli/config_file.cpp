@@ -110,9 +110,9 @@ void apply_config(CLI::App& command, const std::string& file) {
   }
 }
 
-std::string json_path_in_config(const std::string& file) noexcept {
+std::string text_in_config(const std::string& file, const char* key) noexcept {
   try {
-    return read_object(file).value("json", "");
+    return file.empty() ? "" : read_object(file).value(key, "");
   } catch (const std::exception&) {
     return {};  // whoever reads the options of the file tells what is wrong with it
   }

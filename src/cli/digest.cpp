@@ -47,7 +47,7 @@ std::string render_digests_json(const NamedDigests& digests, uint64_t model) {
 }
 
 ExitCode run_digest(const DigestOptions& options) {
-  log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
+  speak(options.talk);
   const auto source = open_model(options.model, options.layers);
   for (const auto& remark : source->remarks()) log::warning(remark);
   ThreadPool pool(std::thread::hardware_concurrency());

@@ -107,7 +107,7 @@ ExitCode run_without_job(const DoctorArguments& arguments, const Error& why) {
 
 ExitCode run_doctor(const DoctorArguments& arguments, int* argc, char*** argv) {
   const auto& talk = arguments.talk;
-  log::configure(talk.level, "", use_color(talk.color, STDERR_FILENO));
+  speak(talk);
   if (const auto why = wrong_launch("doctor")) return run_without_job(arguments, *why);
   const JobOutputs outputs{arguments.json_path, "", arguments.options.timeout};
   Job job(argc, argv, outputs.timeout, when_mpi_does_not_start(outputs, unstarted));

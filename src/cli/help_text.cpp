@@ -98,7 +98,7 @@ std::string fitted_footer(const std::string& footer, size_t width) {
 /// CLI11's own breaks no lines, and tells of a switch what it excludes.
 class HelpFormatter final : public CLI::Formatter {
  public:
-  explicit HelpFormatter(size_t width) : width_(std::min(width, kWidestProse)) {}
+  explicit HelpFormatter(size_t width) : width_(std::min(width, kWidestHelp)) {}
 
   [[nodiscard]] std::string make_option(const CLI::Option* option,
                                         bool is_positional) const override {

@@ -8,6 +8,7 @@
 #include "cli/job_options.hpp"
 #include "cli/job_process.hpp"
 #include "cli/launcher.hpp"
+#include "cli/metrics.hpp"
 #include "cli/progress.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_table.hpp"
@@ -33,19 +34,21 @@ void warn_of_lost_outputs(Job& job, const JobArguments& options) {
                   other - all.begin()));
 }
 
-Report do_work(const JobArguments& options, Job& job, ReportFiles& files) {
+Report do_work(const JobArguments& options, Job& job, ReportFiles& files, Metrics& metrics) {
   auto unfinished = begin_report(options.request, job);
   TerminalProgress progress(job.rank() == 0, options.request.command.versions, files);
+  MeteredObserver observer(progress, metrics);
   try {
     job.do_and_agree([&] {
       if (job.rank() == 0) {
+        metrics.open(unfinished);
         files.open(options.json_path, options.trace_path, unfinished,
                    {options.request.job.timeout, [&job] { job.poll(); }});
       }
       if (job.size() < 2) throw too_few_ranks(command_name(options.request.command.command));
     });
     warn_of_lost_outputs(job, options);
-    return run_command(options.request, job, progress);
+    return run_command(options.request, job, observer);
   } catch (const Error& error) {
     unfinished.error = job.failure_is_agreed() ? error : job.announce_failure(error);
   } catch (const std::exception& error) {
@@ -82,10 +85,13 @@ ExitCode run_job(const JobArguments& options, int* argc, char*** argv) {
   Job job(argc, argv, outputs.timeout, start);
   speak_as_rank(job, options.talk, outputs.timeout);
   ReportFiles files;
-  auto report = do_work(options, job, files);
+  Metrics metrics(options.metrics_path, job.rank() == 0);
+  auto report = do_work(options, job, files, metrics);
+  metrics.command_finished(report, report.error, /*ran=*/true);
   const auto render = [&]() -> CommandEnd {
     CommandEnd end{report.exit_code(), report.error, {}, {}};
     if (!writes_outputs(job, report.error)) return end;
+    metrics.job_ended({}, /*writes=*/true);
     end.files = {render_json(report), render_trace(report)};
     end.to_stdout = report_text(report, options);
     return end;

@@ -1,8 +1,11 @@
 #include "cli/job_options.hpp"
 
+#include <utility>
+
 #include "base/units.hpp"
 #include "base/work_progress.hpp"
 #include "cli/launcher.hpp"
+#include "cli/metrics.hpp"
 #include "cli/output_files.hpp"
 #include "cycle/setup.hpp"
 
@@ -104,6 +107,13 @@ void add_config(CLI::App& parser, JobArguments& options) {
             [&options](const std::string& text) { options.config_path = text; });
 }
 
+void add_metrics(CLI::App& parser, JobArguments& options) {
+  add_value(parser, "--metrics", "FILE",
+            "Keep metrics for Prometheus' textfile collector (awex.prom) true after every version "
+            "and command",
+            "", [&options](const std::string& text) { options.metrics_path = text; });
+}
+
 void add_output_options(CLI::App& parser, JobArguments& options) {
   CommandOptions& command = options.request.command;
   add_value(parser, "--verify", "digest|full|off",
@@ -132,6 +142,7 @@ void add_job_options(CLI::App& parser, Command command, JobArguments& options) {
            command == Command::kOffload || command == Command::kResume);
   add_placement_options(parser, options.request.job);
   add_work_options(parser, options.request);
+  add_metrics(parser, options);
   parser.option_defaults()->group(kOfBoth);
   add_output_options(parser, options);
   add_talk_options(parser, options.talk);
@@ -143,17 +154,26 @@ void add_resident_options(CLI::App& parser, JobArguments& options) {
   add_role(parser, options.request.job, /*chooses_memory=*/false);
   add_placement_options(parser, options.request.job);
   add_work_options(parser, options.request);
+  add_metrics(parser, options);
   add_config(parser, options);
   add_talk_options(parser, options.talk);
 }
 
-void check_outputs(const std::string& json_path, const std::string& trace_path) {
+void check_outputs(const std::string& json_path, const std::string& trace_path,
+                   const std::string& metrics_path) {
   if (trace_path == "-") {
     throw request_error("--trace: the trace cannot go to stdout",
                         "name a file: --trace trace.json");
   }
   if (!trace_path.empty() && trace_path == json_path) {
     throw request_error(fmt::format("--json and --trace both name the file \"{}\"", trace_path),
+                        "name two files");
+  }
+  check_metrics_path(metrics_path);
+  for (const auto& [option, path] :
+       {std::pair{"--json", json_path}, std::pair{"--trace", trace_path}}) {
+    if (metrics_path.empty() || metrics_path != path) continue;
+    throw request_error(fmt::format("{} and --metrics both name the file \"{}\"", option, path),
                         "name two files");
   }
 }
@@ -169,7 +189,7 @@ void complete_job_options(CLI::App& parser, JobArguments& options) {
     throw request_error("--model is missing",
                         "name a checkpoint directory, or try --model preset:tiny-dense");
   }
-  check_outputs(options.json_path, options.trace_path);
+  check_outputs(options.json_path, options.trace_path, options.metrics_path);
   options.request.job.trainer = options.trainer;
   options.request.job.inference = options.inference;
 }

@@ -14,9 +14,10 @@ struct JobArguments {
   std::string trainer = request.job.trainer.text();  ///< As typed, for `request`.
   std::string inference = request.job.inference.text();
   TalkOptions talk;
-  std::string config_path;  ///< Still to be read; empty: none.
-  std::string json_path;    ///< Empty: none; "-": stdout, instead of the table.
-  std::string trace_path;   ///< Empty: none.
+  std::string config_path;   ///< Still to be read; empty: none.
+  std::string json_path;     ///< Empty: none; "-": stdout, instead of the table.
+  std::string trace_path;    ///< Empty: none.
+  std::string metrics_path;  ///< Empty: none.
 };
 
 /// The group of options that make a job, in --help. The others are of what it does, or of its
@@ -33,7 +34,8 @@ void add_resident_options(CLI::App& parser, JobArguments& options);
 void read_config(CLI::App& parser, JobArguments& options);
 
 /// Refuses outputs that cannot be, or would overwrite each other: a request error.
-void check_outputs(const std::string& json_path, const std::string& trace_path);
+void check_outputs(const std::string& json_path, const std::string& trace_path,
+                   const std::string& metrics_path = {});
 
 /// After parsing: reads --config, makes the specs of what was typed, and checks what concerns more
 /// than one option. Throws request errors.

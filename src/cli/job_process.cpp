@@ -53,8 +53,7 @@ Job::Start when_mpi_does_not_start(const JobOutputs& outputs,
 }
 
 void speak_as_rank(const Job& job, const TalkOptions& talk, Seconds timeout) {
-  log::configure(talk.level, fmt::format("rank {}", job.rank()),
-                 use_color(talk.color, STDERR_FILENO));
+  speak(talk, fmt::format("rank {}", job.rank()), job.rank());
   // Others wait for a rank that tells something: that must be short against the timeout.
   log::set_patience(std::min(Seconds(10), timeout / 4));
 }

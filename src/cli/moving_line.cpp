@@ -10,7 +10,8 @@
 namespace awex {
 
 MovingLine::MovingLine(bool speaks)
-    : moves_(speaks && log::level() == log::Level::kNormal && is_terminal(STDERR_FILENO)) {}
+    : moves_(speaks && log::level() == log::Level::kNormal && log::format() == log::Format::kText &&
+             is_terminal(STDERR_FILENO)) {}
 
 void MovingLine::draw(const std::string& text) {
   if (!moves_) return;

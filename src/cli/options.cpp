@@ -44,6 +44,16 @@ Color parse_color(std::string_view text) {
       text, {{"auto", Color::kAuto}, {"always", Color::kAlways}, {"never", Color::kNever}});
 }
 
+log::Format parse_log_format(std::string_view text) {
+  return parse_choice<log::Format>(text,
+                                   {{"text", log::Format::kText}, {"json", log::Format::kJson}});
+}
+
+void speak(const TalkOptions& talk, const std::string& who, std::optional<int> rank) {
+  log::configure(talk.level, who, use_color(talk.color, STDERR_FILENO));
+  log::set_format(talk.format, rank ? rank : launched_rank());
+}
+
 void add_talk_options(CLI::App& command, TalkOptions& talk) {
   auto* verbose = command.add_flag_callback(
       "-v,--verbose", [&talk] { talk.level = log::Level::kVerbose; },
@@ -55,6 +65,10 @@ void add_talk_options(CLI::App& command, TalkOptions& talk) {
       ->excludes(verbose);
   add_value(command, "--color", "auto|always|never", "When to colour; NO_COLOR is honoured", "auto",
             [&talk](const std::string& text) { talk.color = parse_color(text); });
+  add_value(command, "--log-format", "text|json",
+            "What is told on stderr: text, or json, an object a line (time, level, rank, host, "
+            "event, message and what the event is about)",
+            "text", [&talk](const std::string& text) { talk.format = parse_log_format(text); });
 }
 
 bool is_terminal(int fd) {

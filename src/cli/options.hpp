@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -51,9 +52,17 @@ enum class Color : uint8_t { kAuto, kAlways, kNever };
 struct TalkOptions {
   log::Level level = log::Level::kNormal;
   Color color = Color::kAuto;
+  log::Format format = log::Format::kText;
 };
 
-/// Adds -v, -q and --color; `talk` must outlive the parsing.
+/// "text" or "json"; throws a request error.
+[[nodiscard]] log::Format parse_log_format(std::string_view text);
+
+/// From now on this process's lines on stderr are as `talk` says; `who` begins them ("rank 3"),
+/// `rank` is in JSON lines, the launcher's where it is not known yet.
+void speak(const TalkOptions& talk, const std::string& who = {}, std::optional<int> rank = {});
+
+/// Adds -v, -q, --color and --log-format; `talk` must outlive the parsing.
 void add_talk_options(CLI::App& command, TalkOptions& talk);
 
 /// Whether to colour a stream. For kAuto: it is a terminal, TERM is not "dumb" and NO_COLOR is
@@ -75,9 +84,9 @@ void add_talk_options(CLI::App& command, TalkOptions& talk);
 /// request errors that name file and key, and for an unknown key the nearest one.
 void apply_config(CLI::App& command, const std::string& file);
 
-/// What a config file has for "json"; empty if nothing, also where the file cannot be used. Of use
-/// when another option is wrong.
-[[nodiscard]] std::string json_path_in_config(const std::string& file) noexcept;
+/// The text that a config file has for an option ("json"); empty if none, also where the file
+/// cannot be used. Of use when another option is wrong.
+[[nodiscard]] std::string text_in_config(const std::string& file, const char* key) noexcept;
 
 /// Throws a request error for the first argument that no option or command took, with what its user
 /// may have meant. `arguments` are all of the command line, where they are known.

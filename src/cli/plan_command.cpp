@@ -149,7 +149,7 @@ UniqueFd open_json(const std::string& path) {
 }
 
 ExitCode run_plan(PlanOptions& options) {
-  log::configure(options.talk.level, "", use_color(options.talk.color, STDERR_FILENO));
+  speak(options.talk);
   const UniqueFd json = open_json(options.json_path);
   const auto write_json = [&](const std::string& text) {
     if (json.valid()) write_all(json.get(), text, options.json_path);

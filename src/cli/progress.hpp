@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
+#include "base/log_event.hpp"
 #include "base/wait.hpp"
 #include "cli/moving_line.hpp"
 #include "cli/report_files.hpp"
@@ -14,16 +16,19 @@ namespace awex {
 /// "loading the weights: 1.2 GB of 8.04 GB".
 [[nodiscard]] std::string loading_text(uint64_t done_bytes, uint64_t all_bytes);
 
-/// Tells in a log, every 10 s, how far loading has come.
+/// Facts of a phase's end, for programs.
+[[nodiscard]] log::Event phase_fact(const PhaseEvent& event, double seconds, uint64_t bytes);
+
+/// Tells in a log, every 10 s, how far loading has come; programs every second.
 class LoadingLines {
  public:
-  void tell(const std::string& text);
+  void tell(uint64_t done_bytes, uint64_t all_bytes);
   /// Since it was made.
   [[nodiscard]] double seconds() const { return watch_.seconds(); }
 
  private:
   Stopwatch watch_;
-  double next_line_s_ = 10;
+  std::optional<double> last_line_s_;
 };
 
 /// Tells rank 0's user on stderr what the job does: one moving line on a terminal; in a log a

@@ -346,6 +346,22 @@ std::string rank_tables(const Json& status, const TextStyle& style) {
   return out;
 }
 
+/// Of engines that attach; nothing where none does.
+std::string engine_table(const Json& status) {
+  constexpr auto kLeft = TextColumn::Align::kLeft;
+  TextTable table(
+      {{"rank", ""}, {"engine", "", kLeft}, {"pid", ""}, {"steps", ""}, {"state", "", kLeft}});
+  bool any = false;
+  for (const auto& rank : list_of(status, "ranks")) {
+    const auto state = text(rank, "engine_state");
+    if (state.empty()) continue;
+    any = true;
+    table.add_row({count_text(rank, "rank"), text(rank, "engine"), count_text(rank, "engine_pid"),
+                   text(rank, "role") == "trainer" ? count_text(rank, "steps") : kUnknown, state});
+  }
+  return any ? "\nengines\n" + table.text() : "";
+}
+
 std::string process_table(const Json& status, const TextStyle& style) {
   TextTable table({{"rank", ""},
                    {"pid", ""},
@@ -372,7 +388,8 @@ std::string process_table(const Json& status, const TextStyle& style) {
 
 std::string render_status(const std::string& json, const TextStyle& style) {
   const auto status = parse_status(json);
-  return job_lines(status, style) + rank_tables(status, style) + process_table(status, style);
+  return job_lines(status, style) + rank_tables(status, style) + engine_table(status) +
+         process_table(status, style);
 }
 
 std::string lasting_status(const std::string& json) {

@@ -100,6 +100,7 @@ std::string metadata(const Report& report, size_t width) {
   }
   line("trainer", report.trainer);
   line("inference", report.inference);
+  if (!report.admission.empty()) line("admission", report.admission);
   for (const auto& note : report.notes) line("note", note);
   if (report.ranks > 0) {
     const auto gpus = report.gpus > 0 ? counted(report.gpus, "GPU", "GPUs") + ", " : "";

@@ -8,6 +8,7 @@
 #include "base/utc_now.hpp"
 #include "cli/job_process.hpp"
 #include "cli/launcher.hpp"
+#include "cli/metrics.hpp"
 #include "cli/progress.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_status.hpp"
@@ -15,16 +16,22 @@
 #include "cli/render_trace.hpp"
 #include "cli/report_files.hpp"
 #include "cli/subcommand.hpp"
+#include "cycle/session.hpp"
 #include "serve/resident.hpp"
 
 namespace awex {
 namespace {
 
 /// A line of the job's log, on stdout, with the time. What nobody reads is lost.
-void write_log(const std::string& line) {
+void write_log(const std::string& line, const log::Event& event) {
   constexpr Seconds kPatience{1};
+  const bool has_failed = event.fields.value("exit_code", 0) != 0;
+  const auto text =
+      log::format() == log::Format::kJson
+          ? log::json_line(has_failed ? log::Severity::kError : log::Severity::kInfo, line, event)
+          : fmt::format("{} {}", utc_now(), line);
   try {
-    write_all(STDOUT_FILENO, fmt::format("{} {}\n", utc_now(), line), "stdout", {kPatience, {}});
+    write_all(STDOUT_FILENO, text + "\n", "stdout", {kPatience, {}});
   } catch (const Error& error) {
     log::warning(error.what());
   }
@@ -36,18 +43,25 @@ std::string table_for(const Report& report, const Rendering& rendering) {
 }
 
 void show_status(const JobStatus& status) {
-  log::note(render_status(render_status_json(status), {.unicode = locale_is_utf8()}));
+  const auto json = render_status_json(status);
+  log::note(render_status(json, {.unicode = locale_is_utf8()}),
+            {"status", {{"status", Json::parse(json)}}});
 }
 
-/// Tells on stderr how far the start has come; what follows is told by the job's log.
+/// Tells on stderr how far the start has come, and of every phase whom it is to be told;
+/// commands are told by the job's log.
 class StartProgress final : public CycleObserver {
  public:
   explicit StartProgress(bool speaks) : speaks_(speaks) {}
   void phase_started(const PhaseEvent& /*event*/) override {}
-  void phase_finished(const PhaseEvent& /*event*/, double /*seconds*/,
-                      uint64_t /*bytes*/) override {}
+  void phase_finished(const PhaseEvent& event, double seconds, uint64_t bytes) override {
+    if (!speaks_) return;
+    log::detail(fmt::format("{}: {}", phase_subject(event.phase, event.role, event.tag),
+                            phase_outcome(seconds, bytes)),
+                phase_fact(event, seconds, bytes));
+  }
   void loading(uint64_t done_bytes, uint64_t all_bytes) override {
-    if (speaks_) loading_.tell(loading_text(done_bytes, all_bytes));
+    if (speaks_) loading_.tell(done_bytes, all_bytes);
   }
 
  private:
@@ -88,17 +102,30 @@ void add_attach_options(CLI::App& parser, AttachOptions& attach) {
 ExitCode code_of(const Resident::End& end) { return end.error ? end.error->code() : ExitCode::kOk; }
 
 /// Ends a job in which a rank is lost: one of the others reports it.
-[[noreturn]] void break_off(Job& job, const Error& error) {
+[[noreturn]] void break_off(Job& job, const Error& error, Metrics& metrics) {
   job.await_turn_to_report(error.code());
-  if (job.is_reporter()) log::error(error);
+  if (job.is_reporter()) {
+    log::error(error);
+    metrics.job_ended(error, /*writes=*/true);
+  }
   job.abort(error.code());
 }
 
-ExitCode serve(const ServeOptions& options, Job& job, CycleObserver& observer) {
-  const ResidentVoice voice{write_log, table_for, render_json, render_trace, show_status};
-  Resident resident(options, job, voice, observer);
+ExitCode serve(const ServeOptions& options, Job& job, CycleObserver& observer, Metrics& metrics) {
+  const ResidentVoice voice{write_log,
+                            table_for,
+                            render_json,
+                            render_trace,
+                            [&](const Report& report, const std::optional<Error>& error, bool ran) {
+                              metrics.command_finished(report, error, ran);
+                            },
+                            [&](const JobStatus& status) { metrics.status_changed(status); },
+                            show_status};
+  MeteredObserver metered(observer, metrics);
+  Resident resident(options, job, voice, metered);
   const auto end = resident.serve();
-  if (!end.in_order) break_off(job, *end.error);
+  if (!end.in_order) break_off(job, *end.error, metrics);
+  metrics.job_ended({}, job.rank() == 0);
   if (end.error && job.rank() == 0) log::error(*end.error);
   job.finish();
   return code_of(end);
@@ -130,7 +157,9 @@ ExitCode run_serve(const ServeArguments& arguments, const MakeObserver& observe,
   Job job(argc, argv, options.job.timeout, start);
   speak_as_rank(job, arguments.job.talk, options.job.timeout);
   const auto observer = observe(job);
-  return serve(options, job, *observer);
+  Metrics metrics(arguments.job.metrics_path, job.rank() == 0);
+  job.do_and_agree([&] { metrics.open(begin_report(arguments.job.request, job)); });
+  return serve(options, job, *observer, metrics);
 }
 
 Subcommand add_serve(CLI::App& root) {

@@ -81,7 +81,7 @@ std::vector<std::string> folded(const std::string& text, size_t width) {
 }
 
 std::string fitted(const std::string& text, size_t width, const std::string& margin) {
-  const size_t room = std::min(width, kWidestProse) - std::min(width - 1, columns_of(margin));
+  const size_t room = width - std::min(width - 1, columns_of(margin));
   std::string out;
   for (const auto& line : folded(text, room)) {
     if (!out.empty()) out += "\n" + margin;

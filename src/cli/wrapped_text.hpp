@@ -10,8 +10,8 @@ namespace awex {
 /// As wide as what the program writes for people is, unless their terminal is known to be wider or
 /// narrower.
 inline constexpr size_t kTextWidth = 80;
-/// Sentences get no wider, however wide a terminal is: long lines are hard to read.
-inline constexpr size_t kWidestProse = 120;
+/// Help gets no wider, however wide a terminal is: long lines are hard to read.
+inline constexpr size_t kWidestHelp = 120;
 
 /// How many columns `text` takes: its UTF-8 characters, escape codes of colours not counted.
 [[nodiscard]] size_t columns_of(std::string_view text);
@@ -26,7 +26,7 @@ inline constexpr size_t kWidestProse = 120;
 /// else; the others begin with as many blanks. Newlines in the text stay. No newline at the end.
 [[nodiscard]] std::string wrapped(const std::string& text, size_t width, size_t indent);
 
-/// `text` as `folded`, no line wider than `width` and kWidestProse. The first line is taken to
+/// `text` as `folded`, no line wider than `width`. The first line is taken to
 /// stand behind something as wide as `margin`, which begins the others. No newline at the end.
 [[nodiscard]] std::string fitted(const std::string& text, size_t width, const std::string& margin);
 [[nodiscard]] inline std::string fitted(const std::string& text, size_t width, size_t indent) {

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/node_identity.hpp"
 #include "base/units.hpp"
 #include "comm/bell.hpp"
 #include "comm/mpi_start.hpp"
-#include "base/node_identity.hpp"
 #include "comm/peer.hpp"
 #include "comm/process_watch.hpp"
 #include "comm/requests.hpp"

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "base/role.hpp"
 #include "base/node_identity.hpp"
+#include "base/role.hpp"
 #include "memory/device.hpp"
 
 namespace awex {

@@ -24,6 +24,10 @@ std::optional<Leak> MemoryAccount::add(const std::vector<MemorySample>& samples)
   return Leak{gpu, static_cast<int>(rank - devices_.physical.begin()), *worst};
 }
 
+void MemoryAccount::others_were_at_work() {
+  if (backend_ == BackendKind::kCuda) baseline_.clear();
+}
+
 int64_t MemoryAccount::booked_bytes(const MemorySample& sample) const {
   const uint64_t host = sample.host[0] + sample.host[1] + sample.host[2];
   const uint64_t tables = backend_ == BackendKind::kCuda ? page_table_bytes(host) : 0;
@@ -71,7 +75,7 @@ void MemoryAccount::note_peaks(const std::vector<MemorySample>& samples) {
 
 MemoryReport MemoryAccount::report() const {
   MemoryReport report;
-  if (baseline_.empty()) return report;
+  if (last_.empty()) return report;
   report.device_peak_bytes = device_peak_;
   report.leaked_bytes = worst_;
   report.leak_tolerance_bytes = leak_tolerance(backend_);

@@ -44,7 +44,7 @@ struct Leak {
 }
 
 /// Compares, after every phase, what the devices' free memory says with what the books say, both
-/// against a first sample, and keeps the peaks. Every rank feeds it all ranks' samples and so
+/// against a baseline, and keeps the peaks. Every rank feeds it all ranks' samples and so
 /// reaches the same verdict.
 class MemoryAccount {
  public:
@@ -53,6 +53,9 @@ class MemoryAccount {
   /// Samples of all ranks by rank, taken while no rank works. The first call sets the baseline.
   /// Returns the worst GPU's excess if it is above leak_tolerance.
   std::optional<Leak> add(const std::vector<MemorySample>& samples);
+  /// Processes that are not the job's have used the devices since the last sample, as engines do
+  /// that attach: the next one sets the baseline anew where all share a device's free memory.
+  void others_were_at_work();
 
   [[nodiscard]] MemoryReport report() const;
 

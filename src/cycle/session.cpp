@@ -101,6 +101,7 @@ void Session::tell_over(const std::optional<Error>& error) {
 void Session::do_command(const CommandOptions& command) {
   steps_->prove(command.verify);
   begin_version(brings_weights(command.command));
+  if (setup_.roster.any()) account_.others_were_at_work();
   run_steps({steps_->ready()});
   switch (command.command) {
     case Command::kUpdate:
@@ -169,7 +170,9 @@ void Session::conclude() {
 }
 
 std::vector<RankStatus> Session::statuses() {
-  return job_.all_gather_value(steps_->status(), "the status of all ranks");
+  auto ranks = job_.all_gather_value(steps_->status(), "the status of all ranks");
+  if (setup_.roster.trainers) steps_->hear_of_trainers(ranks);
+  return ranks;
 }
 
 std::vector<Holding> Session::holdings() {

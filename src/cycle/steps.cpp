@@ -170,6 +170,18 @@ Steps CycleSteps::ready() {
 
 void CycleSteps::command_over(const CommandOutcome& end) { engine().command_over(end); }
 
+void CycleSteps::hear_of_trainers(std::span<const RankStatus> ranks) {
+  if (!trainer_engine_) return;
+  bool must_return = false;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    if (job_.peers()[rank].role != Role::kTrainer) continue;
+    const bool is_torn = ranks[rank].attendance && ranks[rank].attendance->is_torn;
+    const bool is_equal = ranks[rank].steps == trainer_->steps();
+    must_return = must_return || is_torn || !is_equal;
+  }
+  trainer_engine_->hear_of_others(must_return);
+}
+
 void CycleSteps::attend() { engine().attend(job_); }
 
 Steps CycleSteps::scale() {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "cycle/content.hpp"
@@ -90,6 +91,9 @@ class CycleSteps {
   void command_over(const CommandOutcome& end);
   /// At rest: lets an engine come in place of one that was lost.
   void attend();
+  /// Where trainers have not come equally far, or one was lost while it wrote, those that are lost
+  /// return to what was handed over last. `ranks` by rank.
+  void hear_of_trainers(std::span<const RankStatus> ranks);
   /// What this rank's engine waits for.
   [[nodiscard]] EngineWish wish() { return engine().wish(); }
 

@@ -50,6 +50,7 @@ TrainerMember::TrainerMember(Job& job, TrainerEngine& engine, const RankLayout& 
     if (held == nullptr) continue;
     proofs_.try_emplace(tag, *held, runs_of(engine, tag), kernels);
   }
+  engine.restore_by([this](WaitMonitor& monitor) { bring_back(monitor); });
 }
 
 void TrainerMember::warm_up(const std::vector<Tag>& tags) {
@@ -80,6 +81,7 @@ uint64_t TrainerMember::offload(Tag tag, bool proven) {
     released_.insert(tag);
     engine_.before_release(tag, job_.deadline(), job_);
   }
+  if (!proven && held->state() == RegionState::kResident) proofs_.at(tag).forget();
   const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_)
                              : held->offload(queue_, job_.deadline(), job_);
   return change.moved_bytes;
@@ -99,6 +101,10 @@ uint64_t TrainerMember::resume(Tag tag, bool proven) {
 
 uint64_t TrainerMember::check_backup(Tag tag) {
   return region(tag) == nullptr ? 0 : proofs_.at(tag).check_backup(threads_);
+}
+
+void TrainerMember::bring_back(WaitMonitor& monitor) {
+  for (auto& [tag, proof] : proofs_) proof.bring_back(queue_, job_.deadline(), monitor);
 }
 
 uint64_t TrainerMember::catch_up(uint64_t steps) {

@@ -40,6 +40,9 @@ class TrainerMember {
   uint64_t resume(Tag tag, bool proven);
   /// Compares the bytes in host memory with what was digested; throws as `resume`.
   uint64_t check_backup(Tag tag);
+  /// Brings all its memory back to what it was when it was offloaded last, proven. Throws
+  /// Error(kMismatch) as `resume`.
+  void bring_back(WaitMonitor& monitor);
   uint64_t train();
   /// Trains until `steps` have been taken.
   uint64_t catch_up(uint64_t steps);

@@ -48,6 +48,8 @@ enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack };
 struct Attendance {
   int pid = 0;            ///< Its process; 0 for none, and for an engine that is built in.
   FixedText<48> state{};  ///< "ready", "busy", "lost since …"; empty for one that is built in.
+  bool is_here = true;    ///< It takes part.
+  bool is_torn = false;   ///< It was lost while it wrote: its memory is of no step.
 };
 
 /// How a command has ended, the same on every rank.
@@ -134,6 +136,9 @@ class TrainerEngine : public Engine {
   /// Gives it a way to bring its memory back as it was when it was offloaded last, proven. It uses
   /// that in `attend`.
   virtual void restore_by(std::function<void(WaitMonitor&)> /*restore*/) {}
+  /// At rest, the same on every trainer: whether those that are lost return to what they handed
+  /// over last, as not all of them have come equally far.
+  virtual void hear_of_others(bool /*must_return*/) {}
 };
 
 /// What an engine is made of and with. All of it outlives the engine.

@@ -1,5 +1,6 @@
 #include "memory/region.hpp"
 
+#include <algorithm>
 #include <exception>
 #include <optional>
 #include <utility>
@@ -119,7 +120,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
       if (leaving && is_last) leaving(copy.chunk);  // no later copy is left to hide it behind
       queue.wait(copy.event, describe_move("offload", copy.chunk), deadline, monitor);
       if (leaving && !is_last) leaving(copy.chunk);
-      chunks_[copy.chunk].bytes_in_host = true;
+      chunks_[copy.chunk].bytes_in_host = chunks_[copy.chunk].has_copy = true;
       release_chunks(copy.chunk, 1);
     };
     std::optional<InFlight> behind;
@@ -135,6 +136,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
         monitor.progressed(host_memory_progress(host_bytes(), bytes()));
       }
       const auto host = chunks_[chunk].host->bytes();
+      chunks_[chunk].has_copy = false;
       queue.copy(host.data(), chunk_data(chunk), host.size());
       change.moved_bytes += host.size();
       const auto before = std::exchange(behind, InFlight{chunk, queue.record()});
@@ -174,6 +176,37 @@ RegionChange Region::resume(CopyQueue& queue, const Deadline& deadline, WaitMoni
     enter(RegionState::kResident);
     return change;
   });
+}
+
+RegionChange Region::bring_back(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                                const ChunkArrived& arrived) {
+  return about_tag(tag_, [&] {
+    if (state_ != RegionState::kResident || !has_copy()) {
+      throw runtime_error(
+          fmt::format("cannot bring \"{}\" ({}, {}) back to what it was: no whole copy of it is in "
+                      "host memory",
+                      name_, tag_name(tag_), state_name(state_)),
+          "start from a checkpoint");
+    }
+    RegionChange change{.changed = true};
+    std::vector<InFlight> coming;
+    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+      const auto host = backup(chunk);
+      queue.copy(chunk_data(chunk), host.data(), host.size());
+      change.moved_bytes += host.size();
+      coming.push_back({chunk, queue.record()});
+    }
+    for (const auto& copy : coming) {
+      queue.wait(copy.event, describe_move("return", copy.chunk), deadline, monitor);
+      if (arrived) arrived(copy.chunk);
+    }
+    return change;
+  });
+}
+
+bool Region::has_copy() const {
+  return std::all_of(chunks_.begin(), chunks_.end(),
+                     [](const Chunk& chunk) { return chunk.has_copy; });
 }
 
 void Region::prepare_backup(const std::stop_token& stop) {

@@ -126,6 +126,14 @@ class Region {
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                       const ChunkArrived& arrived = {});
 
+  /// Resident: brings the bytes back that the last offload has left in host memory, in place of
+  /// what is there. They are whole from an offload's end until the next begins; a run-time error
+  /// where there are none.
+  RegionChange bring_back(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                          const ChunkArrived& arrived = {});
+  /// Whether `bring_back` has what it needs.
+  [[nodiscard]] bool has_copy() const;
+
   /// Allocates the host memory that offloads need, as far as it is missing; between two chunks it
   /// looks whether to stop early. May run on another thread while the region is taken and used, but
   /// not while it is offloaded or resumed, nor while `backup` is called.
@@ -137,6 +145,7 @@ class Region {
  private:
   struct Chunk {
     bool bytes_in_host = false;  ///< Host memory is where its bytes are surely whole.
+    bool has_copy = false;       ///< Host memory holds what an offload has copied.
     std::unique_ptr<HostBlock> host;
   };
 

@@ -16,8 +16,8 @@
 #include <utility>
 
 #include "base/error.hpp"
-#include "base/unique_fd.hpp"
 #include "base/node_identity.hpp"
+#include "base/unique_fd.hpp"
 #include "comm/process_watch.hpp"
 #include "serve/job_directory.hpp"
 

@@ -23,12 +23,12 @@
 #include "base/error.hpp"
 #include "base/json_values.hpp"
 #include "base/log.hpp"
+#include "base/node_identity.hpp"
 #include "base/private_directory.hpp"
 #include "base/utc_now.hpp"
 #include "base/wait.hpp"
-#include "base/node_identity.hpp"
-#include "model/json_input.hpp"
 #include "model/json_fields.hpp"
+#include "model/json_input.hpp"
 
 namespace awex {
 namespace {
@@ -357,7 +357,8 @@ JobDirectory::JobDirectory(const std::string& path)
     record_.build = build_identity();
     record_.started_at = utc_now();
     former_ = publish(path_, record_);
-    if (former_ && is_of_this_host(*former_)) remove_private_directory(private_directory_of(*former_));
+    if (former_ && is_of_this_host(*former_))
+      remove_private_directory(private_directory_of(*former_));
   } catch (...) {
     remove_private_directory(private_directory_);
     throw;

@@ -4,8 +4,8 @@
 
 #include "base/error_json.hpp"
 #include "base/json_values.hpp"
-#include "model/json_input.hpp"
 #include "model/json_fields.hpp"
+#include "model/json_input.hpp"
 
 namespace awex {
 namespace {

@@ -10,6 +10,7 @@
 
 #include "attach/attached_engines.hpp"
 #include "base/build_identity.hpp"
+#include "base/error_json.hpp"
 #include "base/fixed_text.hpp"
 #include "base/log.hpp"
 #include "base/node_identity.hpp"
@@ -23,6 +24,8 @@ namespace {
 constexpr Seconds kLook{0.1};
 /// How often rank 0 learns how engines that attach stand.
 constexpr Seconds kRollCall{1};
+/// The same where one is lost: the next may wait at the door.
+constexpr Seconds kRollCallOfLost{0.2};
 /// How long clients may take to read what they are told when the job ends.
 constexpr Seconds kFarewell{1};
 
@@ -160,7 +163,8 @@ void Resident::open() {
   if (!door_) return;
   wake_on_signals([](void* doorman) { static_cast<Doorman*>(doorman)->wake(); }, &door_->doorman);
   if (const auto& former = door_->directory.former()) {
-    voice_.log(fmt::format("{} named {} before", options_.directory, describe(*former)));
+    voice_.log(fmt::format("{} named {} before", options_.directory, describe(*former)),
+               {"former_job", {{"directory", options_.directory}}});
   }
   door_->board.update([this](JobStatus& status) {
     status.started_at = report_.started_at;
@@ -206,7 +210,14 @@ void Resident::start() {
   if (!door_) return;
   voice_.log(fmt::format("serving {}: {} -> {}, {} ranks, {}; loaded in {}", report_.model_name,
                          report_.trainer, report_.inference, report_.ranks, report_.backend,
-                         format_seconds(door_->watch.seconds())));
+                         format_seconds(door_->watch.seconds())),
+             {"serving",
+              {{"model", report_.model_name},
+               {"trainer", report_.trainer},
+               {"inference", report_.inference},
+               {"ranks", report_.ranks},
+               {"backend", report_.backend},
+               {"seconds", door_->watch.seconds()}}});
   set_activity(JobStatus::Activity::kIdle);
 }
 
@@ -352,7 +363,10 @@ void Resident::run(const Order& order) {
 void Resident::refresh() {
   auto ranks = session_->statuses();
   if (!door_) return;
-  door_->roll_call = Deadline(kRollCall);
+  const bool all_here = std::all_of(ranks.begin(), ranks.end(), [](const RankStatus& rank) {
+    return !rank.attendance || rank.attendance->is_here;
+  });
+  door_->roll_call = Deadline(all_here ? kRollCall : kRollCallOfLost);
   door_->board.update([&](JobStatus& status) {
     status.ranks = std::move(ranks);
     status.content = session_->content().state();
@@ -382,15 +396,26 @@ void Resident::note_outcome(const std::optional<Error>& failure) {
     status.last_error = failure;
     status.last_error_at = utc_now();
   });
+  voice_.finished(report_, failure, ran);
   const auto what = ran ? report_.command : "between commands";
-  const auto time = format_seconds(door_->watch.seconds());
+  const double seconds = door_->watch.seconds();
+  const auto time = format_seconds(seconds);
+  const bool has_version = !report_.versions.empty() && report_.versions.back().committed;
+  log::Event event{"command",
+                   {{"command", ran ? Json(report_.command) : Json()},
+                    {"exit_code", static_cast<int>(failure ? failure->code() : ExitCode::kOk)},
+                    {"seconds", seconds},
+                    {"committed_version", value_or_null(report_.committed_version)},
+                    {"error", failure ? error_json(*failure) : Json()}}};
   if (failure) {
     voice_.log(fmt::format("{}: failed (exit {}) after {}: {}", what,
-                           static_cast<int>(failure->code()), time, failure->what()));
-  } else if (!report_.versions.empty() && report_.versions.back().committed) {
-    voice_.log(fmt::format("{}: version {} in {}", what, report_.versions.back().version, time));
+                           static_cast<int>(failure->code()), time, failure->what()),
+               event);
+  } else if (has_version) {
+    voice_.log(fmt::format("{}: version {} in {}", what, report_.versions.back().version, time),
+               event);
   } else {
-    voice_.log(fmt::format("{}: done in {}", what, time));
+    voice_.log(fmt::format("{}: done in {}", what, time), event);
   }
 }
 
@@ -416,7 +441,8 @@ void Resident::write_end(const std::string& end, ExitCode code) {
   } catch (const Error& unwritable) {
     log::warning(unwritable.what());  // the job's own end is the one that counts
   }
-  voice_.log(fmt::format("the job ends: {}", end));
+  voice_.log(fmt::format("the job ends: {}", end),
+             {"end", {{"exit_code", static_cast<int>(code)}, {"end", end}}});
 }
 
 /// The clients that wait learn how the job has ended; then nothing of it is left on this host.
@@ -450,6 +476,7 @@ void Resident::set_activity(JobStatus::Activity activity, const std::string& com
     status.command = command;
     status.phase.clear();
   });
+  voice_.changed(door_->board.read());
 }
 
 void Resident::show_status_if_asked() {

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/error.hpp"
+#include "base/log_event.hpp"
 #include "comm/job.hpp"
 #include "cycle/observer.hpp"
 #include "cycle/options.hpp"
@@ -39,11 +40,15 @@ struct ServeOptions {
 
 /// How a resident job's rank 0 speaks. Nothing may be null.
 struct ResidentVoice {
-  /// A line of the job's log.
-  std::function<void(const std::string& line)> log;
+  /// A line of the job's log, and what it is about.
+  std::function<void(const std::string& line, const log::Event& event)> log;
   std::function<std::string(const Report&, const Rendering&)> table;
   std::function<std::string(const Report&)> json;
   std::function<std::string(const Report&)> trace;
+  /// A command has ended (`ran`), or something failed between commands.
+  std::function<void(const Report&, const std::optional<Error>&, bool ran)> finished;
+  /// The status has changed in a way that lasts.
+  std::function<void(const JobStatus&)> changed;
   /// The status for a person, when a signal asks for it (SIGUSR1).
   std::function<void(const JobStatus&)> show;
 };

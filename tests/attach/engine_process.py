@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import sys
+import time
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class Engine:
         self.callbacks = {}
         self.events = []
         self.failing = set()
+        self.hanging = ""
         self.tensors = []
 
     def call(self, name, *arguments):
@@ -92,6 +94,8 @@ class Engine:
     def _callback(self, what):
         def called(_user, tag, version):
             self.events.append([what, TAGS[tag], version])
+            if what + " " + TAGS[tag] == self.hanging:
+                time.sleep(600)
             return 7 if what + " " + TAGS[tag] in self.failing else 0
         return called
 
@@ -191,6 +195,21 @@ class Engine:
         data, count = ctypes.c_void_p(), ctypes.c_size_t()
         self.call("kept", self.handle, ctypes.byref(data), ctypes.byref(count))
         return ctypes.string_at(data.value, count.value).decode() if count.value else ""
+
+    def differing(self, path):
+        """Names of the tensors that are not what an .npz has."""
+        with np.load(path) as arrays:
+            return [tensor["name"] for tensor in self.tensors
+                    if not np.array_equal(self.of(tensor).reshape(-1), arrays[tensor["name"]].reshape(-1))]
+
+    def step_from(self, path):
+        """A training step whose result is known."""
+        self.call("writing", self.handle)
+        self.load(path)
+        self.call("consistent", self.handle)
+
+    def hang(self, what):
+        self.hanging = what
 
     def fail(self, what):
         self.failing = set(what)

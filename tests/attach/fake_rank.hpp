@@ -31,8 +31,8 @@ namespace awex::test {
 /// A memory file with a text in it.
 inline UniqueFd file_with(const std::string& bytes) {
   UniqueFd fd(::memfd_create("test", MFD_CLOEXEC));
-  if (!fd.valid() || ::pwrite(fd.get(), bytes.data(), bytes.size(), 0) !=
-                         static_cast<ssize_t>(bytes.size())) {
+  if (!fd.valid() ||
+      ::pwrite(fd.get(), bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
     throw std::runtime_error("memfd_create or pwrite failed");
   }
   return fd;
@@ -57,7 +57,8 @@ class FakeRank {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     record.socket.copy(static_cast<char*>(address.sun_path), sizeof(address.sun_path) - 1);
-    if (::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
+    if (::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) !=
+            0 ||
         ::listen(listener_.get(), 4) != 0) {
       throw std::runtime_error("bind or listen failed");
     }
@@ -200,8 +201,8 @@ class FakeRank {
   std::byte read(Tag tag, uint64_t offset) {
     auto& chunks = owned(tag);
     const auto& cut = chunks.chunking();
-    const auto mapping = make_host_mapping("look", cut.bytes, cut.chunk_bytes,
-                                           MappedAccess::kRead, pages_);
+    const auto mapping =
+        make_host_mapping("look", cut.bytes, cut.chunk_bytes, MappedAccess::kRead, pages_);
     mapping->map(chunks, 0, cut.count());
     return mapping->data()[offset];
   }

@@ -27,7 +27,33 @@ INSTALLED = (
     "share/doc/awex-colocate/LICENSE",
     "share/doc/awex-colocate/docs/design.md",
     "share/doc/awex-colocate/examples/slurm/one_node.sbatch",
+    "include/awex_colocate.h",
 )
+
+# Below the folder of libraries.
+INSTALLED_FOR_ENGINES = (
+    "libawex_colocate.so.0.1.0",
+    "pkgconfig/awex_colocate.pc",
+    "cmake/awex_colocate/awex_colocateConfig.cmake",
+    "cmake/awex_colocate/awex_colocateConfigVersion.cmake",
+    "cmake/awex_colocate/awex_colocateTargets.cmake",
+)
+
+C_PROGRAM = """
+#include <awex_colocate.h>
+#include <stdio.h>
+int main(void) {
+  printf("%s\\n", awex_build());
+  return awex_abi_version() == AWEX_ABI_VERSION ? 0 : 1;
+}
+"""
+CMAKE_PROJECT = """
+cmake_minimum_required(VERSION 3.25)
+project(uses_it LANGUAGES C)
+find_package(awex_colocate 0.1 REQUIRED)
+add_executable(program program.c)
+target_link_libraries(program PRIVATE awex_colocate::engine)
+"""
 
 
 def output_of(*command, **settings):
@@ -66,6 +92,17 @@ def bash_completes(*words):
         'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _awex_colocate; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     return output_of("bash", "--norc", "-c", script, "bash", "awex-colocate", *words).split()
+
+
+def cached(name):
+    """What the build folder was configured with."""
+    cache = (BUILD / "CMakeCache.txt").read_text(encoding="utf-8")
+    found = re.search(rf"(?m)^{name}:\w+=(.*)$", cache)
+    return found.group(1) if found else ""
+
+
+def installed():
+    return (*INSTALLED, *(f"{cached('CMAKE_INSTALL_LIBDIR')}/{path}" for path in INSTALLED_FOR_ENGINES))
 
 
 class Generated(unittest.TestCase):
@@ -164,14 +201,40 @@ class Install(unittest.TestCase):
             (prefix / "bin" / "other").touch()
             output_of(CMAKE, "--install", str(BUILD), "--prefix", str(prefix))
             shutil.move(BUILD / "install_manifest.txt", build)
-            for path in INSTALLED:
+            for path in installed():
                 self.assertTrue((prefix / path).is_file(), path)
             self.assertEqual(output_of(str(prefix / "bin" / "awex-colocate"), "-V"), output_of(BINARY, "-V"))
+            self.check_that_c_programs_find_it(prefix, build)
             script = pathlib.Path(__file__).parents[2] / "cmake" / "Uninstall.cmake"
             output_of(CMAKE, f"-DMANIFEST={build}/install_manifest.txt", "-P", str(script))
             left = [str(path.relative_to(prefix)) for path in prefix.rglob("*") if not path.is_dir()]
             self.assertEqual(left, ["bin/other"])
             self.assertEqual(list(prefix.rglob("share/doc/*")), [])
+
+    def check_that_c_programs_find_it(self, prefix, folder):
+        """By CMake and by pkg-config, also where it was moved to another place."""
+        library = cached("CMAKE_INSTALL_LIBDIR")
+        prefix = shutil.move(prefix, folder.parent / "moved")
+        (folder / "program.c").write_text(C_PROGRAM, encoding="utf-8")
+        (folder / "CMakeLists.txt").write_text(CMAKE_PROJECT, encoding="utf-8")
+        # A sanitized library needs a sanitized program.
+        sanitize = cached("AWEX_SANITIZE")
+        flags = [f"-fsanitize={sanitize}"] if sanitize else []
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "LD_LIBRARY_PATH": f"{prefix}/{library}"}
+        tree = str(folder / "tree")
+        found = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCMAKE_C_FLAGS={' '.join(flags)}")
+        output_of(CMAKE, "-S", str(folder), "-B", tree, *found)
+        output_of(CMAKE, "--build", tree)
+        by_cmake = output_of(f"{tree}/program", env={**environment, "LD_LIBRARY_PATH": ""})
+        self.assertRegex(by_cmake, r"^0\.1\.0\+[gs][0-9a-f]{12}")
+        self.assertIn(by_cmake.strip(), output_of(BINARY, "-V"))
+        if shutil.which("pkg-config"):
+            path = {**os.environ, "PKG_CONFIG_PATH": f"{prefix}/{library}/pkgconfig"}
+            words = output_of("pkg-config", "--cflags", "--libs", "awex_colocate", env=path).split()
+            program = str(folder / "by_pkg_config")
+            output_of("cc", *flags, str(folder / "program.c"), "-o", program, *words)
+            self.assertEqual(output_of(program, env=environment), by_cmake)
+        shutil.move(prefix, folder.parent / "prefix")
 
     @unittest.skipUnless(shutil.which("dpkg-shlibdeps") and shutil.which("dpkg-deb"), "no dpkg-dev")
     def test_the_debian_package_holds_what_is_installed(self):
@@ -190,7 +253,7 @@ class Install(unittest.TestCase):
             self.assertRegex(about, r"(?m)^ Description: \S.*\n  \S")
             content = output_of("dpkg-deb", "-c", str(package))
             files = set(re.findall(r"(?m)^-\S+ root/root .* \./(usr/\S+)$", content))
-            wanted = {"usr/" + path for path in INSTALLED}
+            wanted = {"usr/" + path for path in installed()}
             doc = "usr/share/doc/awex-colocate/"
             wanted -= {doc + "LICENSE", doc + "CHANGELOG.md", "usr/share/man/man1/awex-colocate.1"}
             wanted |= {doc + "copyright", doc + "changelog.gz", "usr/share/man/man1/awex-colocate.1.gz"}

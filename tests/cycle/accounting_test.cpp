@@ -59,6 +59,27 @@ TEST_CASE("on cuda both ranks see the whole device, and a chunk that stays is a 
   CHECK(leak->bytes == static_cast<int64_t>(64 * kMiB));
 }
 
+TEST_CASE("what others took between two commands is theirs, and in a command it is a leak") {
+  const OneGpu gpu;
+  MemoryAccount account(BackendKind::kCuda, gpu.peers, gpu.devices);
+  const auto add = [&](uint64_t trainer, uint64_t free_bytes) {
+    return account.add({sample(trainer, free_bytes), sample(0, free_bytes)});
+  };
+  CHECK_FALSE(add(640 * kMiB, 9000 * kMiB));
+  account.others_were_at_work();
+  CHECK_FALSE(add(640 * kMiB, 8700 * kMiB));
+  CHECK_FALSE(add(0, 9340 * kMiB));
+  const auto leak = add(0, 9276 * kMiB);
+  REQUIRE(leak);
+  CHECK(leak->bytes == static_cast<int64_t>(64 * kMiB));
+  CHECK(account.report().leaked_bytes == static_cast<int64_t>(64 * kMiB));
+
+  MemoryAccount host(BackendKind::kHost, gpu.peers, gpu.devices);
+  CHECK_FALSE(host.add({sample(0, 1000 * kMiB), sample(0, 1000 * kMiB)}));
+  host.others_were_at_work();
+  CHECK(host.add({sample(0, 999 * kMiB), sample(0, 1000 * kMiB)}));  // whose pages are its own
+}
+
 TEST_CASE("the peak of a cycle is at the train step, the transfer or the rollout") {
   // In the steps in which devices give memory: trainer's weights and optimizer, inference's weights
   // and KV cache, staging.

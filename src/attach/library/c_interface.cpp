@@ -1,13 +1,13 @@
 // The C interface: nothing is thrown across it, and the calling thread keeps what went wrong.
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <exception>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <string>
-#include <utility>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "attach/library/participant.hpp"
@@ -106,7 +106,7 @@ Parameter parameter_of(const awex_tensor& tensor) {
 }
 
 std::string name_of_engine(const char* name) {
-  const std::string text(name == nullptr ? "" : name);
+  std::string text(name == nullptr ? "" : name);
   const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
   require(!text.empty() && text.size() <= kLongestName &&
               std::none_of(text.begin(), text.end(), is_control),
@@ -118,11 +118,13 @@ ParticipantOptions options_of(const awex_attach_options& options) {
   require(options.struct_size == sizeof(awex_attach_options),
           "struct_size is not sizeof(awex_attach_options): header and library differ");
   require(options.job != nullptr && *options.job != '\0', "an engine needs the job's directory");
-  require(options.role == AWEX_TRAINER || options.role == AWEX_INFERENCE, "there is no such role");
+  int role = 0;  // in C an enum may have any value
+  std::memcpy(&role, &options.role, sizeof(role));
+  require(role == AWEX_TRAINER || role == AWEX_INFERENCE, "there is no such role");
   require(options.device >= 0, "a device is counted from 0");
   ParticipantOptions result;
   result.rank.job = options.job;
-  result.rank.role = static_cast<Role>(options.role);
+  result.rank.role = static_cast<Role>(role);
   result.rank.device = options.device;
   if (options.gpu_uuid != nullptr) result.rank.gpu = parse_gpu_uuid(options.gpu_uuid);
   result.name = name_of_engine(options.name);

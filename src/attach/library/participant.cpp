@@ -103,11 +103,10 @@ class Participant::Call {
  public:
   explicit Call(Participant& participant) : participant_(participant) {
     if (participant_.lost_) throw Error(*participant_.lost_);
-    if (participant_.in_call_) {
+    if (participant_.in_call_.exchange(true)) {
       throw request_error("another call on this engine has not returned yet",
                           "callbacks and other threads must not wait for the job");
     }
-    participant_.in_call_ = true;
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -378,7 +377,7 @@ ToEngine Participant::take_part(const char* name, EngineWish wish, uint64_t newe
 std::optional<ToEngine> Participant::await_over(Clock::time_point until) {
   bool withdrawing = false;
   while (true) {
-    const auto message = hear(withdrawing ? Clock::time_point::max() : until);
+    auto message = hear(withdrawing ? Clock::time_point::max() : until);
     if (!message) {
       ToRank withdraw;
       withdraw.kind = ToRank::Kind::kWithdraw;
@@ -515,13 +514,20 @@ void Participant::unmap(Memory& of_tag) const {
   of_tag.come = 0;
 }
 
-void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) {
+void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) const {
   if (!callback) return;
-  const int answer = callback(tag, version_);
-  if (answer == 0) return;
-  throw runtime_error(fmt::format("the engine's callback {} has failed for {}: it returned {}",
-                                  what, name_of_tag(tag), answer),
-                      "see the engine's own log");
+  const auto fail = [&](const std::string& how) {
+    return runtime_error(fmt::format("the engine's callback {} has failed for {}: it {}", what,
+                                     name_of_tag(tag), how),
+                         "see the engine's own log");
+  };
+  int answer = 0;
+  try {
+    answer = callback(tag, version_);
+  } catch (...) {
+    throw fail("threw");  // whatever that is, it must not go through the rank's request
+  }
+  if (answer != 0) throw fail(fmt::format("returned {}", answer));
 }
 
 void Participant::say(const ToRank& message, std::span<const int> fds) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -114,7 +115,7 @@ class Participant {
   void expect_sealed(const char* call) const;
   /// What a command that is over means for the call that consented to it: whether that is done.
   using IsDone = std::function<bool(const ToEngine& over)>;
-  ToEngine take_part(const char* call, EngineWish wish, uint64_t newer_than, Seconds timeout,
+  ToEngine take_part(const char* name, EngineWish wish, uint64_t newer_than, Seconds timeout,
                      const IsDone& is_done);
   [[nodiscard]] std::optional<ToEngine> await_over(Clock::time_point until);
   [[nodiscard]] Error deadline_error(const char* call, Seconds timeout,
@@ -128,8 +129,8 @@ class Participant {
   [[nodiscard]] bool serve(const ToEngine& message, std::vector<UniqueFd>& fds);
   void map(const ToEngine& message, std::vector<UniqueFd> fds);
   void release(Tag tag);
-  void unmap(Memory& memory) const;
-  void call_back(const EngineCallback& callback, const char* what, Tag tag);
+  void unmap(Memory& of_tag) const;
+  void call_back(const EngineCallback& callback, const char* what, Tag tag) const;
   void say(const ToRank& message, std::span<const int> fds = {});
   [[noreturn]] void lose(const Error& error);
 
@@ -146,7 +147,7 @@ class Participant {
   bool begins_declaring_ = false;               ///< The next declaration begins a new list.
   bool seal_pending_ = false;                   ///< A seal has not been answered yet.
   bool sealed_ = false;
-  bool in_call_ = false;
+  std::atomic<bool> in_call_{false};
   uint64_t version_ = 0;
   std::string kept_;
   EngineCallbacks callbacks_;

@@ -82,6 +82,22 @@ RegionChange RegionProof::resume(CopyQueue& queue, const Deadline& deadline, Wai
   return change;
 }
 
+RegionChange RegionProof::bring_back(CopyQueue& queue, const Deadline& deadline,
+                                     WaitMonitor& monitor) {
+  digests_->begin();
+  const auto change =
+      region_.bring_back(queue, deadline, monitor, [&](uint64_t chunk) { digests_->add(chunk); });
+  const auto sums = finish(deadline, monitor);
+  if (!recorded_) {
+    log::warning(
+        fmt::format("{} of \"{}\" came back unproven, because their offload was not proven",
+                    format_bytes(change.moved_bytes), region_.name()));
+    return change;
+  }
+  for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was brought back");
+  return change;
+}
+
 void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) {
   kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
 }

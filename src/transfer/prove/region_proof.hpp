@@ -38,6 +38,11 @@ class RegionProof {
   /// that names the first wrong one. Where the offload failed there is no record, and a warning
   /// says so. Compares nothing where nothing comes back, as when the region is resident already.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// Brings a resident region back to what it was when it was offloaded last (Region::bring_back),
+  /// and compares it with what was recorded, as `resume`.
+  RegionChange bring_back(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// The region is offloaded without a proof: what was recorded is of other bytes.
+  void forget() { recorded_.reset(); }
   /// Compares the offloaded bytes in host memory with what was recorded; throws as `resume`, and
   /// where there is no record. Returns the bytes read.
   uint64_t check_backup(ThreadPool& threads) const;

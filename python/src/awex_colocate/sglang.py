@@ -1,0 +1,122 @@
+"""SGLang: its scheduler processes attach to a job, found by SGLang's plugin entry point. Layout of the job:
+`--inference sglang:…`.
+
+    AWEX_COLOCATE_JOB=DIR python …            # the job's directory, for every process of SGLang
+    engine = sglang.Engine(model_path=…)      # attaches while it loads, before CUDA graphs are captured
+    while True:
+        engine.resume_memory_occupation()     # returns when SGLang serves a version that is newer
+        engine.generate(…)
+        engine.release_memory_occupation()    # gives the memory to the trainer
+
+Weights alone lie in the job's memory; SGLang's KV cache stays on the GPU. SGLang only logs what a plugin
+raises in its entry point, and answers for rank 0 alone: trust the job's commit (`awex-colocate status`).
+
+Written against the sources of SGLang 0.5.14 and 0.5.23; no SGLang has run with it yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ._versions import found_version, refuse_others
+from .engine import Engine, attach
+from .errors import WrongRequest
+
+__all__ = ["JOB_VARIABLE", "NEWEST", "OLDEST", "engine", "register"]
+
+OLDEST = "0.5.14"
+NEWEST = "0.5.23"
+JOB_VARIABLE = "AWEX_COLOCATE_JOB"
+PATIENCE_VARIABLE = "AWEX_COLOCATE_TIMEOUT"
+
+_LOADED = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
+_MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+
+_engine: Engine | None = None
+
+
+def engine() -> Engine | None:
+    """The engine that this process has attached, if any."""
+    return _engine
+
+
+def register() -> None:
+    """Called by SGLang in each of its processes (entry point `sglang.srt.plugins`). Does nothing where
+    AWEX_COLOCATE_JOB is not set."""
+    if not os.environ.get(JOB_VARIABLE):
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(_LOADED, _after_load, HookType.AFTER)
+    HookRegistry.register(f"{_MANAGER}.release_memory_occupation", _release, HookType.AROUND)
+    HookRegistry.register(f"{_MANAGER}.resume_memory_occupation", _resume, HookType.AROUND)
+
+
+def _patience() -> float:
+    return float(os.environ.get(PATIENCE_VARIABLE, "600"))
+
+
+def _after_load(result: Any, runner: Any, *_: Any, **__: Any) -> Any:
+    """Attaches with what a model runner has loaded; an exception ends the start of SGLang."""
+    global _engine
+    if getattr(runner, "is_draft_worker", False):
+        return result
+    refuse_others("SGLang", found_version("sglang"), OLDEST, NEWEST)
+    if _engine is not None:
+        raise WrongRequest("this process is attached already", "one model for each process of SGLang")
+    arguments = runner.server_args
+    if getattr(arguments, "enable_memory_saver", False):
+        raise WrongRequest(
+            "SGLang is started with enable_memory_saver, whose pool would keep the weights' memory",
+            "leave it out: the job gives memory over itself",
+        )
+    if getattr(arguments, "enable_lora", False) or getattr(arguments, "lora_paths", None):
+        raise WrongRequest("SGLang is started with LoRA", "leave it out")
+    is_cuda = str(runner.device).startswith("cuda")
+    attached = attach(
+        "inference",
+        os.environ[JOB_VARIABLE],
+        device=f"cuda:{runner.gpu_id}" if is_cuda else f"host:{getattr(runner, 'tp_rank', 0)}",
+        name=f"sglang {found_version('sglang')}",
+        timeout=_patience(),
+    )
+    try:
+        attached.adopt(runner.model)
+        attached.seal(_patience())
+    except BaseException:
+        attached.close()
+        raise
+    _engine = attached
+    return result
+
+
+def _names_weights(request: Any) -> bool:
+    tags = getattr(request, "tags", None)
+    return not tags or "weights" in tags
+
+
+def _release(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    if _engine is None:
+        return original(manager, request)
+    assert manager.is_fully_idle(), "release_memory_occupation should be called only when server is idle."
+    if _names_weights(request) and _engine.version:
+        manager.flush_cache()
+        _engine.release(_patience())
+    return _answer("ReleaseMemoryOccupationReqOutput")
+
+
+def _resume(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    if _engine is None:
+        return original(manager, request)
+    if _names_weights(request):
+        _engine.wait(timeout=_patience())
+        manager.flush_cache()
+    return _answer("ResumeMemoryOccupationReqOutput")
+
+
+def _answer(name: str) -> Any:
+    from sglang.srt.managers import io_struct
+
+    return getattr(io_struct, name)()

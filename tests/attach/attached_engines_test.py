@@ -1,0 +1,664 @@
+"""Engines attach to a resident job on the host backend: processes that play them use the library.
+
+usage: attached_engines_test.py MPIEXEC BINARY LIBRARY
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "support")]
+# pylint: disable=wrong-import-position
+from engine_process import pattern  # noqa: E402
+from resident_job import text_of, wait_until  # noqa: E402
+from sessions import kill_session  # noqa: E402
+
+MPIEXEC = BINARY = LIBRARY = ""
+OK, FAILED, WRONG, MISMATCH, DEADLINE, LOST = range(6)
+MIB = 1 << 20
+
+# The shape of preset:tiny-dense, as its family publishes it.
+HIDDEN, HEADS, KV_HEADS, HEAD, MLP, LAYERS, VOCABULARY = 96, 24, 12, 32, 192, 12, 1129
+
+
+class Answer(Exception):
+    """A call of the library that failed."""
+
+    def __init__(self, status, text):
+        super().__init__(f"status {status}: {text}")
+        self.status, self.text = status, text
+
+
+class Player:
+    """An engine's process."""
+
+    def __init__(self, job, role, device=0, name=None, optimizer=MIB, kv_cache=MIB, weights=0):
+        self.process = subprocess.Popen([sys.executable, os.path.join(HERE, "engine_process.py"), LIBRARY], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.role, self.device = role, device
+        self.name = name or f"a {role}"
+        self.bytes = (weights, optimizer, 0) if role == "trainer" else (weights, 0, kv_cache)
+        self.begin("attach", job.directory, role, device, name=self.name, bytes=self.bytes)
+
+    def begin(self, do, *arguments, **named):
+        self.process.stdin.write(json.dumps({"do": do, "with": arguments, "and": named}) + "\n")
+        self.process.stdin.flush()
+
+    def end(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise Answer(-1, f"{self.name} is gone")
+        answer = json.loads(line)
+        if "status" in answer:
+            raise Answer(answer["status"], answer["error"])
+        return answer["result"]
+
+    def do(self, what, *arguments, **named):
+        self.begin(what, *arguments, **named)
+        return self.end()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Job:
+    """`serve` with engines to come."""
+
+    def __init__(self, scratch, ranks, *options, trainer="hf", inference="hf", attach="trainer,inference",
+                 timeout="30s"):
+        self.directory = os.path.join(scratch, "job")
+        self.log, self.errors = os.path.join(scratch, "log"), os.path.join(scratch, "errors")
+        command = [MPIEXEC, "--oversubscribe", "-n", str(ranks), BINARY, "serve", "--job", self.directory,
+                   "--model", "preset:tiny-dense", "--trainer", trainer, "--inference", inference, "--backend", "host",
+                   "--limits", "off", "--timeout", timeout, "--attach", attach, "--attach-timeout", "60s", *options]
+        with open(self.log, "w", encoding="utf-8") as log, open(self.errors, "w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=errors)
+
+    def serves(self):
+        wait_until(lambda: " serving " in text_of(self.log) or self.process.poll() is not None, 60, "the job serves")
+        assert self.process.poll() is None, text_of(self.errors)
+
+    def client(self, command, *options):
+        return subprocess.run([BINARY, command, "--job", self.directory, *options], text=True, capture_output=True,
+                              check=False, timeout=90)
+
+    def status(self):
+        return json.loads(self.client("status", "--json", "-").stdout)
+
+    def end(self):
+        if self.process.poll() is None:
+            kill_session(self.process.pid)
+        self.process.wait()
+
+
+class Attached(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.scratch = directory.name
+
+    def job(self, *arguments, **named):
+        job = Job(self.scratch, *arguments, **named)
+        self.addCleanup(job.end)
+        return job
+
+    def player(self, *arguments, **named):
+        player = Player(*arguments, **named)
+        self.addCleanup(player.kill)
+        return player
+
+    def fails(self, status, call, *arguments, **named):
+        with self.assertRaises(Answer) as caught:
+            call(*arguments, **named)
+        self.assertEqual(caught.exception.status, status, caught.exception.text)
+        return caught.exception.text
+
+    def pair(self, *options, admission="off", **named):
+        """A job of one trainer and one inference rank of the same layout, whose engines have sealed."""
+        job = self.job(2, "--admission", admission, *options, **named)
+        trainer, inference = self.player(job, "trainer"), self.player(job, "inference")
+        self.layout = trainer.end()["tensors"]
+        inference.end()
+        for player in (trainer, inference):
+            player.do("declare")
+        trainer.do("step", 1)
+        trainer.begin("seal")
+        inference.do("seal")
+        trainer.end()
+        job.serves()
+        return job, trainer, inference
+
+    def hand_over(self, trainer, inference, newer_than):
+        inference.begin("wait", newer_than)
+        version = trainer.do("hand_over")
+        self.assertEqual(inference.end(), version)
+        return version
+
+    def take_back(self, trainer, inference):
+        inference.begin("release")
+        trainer.do("take_back")
+        inference.end()
+
+    def holds(self, inference, seed):
+        """Inference holds what a trainer of the same layout has filled with a seed."""
+        path = os.path.join(self.scratch, "held.npz")
+        inference.do("save", path)
+        with np.load(path) as held:
+            for tensor in self.layout:
+                wanted = pattern(tensor["name"], 0, tensor["rows"], tensor["cols"], tensor["dtype"], seed)
+                self.assertTrue(np.array_equal(held[tensor["name"]], wanted), tensor["name"])
+
+
+def canonical(seed):
+    """A model as it is published, of random bits."""
+    draw = np.random.default_rng(seed)
+    rows = lambda *shape: draw.integers(0, 0x3f80, size=shape, dtype=np.uint16)  # noqa: E731
+    layers = [dict(q=rows(HEADS * HEAD, HIDDEN), k=rows(KV_HEADS * HEAD, HIDDEN), v=rows(KV_HEADS * HEAD, HIDDEN),
+                   o=rows(HIDDEN, HEADS * HEAD), gate=rows(MLP, HIDDEN), up=rows(MLP, HIDDEN), down=rows(HIDDEN, MLP),
+                   norm1=rows(HIDDEN), norm2=rows(HIDDEN), q_norm=rows(HEAD), k_norm=rows(HEAD))
+              for _ in range(LAYERS)]
+    return dict(embed=rows(VOCABULARY, HIDDEN), head=rows(VOCABULARY, HIDDEN), norm=rows(HIDDEN), layers=layers)
+
+
+def part(array, rank, ranks, axis=0):
+    return np.split(array, ranks, axis)[rank]
+
+
+def padded(array, multiple, value):
+    rows = -(-array.shape[0] // multiple) * multiple
+    return np.concatenate([array, np.full((rows - array.shape[0], array.shape[1]), value, np.uint16)])
+
+
+def as_megatron(model, rank, ranks):
+    """What a rank of Megatron holds: groups of a key head's queries, key and value lie together."""
+    held = {"embedding.word_embeddings.weight": part(padded(model["embed"], 128 * ranks, 77), rank, ranks),
+            "output_layer.weight": part(padded(model["head"], 128 * ranks, 78), rank, ranks),
+            "decoder.final_layernorm.weight": model["norm"]}
+    for number, layer in enumerate(model["layers"]):
+        name = f"decoder.layers.{number}."
+        groups = np.concatenate([layer["q"].reshape(KV_HEADS, -1, HIDDEN), layer["k"].reshape(KV_HEADS, -1, HIDDEN),
+                                 layer["v"].reshape(KV_HEADS, -1, HIDDEN)], axis=1)
+        held.update({name + "self_attention.linear_qkv.layer_norm_weight": layer["norm1"],
+                     name + "self_attention.linear_qkv.weight": part(groups, rank, ranks).reshape(-1, HIDDEN),
+                     name + "self_attention.q_layernorm.weight": layer["q_norm"],
+                     name + "self_attention.k_layernorm.weight": layer["k_norm"],
+                     name + "self_attention.linear_proj.weight": part(layer["o"], rank, ranks, 1),
+                     name + "mlp.linear_fc1.layer_norm_weight": layer["norm2"],
+                     name + "mlp.linear_fc1.weight": np.concatenate([part(layer["gate"], rank, ranks),
+                                                                     part(layer["up"], rank, ranks)]),
+                     name + "mlp.linear_fc2.weight": part(layer["down"], rank, ranks, 1)})
+    return held
+
+
+def as_vllm(model, rank, ranks):
+    held = {"model.embed_tokens.weight": part(padded(model["embed"], 64 * ranks, 0), rank, ranks),
+            "lm_head.weight": part(padded(model["head"], 64 * ranks, 0), rank, ranks),
+            "model.norm.weight": model["norm"]}
+    for number, layer in enumerate(model["layers"]):
+        name = f"model.layers.{number}."
+        held.update({name + "input_layernorm.weight": layer["norm1"],
+                     name + "self_attn.qkv_proj.weight": np.concatenate([part(layer[one], rank, ranks)
+                                                                         for one in ("q", "k", "v")]),
+                     name + "self_attn.q_norm.weight": layer["q_norm"],
+                     name + "self_attn.k_norm.weight": layer["k_norm"],
+                     name + "self_attn.o_proj.weight": part(layer["o"], rank, ranks, 1),
+                     name + "post_attention_layernorm.weight": layer["norm2"],
+                     name + "mlp.gate_up_proj.weight": np.concatenate([part(layer["gate"], rank, ranks),
+                                                                       part(layer["up"], rank, ranks)]),
+                     name + "mlp.down_proj.weight": part(layer["down"], rank, ranks, 1)})
+    return held
+
+
+class TwoOfEach(Attached):
+    """Megatron with tp=2 hands over to vLLM with tp=2."""
+
+    def store(self, held):
+        path = os.path.join(self.scratch, "given.npz")
+        np.savez(path, **held)
+        return path
+
+    def give(self, players, model, form, what="load"):
+        for rank, player in enumerate(players):
+            player.do(what, self.store(form(model, rank, len(players))))
+
+    def check(self, players, model):
+        path = os.path.join(self.scratch, "held.npz")
+        for rank, player in enumerate(players):
+            player.do("save", path)
+            with np.load(path) as held:
+                wanted = as_vllm(model, rank, len(players))
+                self.assertEqual(set(held.files), set(wanted))
+                for name, bits in wanted.items():
+                    self.assertTrue(np.array_equal(held[name].reshape(bits.shape), bits), name)
+
+    def attach(self, *options, admission="digest", scatter=False):
+        job = self.job(4, "--admission", admission, *options, trainer="megatron:tp=2", inference="vllm:tp=2")
+        trainers = [self.player(job, "trainer", at, weights=8 * MIB if scatter else 0) for at in range(2)]
+        servers = [self.player(job, "inference", at, weights=8 * MIB if scatter else 0) for at in range(2)]
+        for player in trainers + servers:
+            tensors = player.end()["tensors"]
+            if scatter:  # anywhere, in another order, with room between them
+                end = 4 * MIB
+                for tensor in tensors[::2] + tensors[1::2]:
+                    end -= -(-tensor["rows"] * tensor["cols"] * 2 // 8) * 8 + 8
+                    tensor["offset"] = end
+            player.do("declare", tensors)
+        return job, trainers, servers
+
+    def begin(self, job, trainers, servers):
+        self.give(trainers, canonical(0), as_megatron)
+        if servers[0].do("memory")["is_mapped"]:
+            self.give(servers, canonical(0), as_vllm)
+        for player in trainers + servers:
+            player.begin("seal")
+        for player in trainers + servers:
+            player.end()
+        job.serves()
+
+    def update(self, trainers, servers, version):
+        for player in servers:
+            player.begin("wait", version - 1)
+        for player in trainers:
+            player.begin("hand_over")
+        self.assertEqual([player.end() for player in trainers + servers], [version] * 4)
+
+    def take_all_back(self, trainers, servers):
+        for player in servers:
+            player.begin("release")
+        for player in trainers:
+            player.begin("take_back")
+        for player in trainers + servers:
+            player.end()
+
+    def held_by_ranks(self, job):
+        """Memory of their own and descriptors."""
+        held = []
+        for rank in job.status()["ranks"]:
+            for pid in (rank["pid"], rank["engine_pid"]):
+                anonymous = re.search(r"RssAnon:\s+(\d+)", text_of(f"/proc/{pid}/status"))
+                held.append((int(anonymous[1]), len(os.listdir(f"/proc/{pid}/fd"))))
+        return held
+
+    def test_twenty_updates(self):
+        job, trainers, servers = self.attach()
+        self.begin(job, trainers, servers)
+        self.assertFalse(servers[0].do("memory")["is_mapped"])
+        places = [player.do("memory")["address"] for player in trainers + servers]
+        for version in range(1, 21):
+            model = canonical(version)
+            for rank, player in enumerate(trainers):
+                path = self.store(as_megatron(model, rank, 2))
+                player.do("step_from", path)
+                player.do("fill_tag", "optimizer", version)
+            sums = [player.do("sum_of", "optimizer") for player in trainers]
+            self.update(trainers, servers, version)
+            self.assertFalse(any(player.do("memory")["is_mapped"] for player in trainers))
+            self.check(servers, model)
+            self.take_all_back(trainers, servers)
+            self.assertEqual([player.do("sum_of", "optimizer") for player in trainers], sums)
+            if version == 8:
+                before = self.held_by_ranks(job)
+        self.assertEqual([player.do("memory")["address"] for player in trainers + servers], places)
+        for (old_kb, old_fds), (kb, fds) in zip(before, self.held_by_ranks(job)):
+            self.assertLess(kb - old_kb, 1024)
+            self.assertEqual(fds, old_fds)
+        status = job.status()
+        self.assertEqual((status["committed_version"], status["memory"]["leaked_bytes"]), (20, 0))
+        self.assertEqual({rank["steps"] for rank in status["ranks"] if rank["role"] == "trainer"}, {20})
+
+    def test_tensors_lie_anywhere(self):
+        job, trainers, servers = self.attach(scatter=True)
+        self.begin(job, trainers, servers)
+        for version in (1, 2):
+            model = canonical(100 + version)
+            for rank, player in enumerate(trainers):
+                player.do("step_from", self.store(as_megatron(model, rank, 2)))
+            self.update(trainers, servers, version)
+            self.check(servers, model)
+            self.take_all_back(trainers, servers)
+
+    def test_admission_names_what_is_permuted(self):
+        job, trainers, servers = self.attach()
+        self.give(trainers, canonical(0), as_megatron)
+        self.give(servers, canonical(0), as_vllm)
+        wrong = as_vllm(canonical(0), 1, 2)["model.layers.3.mlp.gate_up_proj.weight"]
+        servers[1].do("write", "model.layers.3.mlp.gate_up_proj.weight",
+                      np.concatenate([wrong[96:], wrong[:96]]).tolist())
+        for player in trainers + servers:
+            player.begin("seal")
+        for player in trainers + servers:
+            self.assertIn("model.layers.3.mlp.", self.fails(MISMATCH, player.end))
+        self.assertEqual(job.process.wait(30), MISMATCH)
+
+    def test_trainers_that_have_come_unequally_far(self):
+        job, trainers, servers = self.attach(admission="off")
+        self.begin(job, trainers, servers)
+        trainers[1].do("step_from", self.store({}))
+        for player in servers + trainers:
+            player.begin("hand_over" if player in trainers else "ready")
+        for player in trainers:
+            text = self.fails(FAILED, player.end)
+            self.assertRegex(text, r"rank 0 .*has taken 0, rank 1 .*has taken 1")
+        for player in servers:
+            self.fails(FAILED, player.end)
+        trainers[0].do("step_from", self.store({}))
+        self.update(trainers, servers, 1)
+        self.check(servers, canonical(0))
+
+    def test_trainers_lost_at_different_moments_return_together(self):
+        job, trainers, servers = self.attach(admission="off")
+        self.begin(job, trainers, servers)
+        for rank, player in enumerate(trainers):
+            player.do("step_from", self.store(as_megatron(canonical(1), rank, 2)))
+            player.do("keep", "one")
+        self.update(trainers, servers, 1)
+        self.take_all_back(trainers, servers)
+        trainers[0].do("step_from", self.store(as_megatron(canonical(2), 0, 2)))
+        trainers[0].do("keep", "two")
+        trainers[1].do("half_step", 2)
+        for player in trainers:
+            player.kill()
+        again = [self.player(job, "trainer", at) for at in range(2)]
+        for player in again:
+            place = player.end()
+            self.assertEqual((place["reattached"], place["version"], place["kept"]), (1, 1, "one"))
+            player.do("declare")
+            player.do("seal")
+        for rank, player in enumerate(again):
+            self.assertEqual(player.do("differing", self.store(as_megatron(canonical(1), rank, 2))), [])
+            player.do("step_from", self.store(as_megatron(canonical(3), rank, 2)))
+        self.update(again, servers, 2)
+        self.check(servers, canonical(3))
+
+
+class OneOfEach(Attached):
+    def test_callbacks_consent_and_calls_again(self):
+        job, trainer, inference = self.pair()
+        self.assertEqual(self.hand_over(trainer, inference, 0), 1)
+        self.holds(inference, 1)
+        self.assertEqual(inference.do("heard"), [["after_resume", "weights", 0], ["weights_changed", "weights", 1],
+                                                 ["after_resume", "kv_cache", 1]])
+        self.assertEqual(trainer.do("heard")[-2:], [["before_release", "optimizer", 0],
+                                                    ["before_release", "weights", 0]])
+        inference.begin("ready")  # again: the version is there, and nothing moves
+        self.assertEqual(trainer.do("hand_over"), 1)
+        inference.end()
+        wait_until(lambda: len(re.findall("update: version 1 ", text_of(job.log))) == 2, 10, "the log tells of both")
+        self.assertEqual(inference.do("heard"), [])
+        self.take_back(trainer, inference)
+        trainer.do("take_back")  # it has it
+        trainer.do("step", 2)
+        inference.begin("wait", 1)
+        self.assertEqual(trainer.do("hand_over"), 2)
+        self.assertEqual(inference.end(), 2)
+        self.holds(inference, 2)
+        status = job.status()
+        states = {rank["role"]: (rank["engine"], rank["engine_pid"]) for rank in status["ranks"]}
+        self.assertEqual(states, {"trainer": ("a trainer", trainer.process.pid),
+                                  "inference": ("a inference", inference.process.pid)})
+        self.assertIn("busy", job.client("status").stdout)
+        self.assertEqual(job.client("stop").returncode, 0)
+        self.assertIn("lost", self.fails(LOST, trainer.do, "take_back"))
+        self.fails(LOST, inference.do, "wait", 2)
+        self.holds(inference, 2)  # what is mapped stays
+
+    def test_a_shell_drives(self):
+        job, trainer, inference = self.pair()
+        trainer.begin("ready")
+        inference.begin("ready")
+        update = job.client("update", "--json", "-")
+        self.assertEqual(update.returncode, OK, update.stderr)
+        report = json.loads(update.stdout)
+        self.assertEqual((report["committed_version"], report["admission"]), (1, "off"))
+        self.assertEqual([phase["phase"] for phase in report["versions"][0]["phases"]][0], "ready")
+        trainer.end()
+        inference.end()
+        self.holds(inference, 1)
+
+    def test_failed_callbacks_fail_the_command(self):
+        _, trainer, inference = self.pair()
+        for player, what in ((trainer, "before_release optimizer"), (inference, "after_resume weights"),
+                             (trainer, "before_release weights")):
+            player.do("fail", [what])
+            inference.begin("ready")
+            text = self.fails(FAILED, trainer.do, "hand_over")
+            self.assertIn(what.split()[0], text)
+            self.assertIn("callback", self.fails(FAILED, inference.end))
+            player.do("fail", [])
+        inference.begin("wait", 0)
+        version = trainer.do("hand_over")
+        self.assertEqual(inference.end(), version)
+        self.holds(inference, 1)
+        self.take_back(trainer, inference)
+        trainer.do("step", 2)
+        self.hand_over(trainer, inference, version)
+        self.holds(inference, 2)
+
+    def test_a_busy_engine_is_named(self):
+        job, trainer, inference = self.pair(timeout="2s")
+        text = self.fails(DEADLINE, trainer.do, "hand_over")
+        self.assertIn("a inference", text)
+        self.assertIn("busy", text)
+        trainer.begin("ready")
+        update = job.client("update")
+        self.assertEqual(update.returncode, DEADLINE, update.stderr)
+        self.assertIn("a inference", update.stderr)
+        self.fails(DEADLINE, trainer.end)
+        self.hand_over(trainer, inference, 0)
+        self.holds(inference, 1)
+
+    def test_wrong_declarations_are_listed(self):
+        job = self.job(2, "--admission", "off")
+        trainer, inference = self.player(job, "trainer"), self.player(job, "inference")
+        layout = trainer.end()["tensors"]
+        inference.end()
+        wrong = [dict(one) for one in layout]
+        for tensor in wrong:
+            if tensor["name"].endswith("gate_proj.weight"):
+                tensor["rows"] //= 2
+        trainer.do("declare", wrong)
+        text = self.fails(WRONG, trainer.do, "seal")
+        self.assertIn("layers.0.mlp.gate_proj.weight is BF16 96 x 96", text)
+        self.assertIn("the likely cause: tp", text)
+        missing = [one for one in layout if "layers.11.self_attn.q_proj" not in one["name"]]
+        trainer.do("declare", missing + [dict(layout[0], name="strange", offset=0)])
+        text = self.fails(WRONG, trainer.do, "seal")
+        for part_of in ("model.layers.11.self_attn.q_proj.weight", "is missing", "strange", "is unknown", "overlaps"):
+            self.assertIn(part_of, text)
+        dtyped = [dict(one, dtype="f16") for one in layout]
+        trainer.do("declare", dtyped)
+        text = self.fails(WRONG, trainer.do, "seal")
+        self.assertIn("dtype", text)
+        self.assertIn("and 123 more", text)
+        self.layout = layout
+        for player in (trainer, inference):
+            player.do("declare")
+        trainer.do("fill", 5)
+        trainer.begin("seal")
+        inference.do("seal")
+        trainer.end()
+        job.serves()
+        self.hand_over(trainer, inference, 0)
+        self.holds(inference, 5)
+
+    def test_one_role_alone(self):
+        for attach in ("trainer", "inference"):
+            with self.subTest(attach=attach), tempfile.TemporaryDirectory() as scratch:
+                self.scratch = scratch
+                job = self.job(2, "--admission", "off", attach=attach)
+                player = self.player(job, attach)
+                self.layout = player.end()["tensors"]
+                player.do("declare")
+                if attach == "trainer":
+                    player.do("step", 1)
+                player.do("seal")
+                job.serves()
+                if attach == "trainer":
+                    self.assertEqual(player.do("hand_over"), 1)
+                    player.do("take_back")
+                else:
+                    player.begin("wait", 0)
+                    self.assertEqual(job.client("update", "--verify", "full").returncode, OK)
+                    self.assertEqual(player.end(), 1)
+                    player.begin("release")
+                    self.assertEqual(job.client("resume").returncode, OK)
+                    player.end()
+                self.assertEqual(job.client("stop").returncode, OK)
+
+
+class Lost(Attached):
+    def again(self, job, role, **named):
+        player = self.player(job, role, **named)
+        place = player.end()
+        player.do("declare")
+        player.do("seal")
+        return player, place
+
+    def trainer_holds(self, trainer, seed):
+        path = os.path.join(self.scratch, "wanted.npz")
+        np.savez(path, **{tensor["name"]: pattern(tensor["name"], 0, tensor["rows"], tensor["cols"], tensor["dtype"],
+                                                  seed) for tensor in self.layout})
+        self.assertEqual(trainer.do("differing", path), [])
+
+    def refuses(self, job, name):
+        update = job.client("update")
+        self.assertEqual(update.returncode, LOST, update.stderr)
+        self.assertIn(name, update.stderr)
+        self.assertIn("--job", update.stderr)
+        return update.stderr
+
+    def test_a_trainer_in_its_step(self):
+        job, trainer, inference = self.pair()
+        trainer.do("keep", "of step 1")
+        self.hand_over(trainer, inference, 0)
+        self.take_back(trainer, inference)
+        state = trainer.do("sum_of", "optimizer")
+        trainer.do("keep", "of step 2")
+        trainer.do("half_step", 2)
+        trainer.kill()
+        self.assertIn("is lost since", self.refuses(job, "a trainer"))
+        wait_until(lambda: "lost since" in job.client("status").stdout, 10, "status tells of it")
+        other, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["version"], place["kept"]), (1, 1, "of step 1"))
+        self.trainer_holds(other, 1)
+        self.assertEqual(other.do("sum_of", "optimizer"), state)
+        other.do("step", 3)
+        self.hand_over(other, inference, 1)
+        self.holds(inference, 3)
+
+    def test_a_trainer_between_steps_and_while_it_is_offloaded(self):
+        job, trainer, inference = self.pair()
+        self.hand_over(trainer, inference, 0)
+        self.take_back(trainer, inference)
+        trainer.do("step", 2)
+        state = trainer.do("sum_of", "optimizer")
+        trainer.do("keep", "of step 2")
+        trainer.kill()
+        other, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["kept"]), (1, "of step 2"))
+        self.trainer_holds(other, 2)
+        self.hand_over(other, inference, 1)
+        self.holds(inference, 2)
+        other.kill()
+        third, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["version"]), (1, 2))
+        self.assertFalse(third.do("memory")["is_mapped"])
+        self.take_back(third, inference)
+        self.trainer_holds(third, 2)
+        self.assertEqual(third.do("sum_of", "optimizer"), state)
+
+    def test_a_trainer_in_its_first_step_begins_anew(self):
+        job, trainer, inference = self.pair()
+        trainer.do("half_step", 1)
+        trainer.kill()
+        other, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["kept"]), (0, ""))
+        other.do("step", 7)
+        self.hand_over(other, inference, 0)
+        self.holds(inference, 7)
+
+    def test_an_inference_engine(self):
+        job, trainer, inference = self.pair()
+        self.hand_over(trainer, inference, 0)
+        inference.kill()
+        self.refuses(job, "a inference")
+        other, place = self.again(job, "inference")
+        self.assertEqual((place["reattached"], place["version"]), (1, 1))
+        self.holds(other, 1)  # without a transfer
+        self.take_back(trainer, other)
+        other.kill()
+        third, place = self.again(job, "inference")
+        self.assertEqual((place["reattached"], place["version"]), (0, 1))
+        trainer.do("step", 2)
+        self.hand_over(trainer, third, 1)
+        self.holds(third, 2)
+
+    def test_in_the_midst_of_a_command(self):
+        job, trainer, inference = self.pair(timeout="20s")
+        inference.begin("ready")
+        trainer.do("hang", "before_release weights")
+        trainer.begin("hand_over")
+        wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
+        time.sleep(0.3)
+        trainer.kill()
+        self.assertIn("lost", self.fails(LOST, inference.end))
+        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
+        other, place = self.again(job, "trainer")
+        self.assertEqual(place["reattached"], 1)
+        self.take_back(other, inference)
+        self.trainer_holds(other, 1)
+        other.do("step", 2)
+        self.hand_over(other, inference, 1)
+        self.holds(inference, 2)
+
+    def test_others_places_and_doors(self):
+        job, trainer, inference = self.pair()
+        second = self.player(job, "trainer", name="another")
+        self.assertIn("a trainer", self.fails(WRONG, second.end))
+        self.hand_over(trainer, inference, 0)
+        self.take_back(trainer, inference)
+        trainer.do("detach")
+        more = self.player(job, "trainer", optimizer=64 * MIB)
+        self.assertIn("asks for", self.fails(WRONG, more.end))
+        moved = self.player(job, "trainer")
+        moved.end()
+        layout = [dict(one) for one in self.layout]
+        layout[-1]["offset"] += 8
+        moved.do("declare", layout)
+        self.fails(WRONG, moved.do, "seal")
+        moved.do("declare")
+        moved.do("seal")
+        moved.do("step", 2)
+        self.hand_over(moved, inference, 1)
+        self.holds(inference, 2)
+
+    def test_stopped_engine_and_signal(self):
+        job, trainer, inference = self.pair(timeout="2s")
+        inference.begin("wait", 0)
+        time.sleep(0.2)
+        os.kill(inference.process.pid, signal.SIGSTOP)
+        text = self.fails(DEADLINE, trainer.do, "hand_over")
+        self.assertIn("a inference", text)
+        os.kill(inference.process.pid, signal.SIGCONT)
+        self.assertGreaterEqual(trainer.do("hand_over"), 1)
+        inference.end()
+        self.holds(inference, 1)
+        self.assertEqual(job.client("stop").returncode, OK)
+
+
+if __name__ == "__main__":
+    MPIEXEC, BINARY, LIBRARY = sys.argv[1:4]
+    unittest.main(argv=[sys.argv[0], *sys.argv[4:]], verbosity=2)

@@ -1,0 +1,63 @@
+"""Megatron-core's parameters, masters and moments move, and it trains on as it would have: under torchrun."""
+
+import os
+import sys
+
+import torch
+from on_cpu import pretend
+
+pretend()
+import megatron_model  # noqa: E402
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "python"))
+import fake_engine  # noqa: E402
+
+import awex_colocate.megatron as support  # noqa: E402
+
+TP = int(os.environ.get("TP", "1"))
+NAMES = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+def losses(ddp, optimizer, steps):
+    found = []
+    for step in steps:
+        found.append(megatron_model.gradients(ddp, optimizer, step))
+        optimizer.step()
+    return found
+
+
+def inside(engine, tag, tensor):
+    begin = engine.memory(tag).address
+    return begin <= tensor.data_ptr() < begin + engine.memory(tag).bytes
+
+
+model, ddp, optimizer = megatron_model.build(TP)
+whole = losses(ddp, optimizer, range(6))
+model, ddp, optimizer = megatron_model.build(TP)
+got = losses(ddp, optimizer, range(2))
+layout = [
+    (name, NAMES[p.dtype], *((p.shape[0], p.shape[1]) if p.dim() == 2 else (p.numel(), 1)))
+    for name, p in model.named_parameters()
+]
+sizes = {"weights": support.weights_bytes(ddp), "optimizer": support.optimizer_bytes(optimizer)}
+engine = fake_engine.make(layout, **sizes)
+support.adopt(engine, ddp, optimizer)
+for name, parameter in model.named_parameters():
+    assert inside(engine, "weights", parameter), name
+assert engine._lib.used["optimizer"] == sizes["optimizer"], (engine._lib.used, sizes)
+assert len(engine._lib.declared) > 3 * len(layout), (len(layout), sorted(engine._lib.declared))
+got += losses(ddp, optimizer, range(2, 6))
+engine._check()
+for one in support._chained(optimizer):
+    for parameter, state in one.optimizer.state.items():
+        for value in [parameter, *state.values()]:
+            if isinstance(value, torch.Tensor) and value.dim():
+                assert inside(engine, "optimizer", value)
+assert got == whole, (got, whole)
+
+try:  # Another layout is refused by name.
+    support.adopt(fake_engine.make([("decoder.other", "bf16", 2, 2)], **sizes), ddp)
+    sys.exit("adopted in another layout")
+except Exception as error:
+    assert "decoder.other is missing" in str(error), error
+print("ok", got, flush=True)

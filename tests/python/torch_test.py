@@ -1,0 +1,307 @@
+"""Moving tensors of modules and optimizers into a job's memory: what follows, what is refused.
+Skipped (77) where PyTorch is not there."""
+
+import copy
+import sys
+import unittest
+
+try:
+    import torch
+except ImportError:
+    print("no PyTorch here")
+    sys.exit(77)
+
+import fake_engine
+
+import awex_colocate.torch as support
+from awex_colocate import WrongRequest
+
+nn = torch.nn
+
+
+class Small(nn.Module):
+    def __init__(self, tied=False):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.norm = nn.LayerNorm(6, bias=False)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.register_buffer("scale", torch.ones(6))
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.embed(tokens)) * self.scale)
+
+
+LAYOUT = [("embed.weight", "f32", 11, 6), ("norm.weight", "f32", 6, 1), ("head.weight", "f32", 11, 6)]
+
+
+def inside(engine, tensor, tag="weights"):
+    begin = engine.memory(tag).address
+    return begin <= tensor.data_ptr() < begin + engine.memory(tag).bytes
+
+
+def train(model, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        tokens = torch.randint(0, 11, (4, 5), generator=generator)
+        loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+class Adopt(unittest.TestCase):
+    def refused(self, engine, module, *words, **options):
+        before = {name: p.data_ptr() for name, p in module.named_parameters()}
+        with self.assertRaises(WrongRequest) as caught:
+            support.adopt(engine, module, **options)
+        for word in words:
+            self.assertIn(word, str(caught.exception))
+        self.assertEqual(before, {name: p.data_ptr() for name, p in module.named_parameters()})
+        self.assertEqual(engine._lib.declared, {})
+
+    def test_a_module_moves_and_computes_the_same(self):
+        torch.manual_seed(1)
+        model = Small()
+        tokens = torch.arange(11)
+        want = model(tokens)
+        objects = {name: id(p) for name, p in model.named_parameters()}
+        engine = fake_engine.make(LAYOUT)
+        support.adopt(engine, model)
+        self.assertTrue(torch.equal(model(tokens), want))
+        self.assertEqual(objects, {name: id(p) for name, p in model.named_parameters()})
+        for place in engine.layout():
+            tensor = model.get_parameter(place.name)
+            self.assertEqual(tensor.data_ptr(), engine.memory("weights").address + place.offset)
+            self.assertEqual(
+                engine._lib.declared[place.name],
+                (place.dtype, place.rows, place.cols, place.offset, "weights"),
+            )
+
+    def test_buffers_that_the_layout_names_move(self):
+        model = Small()
+        engine = fake_engine.make([*LAYOUT, ("scale", "f32", 1, 6)])
+        support.adopt(engine, model)
+        self.assertTrue(inside(engine, model.scale))
+
+    def test_tied_tensors_stay_tied(self):
+        model = Small(tied=True)
+        engine = fake_engine.make(LAYOUT[:2])
+        support.adopt(engine, model)
+        self.assertIs(model.head.weight, model.embed.weight)
+        self.assertTrue(inside(engine, model.head.weight))
+
+    def test_ties_of_two_objects_stay_tied(self):
+        model = Small()
+        model.head.weight = nn.Parameter(model.embed.weight.data)
+        engine = fake_engine.make(LAYOUT[:2])
+        support.adopt(engine, model)
+        self.assertEqual(model.head.weight.data_ptr(), model.embed.weight.data_ptr())
+
+    def test_ties_that_the_layout_does_not_know_are_refused(self):
+        self.refused(fake_engine.make(LAYOUT), Small(tied=True), "head.weight", "are one tensor here")
+
+    def test_a_meta_module_gets_what_a_former_engine_left(self):
+        first = Small()
+        engine = fake_engine.make(LAYOUT)
+        support.adopt(engine, first)
+        with torch.device("meta"):
+            second = Small(tied=False)
+        second.scale = torch.ones(6)
+        again = fake_engine.make(LAYOUT, reattached=True)
+        again._lib.memory = engine._lib.memory
+        support.adopt(again, second)
+        self.assertTrue(torch.equal(second(torch.arange(3)), first(torch.arange(3))))
+        self.assertTrue(all(p.requires_grad for p in second.parameters()))
+
+    def test_a_tied_meta_module_stays_tied(self):
+        with torch.device("meta"):
+            model = Small(tied=True)
+        support.adopt(fake_engine.make(LAYOUT[:2], reattached=True), model)
+        self.assertIs(model.head.weight, model.embed.weight)
+
+    def test_what_differs_is_named(self):
+        engine = fake_engine.make(
+            [("embed.weight", "bf16", 11, 6), ("norm.weight", "f32", 7, 1), ("other", "f32", 2, 2)]
+        )
+        self.refused(
+            engine,
+            Small(),
+            "embed.weight is f32 [11, 6] here, bf16 [11, 6] in the layout",
+            "norm.weight is f32 [6] here, f32 [7, 1]",
+            "other is missing",
+            "head.weight [11, 6] is not in the layout",
+        )
+
+    def test_a_transposed_matrix_is_refused(self):
+        layout = [("embed.weight", "f32", 6, 11), *LAYOUT[1:]]
+        self.refused(fake_engine.make(layout), Small(), "embed.weight is f32 [11, 6] here")
+
+    def test_stacks_of_matrices_fit_by_all_their_rows(self):
+        model = nn.Module()
+        model.experts = nn.Parameter(torch.randn(3, 4, 5))
+        engine = fake_engine.make([("experts", "f32", 12, 5)])
+        support.adopt(engine, model)
+        self.assertEqual(tuple(model.experts.shape), (3, 4, 5))
+
+    def test_skipped_parameters_stay(self):
+        engine = fake_engine.make(LAYOUT[:2])
+        model = Small()
+        support.adopt(engine, model, skip=["head.weight"])
+        self.assertFalse(inside(engine, model.head.weight))
+
+    def test_empty_parameters_are_refused(self):
+        model = Small()
+        model.head.weight = nn.Parameter(torch.empty(0))
+        self.refused(fake_engine.make(LAYOUT), model, "head.weight is empty", "packing")
+
+    def test_strided_parameters_are_refused(self):
+        model = Small()
+        model.head.weight = nn.Parameter(torch.randn(6, 11).t())
+        self.refused(fake_engine.make(LAYOUT), model, "head.weight is not contiguous")
+
+    def test_parts_of_a_flat_buffer_are_refused(self):
+        model = Small()
+        flat = torch.randn(66)
+        model.head.weight = nn.Parameter(flat.view(11, 6))
+        model.register_buffer("flat", flat[3:40])
+        self.refused(fake_engine.make(LAYOUT), model, "lies within the memory of", "head.weight", "flat")
+
+    def test_lora_is_refused(self):
+        model = Small()
+        model.head.lora_A = nn.Linear(6, 2, bias=False)
+        self.refused(fake_engine.make(LAYOUT), model, "head.lora_A.weight", "merge")
+
+    def test_a_wrapper_is_refused_with_what_to_adopt(self):
+        wrapper = nn.Module()
+        wrapper.module = Small()
+        self.refused(fake_engine.make(LAYOUT), wrapper, "model.module")
+
+    def test_compiled_modules_have_their_own_names(self):
+        wrapper = nn.Module()
+        wrapper._orig_mod = Small()
+        engine = fake_engine.make(LAYOUT)
+        support.adopt(engine, wrapper)
+        self.assertEqual(len(engine._lib.declared), 3)
+
+    def test_a_copy_into_memory_that_is_not_mapped_is_refused(self):
+        engine = fake_engine.make(LAYOUT)
+        engine._lib.is_mapped = False
+        self.refused(engine, Small(), "not mapped", copy=True)
+
+    def test_tensors_that_leave_are_found(self):
+        for leave in (
+            lambda m: m.head.weight.__setattr__("data", m.head.weight.data.clone()),
+            lambda m: setattr(m.head, "weight", nn.Parameter(m.head.weight.data.clone())),
+            lambda m: m.load_state_dict({k: v.clone() for k, v in m.state_dict().items()}, assign=True),
+        ):
+            model, engine = Small(), fake_engine.make(LAYOUT)
+            support.adopt(engine, model)
+            engine._check()
+            leave(model)
+            with self.assertRaisesRegex(WrongRequest, r"\.weight has left the job's memory"):
+                engine._check()
+
+
+class AdoptOptimizer(unittest.TestCase):
+    def pair(self, make_optimizer, steps_before=0, **sizes):
+        torch.manual_seed(2)
+        plain = Small()
+        attached = copy.deepcopy(plain)
+        ours, theirs = make_optimizer(attached), make_optimizer(plain)
+        want = train(plain, theirs, steps_before + 4)
+        train(attached, ours, steps_before)
+        sizes.setdefault("optimizer", support.optimizer_bytes(ours, attached))
+        engine = fake_engine.make(LAYOUT, **sizes)
+        support.adopt(engine, attached)
+        support.adopt_optimizer(engine, ours)
+        if steps_before == 0:
+            self.assertEqual(train(attached, ours, 4), want)
+        return engine, attached, ours
+
+    def test_losses_are_the_same_bit_by_bit(self):
+        for options in ({}, {"amsgrad": True}, {"foreach": False}, {"fused": True}, {"capturable": False}):
+            with self.subTest(options):
+                engine, model, optimizer = self.pair(
+                    lambda m, o=options: torch.optim.AdamW(m.parameters(), lr=0.01, **o)
+                )
+                for state in optimizer.state.values():
+                    for key, value in state.items():
+                        if key != "step":
+                            self.assertTrue(inside(engine, value, "optimizer"), key)
+                engine._check()
+
+    def test_the_size_is_exact(self):
+        engine, _, _ = self.pair(lambda m: torch.optim.AdamW(m.parameters()))
+        self.assertEqual(engine._lib.used["optimizer"], engine.memory("optimizer").bytes)
+
+    def test_too_little_memory_is_refused_with_what_to_ask_for(self):
+        with self.assertRaisesRegex(WrongRequest, "attach.*memory="):
+            self.pair(lambda m: torch.optim.AdamW(m.parameters()), optimizer=1024)
+
+    def test_optimizers_that_are_not_known_need_a_first_step(self):
+        make = lambda m: torch.optim.RMSprop(m.parameters())  # noqa: E731
+        with self.assertRaisesRegex(WrongRequest, "RMSprop.*\n.*first step"):
+            self.pair(make)
+        engine, _, optimizer = self.pair(make, steps_before=1)
+        for state in optimizer.state.values():
+            self.assertTrue(inside(engine, state["square_avg"], "optimizer"))
+
+    def test_masters_lie_with_the_optimizer(self):
+        model = Small()
+        masters = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
+        optimizer = torch.optim.AdamW(masters)
+        engine = fake_engine.make(LAYOUT, optimizer=support.optimizer_bytes(optimizer, model))
+        support.adopt(engine, model)
+        support.adopt_optimizer(engine, optimizer)
+        for master in masters:
+            self.assertTrue(inside(engine, master, "optimizer"))
+        self.assertIn("parameter.0.0.master", engine._lib.declared)
+
+    def test_a_process_that_comes_after_goes_on_where_the_former_was(self):
+        def make(m):
+            return torch.optim.AdamW(m.parameters(), lr=0.01)
+
+        torch.manual_seed(2)
+        whole = Small()
+        first = copy.deepcopy(whole)
+        optimizer_of_whole = make(whole)
+        all_losses = train(whole, optimizer_of_whole, 3, seed=5) + train(
+            whole, optimizer_of_whole, 3, seed=6
+        )
+        optimizer = make(first)
+        engine = fake_engine.make(LAYOUT, optimizer=support.optimizer_bytes(optimizer))
+        support.adopt(engine, first)
+        support.adopt_optimizer(engine, optimizer)
+        losses = train(first, optimizer, 3, seed=5)
+
+        second = Small()  # Other weights, no state.
+        again = make(second)
+        later = fake_engine.make(LAYOUT, reattached=True, optimizer=engine.memory("optimizer").bytes)
+        later._lib.memory = engine._lib.memory
+        support.adopt(later, second)
+        support.adopt_optimizer(later, again)
+        losses += train(second, again, 3, seed=6)
+        self.assertEqual(losses, all_losses)
+
+    def test_state_that_leaves_is_found(self):
+        engine, model, optimizer = self.pair(lambda m: torch.optim.AdamW(m.parameters()))
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        with self.assertRaisesRegex(WrongRequest, "exp_avg.* has left"):
+            engine._check()
+
+
+class Random(unittest.TestCase):
+    def test_random_state_comes_back(self):
+        blob = support.random_state()
+        want = torch.rand(3)
+        support.restore_random_state(blob)
+        self.assertTrue(torch.equal(torch.rand(3), want))
+
+
+if __name__ == "__main__":
+    unittest.main()
