@@ -72,17 +72,17 @@ class Block:
 
 def blocks_of(path):
     """The fenced blocks of a document; a fence that is not closed is an error."""
-    blocks, fence, before = [], None, ""
+    blocks, fence, indent, before = [], None, 0, ""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         opened = re.match(r"^( {0,3})(`{3,})\s*([\w+-]*)", line)
         if fence is None and opened:
             marked = MARK.search(before)
-            fence = Block(path.name, number, opened[3], "", marked[1] if marked else "")
+            fence, indent = Block(path.name, number, opened[3], "", marked[1] if marked else ""), len(opened[1])
         elif fence is not None and line.strip().startswith("```"):
             blocks.append(fence)
             fence = None
         elif fence is not None:
-            fence.text += line + "\n"
+            fence.text += (line if line[:indent].strip() else line[indent:]) + "\n"
         before = line if line.strip() else before if fence is None and MARK.search(before) else ""
     assert fence is None, f"{path.name}:{fence.line}: the block is not closed"
     return blocks
@@ -189,12 +189,13 @@ class Commands(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "page.md")
             path.write_text("```\n$ build/awex-colocate x\noutput of it\n```\n\n<!-- not run: needs a GPU -->\n\n```sh\n"
-                            "mpirun x\n```\n```json\n{}\n```\n```\nonly output\n```\n```sh\nsrun hostname\n```\n",
+                            "mpirun x\n```\n```json\n{}\n```\n```\nonly output\n```\n```sh\nsrun hostname\n```\n"
+                            "1. a list\n\n   ```\n   awex-colocate y\n   ```\n",
                             encoding="utf-8")
             blocks = blocks_of(path)
-        self.assertEqual([block.is_commands() for block in blocks], [True, True, False, False, True])
+        self.assertEqual([block.is_commands() for block in blocks], [True, True, False, False, True, True])
         self.assertEqual(blocks[0].script(), "build/awex-colocate x")
-        self.assertEqual([block.needs() for block in blocks], ["", "needs a GPU", "", "", "uses srun"])
+        self.assertEqual([block.needs() for block in blocks], ["", "needs a GPU", "", "", "uses srun", ""])
 
     def test_a_command_that_fails_is_noticed(self):
         with tempfile.TemporaryDirectory() as folder:
