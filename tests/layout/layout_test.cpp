@@ -392,7 +392,8 @@ TEST_CASE("random models, engines and worlds") {
                                  "hf dtype",
                                  "hf block"}) {
     MESSAGE(checked[seen] << " layouts with " << seen);
-    CHECK(checked[seen] >= static_cast<size_t>(random_cases(10)));
+    // What is rare may not come in a share of the cases.
+    if (kShareOfCases == 1) CHECK(checked[seen] >= 10);
   }
 }
 

@@ -123,13 +123,12 @@ inline void add_random_latent_attention(Dice& dice, ModelConfig& config) {
 
 /// How many random cases a test runs: a tenth where a sanitizer makes each many times slower, for
 /// what it finds is found in any of them.
-constexpr int random_cases(int usual) {
 #ifdef __SANITIZE_ADDRESS__
-  return (usual + 9) / 10;
+inline constexpr int kShareOfCases = 10;
 #else
-  return usual;
+inline constexpr int kShareOfCases = 1;
 #endif
-}
+constexpr int random_cases(int usual) { return (usual + kShareOfCases - 1) / kShareOfCases; }
 
 /// A model of some thousand elements of any family and dtype. Its sizes divide by some of 1,
 /// 2, 3, 4, 6 and 8; hidden, which no engine splits, may be any number.
