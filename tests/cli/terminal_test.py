@@ -227,5 +227,5 @@ class Hints(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    BINARY, MPIEXEC = sys.argv[1:3]
+    BINARY, MPIEXEC = os.path.abspath(sys.argv[1]), sys.argv[2]
     unittest.main(argv=sys.argv[:1], verbosity=2)
