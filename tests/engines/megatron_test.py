@@ -45,7 +45,7 @@ support.adopt(engine, ddp, optimizer)
 for name, parameter in model.named_parameters():
     assert inside(engine, "weights", parameter), name
 assert engine._lib.used["optimizer"] == sizes["optimizer"], (engine._lib.used, sizes)
-assert len(engine._lib.declared) > 3 * len(layout), (len(layout), sorted(engine._lib.declared))
+assert len(engine._lib.declared) > len(layout)  # Masters and moments, too: of dp ranks each has a part.
 got += losses(ddp, optimizer, range(2, 6))
 engine._check()
 for one in support._chained(optimizer):
