@@ -44,7 +44,7 @@ check_layers() {
   if beyond '(base|model|layout|memory|transfer/kernels|transfer/prove|engine)/.*' src/engine; then found=1; fi
   if beyond '(base|model|layout|memory|transfer/kernels|engine|attach)/.*|awex_colocate.h' src/attach; then found=1; fi
   if beyond '(base|model|layout|plan|memory|comm|transfer|engine|cycle)/.*' src/cycle; then found=1; fi
-  if beyond '(base|model|cycle|comm|serve)/.*|engine/engine.hpp|memory/(region|device).hpp' src/serve; then found=1; fi
+  if beyond '(base|model|cycle|comm|serve)/.*|attach/attached_engines.hpp|engine/engine.hpp|memory/(region|device).hpp' src/serve; then found=1; fi
   room='(base|memory|comm|transfer/share|cycle|doctor)/.*|transfer/move/nccl_library.hpp'
   if beyond "$room" src/doctor; then found=1; fi
   if beyond '(base|model|cycle|serve|doctor|cli)/.*|(comm/signals|memory/device|plan/plan_copies).hpp' src/cli; then found=1; fi

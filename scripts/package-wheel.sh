@@ -40,6 +40,10 @@ cp -r python/. LICENSE "$stage"
 rm -rf "$stage"/build "$stage"/src/*.egg-info
 install -m 755 "$library" "$stage/src/awex_colocate/libawex_colocate.so"
 strip --strip-debug "$stage/src/awex_colocate/libawex_colocate.so"
+# Other machines have a libfmt of another version, or none. The library looks beside itself first.
+while read -r needed; do
+  install -m 755 "$needed" "$stage/src/awex_colocate/"
+done < <(ldd "$library" | awk '/libfmt/ { print $3 }')
 step "packing it"
 isolated=()
 if "$python" -c 'import setuptools, wheel' 2>/dev/null ||

@@ -25,10 +25,10 @@ scripts/install-packages.sh
 
 # The independent readers and writers of safetensors that tests compare with.
 python=$PWD/build-python/bin/python
-if ! "$python" -c 'import numpy, safetensors' 2>/dev/null; then
-  step "preparing build-python (numpy, safetensors)"
+if ! "$python" -c 'import numpy, safetensors, wheel' 2>/dev/null; then
+  step "preparing build-python (numpy, safetensors, and what packs the wheel)"
   python3 -m venv --clear build-python
-  "$python" -m pip install --quiet --disable-pip-version-check numpy safetensors </dev/null ||
+  "$python" -m pip install --quiet --disable-pip-version-check numpy safetensors 'setuptools>=70.1' wheel </dev/null ||
     die "cannot install numpy and safetensors into build-python" \
       "see pip's message above; they come from PyPI"
 fi

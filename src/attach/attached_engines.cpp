@@ -90,9 +90,7 @@ class AttachedTrainer final : public TrainerEngine {
   void hear_of_others(bool must_return) override {
     if (asks_of_others_) must_return_ = must_return;
   }
-  void restore_by(std::function<void(WaitMonitor&)> restore) override {
-    restore_ = std::move(restore);
-  }
+  void restore_by(const std::function<void(WaitMonitor&)>& restore) override { restore_ = restore; }
 
   void load(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {}
   void loaded(const std::optional<Error>& refusal, const Deadline& deadline,

@@ -1,7 +1,7 @@
 #include "base/log.hpp"
 
 #include "base/error_json.hpp"
-#include "base/log_event.hpp"
+#include "base/log_fact.hpp"
 #include "base/utc_now.hpp"
 
 #include <poll.h>
@@ -123,7 +123,7 @@ void set_format(Format format, std::optional<int> rank) { json_settings() = {for
 
 Format format() { return json_settings().format; }
 
-std::string json_line(Severity severity, const std::string& message, const Event& event) {
+std::string json_line(Severity severity, const std::string& message, const Fact& event) {
   static const std::string kHost = host_name();
   Json line = {{"time", utc_now_in_milliseconds()},
                {"level", severity_name(severity)},
@@ -144,14 +144,14 @@ Level level() { return settings().level; }
 
 void draw(std::string_view text) { (void)write_patiently(text, 0); }
 
-void note(const std::string& text, const Event& event) {
+void note(const std::string& text, const Fact& event) {
   if (settings().level == Level::kQuiet) return;
   write_line(format() == Format::kJson ? json_line(Severity::kInfo, text, event) : text);
 }
 
 void note(std::string_view text) { note(std::string(text), {"note"}); }
 
-void detail(const std::string& text, const Event& event) {
+void detail(const std::string& text, const Fact& event) {
   if (format() == Format::kJson) return note(text, event);
   detail(text);
 }
@@ -174,7 +174,7 @@ void warning(std::string_view text) {
 
 void error(const Error& error) {
   if (format() == Format::kJson) {
-    const Event event{"error", {{"error", error_json(error)}}};
+    const Fact event{"error", {{"error", error_json(error)}}};
     return write_line(json_line(Severity::kError, error.what(), event));
   }
   const auto& context = error.context();

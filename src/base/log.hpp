@@ -13,7 +13,7 @@
 namespace awex::log {
 
 enum class Level { kQuiet, kNormal, kVerbose };
-/// What lines are for: text for people, or JSON for programs, an object a line (log_event.hpp).
+/// What lines are for: text for people, or JSON for programs, an object a line (log_fact.hpp).
 enum class Format { kText, kJson };
 
 /// Sets how much this process says on stderr, and what its lines begin with ("rank 3"; may be

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "base/log.hpp"
-#include "base/log_event.hpp"
+#include "base/log_fact.hpp"
 
 namespace awex {
 namespace {

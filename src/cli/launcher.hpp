@@ -12,8 +12,8 @@ namespace awex {
 [[nodiscard]] std::optional<int> launched_rank();
 
 /// For ranks other than 0 with wrong options, before they tell their error: waits until rank 0 has
-/// told its own. A launcher ends all ranks when the first has failed, which gives each the exit code
-/// `code`; so this returns only where rank 0 found nothing wrong.
+/// told its own. A launcher ends all ranks when the first has failed, which gives each the exit
+/// code `code`; so this returns only where rank 0 found nothing wrong.
 void let_rank_0_speak(ExitCode code);
 
 /// Before MPI is initialised: the request error of a start of `command` from which MPI cannot make

@@ -13,7 +13,7 @@ std::string loading_text(uint64_t done_bytes, uint64_t all_bytes) {
                      format_bytes(all_bytes));
 }
 
-log::Event phase_fact(const PhaseEvent& event, double seconds, uint64_t bytes) {
+log::Fact phase_fact(const PhaseEvent& event, double seconds, uint64_t bytes) {
   return {"phase",
           {{"version", event.version},
            {"phase", event.phase},
@@ -35,7 +35,7 @@ void LoadingLines::tell(uint64_t done_bytes, uint64_t all_bytes) {
 
 namespace {
 
-log::Event run_fact(const Report& report) {
+log::Fact run_fact(const Report& report) {
   return {"started",
           {{"command", report.command},
            {"model", report.model_name},
@@ -45,7 +45,7 @@ log::Event run_fact(const Report& report) {
            {"backend", report.backend}}};
 }
 
-log::Event version_fact(const VersionReport& version) {
+log::Fact version_fact(const VersionReport& version) {
   return {"version",
           {{"version", version.version},
            {"committed", version.committed},

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "base/log_event.hpp"
+#include "base/log_fact.hpp"
 #include "base/wait.hpp"
 #include "cli/moving_line.hpp"
 #include "cli/report_files.hpp"
@@ -17,7 +17,7 @@ namespace awex {
 [[nodiscard]] std::string loading_text(uint64_t done_bytes, uint64_t all_bytes);
 
 /// Facts of a phase's end, for programs.
-[[nodiscard]] log::Event phase_fact(const PhaseEvent& event, double seconds, uint64_t bytes);
+[[nodiscard]] log::Fact phase_fact(const PhaseEvent& event, double seconds, uint64_t bytes);
 
 /// Tells in a log, every 10 s, how far loading has come; programs every second.
 class LoadingLines {

@@ -347,7 +347,7 @@ std::string rank_tables(const Json& status, const TextStyle& style) {
 }
 
 /// Of engines that attach; nothing where none does.
-std::string engine_table(const Json& status) {
+std::string engine_table(const Json& status, const TextStyle& style) {
   constexpr auto kLeft = TextColumn::Align::kLeft;
   TextTable table(
       {{"rank", ""}, {"engine", "", kLeft}, {"pid", ""}, {"steps", ""}, {"state", "", kLeft}});
@@ -359,7 +359,7 @@ std::string engine_table(const Json& status) {
     table.add_row({count_text(rank, "rank"), text(rank, "engine"), count_text(rank, "engine_pid"),
                    text(rank, "role") == "trainer" ? count_text(rank, "steps") : kUnknown, state});
   }
-  return any ? "\nengines\n" + table.text() : "";
+  return any ? "\nengines\n" + table.text(style.width) : "";
 }
 
 std::string process_table(const Json& status, const TextStyle& style) {
@@ -388,7 +388,7 @@ std::string process_table(const Json& status, const TextStyle& style) {
 
 std::string render_status(const std::string& json, const TextStyle& style) {
   const auto status = parse_status(json);
-  return job_lines(status, style) + rank_tables(status, style) + engine_table(status) +
+  return job_lines(status, style) + rank_tables(status, style) + engine_table(status, style) +
          process_table(status, style);
 }
 

@@ -242,9 +242,10 @@ class Job final : public WaitMonitor {
 
   /// Ends the job in order: finalises MPI. All ranks must come. Collective.
   void finish();
-  /// Ends the whole job, which this rank has reported, with an exit code (MPI_Abort). Does not return. Rank 0 does so at once; the
-  /// others give it up to 1.5 s to report and do so first. After a lost peer rank 0 waits as long,
-  /// so that mpirun can notice the death itself and return 128 + the signal.
+  /// Ends the whole job, which this rank has reported, with an exit code (MPI_Abort). Does not
+  /// return. Rank 0 does so at once; the others give it up to 1.5 s to report and do so first.
+  /// After a lost peer rank 0 waits as long, so that mpirun can notice the death itself and return
+  /// 128 + the signal.
   [[noreturn]] void abort(ExitCode code);
 
  private:

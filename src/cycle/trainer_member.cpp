@@ -1,5 +1,7 @@
 #include "cycle/trainer_member.hpp"
 
+#include <algorithm>
+
 #include "base/checked.hpp"
 #include "base/log.hpp"
 
@@ -12,10 +14,14 @@ std::vector<ProvenRun> runs_of(TrainerEngine& engine, Tag tag) {
   const std::byte* region = engine.region(tag)->data();
   std::vector<ProvenRun> runs;
   for (const auto& tensor : engine.tensors(tag)) {
-    if (tensor.bytes() == 0) continue;
-    const auto place = placed.at(tensor.offset_bytes, tensor.bytes()) - region;
-    runs.push_back({tensor.name, static_cast<uint64_t>(place), tensor.bytes(),
-                    narrow<uint32_t>(element_bytes(tensor.dtype))});
+    const auto element = narrow<uint32_t>(element_bytes(tensor.dtype));
+    for (uint64_t done = 0; done < tensor.bytes();) {
+      const uint64_t at = tensor.offset_bytes + done;
+      const uint64_t bytes = std::min(placed.together_from(at), tensor.bytes() - done);
+      const auto place = static_cast<uint64_t>(placed.at(at, bytes) - region);
+      runs.push_back({tensor.name, place, bytes, element});
+      done += bytes;
+    }
   }
   return runs;
 }

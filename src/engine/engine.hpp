@@ -135,7 +135,7 @@ class TrainerEngine : public Engine {
   [[nodiscard]] virtual uint64_t changes() const { return steps(); }
   /// Gives it a way to bring its memory back as it was when it was offloaded last, proven. It uses
   /// that in `attend`.
-  virtual void restore_by(std::function<void(WaitMonitor&)> /*restore*/) {}
+  virtual void restore_by(const std::function<void(WaitMonitor&)>& /*restore*/) {}
   /// At rest, the same on every trainer: whether those that are lost return to what they handed
   /// over last, as not all of them have come equally far.
   virtual void hear_of_others(bool /*must_return*/) {}

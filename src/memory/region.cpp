@@ -111,6 +111,9 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
                              const ChunkLeaving& leaving) {
   if (state_ == RegionState::kOffloaded) return {};
   return about_tag(tag_, [&] {
+    if (state_ == RegionState::kResident) {
+      for (auto& chunk : chunks_) chunk.has_copy = false;  // of an earlier offload
+    }
     enter(RegionState::kOffloading);
     RegionChange change{.changed = true};
     BlocksAhead ahead(device_, missing_backups());
@@ -136,7 +139,6 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
         monitor.progressed(host_memory_progress(host_bytes(), bytes()));
       }
       const auto host = chunks_[chunk].host->bytes();
-      chunks_[chunk].has_copy = false;
       queue.copy(host.data(), chunk_data(chunk), host.size());
       change.moved_bytes += host.size();
       const auto before = std::exchange(behind, InFlight{chunk, queue.record()});

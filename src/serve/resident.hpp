@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "base/error.hpp"
-#include "base/log_event.hpp"
+#include "base/log_fact.hpp"
 #include "comm/job.hpp"
 #include "cycle/observer.hpp"
 #include "cycle/options.hpp"
@@ -41,7 +41,7 @@ struct ServeOptions {
 /// How a resident job's rank 0 speaks. Nothing may be null.
 struct ResidentVoice {
   /// A line of the job's log, and what it is about.
-  std::function<void(const std::string& line, const log::Event& event)> log;
+  std::function<void(const std::string& line, const log::Fact& event)> log;
   std::function<std::string(const Report&, const Rendering&)> table;
   std::function<std::string(const Report&)> json;
   std::function<std::string(const Report&)> trace;

@@ -43,7 +43,7 @@ def srun(*words):
 class BatchJob:
     """A job of sbatch with a directory of its own, where `log` is: of a script's text, or of a file."""
 
-    def __init__(self, script, *options, batch_file="script", **variables):
+    def __init__(self, test, script, *options, batch_file="script", **variables):
         self.directory = new_directory("batch")
         self.token = uuid.uuid4().hex
         self.log = self.directory / "log"
@@ -51,6 +51,7 @@ class BatchJob:
         submitted = Ended(["sbatch", "--parsable", "--output=log", "--open-mode=append", *MEMORY, *options, batch_file],
                           self.directory, AWEX_TEST_TOKEN=self.token, **variables)
         self.id = submitted.must().out.strip()
+        test.addCleanup(lambda: Ended(["scancel", "--quiet", self.id]))  # of a test that fails
 
     def facts(self):
         """What Slurm knows of it."""
@@ -124,7 +125,7 @@ class Launches(SlurmTest):
                 self.assertEqual(self.digests(Ended(start)), (nodes, expected))
 
     def test_mpirun_in_a_batch_file(self):
-        job = BatchJob(f"{MPIEXEC} {quoted(update('--json', 'report.json'))}", "-N2", "--ntasks-per-node=4")
+        job = BatchJob(self, f"{MPIEXEC} {quoted(update('--json', 'report.json'))}", "-N2", "--ntasks-per-node=4")
         self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
         report = json.loads(text_of(job.directory / "report.json"))
         self.assertEqual((report["ok"], report["world"]["nodes"], report["world"]["ranks"]), (True, 2, 8))
@@ -161,7 +162,7 @@ class Arrays(SlurmTest):
         """Three jobs of an array, on one host, at work at once."""
         meet = "touch here-$SLURM_ARRAY_TASK_ID; until [[ $(ls here-* | wc -l) == 3 ]]; do sleep 0.1; done"
         words = quoted(update("--versions", "5", "--json"))
-        job = BatchJob(f"{meet}\nexec srun --mpi=pmix {words} report-$SLURM_ARRAY_TASK_ID.json", "--array=0-2", "-N1",
+        job = BatchJob(self, f"{meet}\nexec srun --mpi=pmix {words} report-$SLURM_ARRAY_TASK_ID.json", "--array=0-2", "-N1",
                        "-n4", "-w", "n1", "--output=log-%a")
         job.wait_until(lambda: not Ended(["squeue", "-h", "-j", job.id]).out, "all tasks have ended")
         must_be_gone(job.token)
@@ -184,7 +185,7 @@ class Ends(SlurmTest):
             words[words.index("preset:tiny-dense")] = str(directory / "model")
             slow = variables_of(build_storage(str(directory)), {"ms": 200})
             words = ["env", *(f"{name}={value}" for name, value in slow.items()), *words]
-        job = BatchJob(f"exec {launch or quoted(srun())} {quoted(words)}", *options, **variables)
+        job = BatchJob(self, f"exec {launch or quoted(srun())} {quoted(words)}", *options, **variables)
         job.await_text(LOADING if loading else COMMITTED)
         return job
 
@@ -202,7 +203,7 @@ class Ends(SlurmTest):
         late.chmod(0o755)
         report = directory / "report.json"
         report.write_text('{"ok": true}', encoding="ascii")
-        job = BatchJob(f"exec {quoted([*srun(), late, *update('--json', report)])}", "-n4")
+        job = BatchJob(self, f"exec {quoted([*srun(), late, *update('--json', report)])}", "-n4")
 
         def in_start():
             return any(hears_sigterm(pid) for pid in ranks_of(report))
@@ -279,14 +280,14 @@ class ExitCodes(SlurmTest):
         for code, options in ((0, ("--versions", "1")), (2, ("--layers", "0")), (2, ("--model", "/nowhere"))):
             with self.subTest(options):
                 words = update() if "--model" not in options else [BINARY, "update", "--backend", "host"]
-                job = BatchJob(f"exec {quoted([*srun(), *words, *options])}", "-n4")
+                job = BatchJob(self, f"exec {quoted([*srun(), *words, *options])}", "-n4")
                 self.assertEqual(job.await_end(), ("FAILED" if code else "COMPLETED", f"{code}:0"), job.text())
 
     def test_those_of_ranks_that_hang_or_die(self):
         for number, codes in (("STOP", ("4:0",)), ("KILL", ("137:0", "5:0"))):
             with self.subTest(number):
                 words = [BINARY, "update", *JOB[:-1], "2s", "--versions", "100000"]
-                job = BatchJob(f"exec {quoted([*srun(), *words])} --json $PWD/report.json", "-n4")
+                job = BatchJob(self, f"exec {quoted([*srun(), *words])} --json $PWD/report.json", "-n4")
                 job.await_text(COMMITTED)
                 pids = ranks_of(job.directory)
                 self.assertEqual(len(pids), 4)
@@ -348,7 +349,7 @@ class Guide(unittest.TestCase):
 
     def test_resident_job(self):
         for block in self.blocks("serve"):
-            job = BatchJob(f"set -e\n{block}wait", "-N2", "--ntasks-per-node=4",
+            job = BatchJob(self, f"set -e\n{block}wait", "-N2", "--ntasks-per-node=4",
                            PATH=self.variables["PATH"])
             self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
             self.assertEqual(len(lines_of("result +ok", job.text())), 2, job.text())
@@ -358,7 +359,7 @@ class BatchFiles(SlurmTest):
     """Those of examples/slurm, as they are shipped: the environment and sbatch's options fit them to these hosts."""
 
     def submit(self, name, *options, **variables):
-        job = BatchJob("", "--gpus-per-node=2", *options, batch_file=f"{ROOT}/examples/slurm/{name}",
+        job = BatchJob(self, "", "--gpus-per-node=2", *options, batch_file=f"{ROOT}/examples/slurm/{name}",
                        **{"MODEL": "preset:tiny-dense", "AWEX": BINARY, "BACKEND": "host", **variables})
         return job
 
@@ -410,7 +411,8 @@ class BatchFiles(SlurmTest):
         Ended(["scancel", job.id]).must()
         self.assertEqual(job.await_end()[0], "CANCELLED", job.text())
         record = json.loads(text_of(job.directory / f"awex-job-{job.id}" / "job.json"))
-        self.assertEqual(record["end"], "told to end by a signal", job.text())
+        # "by a signal", or in a command "by SIGTERM in phase ..."
+        self.assertTrue(record["end"].startswith("told to end by "), record["end"])
 
     def test_resident_job_that_cannot_begin(self):
         job = self.submit("resident_job.sbatch", MODEL="/nowhere")

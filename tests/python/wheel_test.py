@@ -34,6 +34,10 @@ with tempfile.TemporaryDirectory() as folder:
     for file in ("py.typed", "libawex_colocate.so", "torch.py", "vllm.py"):
         check(f"awex_colocate/{file}" in names, "the wheel lacks a file", file, names)
 
+    linked = run("ldd", Path(LIBRARY)).stdout
+    if "libfmt.so" in linked:
+        check(any(name.startswith("awex_colocate/libfmt.so") for name in names), "libfmt is carried", names)
+
     fresh = Path(folder, "fresh")
     run(sys.executable, "-m", "venv", "--without-pip", fresh)
     python = fresh / "bin/python"
@@ -46,9 +50,9 @@ with tempfile.TemporaryDirectory() as folder:
     check(said[1] == str(site / "awex_colocate/libawex_colocate.so"), "its own library is found", said)
 
     job = Path(folder, "no-job")
-    done = run(python, "-c", f"import awex_colocate as a; a.attach('trainer', {str(job)!r}, device='host')",
+    done = run(python, "-c", f"import awex_colocate as a; a.attach('trainer', {str(job)!r}, device='host', timeout=1)",
                check=False, **clean)  # fmt: skip
-    for word in ("WrongRequest", str(job), "hint: "):
+    for word in ("DeadlinePassed", str(job), "hint: "):
         check(done.returncode == 1 and word in done.stderr, "a job that is not there is named", word, done.stderr)
 
     code = (

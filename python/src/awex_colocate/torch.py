@@ -168,16 +168,16 @@ def _check_watched(watched: list[_Watched]) -> None:
             )
 
 
-def _has_content(engine: Engine, tag: str) -> bool:
-    """Whether a tag's memory holds what a former engine left."""
-    return engine.place.reattached and engine.memory(tag).is_mapped
+def _is_new(engine: Engine, tag: str) -> bool:
+    """Whether a tag's memory is there and holds nothing: not what a former engine left, which may be away just now."""
+    return engine.memory(tag).is_mapped and not engine.place.reattached
 
 
 def adopt_tensor(engine: Engine, tag: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor like `tensor` in a tag's memory, with its content unless the memory holds what a former
     engine left; declares it under `name` where the job can prove its dtype. Tags other than weights."""
     new = empty(engine, tag, tensor.shape, tensor.dtype)
-    if not _has_content(engine, tag):
+    if _is_new(engine, tag):
         new.copy_(tensor)
     if tensor.numel() and tensor.dtype in DTYPE_NAMES:
         offset = new.data_ptr() - engine.memory(tag).address
@@ -554,13 +554,30 @@ def _adopt_steps(
         return [optimizer.state[parameter] for parameter in counted]
 
     copy = adopt_tensor(engine, "optimizer", name, _step_counts(states()))
-    if _has_content(engine, "optimizer"):
+
+    def bring_back() -> None:
         for state, count in zip(states(), copy.tolist(), strict=True):
             if isinstance(state["step"], torch.Tensor):
                 state["step"].fill_(count)
             else:
                 state["step"] = int(count)
+
+    if engine.place.reattached:
+        _when_there(engine, "optimizer", bring_back)
     optimizer.register_step_post_hook(lambda *_: copy.copy_(_step_counts(states())))
+
+
+def _when_there(engine: Engine, tag: str, work: Callable[[], None]) -> None:
+    """Now, or as soon as a tag's memory is back."""
+    if engine.memory(tag).is_mapped:
+        work()
+        return
+    due = [work]
+
+    @engine.after_resume
+    def resumed(which: str, _version: int) -> None:
+        if which == tag and due:
+            due.pop()()
 
 
 def _step_counts(states: list[dict[str, Any]]) -> torch.Tensor:

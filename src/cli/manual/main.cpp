@@ -1,5 +1,5 @@
-// Writes what is installed beside the program and tells of its options: the man page and
-// completions. usage: awex-manual FOLDER VERSION
+// Writes what tells of the program's options: the man page, completions and docs/commands.md.
+// usage: awex-manual FOLDER VERSION
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -7,6 +7,7 @@
 #include <fstream>
 #include <string>
 
+#include "cli/manual/commands_page.hpp"
 #include "cli/manual/completions.hpp"
 #include "cli/manual/man_page.hpp"
 #include "cli/program.hpp"
@@ -35,6 +36,7 @@ int main(int argc, char** argv) {
     write(folder + "awex-colocate.bash", awex::render_bash_completion(words));
     write(folder + "_awex-colocate", awex::render_zsh_completion(words));
     write(folder + "awex-colocate.fish", awex::render_fish_completion(words));
+    write(folder + "commands.md", awex::render_commands_page(words));
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: awex-manual: %s\n", error.what());

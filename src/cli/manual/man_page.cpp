@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <sstream>
 
 namespace awex {
 namespace {
@@ -60,35 +59,9 @@ std::string options_of(const CommandWords& command) {
   return out;
 }
 
-/// A part of a footer: "Title: text", or "Title:" and lines that are kept as they are.
-struct FooterPart {
-  std::string title;
-  std::vector<std::string> lines;
-  bool is_verbatim = false;
-};
-
-std::vector<FooterPart> parts_of(const std::string& footer) {
-  std::vector<FooterPart> parts;
-  std::istringstream lines(footer);
-  bool begins = true;
-  for (std::string line; std::getline(lines, line);) {
-    if (line.empty()) {
-      begins = true;
-    } else if (begins) {
-      const auto colon = line.find(':');
-      parts.push_back({line.substr(0, colon), {}, colon + 1 == line.size()});
-      if (!parts.back().is_verbatim) parts.back().lines.push_back(line.substr(colon + 2));
-      begins = false;
-    } else {
-      parts.back().lines.push_back(line);
-    }
-  }
-  return parts;
-}
-
 std::string footer_of(const CommandWords& command, bool with_sections) {
   std::string out;
-  for (const auto& part : parts_of(command.footer)) {
+  for (const auto& part : footer_parts(command.footer)) {
     out += with_sections ? fmt::format(".SH {}\n", quoted(in_capitals(part.title)))
                          : fmt::format(".PP\n{}:\n", escaped(part.title));
     if (part.is_verbatim) out += with_sections ? ".EX\n" : ".PP\n.EX\n";

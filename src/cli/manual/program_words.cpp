@@ -69,6 +69,25 @@ std::vector<std::string> CommandWords::groups() const {
   return all;
 }
 
+std::vector<FooterPart> footer_parts(const std::string& footer) {
+  std::vector<FooterPart> parts;
+  std::istringstream lines(footer);
+  bool begins = true;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.empty()) {
+      begins = true;
+    } else if (begins) {
+      const auto colon = line.find(':');
+      parts.push_back({line.substr(0, colon), {}, colon + 1 == line.size()});
+      if (!parts.back().is_verbatim) parts.back().lines.push_back(line.substr(colon + 2));
+      begins = false;
+    } else {
+      parts.back().lines.push_back(line);
+    }
+  }
+  return parts;
+}
+
 ProgramWords words_of(const CLI::App& root) {
   ProgramWords words{words_of_command(root), {}};
   for (const auto* command : root.get_subcommands(nullptr)) {

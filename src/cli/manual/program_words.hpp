@@ -44,6 +44,15 @@ struct ProgramWords {
   std::vector<CommandWords> commands;
 };
 
+/// A part of a footer: "Title: text", or "Title:" and lines that are kept as they are.
+struct FooterPart {
+  std::string title;
+  std::vector<std::string> lines;
+  bool is_verbatim = false;
+};
+
+[[nodiscard]] std::vector<FooterPart> footer_parts(const std::string& footer);
+
 /// All that `root` would print as help: the program's and every command's.
 [[nodiscard]] ProgramWords words_of(const CLI::App& root);
 

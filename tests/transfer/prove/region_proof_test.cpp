@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -168,4 +170,54 @@ TEST_CASE("a resume that failed is proven when it is repeated") {
     CHECK(f.resume().moved_bytes == Fixture::kBytes);
   }
   CHECK(f.is_whole());
+}
+
+TEST_CASE("what was offloaded last is brought back over what is there, and is proven") {
+  Fixture f;
+  CHECK_THROWS_AS(f.proof.bring_back(*f.queue, f.deadline, f.monitor), Error);  // nothing was yet
+  f.region.prepare_backup();
+  CHECK_THROWS_AS(f.proof.bring_back(*f.queue, f.deadline, f.monitor), Error);  // room is no copy
+  f.offload();
+  CHECK_THROWS_AS(f.proof.bring_back(*f.queue, f.deadline, f.monitor), Error);  // not resident
+  f.resume();
+  std::fill_n(f.region.data(), f.region.bytes(), std::byte{0x77});
+  const auto change = f.proof.bring_back(*f.queue, f.deadline, f.monitor);
+  CHECK(change.moved_bytes == Fixture::kBytes);
+  CHECK(f.is_whole());
+  f.damage(60 * kMiB);
+  try {
+    f.proof.bring_back(*f.queue, f.deadline, f.monitor);
+    FAIL_CHECK("nothing was thrown");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kMismatch);
+    CHECK(error.context().tensor == "long");
+  }
+}
+
+TEST_CASE("an offload that fails leaves no copy of two moments") {
+  Fixture f;
+  f.offload();
+  f.resume();
+  CHECK(f.region.has_copy());
+  ThrowingMonitor monitor(0);
+  try {
+    f.region.offload(*f.queue, f.deadline, monitor);
+  } catch (const Error&) {
+    CHECK_FALSE(f.region.has_copy());
+  }
+  f.region.resume(*f.queue, f.deadline, f.monitor);
+  f.region.data()[0] ^= std::byte{1};
+  f.region.offload(*f.queue, f.deadline, f.monitor);
+  f.region.resume(*f.queue, f.deadline, f.monitor);
+  CHECK(f.region.has_copy());
+}
+
+TEST_CASE("an unproven offload is not compared with an older record") {
+  Fixture f;
+  f.offload();
+  f.resume();
+  f.region.data()[5] ^= std::byte{1};
+  f.proof.forget();
+  f.region.offload(*f.queue, f.deadline, f.monitor);
+  CHECK_NOTHROW(f.resume());
 }

@@ -1,0 +1,183 @@
+"""The plugins without their engines: what they register, refuse by name and call, in which order."""
+
+import os
+import sys
+import types
+import unittest
+from unittest import mock
+
+import awex_colocate.sglang as sglang_plugin
+import awex_colocate.vllm as vllm_plugin
+from awex_colocate import WrongRequest
+from awex_colocate._versions import refuse_others
+
+
+def module(name, **contents):
+    """A stub of a module, under which importing finds it."""
+    made = types.ModuleType(name)
+    made.__dict__.update(contents)
+    parents = {".".join(name.split(".")[:n]): types.ModuleType("x") for n in range(1, name.count(".") + 1)}
+    return mock.patch.dict(sys.modules, {**parents, name: made})
+
+
+class Versions(unittest.TestCase):
+    def test_a_range_is_a_range(self):
+        for found in ("0.5.14", "0.5.23", "0.5.20.post1"):
+            refuse_others("SGLang", found, "0.5.14", "0.5.23")
+        for found in ("0.5.13", "0.5.24", "0.6.0", "0.4.99", "1.0", "", "unknown"):
+            with self.assertRaisesRegex(WrongRequest, r"for SGLang 0.5.14 to 0.5.23; "):
+                refuse_others("SGLang", found, "0.5.14", "0.5.23")
+
+    def test_the_last_number_may_be_any(self):
+        for found in ("0.32.0", "0.32.7", "0.32.0+cpu"):
+            refuse_others("vLLM", found, "0.32", "0.32")
+        for found in ("0.31.9", "0.33.0", "0.3.2"):
+            with self.assertRaisesRegex(WrongRequest, rf"for vLLM 0.32; {found} is installed"):
+                refuse_others("vLLM", found, "0.32", "0.32")
+
+    def test_one_may_try_others(self):
+        with mock.patch.dict(os.environ, AWEX_COLOCATE_ANY_VERSION="1"):
+            refuse_others("vLLM", "9.9", "0.32", "0.32")
+
+
+class Factory:
+    def __init__(self):
+        self._registry = {}
+
+    def register_engine(self, name, path, class_name):
+        assert name not in self._registry
+        self._registry[name] = (path, class_name)
+
+
+class Llm:
+    def __init__(self, failing=""):
+        self.calls, self.failing = [], failing
+
+    def __getattr__(self, name):
+        def call(*_, **__):
+            self.calls.append(name)
+            if name == self.failing:
+                raise WrongRequest(name)
+
+        return call
+
+
+class Vllm(unittest.TestCase):
+    def test_nothing_happens_without_vllm(self):
+        with mock.patch.dict(sys.modules, {"vllm": None}):
+            vllm_plugin.register()
+
+    def test_it_registers_once(self):
+        factory = Factory()
+        with module("vllm.distributed.weight_transfer", WeightTransferEngineFactory=factory):
+            vllm_plugin.register()
+            vllm_plugin.register()
+        self.assertEqual(factory._registry, {"awex": ("awex_colocate.vllm_engine", "AwexWeightTransfer")})
+
+    def test_an_update_has_its_order(self):
+        llm = Llm()
+        vllm_plugin.update(llm, version=3)
+        want = ["sleep", "start_weight_update", "update_weights", "finish_weight_update",
+                "reset_prefix_cache", "wake_up"]  # fmt: skip
+        self.assertEqual(llm.calls, want)
+
+    def test_vllm_goes_on_after_a_failed_update(self):
+        llm = Llm("update_weights")
+        with self.assertRaises(WrongRequest):
+            vllm_plugin.update(llm)
+        self.assertEqual(llm.calls, ["sleep", "start_weight_update", "update_weights", "wake_up"])
+
+    def test_what_cannot_be_is_refused(self):
+        def config(lora=None, **model):
+            return types.SimpleNamespace(lora_config=lora, model_config=types.SimpleNamespace(**model))
+
+        with mock.patch.dict(os.environ, AWEX_COLOCATE_ANY_VERSION="1"):
+            vllm_plugin._refuse(config(quantization="fp8"), False)
+            for wrong, word in (
+                (config(lora=object()), "LoRA"),
+                (config(quantization="awq"), "awq"),
+                (config(quantization=None, enable_sleep_mode=True), "enable_sleep_mode"),
+            ):
+                with self.assertRaisesRegex(WrongRequest, word):
+                    vllm_plugin._refuse(wrong, False)
+
+
+class Registry:
+    def __init__(self):
+        self.hooks = {}
+
+    def register(self, target, hook, kind):
+        self.hooks[target.rsplit(".", 1)[1]] = (hook, kind)
+
+
+class Manager:
+    def __init__(self):
+        self.calls = []
+
+    def is_fully_idle(self):
+        return True
+
+    def flush_cache(self):
+        self.calls.append("flush")
+
+
+class Sglang(unittest.TestCase):
+    ANSWERS = {"ReleaseMemoryOccupationReqOutput": lambda: "released",
+               "ResumeMemoryOccupationReqOutput": lambda: "resumed"}  # fmt: skip
+
+    def hooks(self):
+        registry = Registry()
+        kinds = types.SimpleNamespace(AFTER="after", AROUND="around")
+        with module("sglang.srt.plugins.hook_registry", HookRegistry=registry, HookType=kinds):
+            sglang_plugin.register()
+        return registry.hooks
+
+    def test_it_does_nothing_unless_a_job_is_named(self):
+        with mock.patch.dict(os.environ):
+            os.environ.pop("AWEX_COLOCATE_JOB", None)
+            self.assertEqual(self.hooks(), {})
+
+    def test_memory_goes_and_comes_by_sglangs_own_calls(self):
+        with mock.patch.dict(os.environ, AWEX_COLOCATE_JOB="job"):
+            hooks = self.hooks()
+        self.assertEqual(
+            {name: kind for name, (_, kind) in hooks.items()},
+            {"load_model": "after", "release_memory_occupation": "around",
+             "resume_memory_occupation": "around"},
+        )  # fmt: skip
+        release, resume = (hooks[f"{name}_memory_occupation"][0] for name in ("release", "resume"))
+        engine, manager = mock.Mock(version=0), Manager()
+        everything, cache_alone = types.SimpleNamespace(tags=None), types.SimpleNamespace(tags=["kv_cache"])
+        with module("sglang.srt.managers", io_struct=types.SimpleNamespace(**self.ANSWERS)):
+            with mock.patch.object(sglang_plugin, "_engine", engine):
+                self.assertEqual(release(None, manager, everything), "released")
+                engine.release.assert_not_called()  # Nothing is served yet, so there is nothing to give.
+                self.assertEqual(resume(None, manager, everything), "resumed")
+                engine.wait.assert_called_once()
+                engine.version = 1
+                release(None, manager, cache_alone)
+                engine.release.assert_not_called()
+                release(None, manager, everything)
+                engine.release.assert_called_once()
+        self.assertEqual(manager.calls, ["flush", "flush"])
+
+    def test_sglang_is_itself_where_nothing_is_attached(self):
+        original = mock.Mock(return_value="its own")
+        self.assertEqual(sglang_plugin._release(original, "manager", "request"), "its own")
+        original.assert_called_once_with("manager", "request")
+
+    def test_what_cannot_be_is_refused(self):
+        def runner(**arguments):
+            return types.SimpleNamespace(server_args=types.SimpleNamespace(**arguments), device="cpu")
+
+        with mock.patch.dict(os.environ, AWEX_COLOCATE_ANY_VERSION="1"):
+            with self.assertRaisesRegex(WrongRequest, "enable_memory_saver"):
+                sglang_plugin._after_load(None, runner(enable_memory_saver=True))
+            with self.assertRaisesRegex(WrongRequest, "LoRA"):
+                sglang_plugin._after_load(None, runner(enable_lora=True))
+        with self.assertRaisesRegex(WrongRequest, "this plugin is for SGLang"):
+            sglang_plugin._after_load(None, runner())
+
+
+if __name__ == "__main__":
+    unittest.main()
