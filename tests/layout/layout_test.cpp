@@ -393,7 +393,7 @@ TEST_CASE("random models, engines and worlds") {
                                  "hf block"}) {
     MESSAGE(checked[seen] << " layouts with " << seen);
     // What is rare may not come in a share of the cases.
-    if (kShareOfCases == 1) CHECK(checked[seen] >= 10);
+    if (kShareOfCases == 1) CHECK(checked[seen] >= size_t{10});
   }
 }
 
