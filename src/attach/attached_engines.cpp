@@ -69,7 +69,10 @@ class AttachedTrainer final : public TrainerEngine {
   void await_ready(const Deadline& deadline, WaitMonitor& monitor) override {
     attachment_->await_ready(deadline, monitor, inherit());
   }
-  void command_over(const CommandOutcome& end) override { attachment_->command_over(end); }
+  void command_over(const CommandOutcome& end) override {
+    if (attachment_->door().is_ready()) secure(parts_.common.monitor);
+    attachment_->command_over(end);
+  }
   [[nodiscard]] EngineWish wish() override { return attachment_->wish(); }
   [[nodiscard]] Attendance attendance() const override {
     auto attendance = attachment_->attendance();
@@ -90,7 +93,7 @@ class AttachedTrainer final : public TrainerEngine {
   void hear_of_others(bool must_return) override {
     if (asks_of_others_) must_return_ = must_return;
   }
-  void restore_by(const std::function<void(WaitMonitor&)>& restore) override { restore_ = restore; }
+  void copy_by(const Copies& copies) override { by_ = copies; }
 
   void load(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) override {}
   void loaded(const std::optional<Error>& refusal, const Deadline& deadline,
@@ -126,19 +129,53 @@ class AttachedTrainer final : public TrainerEngine {
     return [this](WaitMonitor& monitor) { return inheritance(monitor); };
   }
 
+  [[nodiscard]] bool has_copy(Tag tag) {
+    const auto& copy = copies_.at(static_cast<size_t>(tag));
+    return copy && copy->steps == steps() && region(tag)->has_copy();
+  }
+
+  /// Whether host memory has all of one step.
+  [[nodiscard]] bool is_whole() {
+    const auto& weights = copies_.at(static_cast<size_t>(Tag::kWeights));
+    const auto& optimizer = copies_.at(static_cast<size_t>(Tag::kOptimizer));
+    if (!weights || !weights_.has_copy()) return false;
+    return !optimizer_ ||
+           (optimizer && optimizer_->has_copy() && optimizer->steps == weights->steps);
+  }
+
+  /// Where a hand-over has failed halfway, host memory has parts of several steps. Before the
+  /// engine trains on, all of its memory is copied that has no copy of this one.
+  void secure(WaitMonitor& monitor) {
+    const bool has_any = std::any_of(copies_.begin(), copies_.end(),
+                                     [](const auto& copy) { return copy.has_value(); });
+    if (!has_any || is_whole() || !by_.back_up || page().writing.load() != 0) return;
+    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+      if (region(tag) != nullptr && region(tag)->state() != RegionState::kResident) return;
+    }
+    try {
+      for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+        if (region(tag) == nullptr || has_copy(tag)) continue;
+        by_.back_up(tag, monitor);
+        copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
+      }
+    } catch (const Error& error) {
+      monitor.poll();
+      log::warning(fmt::format("rank {}: {}", attachment_->rank(), error.what()));
+    }
+  }
+
   /// The memory as the former engine has left it; as it was handed over last where that engine was
   /// writing.
   Attachment::Inheritance inheritance(WaitMonitor& monitor) {
     const bool is_torn = page().writing.load() != 0;
-    const Attachment::Inheritance as_it_is{true, attachment_->door().kept()};
-    if (!is_torn && !must_return_.value_or(false)) return as_it_is;
+    Attachment::Inheritance as_it_is{true, attachment_->door().kept()};
+    if (!is_torn && !must_return_.value_or(false)) {
+      secure(monitor);
+      return as_it_is;
+    }
     const auto& weights = copies_.at(static_cast<size_t>(Tag::kWeights));
-    const auto& optimizer = copies_.at(static_cast<size_t>(Tag::kOptimizer));
-    const bool is_whole = weights && weights_.has_copy() &&
-                          (!optimizer_ || (optimizer && optimizer_->has_copy() &&
-                                           optimizer->steps == weights->steps));
-    if (!is_torn && (!is_whole || weights->steps == steps())) return as_it_is;
-    if (!is_whole || !restore_) {
+    if (!is_torn && (!is_whole() || weights->steps == steps())) return as_it_is;
+    if (!is_whole() || !by_.restore) {
       log::warning(fmt::format(
           "rank {}: the engine was writing when it was lost, and nothing whole has been handed "
           "over before: the next one begins anew",
@@ -147,7 +184,7 @@ class AttachedTrainer final : public TrainerEngine {
       page().writing = 0;
       return {};
     }
-    restore_(monitor);
+    by_.restore(monitor);
     log::note(
         fmt::format("rank {}: weights and optimizer state are those of step {} again, which "
                     "were handed over last",
@@ -163,7 +200,7 @@ class AttachedTrainer final : public TrainerEngine {
   std::optional<Region> optimizer_;
   std::optional<Attachment> attachment_;
   std::array<std::optional<Copy>, 3> copies_;
-  std::function<void(WaitMonitor&)> restore_;
+  Copies by_;
   bool asks_of_others_ = false;      ///< One has come in place of the lost one,
   std::optional<bool> must_return_;  ///< and this is what all trainers say.
 };

@@ -56,7 +56,10 @@ TrainerMember::TrainerMember(Job& job, TrainerEngine& engine, const RankLayout& 
     if (held == nullptr) continue;
     proofs_.try_emplace(tag, *held, runs_of(engine, tag), kernels);
   }
-  engine.restore_by([this](WaitMonitor& monitor) { bring_back(monitor); });
+  engine.copy_by({[this](WaitMonitor& monitor) { bring_back(monitor); },
+                  [this](Tag tag, WaitMonitor& monitor) {
+                    proofs_.at(tag).back_up(queue_, job_.deadline(), monitor);
+                  }});
 }
 
 void TrainerMember::warm_up(const std::vector<Tag>& tags) {

@@ -133,9 +133,13 @@ class TrainerEngine : public Engine {
   /// How often its weights may have become others. An engine that counts its steps changes them in
   /// steps alone.
   [[nodiscard]] virtual uint64_t changes() const { return steps(); }
-  /// Gives it a way to bring its memory back as it was when it was offloaded last, proven. It uses
-  /// that in `attend`.
-  virtual void restore_by(const std::function<void(WaitMonitor&)>& /*restore*/) {}
+  /// Ways to bring its memory back as it was when it was copied to host memory last, and to copy a
+  /// tag's that is resident there; both proven. It uses them at rest.
+  struct Copies {
+    std::function<void(WaitMonitor&)> restore;
+    std::function<void(Tag, WaitMonitor&)> back_up;
+  };
+  virtual void copy_by(const Copies& /*copies*/) {}
   /// At rest, the same on every trainer: whether those that are lost return to what they handed
   /// over last, as not all of them have come equally far.
   virtual void hear_of_others(bool /*must_return*/) {}

@@ -206,6 +206,27 @@ RegionChange Region::bring_back(CopyQueue& queue, const Deadline& deadline, Wait
   });
 }
 
+RegionChange Region::back_up(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
+  return about_tag(tag_, [&] {
+    if (state_ != RegionState::kResident) {
+      throw runtime_error(fmt::format("cannot back \"{}\" ({}, {}) up: it is not on the device",
+                                      name_, tag_name(tag_), state_name(state_)));
+    }
+    for (auto& chunk : chunks_) chunk.has_copy = false;
+    prepare_backup();
+    RegionChange change{.changed = true};
+    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+      const auto host = chunks_[chunk].host->bytes();
+      queue.copy(host.data(), chunk_data(chunk), host.size());
+      change.moved_bytes += host.size();
+      queue.finish(describe_move("copy", chunk), deadline, monitor);
+      chunks_[chunk].has_copy = true;
+      monitor.progressed(host_memory_progress(bytes(), bytes()));
+    }
+    return change;
+  });
+}
+
 bool Region::has_copy() const {
   return std::all_of(chunks_.begin(), chunks_.end(),
                      [](const Chunk& chunk) { return chunk.has_copy; });

@@ -131,6 +131,8 @@ class Region {
   /// where there are none.
   RegionChange bring_back(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                           const ChunkArrived& arrived = {});
+  /// Resident: copies the bytes to host memory, as an offload does, and keeps them here.
+  RegionChange back_up(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
   /// Whether `bring_back` has what it needs.
   [[nodiscard]] bool has_copy() const;
 

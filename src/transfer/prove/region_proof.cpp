@@ -98,6 +98,17 @@ RegionChange RegionProof::bring_back(CopyQueue& queue, const Deadline& deadline,
   return change;
 }
 
+RegionChange RegionProof::back_up(CopyQueue& queue, const Deadline& deadline,
+                                  WaitMonitor& monitor) {
+  recorded_.reset();
+  const auto change = region_.back_up(queue, deadline, monitor);
+  digests_->begin();
+  for (uint64_t chunk = 0; chunk < region_.range().chunks(); ++chunk) digests_->add(chunk);
+  const auto sums = finish(deadline, monitor);
+  recorded_.emplace(sums.begin(), sums.end());
+  return change;
+}
+
 void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) {
   kernels_.wait(fmt::format("the digest of \"{}\"", region_.name()), deadline, monitor);
 }

@@ -41,6 +41,8 @@ class RegionProof {
   /// Brings a resident region back to what it was when it was offloaded last (Region::bring_back),
   /// and compares it with what was recorded, as `resume`.
   RegionChange bring_back(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// Copies a resident region to host memory (Region::back_up) and records the digests.
+  RegionChange back_up(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
   /// The region is offloaded without a proof: what was recorded is of other bytes.
   void forget() { recorded_.reset(); }
   /// Compares the offloaded bytes in host memory with what was recorded; throws as `resume`, and
