@@ -473,6 +473,7 @@ class Engine:
     def _settle(self) -> None:
         self._check()
         self._synchronize()
+        self._give_caches_back()
 
     def _check(self) -> None:
         for check in self._checks:
@@ -483,6 +484,13 @@ class Engine:
         torch = sys.modules.get("torch")
         if self._place.backend == "cuda" and torch is not None and torch.cuda.is_initialized():
             torch.cuda.synchronize(self.device_index)
+
+    def _give_caches_back(self) -> None:
+        """What PyTorch's own allocator keeps for later (freed gradients, copies that were adopted from) would
+        be missing to the engine whose turn it is."""
+        torch = sys.modules.get("torch")
+        if self._place.backend == "cuda" and torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _ask_place(self) -> Place:
         raw = _library.PlaceInJob()
