@@ -85,7 +85,7 @@ compile_alone() {
   if has_cuda; then cuda=(-isystem "$(dirname "$(command -v nvcc)")/../include"); fi
   # shellcheck disable=SC2046 # mpicxx prints several words
   g++ -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion \
-    -Werror -DOMPI_SKIP_MPICXX -Isrc -Itests $(mpicxx --showme:compile) "${cuda[@]}" -include "$1" -x c++ /dev/null
+    -Werror -DOMPI_SKIP_MPICXX -Isrc -Iinclude -Itests $(mpicxx --showme:compile) "${cuda[@]}" -include "$1" -x c++ /dev/null
 }
 
 # A .cpp that begins with its own header shows, by being built, that the header compiles alone.
