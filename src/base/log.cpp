@@ -123,15 +123,15 @@ void set_format(Format format, std::optional<int> rank) { json_settings() = {for
 
 Format format() { return json_settings().format; }
 
-std::string json_line(Severity severity, const std::string& message, const Fact& event) {
+std::string json_line(Severity severity, const std::string& message, const Fact& fact) {
   static const std::string kHost = host_name();
   Json line = {{"time", utc_now_in_milliseconds()},
                {"level", severity_name(severity)},
                {"rank", value_or_null(json_settings().rank)},
                {"host", text_or_null(kHost)},
-               {"event", event.name},
+               {"event", fact.name},
                {"message", message}};
-  line.update(event.fields);
+  line.update(fact.fields);
   // Paths may hold bytes that are no UTF-8.
   return line.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
@@ -144,15 +144,15 @@ Level level() { return settings().level; }
 
 void draw(std::string_view text) { (void)write_patiently(text, 0); }
 
-void note(const std::string& text, const Fact& event) {
+void note(const std::string& text, const Fact& fact) {
   if (settings().level == Level::kQuiet) return;
-  write_line(format() == Format::kJson ? json_line(Severity::kInfo, text, event) : text);
+  write_line(format() == Format::kJson ? json_line(Severity::kInfo, text, fact) : text);
 }
 
 void note(std::string_view text) { note(std::string(text), {"note"}); }
 
-void detail(const std::string& text, const Fact& event) {
-  if (format() == Format::kJson) return note(text, event);
+void detail(const std::string& text, const Fact& fact) {
+  if (format() == Format::kJson) return note(text, fact);
   detail(text);
 }
 
@@ -174,8 +174,8 @@ void warning(std::string_view text) {
 
 void error(const Error& error) {
   if (format() == Format::kJson) {
-    const Fact event{"error", {{"error", error_json(error)}}};
-    return write_line(json_line(Severity::kError, error.what(), event));
+    const Fact fact{"error", {{"error", error_json(error)}}};
+    return write_line(json_line(Severity::kError, error.what(), fact));
   }
   const auto& context = error.context();
   const auto phase = context.phase.empty() ? "" : fmt::format("in phase {}: ", context.phase);
