@@ -11,6 +11,7 @@
 
 namespace awex::test {
 
+awex_attach_options attach_options(std::string&& job, awex_role role) = delete;  // is referred to
 inline awex_attach_options attach_options(const std::string& job, awex_role role) {
   awex_attach_options options{};
   options.struct_size = sizeof(options);

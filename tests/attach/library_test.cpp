@@ -784,8 +784,9 @@ TEST_CASE("wrong arguments are errors, whatever they are") {
   CHECK(awex_abi_version() == AWEX_ABI_VERSION);
   CHECK(std::string(awex_build()).rfind("0.1.0+", 0) == 0);
 
+  const std::string nowhere = "/nowhere";
   const auto refuse = [&](const std::function<void(awex_attach_options&)>& spoil, const char* why) {
-    auto options = test::attach_options("/nowhere", AWEX_TRAINER);
+    auto options = test::attach_options(nowhere, AWEX_TRAINER);
     spoil(options);
     CHECK(awex_attach(&options, &engine) == AWEX_WRONG_REQUEST);
     says(why);
