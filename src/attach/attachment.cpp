@@ -8,12 +8,6 @@
 #include "base/log.hpp"
 
 namespace awex::attach {
-namespace {
-
-constexpr std::array kAllTags{Tag::kWeights, Tag::kOptimizer, Tag::kKvCache};
-
-}  // namespace
-
 Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
                        std::array<Region*, 3> regions, uint64_t own_bytes)
     : door_(door),

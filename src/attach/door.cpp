@@ -23,6 +23,7 @@
 #include "base/log.hpp"
 #include "base/private_directory.hpp"
 #include "base/utc_now.hpp"
+#include "base/whole_file.hpp"
 
 namespace awex::attach {
 namespace {
@@ -92,12 +93,8 @@ class OwnPage {
 
 UniqueFd file_of(std::string_view bytes) {
   auto fd = make_memory_file("awex-kept", bytes.size());
-  for (size_t done = 0; done < bytes.size();) {
-    const auto count =
-        ::pwrite(fd.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) throw errno_error("keep what the engine wanted kept", "pwrite", errno);
-    done += static_cast<size_t>(count);
+  if (!write_from_start(fd.get(), bytes)) {
+    throw errno_error("keep what the engine wanted kept", "pwrite", errno);
   }
   return fd;
 }
@@ -112,15 +109,11 @@ std::string read_kept(const ToRank& message, const std::vector<UniqueFd>& fds) {
     throw request_error(fmt::format("what it wants kept is not a file of {} bytes, or too long",
                                     message.kept_bytes));
   }
-  std::string kept(message.kept_bytes, '\0');
-  for (size_t done = 0; done < kept.size();) {
-    const auto count =
-        ::pread(fds[0].get(), kept.data() + done, kept.size() - done, static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) throw errno_error("read what the engine wants kept", "pread", errno);
-    done += static_cast<size_t>(count);
+  auto kept = read_from_start(fds[0].get(), message.kept_bytes);
+  if (!kept || kept->size() < message.kept_bytes) {
+    throw errno_error("read what the engine wants kept", "pread", errno);
   }
-  return kept;
+  return std::move(*kept);
 }
 
 /// The process at the other end, of this user; 0 for others.

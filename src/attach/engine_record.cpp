@@ -15,6 +15,8 @@
 #include "base/error.hpp"
 #include "base/json_values.hpp"
 #include "base/unique_fd.hpp"
+#include "base/whole_file.hpp"
+#include "memory/gpu_uuid.hpp"
 #include "model/json_fields.hpp"
 
 namespace awex::attach {
@@ -26,9 +28,6 @@ constexpr const char* kFolder = "engines";
 constexpr const char* kEnding = ".json";
 constexpr size_t kLongestRecord = 64 << 10;
 constexpr uint64_t kMostNumber = 1U << 30;
-
-constexpr std::array kRoles{Named<Role>{"trainer", Role::kTrainer},
-                            Named<Role>{"inference", Role::kInference}};
 
 Error cannot(const std::string& attempt, int error_number) {
   return request_error(
@@ -45,23 +44,13 @@ std::string path_of(const std::string& job_directory, const EngineRecord& record
                      record.device, kEnding);
 }
 
-std::string hex_of(const std::array<uint8_t, 16>& uuid) {
-  std::string text;
-  for (const auto byte : uuid) text += fmt::format("{:02x}", byte);
-  return text;
-}
-
-std::array<uint8_t, 16> read_uuid(JsonFields& fields) {
-  std::array<uint8_t, 16> uuid{};
+GpuUuid read_uuid(JsonFields& fields) {
   const auto text = fields.text("uuid");
-  if (text.size() != 2 * uuid.size() ||
-      text.find_first_not_of("0123456789abcdef") != std::string::npos) {
+  const auto uuid = uuid_of_hex(text);
+  if (!uuid || hex_of(*uuid) != text) {
     throw fields.is_not("uuid", fields.get("uuid"), "32 hex digits");
   }
-  for (size_t i = 0; i < uuid.size(); ++i) {
-    uuid.at(i) = static_cast<uint8_t>(std::stoul(text.substr(2 * i, 2), nullptr, 16));
-  }
-  return uuid;
+  return *uuid;
 }
 
 int read_number(JsonFields& fields, const char* key) {
@@ -77,12 +66,12 @@ std::string encode_record(const EngineRecord& record) {
                      {"pid_namespace", record.pid_namespace},
                      {"rank", record.rank},
                      {"pid", record.pid},
-                     {"role", name_of(kRoles, record.role)},
+                     {"role", name_of(kNamedRoles, record.role)},
                      {"device", record.device},
                      {"uuid", hex_of(record.uuid)},
                      {"backend", record.backend},
                      {"socket", record.socket}};
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return indented_text(json);
 }
 
 EngineRecord decode_record(const std::string& text, const std::string& where) {
@@ -98,7 +87,7 @@ EngineRecord decode_record(const std::string& text, const std::string& where) {
   record.rank = read_number(fields, "rank");
   record.pid = read_number(fields, "pid");
   if (record.pid == 0) throw fields.is_not("pid", parsed.at("pid"), "a process");
-  record.role = fields.choice("role", kRoles);
+  record.role = fields.choice("role", kNamedRoles);
   record.device = read_number(fields, "device");
   record.uuid = read_uuid(fields);
   record.backend = fields.text("backend");
@@ -112,10 +101,7 @@ void replace_file(const std::string& target, const std::string& text) {
   auto path = target + ".XXXXXX";
   const UniqueFd fd(::mkostemp(path.data(), O_CLOEXEC));
   if (!fd.valid()) throw cannot(attempt, errno);
-  const auto written = ::write(fd.get(), text.data(), text.size());
-  const bool is_whole = written == static_cast<ssize_t>(text.size());
-  if (!is_whole && written >= 0) errno = ENOSPC;
-  if (!is_whole || ::fchmod(fd.get(), 0644) != 0 || ::fsync(fd.get()) != 0 ||
+  if (!write_from_start(fd.get(), text) || ::fchmod(fd.get(), 0644) != 0 || ::fsync(fd.get()) != 0 ||
       ::rename(path.c_str(), target.c_str()) != 0) {
     const int failure = errno;
     ::unlink(path.c_str());
@@ -135,17 +121,9 @@ std::optional<std::string> read_file(const std::string& path) {
   if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
     throw request_error(fmt::format("\"{}\" is no plain file, and so no rank's record", path));
   }
-  std::string text(kLongestRecord + 1, '\0');
-  size_t bytes = 0;
-  while (bytes < text.size()) {
-    const auto count = ::read(fd.get(), text.data() + bytes, text.size() - bytes);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw cannot(attempt, errno);
-    if (count == 0) break;
-    bytes += static_cast<size_t>(count);
-  }
-  if (bytes > kLongestRecord) throw request_error(fmt::format("\"{}\" is too long", path));
-  text.resize(bytes);
+  auto text = read_from_start(fd.get(), kLongestRecord + 1);
+  if (!text) throw cannot(attempt, errno);
+  if (text->size() > kLongestRecord) throw request_error(fmt::format("\"{}\" is too long", path));
   return text;
 }
 

@@ -40,21 +40,9 @@ constexpr std::array kFromRank{
     Named<FromRank>{"end", FromRank::kEnd},
 };
 
-constexpr std::array kRoles{Named<Role>{"trainer", Role::kTrainer},
-                            Named<Role>{"inference", Role::kInference}};
-
-constexpr std::array kTags{Named<Tag>{"weights", Tag::kWeights},
-                           Named<Tag>{"optimizer", Tag::kOptimizer},
-                           Named<Tag>{"kv_cache", Tag::kKvCache}};
-
 constexpr std::array kWishes{Named<EngineWish>{"none", EngineWish::kNone},
                              Named<EngineWish>{"hand_over", EngineWish::kHandOver},
                              Named<EngineWish>{"take_back", EngineWish::kTakeBack}};
-
-// Bytes that are no UTF-8 must not keep a message from being sent.
-std::string text_of(const Json& message) {
-  return message.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 Json optional_error(const std::optional<Error>& error) {
   return error ? error_json(*error) : Json();
@@ -102,7 +90,7 @@ std::vector<Parameter> read_parameters(const json& rows, const std::string& what
 template <class Value>
 Json by_tag_json(const std::array<Value, 3>& values) {
   Json object = Json::object();
-  for (const auto& tag : kTags) object[tag.name] = values.at(static_cast<size_t>(tag.value));
+  for (const auto& tag : kNamedTags) object[tag.name] = values.at(static_cast<size_t>(tag.value));
   return object;
 }
 
@@ -111,7 +99,7 @@ template <class Value, class Read>
 std::array<Value, 3> read_by_tag(JsonFields& fields, const char* key, const Read& read) {
   std::array<Value, 3> values{};
   JsonFields tags(fields.get(key), fmt::format("the message's \"{}\"", key));
-  for (const auto& tag : kTags) values.at(static_cast<size_t>(tag.value)) = read(tags, tag.name);
+  for (const auto& tag : kNamedTags) values.at(static_cast<size_t>(tag.value)) = read(tags, tag.name);
   tags.finish();
   return values;
 }
@@ -169,7 +157,7 @@ uint64_t read_kept(JsonFields& fields) {
 void add_hello(Json& message, const ToRank& hello) {
   message["protocol"] = hello.protocol;
   message["build"] = hello.build;
-  message["role"] = name_of(kRoles, hello.role);
+  message["role"] = name_of(kNamedRoles, hello.role);
   message["name"] = hello.name;
   message["bytes"] = by_tag_json(hello.bytes);
 }
@@ -177,14 +165,14 @@ void add_hello(Json& message, const ToRank& hello) {
 void read_hello(JsonFields& fields, ToRank& hello) {
   hello.protocol = read_version(fields, "the engine's library", "this rank");
   hello.build = fields.text("build");
-  hello.role = fields.choice("role", kRoles);
+  hello.role = fields.choice("role", kNamedRoles);
   hello.name = read_name(fields, "name");
   hello.bytes = read_bytes(fields, "bytes");
 }
 
 void add_declared(Json& message, const ToRank& seal) {
   Json declared = Json::object();
-  for (const auto& tag : kTags) {
+  for (const auto& tag : kNamedTags) {
     declared[tag.name] = parameters_json(seal.declared.at(static_cast<size_t>(tag.value)));
   }
   message["declared"] = std::move(declared);
@@ -268,7 +256,7 @@ std::string encode(const ToRank& message) {
     case Kind::kDetach:
       break;
   }
-  return text_of(json);
+  return compact_text(json);
 }
 
 ToRank decode_to_rank(std::string_view text) {
@@ -310,16 +298,16 @@ std::string encode(const ToEngine& message) {
       add_welcome(json, message);
       break;
     case Kind::kMap:
-      json["tag"] = name_of(kTags, message.tag);
+      json["tag"] = name_of(kNamedTags, message.tag);
       json["first"] = message.first;
       json["last"] = message.last;
       json["has_content"] = message.has_content;
       break;
     case Kind::kRelease:
-      json["tag"] = name_of(kTags, message.tag);
+      json["tag"] = name_of(kNamedTags, message.tag);
       break;
     case Kind::kChanged:
-      json["tag"] = name_of(kTags, message.tag);
+      json["tag"] = name_of(kNamedTags, message.tag);
       json["version"] = message.version;
       break;
     case Kind::kOver:
@@ -336,7 +324,7 @@ std::string encode(const ToEngine& message) {
     case Kind::kWithdrawn:
       break;
   }
-  return text_of(json);
+  return compact_text(json);
 }
 
 ToEngine decode_to_engine(std::string_view text) {
@@ -350,16 +338,16 @@ ToEngine decode_to_engine(std::string_view text) {
       read_welcome(fields, message);
       break;
     case Kind::kMap:
-      message.tag = fields.choice("tag", kTags);
+      message.tag = fields.choice("tag", kNamedTags);
       message.first = fields.count("first");
       message.last = fields.boolean("last");
       message.has_content = fields.boolean("has_content");
       break;
     case Kind::kRelease:
-      message.tag = fields.choice("tag", kTags);
+      message.tag = fields.choice("tag", kNamedTags);
       break;
     case Kind::kChanged:
-      message.tag = fields.choice("tag", kTags);
+      message.tag = fields.choice("tag", kNamedTags);
       message.version = fields.count("version");
       break;
     case Kind::kOver:

@@ -132,8 +132,7 @@ std::string json_line(Severity severity, const std::string& message, const Fact&
                {"event", fact.name},
                {"message", message}};
   line.update(fact.fields);
-  // Paths may hold bytes that are no UTF-8.
-  return line.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return compact_text(line);
 }
 
 void set_patience(Seconds longest) {

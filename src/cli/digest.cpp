@@ -43,7 +43,7 @@ std::string render_digests_json(const NamedDigests& digests, uint64_t model) {
   const nlohmann::ordered_json json = {{"schema_version", 1},
                                        {"tensors", std::move(tensors)},
                                        {"model", fmt::format("{:#018x}", model)}};
-  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  return indented_text(json);
 }
 
 ExitCode run_digest(const DigestOptions& options) {

@@ -24,7 +24,7 @@ double seconds_since_1970() {
 /// control characters, and what is no UTF-8, would make the file unreadable.
 std::string escaped(const std::string& value) {
   // A JSON text has the same escapes, and is always UTF-8.
-  const auto text = Json(value).dump(-1, ' ', false, Json::error_handler_t::replace);
+  const auto text = compact_text(Json(value));
   std::string out;
   for (size_t i = 1; i + 1 < text.size(); ++i) {
     const bool is_escape = text[i] == '\\';

@@ -226,7 +226,7 @@ std::string render_doctor_json(const DoctorReport& report) {
                        {"nodes", report.nodes > 0 ? Json(report.nodes) : Json()}}},
                      {"ranks", ranks},
                      {"error", error_of(report)}};
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return indented_text(json);
 }
 
 }  // namespace awex

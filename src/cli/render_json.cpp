@@ -92,7 +92,7 @@ std::string render_json(const Report& report) {
                {"error", outcome_json(report)}};
   if (!report.admission.empty()) json["admission"] = report.admission;
   // Paths and host names may hold bytes that are no UTF-8; the report is written all the same.
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return indented_text(json);
 }
 
 }  // namespace awex

@@ -300,7 +300,7 @@ std::string render_plan_json(const Forecast* forecast, const Catalogue* catalogu
   if (forecast != nullptr) add_forecast(json, *forecast, *catalogue, options);
   json["error"] = error ? error_json(*error) : Json();
   // Paths may hold bytes that are no UTF-8; the report is written all the same.
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return indented_text(json);
 }
 
 }  // namespace awex

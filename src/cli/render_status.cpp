@@ -404,7 +404,7 @@ std::string lasting_status(const std::string& json) {
       }
     }
   }
-  return status.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return compact_text(status);
 }
 
 }  // namespace awex

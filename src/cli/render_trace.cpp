@@ -80,7 +80,7 @@ std::string render_trace(const Report& report) {
                        {"model", report.model_name},
                        {"exit_code", static_cast<int>(report.exit_code())},
                        {"finished", report.finished}}}};
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return compact_text(json) + "\n";
 }
 
 }  // namespace awex

@@ -23,7 +23,7 @@ namespace awex {
 namespace {
 
 /// A line of the job's log, on stdout, with the time. What nobody reads is lost.
-void write_log(const std::string& line, const log::Fact& event) {
+void write_log(const std::string& line, const log::Fact& fact) {
   constexpr Seconds kPatience{1};
   const bool has_failed = event.fields.value("exit_code", 0) != 0;
   const auto text =

@@ -3,6 +3,7 @@
 #include "base/error.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/gpu_facts.hpp"
+#include "memory/gpu_uuid.hpp"
 #include "memory/mapping_device.hpp"
 
 namespace awex {
@@ -21,12 +22,6 @@ class CudaMappingDevice final : public MappingDevice {
  private:
   CudaMemorySource source_;
 };
-
-std::string hex_of(const std::array<uint8_t, 16>& uuid) {
-  std::string text;
-  for (const auto byte : uuid) text += fmt::format("{:02x}", byte);
-  return text;
-}
 
 }  // namespace
 

@@ -29,18 +29,6 @@ struct InFlight {
 
 }  // namespace
 
-const char* tag_name(Tag tag) {
-  switch (tag) {
-    case Tag::kWeights:
-      return "weights";
-    case Tag::kOptimizer:
-      return "optimizer";
-    case Tag::kKvCache:
-      return "kv_cache";
-  }
-  return "unknown";
-}
-
 const char* state_name(RegionState state) {
   switch (state) {
     case RegionState::kDiscarded:

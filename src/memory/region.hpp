@@ -15,14 +15,9 @@
 #include "memory/blocks_ahead.hpp"
 #include "memory/device.hpp"
 #include "memory/ledger.hpp"
+#include "memory/tag.hpp"
 
 namespace awex {
-
-/// What memory is for.
-enum class Tag : uint8_t { kWeights, kOptimizer, kKvCache };
-
-/// "weights", "optimizer" or "kv_cache".
-[[nodiscard]] const char* tag_name(Tag tag);
 
 /// What a monitor is told of host memory that is made for offloaded bytes.
 [[nodiscard]] WorkProgress host_memory_progress(uint64_t done_bytes, uint64_t all_bytes);

@@ -8,26 +8,11 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/named.hpp"
 #include "base/nearest.hpp"
 #include "model/json_input.hpp"
 
 namespace awex {
-
-/// What a value is called in JSON.
-template <class Value>
-struct Named {
-  const char* name;
-  Value value;
-};
-
-/// "" for a value that has no name.
-template <class Value, size_t N>
-[[nodiscard]] const char* name_of(const std::array<Named<Value>, N>& names, Value value) {
-  for (const auto& named : names) {
-    if (named.value == value) return named.name;
-  }
-  return "";
-}
 
 /// Reads the fields of one object of unknown origin. Every call throws request errors that name the
 /// object and the key.

@@ -27,6 +27,7 @@
 #include "base/private_directory.hpp"
 #include "base/utc_now.hpp"
 #include "base/wait.hpp"
+#include "base/whole_file.hpp"
 #include "model/json_fields.hpp"
 #include "model/json_input.hpp"
 
@@ -61,7 +62,7 @@ std::string encode_record(const JobRecord& record) {
       {"ended_at", text_or_null(record.ended_at)},
       {"end", text_or_null(record.end)},
       {"exit_code", record.exit_code ? Json(static_cast<int>(*record.exit_code)) : Json()}};
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return indented_text(json);
 }
 
 JobRecord decode_record(const std::string& text, const std::string& where) {
@@ -104,20 +105,13 @@ UniqueFd open_record(const std::string& directory, int flags) {
 
 JobRecord read_record(const UniqueFd& fd, const std::string& directory) {
   const auto path = record_path(directory);
-  std::string text(kLongestRecord + 1, '\0');
-  size_t bytes = 0;
-  while (bytes < text.size()) {
-    const auto count =
-        ::pread(fd.get(), text.data() + bytes, text.size() - bytes, static_cast<off_t>(bytes));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw cannot(fmt::format("read the job's record \"{}\"", path), errno);
-    if (count == 0) break;
-    bytes += static_cast<size_t>(count);
-  }
+  const auto text = read_from_start(fd.get(), kLongestRecord + 1);
+  if (!text) throw cannot(fmt::format("read the job's record \"{}\"", path), errno);
   try {
-    if (bytes > kLongestRecord) throw request_error(fmt::format("\"{}\" is too long", path));
-    text.resize(bytes);
-    return decode_record(text, fmt::format("\"{}\"", path));
+    if (text->size() > kLongestRecord) {
+      throw request_error(fmt::format("\"{}\" is too long", path));
+    }
+    return decode_record(*text, fmt::format("\"{}\"", path));
   } catch (const Error& error) {
     throw request_error(fmt::format("{}: no job has written this", error.what()),
                         "name another directory, or remove that file");
@@ -167,14 +161,10 @@ class NewRecord {
 
  private:
   void write(const std::string& text) {
-    size_t written = 0;
-    while (written < text.size()) {
-      const auto count = ::write(fd_.get(), text.data() + written, text.size() - written);
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) throw failed();
-      written += static_cast<size_t>(count);
+    if (!write_from_start(fd_.get(), text) || ::fchmod(fd_.get(), 0644) != 0 ||
+        ::fsync(fd_.get()) != 0) {
+      throw failed();
     }
-    if (::fchmod(fd_.get(), 0644) != 0 || ::fsync(fd_.get()) != 0) throw failed();
   }
   [[nodiscard]] Error failed() const {
     return cannot(fmt::format("write the job's record \"{}\"", target_), errno,

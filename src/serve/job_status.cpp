@@ -122,7 +122,7 @@ std::string render_status_json(const JobStatus& status) {
                      {"ranks", ranks_json(status)},
                      {"last_error", status.last_error ? error_json(*status.last_error) : Json()},
                      {"last_error_at", text_or_null(status.last_error_at)}};
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return indented_text(json);
 }
 
 }  // namespace awex

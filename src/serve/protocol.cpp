@@ -30,22 +30,12 @@ constexpr std::array kVerifies{Named<Verify>{"digest", Verify::kDigest},
                                Named<Verify>{"full", Verify::kFull},
                                Named<Verify>{"off", Verify::kOff}};
 
-constexpr std::array kRoles{Named<Role>{"trainer", Role::kTrainer},
-                            Named<Role>{"inference", Role::kInference}};
-
-constexpr std::array kTagNames{Named<Tag>{"weights", Tag::kWeights},
-                               Named<Tag>{"optimizer", Tag::kOptimizer},
-                               Named<Tag>{"kv_cache", Tag::kKvCache}};
-
 constexpr std::array kEvents{Named<Event::Kind>{"queued", Event::Kind::kQueued},
                              Named<Event::Kind>{"started", Event::Kind::kStarted},
                              Named<Event::Kind>{"phase", Event::Kind::kPhase},
                              Named<Event::Kind>{"done", Event::Kind::kDone}};
 
-// Bytes that are no UTF-8 must not keep a message from being sent.
-std::string line_of(const Json& message) {
-  return message.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-}
+std::string line_of(const Json& message) { return compact_text(message) + "\n"; }
 
 bool has_command(Errand errand) {
   switch (errand) {
@@ -65,10 +55,10 @@ bool has_command(Errand errand) {
 Json scope_json(const std::optional<Scope>& scope) {
   if (!scope) return {};
   Json tags = Json::array();
-  for (const auto& named : kTagNames) {
+  for (const auto& named : kNamedTags) {
     if (scope->tags.at(static_cast<size_t>(named.value))) tags.push_back(named.name);
   }
-  return {{"role", scope->role ? Json(name_of(kRoles, *scope->role)) : Json()}, {"tags", tags}};
+  return {{"role", scope->role ? Json(name_of(kNamedRoles, *scope->role)) : Json()}, {"tags", tags}};
 }
 
 Json command_json(const ClientRequest& request) {
@@ -85,12 +75,12 @@ std::optional<Scope> read_scope(const json* value) {
   if (value == nullptr) return std::nullopt;
   JsonFields fields(*value, "the request's scope");
   Scope scope;
-  if (fields.find("role") != nullptr) scope.role = fields.choice("role", kRoles);
+  if (fields.find("role") != nullptr) scope.role = fields.choice("role", kNamedRoles);
   const auto& tags = fields.get("tags");
   if (!tags.is_array()) throw fields.is_not("tags", tags, "a list");
   scope.tags = {};
   for (const auto& tag : tags) {
-    scope.tags.at(static_cast<size_t>(fields.choice_of("tags", tag, kTagNames))) = true;
+    scope.tags.at(static_cast<size_t>(fields.choice_of("tags", tag, kNamedTags))) = true;
   }
   fields.finish();
   return scope;

@@ -401,7 +401,7 @@ void Resident::note_outcome(const std::optional<Error>& failure) {
   const double seconds = door_->watch.seconds();
   const auto time = format_seconds(seconds);
   const bool has_version = !report_.versions.empty() && report_.versions.back().committed;
-  log::Fact event{"command",
+  log::Fact fact{"command",
                   {{"command", ran ? Json(report_.command) : Json()},
                    {"exit_code", static_cast<int>(failure ? failure->code() : ExitCode::kOk)},
                    {"seconds", seconds},
@@ -410,12 +410,12 @@ void Resident::note_outcome(const std::optional<Error>& failure) {
   if (failure) {
     voice_.log(fmt::format("{}: failed (exit {}) after {}: {}", what,
                            static_cast<int>(failure->code()), time, failure->what()),
-               event);
+               fact);
   } else if (has_version) {
     voice_.log(fmt::format("{}: version {} in {}", what, report_.versions.back().version, time),
-               event);
+               fact);
   } else {
-    voice_.log(fmt::format("{}: done in {}", what, time), event);
+    voice_.log(fmt::format("{}: done in {}", what, time), fact);
   }
 }
 

@@ -41,7 +41,7 @@ struct ServeOptions {
 /// How a resident job's rank 0 speaks. Nothing may be null.
 struct ResidentVoice {
   /// A line of the job's log, and what it is about.
-  std::function<void(const std::string& line, const log::Fact& event)> log;
+  std::function<void(const std::string& line, const log::Fact& fact)> log;
   std::function<std::string(const Report&, const Rendering&)> table;
   std::function<std::string(const Report&)> json;
   std::function<std::string(const Report&)> trace;

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <string_view>
 
+#include "gpu/driver_lookup.hpp"
 #include "support/call_counts.hpp"
 
 namespace {
@@ -67,7 +68,9 @@ constexpr std::array kDetours{
 constexpr std::array<std::string_view, 4> kAskingFunctions{
     "cuGetErrorName", "cuGetErrorString", "cuDeviceGetAttribute", "cuMemGetAllocationGranularity"};
 
-void* divert(std::string_view symbol, void* real) {
+}  // namespace
+
+void* awex::test::divert_driver_function(std::string_view symbol, void* real) {
   const auto* found = std::find_if(kDetours.begin(), kDetours.end(),
                                    [&](const Detour& detour) { return detour.symbol == symbol; });
   if (found != kDetours.end()) return found->divert(real);
@@ -77,21 +80,7 @@ void* divert(std::string_view symbol, void* real) {
   return real;
 }
 
-}  // namespace
-
 extern "C" {
-
-cudaError_t __real_cudaGetDriverEntryPointByVersion(const char*, void**, unsigned,
-                                                    unsigned long long,
-                                                    cudaDriverEntryPointQueryResult*);
-cudaError_t __wrap_cudaGetDriverEntryPointByVersion(const char* symbol, void** function,
-                                                    unsigned version, unsigned long long flags,
-                                                    cudaDriverEntryPointQueryResult* status) {
-  const auto result =
-      __real_cudaGetDriverEntryPointByVersion(symbol, function, version, flags, status);
-  if (result == cudaSuccess && *function != nullptr) *function = divert(symbol, *function);
-  return result;
-}
 
 cudaError_t __real_cudaMalloc(void**, size_t);
 cudaError_t __wrap_cudaMalloc(void** memory, size_t bytes) {

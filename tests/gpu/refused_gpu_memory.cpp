@@ -2,10 +2,8 @@
 // src/memory/cuda_driver looks up by name, the look-up gives a function that may refuse.
 #include <cuda.h>
 #include <cudaTypedefs.h>
-#include <cuda_runtime_api.h>
 
-#include <string_view>
-
+#include "gpu/driver_lookup.hpp"
 #include "support/refused_memory.hpp"
 
 namespace {
@@ -20,22 +18,8 @@ CUresult create_or_refuse(CUmemGenericAllocationHandle* handle, size_t bytes,
 
 }  // namespace
 
-extern "C" {
-
-cudaError_t __real_cudaGetDriverEntryPointByVersion(const char*, void**, unsigned,
-                                                    unsigned long long,
-                                                    cudaDriverEntryPointQueryResult*);
-cudaError_t __wrap_cudaGetDriverEntryPointByVersion(const char* symbol, void** function,
-                                                    unsigned version, unsigned long long flags,
-                                                    cudaDriverEntryPointQueryResult* status) {
-  const auto result =
-      __real_cudaGetDriverEntryPointByVersion(symbol, function, version, flags, status);
-  if (result != cudaSuccess || *function == nullptr) return result;
-  if (std::string_view(symbol) == "cuMemCreate") {
-    g_create = reinterpret_cast<PFN_cuMemCreate_v10020>(*function);
-    *function = reinterpret_cast<void*>(&create_or_refuse);
-  }
-  return result;
+void* awex::test::divert_driver_function(std::string_view symbol, void* real) {
+  if (symbol != "cuMemCreate") return real;
+  g_create = reinterpret_cast<PFN_cuMemCreate_v10020>(real);
+  return reinterpret_cast<void*>(&create_or_refuse);
 }
-
-}  // extern "C"

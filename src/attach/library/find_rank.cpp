@@ -25,12 +25,6 @@ constexpr auto kPause = std::chrono::milliseconds(20);
 constexpr const char* kHint =
     "start the job first: mpirun … awex-colocate serve --job DIR --attach trainer,inference";
 
-std::string hex_of(const GpuUuid& uuid) {
-  std::string text;
-  for (const auto byte : uuid) text += fmt::format("{:02x}", byte);
-  return text;
-}
-
 /// "inference on gpu 8f3c…", "trainer number 2".
 std::string describe(Role role, const std::optional<GpuUuid>& gpu, int device) {
   return gpu ? fmt::format("{} on GPU {}", role_name(role), hex_of(*gpu))
@@ -127,16 +121,12 @@ GpuUuid parse_gpu_uuid(std::string_view text) {
   std::string digits(text);
   if (digits.rfind("GPU-", 0) == 0 || digits.rfind("MIG-", 0) == 0) digits.erase(0, 4);
   std::erase(digits, '-');
-  GpuUuid uuid{};
-  if (digits.size() != 2 * uuid.size() ||
-      digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) {
+  const auto uuid = uuid_of_hex(digits);
+  if (!uuid) {
     throw request_error(fmt::format("{} is no GPU's UUID", in_quotes(text)),
                         "nvidia-smi -L shows them: GPU-8f3c…, 32 hex digits");
   }
-  for (size_t i = 0; i < uuid.size(); ++i) {
-    uuid.at(i) = static_cast<uint8_t>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
-  }
-  return uuid;
+  return *uuid;
 }
 
 FoundRank find_rank(const RankWanted& wanted, const Deadline& deadline) {

@@ -9,10 +9,9 @@
 #include "attach/engine_record.hpp"
 #include "base/unique_fd.hpp"
 #include "base/wait.hpp"
+#include "memory/gpu_uuid.hpp"
 
 namespace awex::attach {
-
-using GpuUuid = std::array<uint8_t, 16>;
 
 /// "GPU-8f3c…", "MIG-…" or 32 hex digits, dashes where people have them. Throws a request error.
 [[nodiscard]] GpuUuid parse_gpu_uuid(std::string_view text);

@@ -11,6 +11,7 @@
 #include "base/build_identity.hpp"
 #include "base/checked.hpp"
 #include "base/error.hpp"
+#include "base/whole_file.hpp"
 #include "model/json_input.hpp"
 
 namespace awex::attach {
@@ -24,22 +25,8 @@ constexpr Seconds kSlowestReader{60};
 constexpr Seconds kLongestWait{1e8};
 constexpr Seconds kSleep{1};
 
-constexpr std::array kAllTags{Tag::kWeights, Tag::kOptimizer, Tag::kKvCache};
-
 constexpr const char* kOtherBuild =
     "the engine must load the libawex_colocate.so of the awex-colocate that the job runs";
-
-const char* name_of_tag(Tag tag) {
-  switch (tag) {
-    case Tag::kWeights:
-      return "weights";
-    case Tag::kOptimizer:
-      return "optimizer";
-    case Tag::kKvCache:
-      return "kv_cache";
-  }
-  return "unknown";
-}
 
 Clock::time_point after(Seconds time) {
   return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(time, kLongestWait));
@@ -53,31 +40,19 @@ uint64_t size_of(const UniqueFd& fd, const char* what) {
 }
 
 std::string read_kept(const UniqueFd& fd, uint64_t bytes) {
-  std::string kept(bytes, '\0');
-  for (size_t done = 0; done < kept.size();) {
-    const auto count =
-        ::pread(fd.get(), kept.data() + done, kept.size() - done, static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw errno_error("read what was kept", "pread", errno);
-    if (count == 0) {
-      throw runtime_error(fmt::format("what was kept has {} of {} bytes", done, bytes),
-                          kOtherBuild);
-    }
-    done += static_cast<size_t>(count);
+  auto kept = read_from_start(fd.get(), bytes);
+  if (!kept) throw errno_error("read what was kept", "pread", errno);
+  if (kept->size() < bytes) {
+    throw runtime_error(fmt::format("what was kept has {} of {} bytes", kept->size(), bytes),
+                        kOtherBuild);
   }
-  return kept;
+  return std::move(*kept);
 }
 
 UniqueFd file_of(const std::string& bytes) {
   UniqueFd fd(::memfd_create("awex-kept", MFD_CLOEXEC));
   if (!fd.valid()) throw errno_error("keep bytes", "memfd_create", errno);
-  for (size_t done = 0; done < bytes.size();) {
-    const auto count =
-        ::pwrite(fd.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw errno_error("keep bytes", "pwrite", errno);
-    done += static_cast<size_t>(count);
-  }
+  if (!write_from_start(fd.get(), bytes)) throw errno_error("keep bytes", "pwrite", errno);
   return fd;
 }
 
@@ -138,7 +113,7 @@ Participant::Participant(const ParticipantOptions& options)
     const auto asked = options.bytes.at(static_cast<size_t>(tag));
     if (got >= asked) continue;
     throw runtime_error(fmt::format("rank {} gives {} of {}, and {} were asked for", welcome_.rank,
-                                    format_bytes(got), name_of_tag(tag), format_bytes(asked)));
+                                    format_bytes(got), tag_name(tag), format_bytes(asked)));
   }
 }
 
@@ -200,18 +175,18 @@ void Participant::reserve_memory() {
     const auto chunk_bytes = welcome_.chunk_bytes.at(static_cast<size_t>(tag));
     if (bytes == 0) {
       if (!welcome_.mapped.at(static_cast<size_t>(tag))) continue;
-      throw runtime_error(fmt::format("the rank would map {} of no bytes", name_of_tag(tag)),
+      throw runtime_error(fmt::format("the rank would map {} of no bytes", tag_name(tag)),
                           kOtherBuild);
     }
     if (chunk_bytes == 0 || ceil_div(bytes, chunk_bytes) > kMaxChunks || bytes > UINT64_MAX / 2 ||
         chunk_bytes > UINT64_MAX / 2) {
       throw runtime_error(fmt::format("the rank's {} of {} bytes in chunks of {} cannot be",
-                                      name_of_tag(tag), bytes, chunk_bytes),
+                                      tag_name(tag), bytes, chunk_bytes),
                           kOtherBuild);
     }
     auto& of_tag = memory(tag);
-    of_tag.chunks = device_->reserve(name_of_tag(tag), bytes, chunk_bytes);
-    of_tag.arena = std::make_shared<Arena>(name_of_tag(tag), of_tag.chunks->data(), bytes);
+    of_tag.chunks = device_->reserve(tag_name(tag), bytes, chunk_bytes);
+    of_tag.arena = std::make_shared<Arena>(tag_name(tag), of_tag.chunks->data(), bytes);
   }
 }
 
@@ -245,7 +220,7 @@ void Participant::declare(Tag tag, const Parameter& parameter) {
   if (sealed_) throw refuse("what this engine holds is sealed");
   if (seal_pending_) throw refuse("awex_seal is still to be answered", "call awex_seal again");
   const auto bytes = welcome_.bytes.at(static_cast<size_t>(tag));
-  if (bytes == 0) throw refuse(fmt::format("this engine has no {}", name_of_tag(tag)));
+  if (bytes == 0) throw refuse(fmt::format("this engine has no {}", tag_name(tag)));
   const auto element = element_bytes(parameter.dtype);
   const auto size =
       checked_mul(checked_mul(parameter.rows, parameter.cols, "a tensor"), element, "a tensor");
@@ -255,14 +230,14 @@ void Participant::declare(Tag tag, const Parameter& parameter) {
                              parameter.offset_bytes, element));
   }
   if (end > bytes) {
-    throw refuse(fmt::format("it ends at byte {}, and {} has {}", end, name_of_tag(tag), bytes));
+    throw refuse(fmt::format("it ends at byte {}, and {} has {}", end, tag_name(tag), bytes));
   }
   if (std::exchange(begins_declaring_, false)) {
     declared_ = {};
     names_ = {};
   }
   if (!names_.at(static_cast<size_t>(tag)).insert(parameter.name).second) {
-    throw refuse(fmt::format("{} has it already", name_of_tag(tag)),
+    throw refuse(fmt::format("{} has it already", tag_name(tag)),
                  "a tensor is declared once; awex_seal begins a new list");
   }
   declared_.at(static_cast<size_t>(tag)).push_back(parameter);
@@ -476,7 +451,7 @@ bool Participant::serve(const ToEngine& message, std::vector<UniqueFd>& fds) {
 
 void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
   auto& of_tag = memory(message.tag);
-  const auto what = name_of_tag(message.tag);
+  const auto what = tag_name(message.tag);
   if (!of_tag.chunks) throw runtime_error(fmt::format("this engine has no {}", what), kOtherBuild);
   const uint64_t all = of_tag.chunks->chunking().count();
   const uint64_t count = fds.size();
@@ -518,7 +493,7 @@ void Participant::call_back(const EngineCallback& callback, const char* what, Ta
   if (!callback) return;
   const auto fail = [&](const std::string& how) {
     return runtime_error(fmt::format("the engine's callback {} has failed for {}: it {}", what,
-                                     name_of_tag(tag), how),
+                                     tag_name(tag), how),
                          "see the engine's own log");
   };
   int answer = 0;

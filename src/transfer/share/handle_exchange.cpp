@@ -1,6 +1,7 @@
 #include "transfer/share/handle_exchange.hpp"
 
 #include "base/fixed_text.hpp"
+#include "memory/gpu_uuid.hpp"
 
 namespace awex {
 namespace {
@@ -8,10 +9,6 @@ namespace {
 std::string describe(const HandleRecord& record) {
   return fmt::format("rank {} ({}, host {})", record.rank, role_name(record.role),
                      record.node.name());
-}
-
-std::string uuid_text(const HandleRecord& record) {
-  return fmt::format("{:02x}", fmt::join(record.device_uuid, ""));
 }
 
 void check_same_program(const HandleRecord& a, const HandleRecord& b) {
@@ -43,7 +40,7 @@ void check_pair(const HandleRecord& mine, const HandleRecord& theirs) {
   if (mine.device_uuid != theirs.device_uuid) {
     throw request_error(
         fmt::format("{} and {} are partners on different devices: {} and {}", describe(mine),
-                    describe(theirs), uuid_text(mine), uuid_text(theirs)),
+                    describe(theirs), hex_of(mine.device_uuid), hex_of(theirs.device_uuid)),
         "look at CUDA_VISIBLE_DEVICES of both ranks");
   }
 }
