@@ -101,8 +101,8 @@ void replace_file(const std::string& target, const std::string& text) {
   auto path = target + ".XXXXXX";
   const UniqueFd fd(::mkostemp(path.data(), O_CLOEXEC));
   if (!fd.valid()) throw cannot(attempt, errno);
-  if (!write_from_start(fd.get(), text) || ::fchmod(fd.get(), 0644) != 0 || ::fsync(fd.get()) != 0 ||
-      ::rename(path.c_str(), target.c_str()) != 0) {
+  if (!write_from_start(fd.get(), text) || ::fchmod(fd.get(), 0644) != 0 ||
+      ::fsync(fd.get()) != 0 || ::rename(path.c_str(), target.c_str()) != 0) {
     const int failure = errno;
     ::unlink(path.c_str());
     throw cannot(attempt, failure);

@@ -99,7 +99,8 @@ template <class Value, class Read>
 std::array<Value, 3> read_by_tag(JsonFields& fields, const char* key, const Read& read) {
   std::array<Value, 3> values{};
   JsonFields tags(fields.get(key), fmt::format("the message's \"{}\"", key));
-  for (const auto& tag : kNamedTags) values.at(static_cast<size_t>(tag.value)) = read(tags, tag.name);
+  for (const auto& tag : kNamedTags)
+    values.at(static_cast<size_t>(tag.value)) = read(tags, tag.name);
   tags.finish();
   return values;
 }

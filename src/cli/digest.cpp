@@ -2,10 +2,10 @@
 
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <thread>
 #include <vector>
 
+#include "base/json_values.hpp"
 #include "base/thread_pool.hpp"
 #include "cli/options.hpp"
 #include "cli/output_files.hpp"
@@ -38,11 +38,11 @@ std::string render_text(const NamedDigests& digests, uint64_t model) {
 }
 
 std::string render_digests_json(const NamedDigests& digests, uint64_t model) {
-  nlohmann::ordered_json tensors = nlohmann::ordered_json::object();
+  Json tensors = Json::object();
   for (const auto& [name, digest] : digests) tensors[name] = fmt::format("{:#018x}", digest);
-  const nlohmann::ordered_json json = {{"schema_version", 1},
-                                       {"tensors", std::move(tensors)},
-                                       {"model", fmt::format("{:#018x}", model)}};
+  const Json json = {{"schema_version", 1},
+                     {"tensors", std::move(tensors)},
+                     {"model", fmt::format("{:#018x}", model)}};
   return indented_text(json);
 }
 

@@ -25,10 +25,10 @@ namespace {
 /// A line of the job's log, on stdout, with the time. What nobody reads is lost.
 void write_log(const std::string& line, const log::Fact& fact) {
   constexpr Seconds kPatience{1};
-  const bool has_failed = event.fields.value("exit_code", 0) != 0;
+  const bool has_failed = fact.fields.value("exit_code", 0) != 0;
   const auto text =
       log::format() == log::Format::kJson
-          ? log::json_line(has_failed ? log::Severity::kError : log::Severity::kInfo, line, event)
+          ? log::json_line(has_failed ? log::Severity::kError : log::Severity::kInfo, line, fact)
           : fmt::format("{} {}", utc_now(), line);
   try {
     write_all(STDOUT_FILENO, text + "\n", "stdout", {kPatience, {}});

@@ -27,7 +27,8 @@ using GpuUuid = std::array<uint8_t, 16>;
     return std::nullopt;
   }
   for (size_t i = 0; i < uuid.size(); ++i) {
-    uuid.at(i) = static_cast<uint8_t>(std::stoul(std::string(digits.substr(2 * i, 2)), nullptr, 16));
+    uuid.at(i) =
+        static_cast<uint8_t>(std::stoul(std::string(digits.substr(2 * i, 2)), nullptr, 16));
   }
   return uuid;
 }

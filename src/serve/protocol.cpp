@@ -58,7 +58,8 @@ Json scope_json(const std::optional<Scope>& scope) {
   for (const auto& named : kNamedTags) {
     if (scope->tags.at(static_cast<size_t>(named.value))) tags.push_back(named.name);
   }
-  return {{"role", scope->role ? Json(name_of(kNamedRoles, *scope->role)) : Json()}, {"tags", tags}};
+  return {{"role", scope->role ? Json(name_of(kNamedRoles, *scope->role)) : Json()},
+          {"tags", tags}};
 }
 
 Json command_json(const ClientRequest& request) {

@@ -402,11 +402,11 @@ void Resident::note_outcome(const std::optional<Error>& failure) {
   const auto time = format_seconds(seconds);
   const bool has_version = !report_.versions.empty() && report_.versions.back().committed;
   log::Fact fact{"command",
-                  {{"command", ran ? Json(report_.command) : Json()},
-                   {"exit_code", static_cast<int>(failure ? failure->code() : ExitCode::kOk)},
-                   {"seconds", seconds},
-                   {"committed_version", value_or_null(report_.committed_version)},
-                   {"error", failure ? error_json(*failure) : Json()}}};
+                 {{"command", ran ? Json(report_.command) : Json()},
+                  {"exit_code", static_cast<int>(failure ? failure->code() : ExitCode::kOk)},
+                  {"seconds", seconds},
+                  {"committed_version", value_or_null(report_.committed_version)},
+                  {"error", failure ? error_json(*failure) : Json()}}};
   if (failure) {
     voice_.log(fmt::format("{}: failed (exit {}) after {}: {}", what,
                            static_cast<int>(failure->code()), time, failure->what()),

@@ -492,9 +492,9 @@ void Participant::unmap(Memory& of_tag) const {
 void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) const {
   if (!callback) return;
   const auto fail = [&](const std::string& how) {
-    return runtime_error(fmt::format("the engine's callback {} has failed for {}: it {}", what,
-                                     tag_name(tag), how),
-                         "see the engine's own log");
+    return runtime_error(
+        fmt::format("the engine's callback {} has failed for {}: it {}", what, tag_name(tag), how),
+        "see the engine's own log");
   };
   int answer = 0;
   try {
