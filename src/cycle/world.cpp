@@ -18,6 +18,7 @@
 #include "base/launch.hpp"
 #include "base/log.hpp"
 #include "base/node_identity.hpp"
+#include "memory/gpu_facts.hpp"
 
 namespace awex {
 namespace {

@@ -18,6 +18,7 @@
 #include "doctor/sharing.hpp"
 #include "doctor/watched_check.hpp"
 #include "doctor/wire_examination.hpp"
+#include "memory/gpu_facts.hpp"
 
 namespace awex {
 namespace {

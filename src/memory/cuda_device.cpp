@@ -10,6 +10,7 @@
 #include "memory/cuda_owners.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/device.hpp"
+#include "memory/gpu_facts.hpp"
 #include "memory/host_memory.hpp"
 
 namespace awex {
@@ -160,36 +161,9 @@ class CudaDevice final : public Device {
 };
 
 /// Whether a failed count means that this machine simply has no usable GPU.
-bool means_no_gpu(cudaError_t result) {
-  if (result == cudaErrorNoDevice || result == cudaErrorStubLibrary) return true;
-  // The same code stands for no driver (version 0) and for one that is too old for this binary.
-  int driver_version = 0;
-  return result == cudaErrorInsufficientDriver &&
-         cudaDriverGetVersion(&driver_version) == cudaSuccess && driver_version == 0;
-}
-
 }  // namespace
 
 bool built_with_cuda() { return true; }
-
-int cuda_device_count() {
-  int count = 0;
-  const auto result = cudaGetDeviceCount(&count);
-  if (result == cudaSuccess) return count;
-  const auto cause = CallResult<cudaError_t>::describe(result);
-  if (means_no_gpu(result)) return 0;
-  throw runtime_error("cannot count the GPUs: cudaGetDeviceCount: " + cause,
-                      "nvidia-smi tells the driver's state; this binary needs a driver for CUDA " +
-                          fmt::format("{}.{}", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10) +
-                          ", or run with --backend host");
-}
-
-std::string why_no_cuda_device() {
-  int count = 0;
-  const auto result = cudaGetDeviceCount(&count);
-  if (result == cudaSuccess) return "CUDA_VISIBLE_DEVICES shows none of those that the driver has";
-  return "cudaGetDeviceCount: " + CallResult<cudaError_t>::describe(result);
-}
 
 std::unique_ptr<Device> make_cuda_device(int index, size_t pool_threads) {
   const int count = cuda_device_count();

@@ -72,7 +72,34 @@ GpuFacts facts_of(int index) {
   return facts;
 }
 
+bool means_no_gpu(cudaError_t result) {
+  if (result == cudaErrorNoDevice || result == cudaErrorStubLibrary) return true;
+  // The same code stands for no driver (version 0) and for one that is too old for this binary.
+  int driver_version = 0;
+  return result == cudaErrorInsufficientDriver &&
+         cudaDriverGetVersion(&driver_version) == cudaSuccess && driver_version == 0;
+}
+
 }  // namespace
+
+int cuda_device_count() {
+  int count = 0;
+  const auto result = cudaGetDeviceCount(&count);
+  if (result == cudaSuccess) return count;
+  const auto cause = CallResult<cudaError_t>::describe(result);
+  if (means_no_gpu(result)) return 0;
+  throw runtime_error("cannot count the GPUs: cudaGetDeviceCount: " + cause,
+                      "nvidia-smi tells the driver's state; this binary needs a driver for CUDA " +
+                          fmt::format("{}.{}", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10) +
+                          ", or run with --backend host");
+}
+
+std::string why_no_cuda_device() {
+  int count = 0;
+  const auto result = cudaGetDeviceCount(&count);
+  if (result == cudaSuccess) return "CUDA_VISIBLE_DEVICES shows none of those that the driver has";
+  return "cudaGetDeviceCount: " + CallResult<cudaError_t>::describe(result);
+}
 
 CudaVersions cuda_versions() {
   CudaVersions versions;

@@ -152,10 +152,6 @@ class Device {
 [[nodiscard]] std::unique_ptr<Device> make_host_device(int index, size_t pool_threads,
                                                        NumaNodes nodes = {});
 
-/// CUDA devices that this process can use; 0 without a driver, a GPU or CUDA in the build.
-[[nodiscard]] int cuda_device_count();
-/// Why there is none, where cuda_device_count is 0: "the driver finds no GPU".
-[[nodiscard]] std::string why_no_cuda_device();
 /// Whether this binary was built with CUDA.
 [[nodiscard]] bool built_with_cuda();
 /// Opens CUDA device `index` (VMM and POSIX file descriptor handles are checked for).

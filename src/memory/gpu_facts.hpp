@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "memory/device.hpp"
@@ -20,6 +21,11 @@ struct CudaVersions {
 
 /// Throws Error(kRuntime).
 [[nodiscard]] CudaVersions cuda_versions();
+
+/// CUDA devices that this process can use; 0 without a driver, a GPU or CUDA in the build.
+[[nodiscard]] int cuda_device_count();
+/// Why there is none, where cuda_device_count is 0: "the driver finds no GPU".
+[[nodiscard]] std::string why_no_cuda_device();
 
 /// A GPU that this process sees.
 struct GpuFacts {
