@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds and runs every test that needs no GPU. Installs what is missing.
-#   scripts/test.sh [--preset release|cpu|asan|tsan] [-DNAME=VALUE ...]
+#   scripts/test.sh [--preset release|cpu|asan|tsan] [--build-only] [-DNAME=VALUE ...]
 # Results also go to tests.xml (JUnit) in the build directory.
 source "$(dirname "$0")/common.sh"
 
 preset=release
 definitions=()
+build_only=0
 while (($# > 0)); do
   case "$1" in
     --preset)
@@ -14,8 +15,9 @@ while (($# > 0)); do
         die "--preset '$preset' is not one of release, cpu, asan, tsan"
       shift 2
       ;;
+    --build-only) build_only=1; shift ;;
     -D?*) definitions+=("$1"); shift ;;
-    *) die "unknown option '$1'" "usage: $0 [--preset release|cpu|asan|tsan] [-DNAME=VALUE ...]" ;;
+    *) die "unknown option '$1'" "usage: $0 [--preset release|cpu|asan|tsan] [--build-only] [-DNAME=VALUE ...]" ;;
   esac
 done
 build=build
@@ -36,6 +38,7 @@ fi
 step "building ($preset) in $build/"
 cmake --preset "$preset" -DAWEX_TESTS=ON "-DAWEX_PYTHON=$python" "${definitions[@]}"
 cmake --build --preset "$preset"
+if ((build_only)); then exit; fi
 
 step "testing ($preset)"
 ctest --preset "$preset" --parallel "$(nproc)" --output-junit "$PWD/$build/tests.xml" </dev/null

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
 #include <iterator>
 #include <random>
@@ -121,14 +122,20 @@ inline void add_random_latent_attention(Dice& dice, ModelConfig& config) {
   config.v_head_dim = dice.between(1, 4);
 }
 
-/// How many random cases a test runs: a tenth where a sanitizer makes each many times slower, for
-/// what it finds is found in any of them.
+/// A twentieth of the cases where a sanitizer makes each many times slower, for what it finds is
+/// found in any of them.
 #ifdef __SANITIZE_ADDRESS__
-inline constexpr int kShareOfCases = 10;
+inline constexpr int kShareOfCases = 20;
 #else
 inline constexpr int kShareOfCases = 1;
 #endif
-constexpr int random_cases(int usual) { return (usual + kShareOfCases - 1) / kShareOfCases; }
+
+/// How many random cases a test runs, at least one. AWEX_CASES=N in the environment makes them N
+/// times as many, for a night by hand.
+[[nodiscard]] inline int random_cases(int usual) {
+  const char* times = std::getenv("AWEX_CASES");
+  return (usual * (times == nullptr ? 1 : std::stoi(times)) + kShareOfCases - 1) / kShareOfCases;
+}
 
 /// A model of some thousand elements of any family and dtype. Its sizes divide by some of 1,
 /// 2, 3, 4, 6 and 8; hidden, which no engine splits, may be any number.
