@@ -20,6 +20,7 @@
 #include "base/log.hpp"
 #include "comm/job.hpp"
 #include "memory/device.hpp"
+#include "memory/gpu_facts.hpp"
 
 namespace awex {
 namespace {

@@ -23,6 +23,7 @@
 #include "memory/cuda_check.hpp"
 #include "memory/cuda_owners.hpp"
 #include "memory/device.hpp"
+#include "memory/gpu_facts.hpp"
 #include "transfer/move/nccl_exchange.hpp"
 
 namespace awex {

@@ -9,6 +9,7 @@
 
 #include "base/error.hpp"
 #include "gpu/gpu_bench.hpp"
+#include "memory/gpu_facts.hpp"
 #include "memory/link_limits.hpp"
 #include "memory/region.hpp"
 

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "memory/device.hpp"
+#include "memory/gpu_facts.hpp"
 
 namespace {
 

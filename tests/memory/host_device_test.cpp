@@ -15,6 +15,7 @@
 
 #include "base/error.hpp"
 #include "memory/device.hpp"
+#include "memory/gpu_facts.hpp"
 
 using namespace awex;
 
