@@ -39,7 +39,8 @@ add_custom_target(uninstall
 
 set(CPACK_PACKAGE_NAME awex-colocate)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})
-set(CPACK_PACKAGE_CONTACT "awex-colocate maintainers <maintainers@awex-colocate.invalid>")
+# Who signs the commits.
+set(CPACK_PACKAGE_CONTACT "awex-colocate maintainers <maintainers@users.noreply.r-seed-8895b423.example>")
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)
@@ -58,5 +59,8 @@ set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
 set(CPACK_DEBIAN_PACKAGE_DEPENDS openmpi-bin)
 set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
+set(CPACK_PROJECT_CONFIG_FILE ${PROJECT_SOURCE_DIR}/cmake/PackageVersion.cmake)
+set(CPACK_AWEX_BUILD_IDENTITY ${PROJECT_BINARY_DIR}/generated/build_identity.cpp)
+set(CPACK_AWEX_SOURCE ${PROJECT_SOURCE_DIR})
 set(CPACK_PRE_BUILD_SCRIPTS ${PROJECT_SOURCE_DIR}/cmake/DebianFiles.cmake)
 include(CPack)

@@ -2,6 +2,9 @@
 set(usr ${CPACK_TEMPORARY_INSTALL_DIRECTORY}/usr)
 set(doc ${usr}/share/doc/awex-colocate)
 
+# Libraries come from packages, which the linker finds without a path of the machine that built this.
+file(RPATH_REMOVE FILE ${usr}/bin/awex-colocate)
+
 # -n: the same files make the same package.
 execute_process(COMMAND gzip -9n ${usr}/share/man/man1/awex-colocate.1 COMMAND_ERROR_IS_FATAL ANY)
 

@@ -9,6 +9,12 @@ die() {
   exit 1
 }
 
+# Whether all of these programs are there; command -v is content with one of them.
+have() {
+  local program
+  for program in "$@"; do command -v "$program" >/dev/null || return 1; done
+}
+
 step() { printf '\n==> %s\n' "$*" >&2; }
 
 # The toolkit's usual place is often not on PATH.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building and testing need and this machine lacks (Debian 12, Ubuntu 24.04).
-# With --lint also what scripts/lint.sh needs; with --slurm a Slurm, without which its test is skipped, and
-# whose services Debian starts where there is systemd. Changes nothing when nothing is missing.
+# With --lint also what scripts/lint.sh needs; with --package what scripts/package.sh needs; with --slurm a
+# Slurm, without which its test is skipped, and whose services Debian starts where there is systemd.
+# Changes nothing when nothing is missing.
 source "$(dirname "$0")/common.sh"
 
 packages=(g++ cmake ninja-build pkg-config python3 python3-venv
@@ -10,12 +11,13 @@ packages=(g++ cmake ninja-build pkg-config python3 python3-venv
 for option in "$@"; do
   case "$option" in
     --lint) packages+=(clang-14 clang-format-14 clang-tidy-14 libclang-rt-14-dev shellcheck git) ;;
+    --package) packages+=(dpkg-dev) ;;
     --slurm) packages+=(munge slurm-wlm) ;;
-    *) die "unknown option '$option'" "usage: $0 [--lint] [--slurm]" ;;
+    *) die "unknown option '$option'" "usage: $0 [--lint] [--package] [--slurm]" ;;
   esac
 done
 
-if ! command -v apt-get dpkg-query >/dev/null; then
+if ! have apt-get dpkg-query; then
   die "cannot install packages: this system has no apt-get" \
     "install these by hand, then run cmake yourself (see README.md): ${packages[*]}"
 fi

@@ -5,8 +5,8 @@
 source "$(dirname "$0")/common.sh"
 
 ((EUID == 0)) || die "debootstrap and chroot need root" "run: sudo $0"
-command -v debootstrap unshare >/dev/null || die "debootstrap or unshare is missing" \
-  "apt-get install debootstrap util-linux"
+have debootstrap unshare git || die "debootstrap, unshare or git is missing" \
+  "apt-get install debootstrap util-linux git"
 
 # In a mount namespace of its own nothing can stay mounted, however this script ends.
 if [[ ${AWEX_FRESH_NAMESPACE:-} != 1 ]]; then
