@@ -40,10 +40,19 @@ cp -r python/. LICENSE "$stage"
 rm -rf "$stage"/build "$stage"/src/*.egg-info
 install -m 755 "$library" "$stage/src/awex_colocate/libawex_colocate.so"
 strip --strip-debug "$stage/src/awex_colocate/libawex_colocate.so"
-# Other machines have a libfmt of another version, or none. The library looks beside itself first.
+# Other machines have a libfmt of another version, or none. The library looks beside itself, and not also in
+# the places of this machine that it was linked from.
+printf '%s\n' "file(RPATH_SET FILE \"$stage/src/awex_colocate/libawex_colocate.so\" NEW_RPATH \"\$ORIGIN\")" >"$stage/rpath.cmake"
+cmake -P "$stage/rpath.cmake" >&2
 while read -r needed; do
   install -m 755 "$needed" "$stage/src/awex_colocate/"
 done < <(ldd "$library" | awk '/libfmt/ { print $3 }')
+# The version names the commit, as the library's does: pip replaces one build by another.
+version=$(python3 -c 'import ctypes, sys
+build = ctypes.CDLL(sys.argv[1]).awex_build
+build.restype = ctypes.c_char_p
+print(build().decode())' "$stage/src/awex_colocate/libawex_colocate.so")
+sed -i "s/^__version__ = .*/__version__ = \"$version\"/" "$stage/src/awex_colocate/_version.py"
 step "packing it"
 isolated=()
 if "$python" -c 'import setuptools, wheel' 2>/dev/null ||
@@ -51,5 +60,7 @@ if "$python" -c 'import setuptools, wheel' 2>/dev/null ||
   isolated=(--no-build-isolation) # what is there suffices: nothing is fetched
 fi
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps "${isolated[@]}" \
-  --wheel-dir "$out" "$stage" </dev/null >&2
-ls "$out"/awex_colocate-*.whl
+  --wheel-dir "$stage/packed" "$stage" </dev/null >&2
+if [[ $out == build ]]; then rm -f build/awex_colocate-*.whl; fi # pip install build/awex_colocate-*.whl takes one
+cp "$stage"/packed/awex_colocate-*.whl "$out"
+for wheel in "$stage"/packed/*; do echo "$out/${wheel##*/}"; done

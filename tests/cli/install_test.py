@@ -14,6 +14,7 @@ import unittest
 
 BINARY = ""
 BUILD = pathlib.Path()
+SOURCE = pathlib.Path(__file__).parents[2]
 CMAKE = ""
 
 INSTALLED = (
@@ -98,6 +99,19 @@ def cached(name):
     """What the build folder was configured with."""
     cache = (BUILD / "CMakeCache.txt").read_text(encoding="utf-8")
     found = re.search(rf"(?m)^{name}:\w+=(.*)$", cache)
+    return found.group(1) if found else ""
+
+
+def with_paths_of_the_build(folder):
+    """Files below the folder that name the folder of the sources or of the build; the documents may."""
+    names = [f"{place}/".encode() for place in (SOURCE, BUILD.resolve())]
+    files = [path for path in folder.rglob("*") if path.is_file() and "doc" not in path.relative_to(folder).parts]
+    assert files, folder
+    return [path for path in files if any(name in path.read_bytes() for name in names)]
+
+
+def runpath(program):
+    found = re.search(r"(?:RUNPATH|RPATH).*\[(.*)\]", output_of("readelf", "-d", str(program)))
     return found.group(1) if found else ""
 
 
@@ -204,8 +218,9 @@ class Install(unittest.TestCase):
             for path in installed():
                 self.assertTrue((prefix / path).is_file(), path)
             self.assertEqual(output_of(str(prefix / "bin" / "awex-colocate"), "-V"), output_of(BINARY, "-V"))
+            self.assertEqual(with_paths_of_the_build(prefix), [])
             self.check_that_c_programs_find_it(prefix, build)
-            script = pathlib.Path(__file__).parents[2] / "cmake" / "Uninstall.cmake"
+            script = SOURCE / "cmake" / "Uninstall.cmake"
             output_of(CMAKE, f"-DMANIFEST={build}/install_manifest.txt", "-P", str(script))
             left = [str(path.relative_to(prefix)) for path in prefix.rglob("*") if not path.is_dir()]
             self.assertEqual(left, ["bin/other"])
@@ -245,12 +260,22 @@ class Install(unittest.TestCase):
             config = str(BUILD / "CPackConfig.cmake")
             # Fast compression: the content is what counts.
             fast = "-DCPACK_DEBIAN_COMPRESSION_TYPE=gzip"
-            output_of(cpack, "--config", config, "-G", "DEB", "-B", directory, fast)
+            packer = {"DEBFULLNAME": "Jane Doe", "DEBEMAIL": "jane@example.org"}
+            output_of(cpack, "--config", config, "-G", "DEB", "-B", directory, fast, env={**os.environ, **packer})
             package = next(pathlib.Path(directory).glob("awex-colocate_*.deb"))
             about = output_of("dpkg-deb", "-I", str(package))
             for library in ("openmpi-bin", "libopenmpi3", "libhwloc15", "libc6", "libstdc++6"):
                 self.assertRegex(about, rf"(?m)^ Depends: .*\b{re.escape(library)}")
             self.assertRegex(about, r"(?m)^ Description: \S.*\n  \S")
+            self.assertRegex(about, r"(?m)^ Maintainer: Jane Doe <jane@example\.org>$")
+            # Of -V, with the commit's time before the commit where there is git.
+            number, build = re.search(r" (\S+)\+(\S+) ", output_of(BINARY, "-V")).groups()
+            time = r"\d{14}\." if build.startswith("g") else ""
+            self.assertRegex(about, rf"(?m)^ Version: {re.escape(number)}\+{time}{re.escape(build)}$")
+            unpacked = pathlib.Path(directory, "unpacked")
+            output_of("dpkg-deb", "-x", str(package), str(unpacked))
+            self.assertEqual(with_paths_of_the_build(unpacked), [])
+            self.assertEqual(runpath(unpacked / "usr/bin/awex-colocate"), "")
             content = output_of("dpkg-deb", "-c", str(package))
             files = set(re.findall(r"(?m)^-\S+ root/root .* \./(usr/\S+)$", content))
             wanted = {"usr/" + path for path in installed()}
@@ -258,6 +283,12 @@ class Install(unittest.TestCase):
             wanted -= {doc + "LICENSE", doc + "CHANGELOG.md", "usr/share/man/man1/awex-colocate.1"}
             wanted |= {doc + "copyright", doc + "changelog.gz", "usr/share/man/man1/awex-colocate.1.gz"}
             self.assertEqual(wanted - files, set())
+
+    def test_the_package_has_a_maintainer_without_a_packer(self):
+        config = (BUILD / "CPackConfig.cmake").read_text(encoding="utf-8")
+        contact = re.search(r'(?m)^set\(CPACK_PACKAGE_CONTACT "(.*)"\)$', config).group(1)
+        self.assertRegex(contact, r"^[^<>]+ <[^<>@ ]+@[^<>@ ]+>$")
+        self.assertFalse(contact.endswith(".invalid>"), contact)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 there for what a user would see first."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,13 @@ with tempfile.TemporaryDirectory() as folder:
     if "libfmt.so" in linked:
         check(any(name.startswith("awex_colocate/libfmt.so") for name in names), "libfmt is carried", names)
 
+    zipfile.ZipFile(wheel).extractall(Path(folder, "unpacked"))
+    carried = Path(folder, "unpacked/awex_colocate/libawex_colocate.so")
+    paths = re.findall(r"(?:RUNPATH|RPATH).*\[(.*)\]", run("readelf", "-d", carried).stdout)
+    check(paths == ["$ORIGIN"], "the library looks beside itself alone", paths)
+    for file in Path(folder, "unpacked").rglob("*"):
+        check(not file.is_file() or f"{ROOT}/".encode() not in file.read_bytes(), "a path of this machine", file)
+
     fresh = Path(folder, "fresh")
     run(sys.executable, "-m", "venv", "--without-pip", fresh)
     python = fresh / "bin/python"
@@ -45,9 +53,11 @@ with tempfile.TemporaryDirectory() as folder:
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", site, wheel)
 
     clean = {"PYTHONPATH": "", "AWEX_COLOCATE_LIBRARY": ""}
-    code = "import awex_colocate as a; print(a.__version__, a.library_path())"
+    code = "import awex_colocate as a; from awex_colocate._library import library; " \
+           "print(a.__version__, a.library_path(), library().awex_build().decode())"
     said = run(python, "-c", code, **clean).stdout.split()
     check(said[1] == str(site / "awex_colocate/libawex_colocate.so"), "its own library is found", said)
+    check(said[0] == said[2] and f"-{said[0]}-" in wheel.name, "it has the library's version", said, wheel.name)
 
     job = Path(folder, "no-job")
     done = run(python, "-c", f"import awex_colocate as a; a.attach('trainer', {str(job)!r}, device='host', timeout=1)",
