@@ -3,13 +3,16 @@
 import time
 from pathlib import Path
 
+#: Seconds that anybody waits for anybody else: engines take minutes to start where many share the processors.
+PATIENCE_S = 3600.0
+
 
 def put(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
 
 
-def get(path: Path, patience_s: float = 900) -> None:
+def get(path: Path, patience_s: float = PATIENCE_S) -> None:
     end = time.monotonic() + patience_s
     while not path.exists():
         if time.monotonic() > end:

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from files import put
+from files import PATIENCE_S, put
 from transformers import Qwen3ForCausalLM
 
 import awex_colocate
@@ -32,15 +32,16 @@ def load(folder):
 
 def serve(gpu, model, served):
     torch.set_num_threads(1)
-    with awex_colocate.attach("inference", JOB, device=f"host:{gpu}", name=f"transformers {gpu}") as engine:
+    place = {"device": f"host:{gpu}", "name": f"transformers {gpu}", "timeout": PATIENCE_S}
+    with awex_colocate.attach("inference", JOB, **place) as engine:
         engine.adopt(model)
-        engine.seal()
+        engine.seal(PATIENCE_S)
         for version in range(1, UPDATES + 1):
-            assert engine.wait() == version
+            assert engine.wait(timeout=PATIENCE_S) == version
             with ONE_AT_A_TIME:
                 served.append(said(model))
             put(WORK / f"served-{gpu}" / str(version))
-        engine.release()  # The trainer takes its memory back for its last step.
+        engine.release(PATIENCE_S)  # The trainer takes its memory back for its last step.
 
 
 def serve_or_end(*arguments):

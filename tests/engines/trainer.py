@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from files import get, put
+from files import PATIENCE_S, get, put
 
 import awex_colocate
 import awex_colocate.torch as support
@@ -113,18 +113,20 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     trainer = Megatron() if KIND.startswith("megatron") else Transformers()
-    engine = awex_colocate.attach("trainer", JOB, device=f"host:{RANK}", memory=trainer.memory())
+    engine = awex_colocate.attach(
+        "trainer", JOB, device=f"host:{RANK}", memory=trainer.memory(), timeout=PATIENCE_S
+    )
     trainer.adopt(engine)
-    engine.seal()
+    engine.seal(PATIENCE_S)
     losses = []
     for version in range(1, UPDATES + 1):
         if READERS:
             trainer.save(WORK / "checkpoints" / str(version))
-        served = engine.hand_over()
+        served = engine.hand_over(PATIENCE_S)
         assert served == version, (served, version)
         for reader in range(READERS):
             get(WORK / f"served-{reader}" / str(version))
-        engine.take_back()
+        engine.take_back(PATIENCE_S)
         losses.append(trainer.gradients(version))
         with engine.writing():
             trainer.optimizer.step()

@@ -71,8 +71,8 @@ class Run:
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
         self.start("serve", "mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(2 * self.ranks),
                    o.program, "serve", "--job", self.job, "--model", str(work / "initial"), "--trainer", layout,
-                   "--inference", inference, "--backend", "host", "--attach", attach, "--timeout", "10m",
-                   *options, **root)  # fmt: skip
+                   "--inference", inference, "--backend", "host", "--attach", attach, "--timeout", "60m",
+                   "--attach-timeout", "60m", *options, **root)  # fmt: skip
         commands = self.inference_commands() if "inference" in attach else []
         for number, command in enumerate(commands):
             self.start(f"inference-{number}", sys.executable, *command)

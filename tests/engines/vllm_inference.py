@@ -4,6 +4,7 @@ checkpoints that the trainer saved of the FRESH last versions; those of all inst
 
 import gc
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ UPDATES, FRESH, TP, INSTANCE, INSTANCES = map(int, sys.argv[3:8])
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if TP > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before a fork there may be no more.
 if TP * INSTANCES > 1:  # A core for each worker, as far as there are any.
     cores = sorted(os.sched_getaffinity(0))
     workers = range(TP * INSTANCE, TP * (INSTANCE + 1))
@@ -20,9 +23,10 @@ if TP * INSTANCES > 1:  # A core for each worker, as far as there are any.
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "vllm_rl"))
 import unpacked  # noqa: E402, F401: in vLLM's workers, too, which begin with this file
-from files import get, put  # noqa: E402
+from files import PATIENCE_S, get, put  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
+from vllm.v1.executor import multiproc_executor  # noqa: E402
 
 import awex_colocate.vllm as plugin  # noqa: E402
 
@@ -56,15 +60,15 @@ def end(llm):
 def serve():
     llm = start(WORK / "initial", weight_transfer_config={"backend": "awex"})
     first = tokens(llm)
-    plugin.attach(llm, JOB, kv_cache=True, first_position=TP * INSTANCE)
+    plugin.attach(llm, JOB, kv_cache=True, first_position=TP * INSTANCE, timeout=PATIENCE_S)
     served = []
     for version in range(1, UPDATES + 1):
-        plugin.update(llm, version=version)
+        plugin.update(llm, version=version, timeout=PATIENCE_S)
         served.append(tokens(llm))
         assert str(llm.llm_engine.get_weight_version()) == str(version)
         print("served", version, served[-1][0][:6], flush=True)
         put(WORK / f"served-{INSTANCE}" / str(version))
-    plugin.release(llm)  # The trainer takes its memory back for its last step.
+    plugin.release(llm, timeout=PATIENCE_S)  # The trainer takes its memory back for its last step.
     end(llm)
     assert served[0] == first, "version 1 is what was loaded"
     assert len({str(found) for found in served}) > 1, "training changes what is said"
@@ -72,6 +76,8 @@ def serve():
 
 
 def compare(served):
+    # Workers that import vLLM anew take most of the time.
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     for version in range(UPDATES - FRESH + 1, UPDATES + 1):
         fresh = start(WORK / "checkpoints" / str(version))
         want = tokens(fresh)
