@@ -39,8 +39,8 @@ add_custom_target(uninstall
 
 set(CPACK_PACKAGE_NAME awex-colocate)
 set(CPACK_PACKAGE_VERSION ${PROJECT_VERSION})
-# Who signs the commits.
-set(CPACK_PACKAGE_CONTACT "awex-colocate maintainers <maintainers@users.noreply.r-seed-8895b423.example>")
+# The project has no address of its own, which .invalid says (RFC 2606): who distributes packages sets DEBEMAIL.
+set(CPACK_PACKAGE_CONTACT "awex-colocate maintainers <maintainers@awex-colocate.invalid>")
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)
