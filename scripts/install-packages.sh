@@ -11,7 +11,7 @@ packages=(g++ cmake ninja-build pkg-config python3 python3-venv
 for option in "$@"; do
   case "$option" in
     --lint) packages+=(clang-14 clang-format-14 clang-tidy-14 libclang-rt-14-dev shellcheck git) ;;
-    --package) packages+=(dpkg-dev) ;;
+    --package) packages+=(dpkg-dev file) ;;
     --slurm) packages+=(munge slurm-wlm) ;;
     *) die "unknown option '$option'" "usage: $0 [--lint] [--package] [--slurm]" ;;
   esac
