@@ -63,7 +63,7 @@ class Recipes(unittest.TestCase):
 
 
 class Scripts(unittest.TestCase):
-    """scripts/common.sh and containers/install.sh."""
+    """Scripts that install, with stand-ins for what they call; and what scripts share."""
 
     def have(self, *programs):
         """What `have` of scripts/common.sh says of the programs."""
@@ -74,6 +74,19 @@ class Scripts(unittest.TestCase):
         self.assertTrue(self.have("bash", "sh"))
         self.assertFalse(self.have("bash", "no-such-program"))
         self.assertFalse(self.have("no-such-program", "bash"))
+
+    def test_packing_installs_what_cpack_calls(self):
+        """Where nothing is installed yet."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, does in (("apt-get", 'echo "$@"'), ("sudo", 'exec "$@"'), ("dpkg-query", "exit 1"),
+                               ("cmake", "echo cmake version 3.25.1")):
+                program = pathlib.Path(folder, name)
+                program.write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+                program.chmod(0o755)
+            told = subprocess.run(["scripts/install-packages.sh", "--package"], cwd=SOURCE, text=True, check=True,
+                                  env={"PATH": f"{folder}:/usr/bin:/bin"}, capture_output=True).stdout.splitlines()
+            installed = told[1].split("--no-install-recommends ")[1].split()
+            self.assertLessEqual({"file", "dpkg-dev", "g++"}, set(installed))
 
     def test_a_package_and_a_wheel_are_what_the_image_gets(self):
         """install.sh with a stand-in for apt-get, which says what it was told."""
