@@ -1,14 +1,16 @@
 """The plugins without their engines: what they register, refuse by name and call, in which order."""
 
+import contextlib
 import os
 import sys
+import threading
 import types
 import unittest
 from unittest import mock
 
 import awex_colocate.sglang as sglang_plugin
 import awex_colocate.vllm as vllm_plugin
-from awex_colocate import WrongRequest
+from awex_colocate import DeadlinePassed, EngineLost, WrongRequest
 from awex_colocate._versions import refuse_others
 
 
@@ -167,18 +169,62 @@ class Sglang(unittest.TestCase):
         release, resume = (hooks[f"{name}_memory_occupation"][0] for name in ("release", "resume"))
         engine, manager = mock.Mock(version=0), Manager()
         everything, cache_alone = types.SimpleNamespace(tags=None), types.SimpleNamespace(tags=["kv_cache"])
+        with self.attached(engine):
+            self.assertEqual(release(None, manager, everything), "released")
+            engine.release.assert_not_called()  # Nothing is served yet, so there is nothing to give.
+            self.assertEqual(resume(None, manager, everything), "resumed")
+            engine.wait.assert_called_once()
+            engine.version = 1
+            release(None, manager, cache_alone)
+            engine.release.assert_not_called()
+            release(None, manager, everything)
+            resume(None, manager, everything)
+            engine.release.assert_called_once()
+            self.assertEqual(engine.wait.call_count, 2)
+        self.assertEqual(manager.calls, ["flush", "flush", "flush"])
+
+    @contextlib.contextmanager
+    def attached(self, engine):
         with module("sglang.srt.managers", io_struct=types.SimpleNamespace(**self.ANSWERS)):
-            with mock.patch.object(sglang_plugin, "_engine", engine):
-                self.assertEqual(release(None, manager, everything), "released")
-                engine.release.assert_not_called()  # Nothing is served yet, so there is nothing to give.
-                self.assertEqual(resume(None, manager, everything), "resumed")
-                engine.wait.assert_called_once()
-                engine.version = 1
-                release(None, manager, cache_alone)
-                engine.release.assert_not_called()
-                release(None, manager, everything)
-                engine.release.assert_called_once()
-        self.assertEqual(manager.calls, ["flush", "flush"])
+            with mock.patch.multiple(sglang_plugin, _engine=engine, _offer=None):
+                yield
+
+    def test_a_release_does_not_wait_for_the_trainer(self):
+        taken = threading.Event()
+
+        def until_taken(timeout):
+            if not taken.wait(timeout):
+                raise DeadlinePassed("nobody took it")
+
+        engine, request = mock.Mock(version=1), types.SimpleNamespace(tags=None)
+        engine.release.side_effect = until_taken
+        with self.attached(engine):
+            sglang_plugin._release(None, Manager(), request)
+            sglang_plugin._release(None, Manager(), request)  # One offer stands.
+            sglang_plugin._resume(None, Manager(), request)  # Nobody has taken it: the same version goes on.
+            engine.wait.assert_not_called()
+            sglang_plugin._release(None, Manager(), request)
+            taken.set()
+            sglang_plugin._offer._standing.result()
+            sglang_plugin._resume(None, Manager(), request)
+            engine.wait.assert_called_once()
+
+    def test_what_fails_while_it_is_offered_is_raised_when_it_is_wanted(self):
+        engine, request = mock.Mock(version=1), types.SimpleNamespace(tags=None)
+        engine.release.side_effect = EngineLost("rank 1 has gone")
+        with self.attached(engine):
+            sglang_plugin._release(None, Manager(), request)
+            with self.assertRaisesRegex(EngineLost, "rank 1 has gone"):
+                sglang_plugin._resume(None, Manager(), request)
+
+    def test_a_busy_sglang_keeps_its_memory(self):
+        engine, request, manager = mock.Mock(version=1), types.SimpleNamespace(tags=None), Manager()
+        manager.is_fully_idle = lambda: False
+        with self.attached(engine):
+            with self.assertRaisesRegex(WrongRequest, "has requests that run"):
+                sglang_plugin._release(None, manager, request)
+            self.assertIsNone(sglang_plugin._offer)
+        engine.release.assert_not_called()
 
     def test_sglang_is_itself_where_nothing_is_attached(self):
         original = mock.Mock(return_value="its own")

@@ -32,7 +32,7 @@ with tempfile.TemporaryDirectory() as folder:
     (wheel,) = Path(folder).glob("*.whl")
     check("-py3-none-linux_" in wheel.name, "the wheel is for every Python of a platform", wheel.name)
     names = set(zipfile.ZipFile(wheel).namelist())
-    for file in ("py.typed", "libawex_colocate.so", "torch.py", "vllm.py"):
+    for file in ("py.typed", "libawex_colocate.so", "torch.py", "vllm.py", "areal/__init__.py", "areal/trainer.py"):
         check(f"awex_colocate/{file}" in names, "the wheel lacks a file", file, names)
 
     linked = run("ldd", Path(LIBRARY)).stdout

@@ -6,7 +6,9 @@
     while True:
         engine.resume_memory_occupation()     # returns when SGLang serves a version that is newer
         engine.generate(…)
-        engine.release_memory_occupation()    # gives the memory to the trainer
+        engine.release_memory_occupation()    # from here the trainer may take the memory; returns at once
+
+Who releases and resumes before the trainer has taken the memory goes on with the version that it served.
 
 Weights alone lie in the job's memory; SGLang's KV cache stays on the GPU. SGLang only logs what a plugin
 raises in its entry point, and answers for rank 0 alone: trust the job's commit (`awex-colocate status`).
@@ -17,12 +19,14 @@ Written against the sources of SGLang 0.5.14 and 0.5.23; no SGLang has run with 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
+from ._behind import Behind
 from ._versions import found_version, refuse_others
 from .engine import Engine, attach
-from .errors import WrongRequest
+from .errors import DeadlinePassed, WrongRequest
 
 __all__ = ["JOB_VARIABLE", "NEWEST", "OLDEST", "engine", "register"]
 
@@ -34,7 +38,36 @@ PATIENCE_VARIABLE = "AWEX_COLOCATE_TIMEOUT"
 _LOADED = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
+#: Seconds that it takes at most to see that an offer is withdrawn.
+GLANCE_S = 0.2
+
 _engine: Engine | None = None
+_offer: _Offer | None = None
+
+
+class _Offer:
+    """SGLang's memory, for the next take-back of the job, until it is withdrawn. It stands while the scheduler
+    does other things: a controller calls engines one after the other, and would wait here for the
+    take-back that it has yet to ask the trainer for."""
+
+    def __init__(self, attached: Engine) -> None:
+        self._engine = attached
+        self._withdrawn = threading.Event()
+        self._standing = Behind(self._stand, "awex-offer")
+
+    def _stand(self) -> bool:
+        while not self._withdrawn.is_set():
+            try:
+                self._engine.release(GLANCE_S)
+                return True
+            except DeadlinePassed:
+                continue
+        return False
+
+    def withdraw(self) -> bool:
+        """Whether the memory has been taken meanwhile. Raises what `Engine.release` raised."""
+        self._withdrawn.set()
+        return self._standing.result()
 
 
 def engine() -> Engine | None:
@@ -98,20 +131,25 @@ def _names_weights(request: Any) -> bool:
 
 
 def _release(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    global _offer
     if _engine is None:
         return original(manager, request)
-    assert manager.is_fully_idle(), "release_memory_occupation should be called only when server is idle."
-    if _names_weights(request) and _engine.version:
+    if not manager.is_fully_idle():
+        raise WrongRequest("SGLang has requests that run", "abort them, or wait for them, before releasing memory")
+    if _names_weights(request) and _engine.version and _offer is None:
         manager.flush_cache()
-        _engine.release(_patience())
+        _offer = _Offer(_engine)
     return _answer("ReleaseMemoryOccupationReqOutput")
 
 
 def _resume(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    global _offer
     if _engine is None:
         return original(manager, request)
     if _names_weights(request):
-        _engine.wait(timeout=_patience())
+        offer, _offer = _offer, None
+        if offer is None or offer.withdraw():
+            _engine.wait(timeout=_patience())
         manager.flush_cache()
     return _answer("ResumeMemoryOccupationReqOutput")
 
