@@ -264,7 +264,8 @@ def a_config(**changes):
     place = types.SimpleNamespace
     config = place(
         actor=place(
-            backend="fsdp:d2", use_lora=False, _version="v1", optimizer="adam", fsdp=place(offload_params=False, per_layer_optim_step=False),
+            backend="fsdp:d2", use_lora=False, _version="v1", optimizer="adam",
+            fsdp=place(offload_params=False, per_layer_optim_step=False),
             megatron=place(ddp=place(use_distributed_optimizer=True, overlap_param_gather=False)),
             scheduling_strategy=place(type=Strategy.colocation, target="rollout"),
         ),
@@ -325,6 +326,11 @@ class Configurations(unittest.TestCase):
         with mock.patch.dict(os.environ, clear=True):
             with self.assertRaisesRegex(WrongRequest, "AWEX_COLOCATE_JOB is not set"):
                 plugin.spread(specs)
+            self.assertEqual(plugin.patience(), 600)
+        for wrong in ("soon", "0", "-1", "inf", "nan"):
+            with mock.patch.dict(os.environ, AWEX_COLOCATE_TIMEOUT=wrong):
+                with self.assertRaisesRegex(WrongRequest, f"AWEX_COLOCATE_TIMEOUT={wrong} is no number of seconds"):
+                    plugin.patience()
 
 
 # With a real job

@@ -33,10 +33,12 @@ def weights_bytes(chunks: Any) -> int:
 
 def optimizer_bytes(optimizer: Any) -> int:
     """Bytes to ask for (`attach(memory={"optimizer": …})`): masters, moments and step counts of this rank's
-    shards. Exact after the optimizer's first step; before it for torch's Adam and AdamW alone."""
+    shards. Before the optimizer's first step this makes its moments (zeros), as Megatron itself does before
+    it loads a checkpoint; WrongRequest where neither it nor Megatron can (SGD)."""
     total = 0
     for one in _chained(optimizer):
         inner = one.optimizer
+        _create_state(one)
         total += support.optimizer_bytes(inner)
         views = {id(t) for t in _flat(getattr(one, "shard_fp32_groups", []))}
         for _, _, parameter in support._parameters(inner):
@@ -47,8 +49,8 @@ def optimizer_bytes(optimizer: Any) -> int:
 
 def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | None = None) -> None:
     """Moves what Megatron's DDP (`chunks`: one, or the list of a virtual pipeline) and its optimizer hold, and
-    declares it. Parameters stay the same objects. Call it between two steps, with overlap_param_gather off;
-    optimizers other than torch's Adam and AdamW need their first step before.
+    declares it. Parameters stay the same objects. Call it between two steps, or before the first, with
+    overlap_param_gather off.
 
     copy: as of awex_colocate.torch.adopt. Raises WrongRequest that lists what does not fit, before anything
     is changed."""
@@ -69,6 +71,7 @@ def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | No
         support.watch(engine, place.name, tensor.data_ptr(), lambda t=tensor: t)
     for one in optimizers:
         _mark_views(engine, one)
+        _create_state(one)
         support.adopt_optimizer(engine, one.optimizer)
 
 
@@ -80,6 +83,15 @@ def _chained(optimizer: Any) -> list[Any]:
     if optimizer is None:
         return []
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _create_state(one: Any) -> None:
+    """Moments before the first step, by what Megatron keeps for it (`init_state_fn`: Adam of Transformer Engine and
+    Apex, Lion). Torch's own Adam is awex_colocate.torch's."""
+    create = getattr(one, "init_state_fn", None)
+    if create is None or isinstance(one.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return
+    create(one.optimizer, one.config)
 
 
 def _buffers(chunk: Any) -> list[Any]:

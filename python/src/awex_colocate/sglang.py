@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._behind import Behind
+from ._job import JOB_VARIABLE, job, patience
 from ._versions import found_version, refuse_others
 from .engine import Engine, attach
 from .errors import DeadlinePassed, WrongRequest
@@ -32,8 +33,6 @@ __all__ = ["JOB_VARIABLE", "NEWEST", "OLDEST", "engine", "register"]
 
 OLDEST = "0.5.14"
 NEWEST = "0.5.23"
-JOB_VARIABLE = "AWEX_COLOCATE_JOB"
-PATIENCE_VARIABLE = "AWEX_COLOCATE_TIMEOUT"
 
 _LOADED = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
@@ -87,10 +86,6 @@ def register() -> None:
     HookRegistry.register(f"{_MANAGER}.resume_memory_occupation", _resume, HookType.AROUND)
 
 
-def _patience() -> float:
-    return float(os.environ.get(PATIENCE_VARIABLE, "600"))
-
-
 def _after_load(result: Any, runner: Any, *_: Any, **__: Any) -> Any:
     """Attaches with what a model runner has loaded; an exception ends the start of SGLang."""
     global _engine
@@ -110,14 +105,14 @@ def _after_load(result: Any, runner: Any, *_: Any, **__: Any) -> Any:
     is_cuda = str(runner.device).startswith("cuda")
     attached = attach(
         "inference",
-        os.environ[JOB_VARIABLE],
+        job(),
         device=f"cuda:{runner.gpu_id}" if is_cuda else f"host:{getattr(runner, 'tp_rank', 0)}",
         name=f"sglang {found_version('sglang')}",
-        timeout=_patience(),
+        timeout=patience(),
     )
     try:
         attached.adopt(runner.model)
-        attached.seal(_patience())
+        attached.seal(patience())
     except BaseException:
         attached.close()
         raise
@@ -149,7 +144,7 @@ def _resume(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     if _names_weights(request):
         offer, _offer = _offer, None
         if offer is None or offer.withdraw():
-            _engine.wait(timeout=_patience())
+            _engine.wait(timeout=patience())
         manager.flush_cache()
     return _answer("ResumeMemoryOccupationReqOutput")
 

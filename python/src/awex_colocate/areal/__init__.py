@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._behind import Behind
+from .._job import JOB_VARIABLE, PATIENCE_VARIABLE, job, patience
 from .._versions import found_version, refuse_others
 from ..engine import Engine, attach
 from ..errors import WrongRequest
@@ -30,22 +31,8 @@ __all__ = ["JOB_VARIABLE", "NEWEST", "OLDEST", "PATIENCE_VARIABLE", "Colocated"]
 
 OLDEST = "1.0.4"
 NEWEST = "2.0.0"
-JOB_VARIABLE = "AWEX_COLOCATE_JOB"
-PATIENCE_VARIABLE = "AWEX_COLOCATE_TIMEOUT"
 
 _log = logging.getLogger(__name__)
-
-
-def job() -> str:
-    """The job's directory. Raises WrongRequest where AWEX_COLOCATE_JOB does not name it."""
-    if found := os.environ.get(JOB_VARIABLE):
-        return found
-    raise WrongRequest(f"{JOB_VARIABLE} is not set", "set it to the DIR of awex-colocate serve --job DIR")
-
-
-def patience() -> float:
-    """Seconds that a call waits: AWEX_COLOCATE_TIMEOUT, 600 where it is not set."""
-    return float(os.environ.get(PATIENCE_VARIABLE, "600"))
 
 
 class Colocated:
@@ -217,7 +204,7 @@ def refuse_trainer(config: Any) -> None:
     for role in ("actor", "rollout"):
         if getattr(getattr(config, role), "_version", "v1") != "v1":
             raise WrongRequest(
-                f"{role}._version is {getattr(config, role)._version!r}, whose gateway chooses what moves weights itself",
+                f"{role}._version is {getattr(config, role)._version!r}, whose gateway moves weights by its own adapters",
                 "say v1",
             )
     if not str(config.rollout.backend).startswith("sglang"):
