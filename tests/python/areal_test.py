@@ -2,6 +2,7 @@
 the two, one after the other, in the order of PPOTrainer of AReaL 2.0.0 (areal/trainer/rl_trainer.py), with a
 real job between them. Where AReaL can be imported, its signatures are compared with those used here."""
 
+import contextlib
 import enum
 import hashlib
 import inspect
@@ -331,6 +332,104 @@ class Configurations(unittest.TestCase):
             with mock.patch.dict(os.environ, AWEX_COLOCATE_TIMEOUT=wrong):
                 with self.assertRaisesRegex(WrongRequest, f"AWEX_COLOCATE_TIMEOUT={wrong} is no number of seconds"):
                     plugin.patience()
+
+
+@contextlib.contextmanager
+def stubs(**modules):
+    """AReaL's modules, "areal_engine" for areal.engine, and awex_colocate's anew with them."""
+    made = {}
+    for name, contents in {"areal": {}, "areal_utils": {}, **modules}.items():
+        made[name.replace("_", ".")] = types.ModuleType(name)
+        made[name.replace("_", ".")].__dict__.update(contents)
+    for name in ("trainer", "fsdp", "megatron"):
+        made[f"awex_colocate.areal.{name}"] = None
+    with mock.patch.dict(sys.modules, made):
+        for name in ("trainer", "fsdp", "megatron"):
+            del sys.modules[f"awex_colocate.areal.{name}"]
+        yield
+
+
+class Controller:
+    def __init__(self, kind, config, scheduler):
+        self.what = (kind, config, scheduler)
+
+    def create_process_group(self, parallel_strategy):
+        self.strategy = parallel_strategy
+
+
+class TheirActor(TrainEngine):
+    @classmethod
+    def as_controller(cls, config, scheduler):
+        return Controller(cls, config, scheduler)
+
+
+class TheirTrainer:
+    """PPOTrainer, as far as it makes actors."""
+
+    def __init__(self, config, train_dataset=None, valid_dataset=None):
+        self.config, self.scheduler, self.data = config, "scheduler", train_dataset
+        alloc = types.SimpleNamespace(backend=config.actor.backend.split(":")[0], parallel="d2")
+        self.actor = self._create_train_engine(config.actor, alloc)
+        self.ref = self._create_train_engine(config.ref, alloc)
+
+    def _create_train_engine(self, actor_config, alloc):
+        return ("AReaL's own", actor_config)
+
+
+class Classes(unittest.TestCase):
+    def setUp(self):
+        for patch in supposed():
+            patch.start()
+        self.addCleanup(mock.patch.stopall)
+
+    def made(self, config, trainer=TheirTrainer, spmd=False):
+        """The trainer, and the module of its actor. PyTorch's side is none here."""
+        own = {"torch": mock.MagicMock(), "megatron": mock.MagicMock()}
+        spec = types.SimpleNamespace(env_vars={})
+        config.actor.scheduling_spec, config.rollout.scheduling_spec, config.ref = (spec,), (spec,), "ref"
+        with stubs(
+            areal={"PPOTrainer": trainer},
+            areal_engine={"FSDPPPOActor": TheirActor, "MegatronPPOActor": TheirActor},
+            areal_utils_environ={"is_single_controller": lambda: not spmd},
+        ):
+            with mock.patch.dict(sys.modules, {f"awex_colocate.{name}": one for name, one in own.items()}):
+                with mock.patch.multiple(awex_colocate, create=True, **own):
+                    from awex_colocate.areal.trainer import PPOTrainer
+
+                    found = PPOTrainer(config, "data")
+        self.assertEqual(spec.env_vars["AWEX_COLOCATE_JOB"], "dir")
+        return found, own
+
+    def test_the_actor_is_ours_and_the_reference_areals(self):
+        for backend, name in (("fsdp", "FSDPPPOActor"), ("megatron", "MegatronPPOActor")):
+            config = a_config(**{"actor.backend": f"{backend}:d2"})
+            trainer, own = self.made(config)
+            kind = trainer.actor.what[0]
+            # By this AReaL's workers find it.
+            self.assertEqual((kind.__module__, kind.__name__), (f"awex_colocate.areal.{backend}", name))
+            self.assertEqual(kind.__mro__[1:3], (plugin.Colocated, TheirActor))
+            self.assertEqual(trainer.actor.what[1:], (config.actor, "scheduler"))
+            self.assertEqual((trainer.actor.strategy, trainer.data), ("d2", "data"))
+            self.assertEqual(trainer.ref, ("AReaL's own", "ref"))
+            actor, engine = kind(), mock.Mock()
+            actor.model = ["chunk"]
+            self.assertEqual(set(actor._needs()), {"weights", "optimizer"})
+            actor._adopt(engine)
+            if backend == "fsdp":
+                engine.adopt.assert_called_once_with(actor.model)
+                engine.adopt_optimizer.assert_called_once_with("some")
+            else:
+                own["megatron"].adopt.assert_called_once_with(engine, ["chunk"], "some")
+
+    def test_what_cannot_be_is_refused(self):
+        with self.assertRaisesRegex(WrongRequest, "SPMD"):
+            self.made(a_config(), spmd=True)
+        with self.assertRaisesRegex(WrongRequest, "makes its actor in a way not known here"):
+            self.made(a_config(), trainer=type("PPOTrainer", (), {}))
+        with self.assertRaisesRegex(WrongRequest, "actor.backend is 'archon'"):
+            self.made(a_config(**{"actor.backend": "archon:d2"}))
+        with self.assertRaisesRegex(WrongRequest, "LoRA"):
+            self.made(a_config(**{"actor.use_lora": True}))
 
 
 # With a real job
