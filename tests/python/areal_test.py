@@ -42,7 +42,6 @@ class TrainEngine:
     """What AReaL's engines have of that; what they do is written down."""
 
     optimizer = "some"
-    config = types.SimpleNamespace(backend="fsdp:d1", optimizer="adam")
 
     def __init__(self):
         self.calls = []
@@ -80,6 +79,7 @@ class Actor(plugin.Colocated, TrainEngine):
     def __init__(self, engine=None):
         """Attached to `engine`, None for not yet."""
         super().__init__()
+        self.config = a_config().actor
         if engine is not None:
             self.engine, self._joining = engine, Behind(lambda: engine, "attached")
 
@@ -118,6 +118,46 @@ class Seams(unittest.TestCase):
             self.assertEqual(list(inspect.signature(getattr(theirs, name)).parameters), want, name)
         batch = list(inspect.signature(theirs.forward_backward_batch).parameters)
         self.assertEqual(batch[:4], ["self", "mb_list", "process_output_fn", "forward_only"])
+        from areal.api.cli_args import OptimizerConfig, PPOActorConfig
+        from areal.trainer.rl_trainer import PPOTrainer
+
+        made = list(inspect.signature(PPOTrainer._create_train_engine).parameters)
+        self.assertEqual(made, ["self", "actor_config", "alloc"])
+        for backend in ("fsdp:d1", "megatron:d1"):
+            config = PPOActorConfig(experiment_name="a", trial_name="b", backend=backend, optimizer=OptimizerConfig())
+            plugin.refuse_actor(config)
+            config.use_lora = True
+            with self.assertRaisesRegex(WrongRequest, "LoRA"):
+                plugin.refuse_actor(config)
+
+
+class Strategy(enum.Enum):
+    colocation = "colocation"
+    separation = "separation"
+
+
+def a_config(**changes):
+    """As much of a PPOConfig (areal/api/cli_args.py) as is looked at; "actor.use_lora" changes that."""
+    place = types.SimpleNamespace
+    config = place(
+        actor=place(
+            backend="fsdp:d2", use_lora=False, _version="v1", optimizer=place(type="adam"),
+            fsdp=place(offload_params=False, per_layer_optim_step=False),
+            megatron=place(
+                ddp=place(use_distributed_optimizer=True, overlap_param_gather=False),
+                use_precision_aware_optimizer=False,
+            ),
+            scheduling_strategy=place(type=Strategy.colocation, target="rollout"),
+        ),
+        rollout=place(backend="sglang:d2", _version="v1", scheduling_strategy=place(type="separation", target=None)),
+    )  # fmt: skip
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        one = config
+        for parent in parents:
+            one = getattr(one, parent)
+        setattr(one, last, value)
+    return config
 
 
 def supposed(version="2.0.0"):
@@ -255,32 +295,6 @@ class Order(unittest.TestCase):
                 actor.onload()
 
 
-class Strategy(enum.Enum):
-    colocation = "colocation"
-    separation = "separation"
-
-
-def a_config(**changes):
-    """As much of a PPOConfig (areal/api/cli_args.py) as is looked at; "actor.use_lora" changes that."""
-    place = types.SimpleNamespace
-    config = place(
-        actor=place(
-            backend="fsdp:d2", use_lora=False, _version="v1", optimizer="adam",
-            fsdp=place(offload_params=False, per_layer_optim_step=False),
-            megatron=place(ddp=place(use_distributed_optimizer=True, overlap_param_gather=False)),
-            scheduling_strategy=place(type=Strategy.colocation, target="rollout"),
-        ),
-        rollout=place(backend="sglang:d2", _version="v1", scheduling_strategy=place(type="separation", target=None)),
-    )  # fmt: skip
-    for path, value in changes.items():
-        *parents, last = path.split(".")
-        one = config
-        for parent in parents:
-            one = getattr(one, parent)
-        setattr(one, last, value)
-    return config
-
-
 class Configurations(unittest.TestCase):
     def setUp(self):
         for patch in supposed():
@@ -299,7 +313,8 @@ class Configurations(unittest.TestCase):
     def test_those_that_cannot(self):
         for changes, word in (
             ({"actor.use_lora": True}, "LoRA"),
-            ({"actor.optimizer": None}, "no optimizer"),
+            ({"actor.optimizer": None}, "actor.optimizer.type is None"),
+            ({"actor.optimizer.type": "adam_bf16"}, "actor.optimizer.type is 'adam_bf16'"),
             ({"actor.fsdp.offload_params": True}, "offload_params"),
             ({"actor.fsdp.per_layer_optim_step": True}, "per_layer_optim_step"),
             ({"actor._version": "v2"}, "actor._version is 'v2'"),
@@ -308,7 +323,8 @@ class Configurations(unittest.TestCase):
             ({"actor.scheduling_strategy": None}, "not on the same GPUs"),
             ({"actor.scheduling_strategy.target": "ref"}, "not on the same GPUs"),
             ({"actor.backend": "megatron:d2", "actor.megatron.ddp.overlap_param_gather": True}, "overlap_param"),
-            ({"actor.backend": "megatron:d2", "actor.megatron.ddp.use_distributed_optimizer": False}, "is off"),
+            ({"actor.backend": "megatron:d2", "actor.megatron.ddp.use_distributed_optimizer": False}, "distributed"),
+            ({"actor.backend": "megatron:d2", "actor.megatron.use_precision_aware_optimizer": True}, "precision_aware"),
         ):
             with self.assertRaisesRegex(WrongRequest, word):
                 plugin.refuse_trainer(a_config(**changes))
@@ -458,6 +474,7 @@ class WritingEngine(TrainEngine):
 
 class WritingActor(plugin.Colocated, WritingEngine):
     device = "host:0"
+    config = a_config().actor
 
     def _needs(self):
         return {"optimizer": 4096}

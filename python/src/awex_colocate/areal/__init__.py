@@ -180,22 +180,27 @@ def _hand_over(engine: Engine) -> int:
 def refuse_actor(config: Any) -> None:
     """Raises WrongRequest for what a TrainEngineConfig asks for and an actor in a job cannot do."""
     refuse_others("AReaL", found_version("areal"), OLDEST, NEWEST)
-    if getattr(config, "optimizer", None) is None:
-        raise WrongRequest("the actor has no optimizer", "say actor.optimizer")
-    if getattr(config, "use_lora", False):
+    if config.use_lora:
         raise WrongRequest("the actor trains with LoRA", "leave actor.use_lora out")
-    for group, option, why in (
-        ("fsdp", "offload_params", "keeps parameters in host memory of its own"),
-        ("fsdp", "per_layer_optim_step", "keeps optimizer state in host memory of its own"),
-    ):
-        if getattr(getattr(config, group, None), option, False):
-            raise WrongRequest(f"actor.{group}.{option} {why}", "leave it out: the job gives memory over itself")
-    ddp = getattr(getattr(config, "megatron", None), "ddp", None)
-    if ddp is not None and str(getattr(config, "backend", "")).startswith("megatron"):
-        if not getattr(ddp, "use_distributed_optimizer", True):
-            raise WrongRequest("actor.megatron.ddp.use_distributed_optimizer is off", "leave it on")
-        if getattr(ddp, "overlap_param_gather", False):
-            raise WrongRequest("actor.megatron.ddp.overlap_param_gather is on", "leave it out")
+    kind = None if config.optimizer is None else config.optimizer.type
+    if kind != "adam":
+        raise WrongRequest(f"actor.optimizer.type is {kind!r}", "say adam: its state is known before a first step")
+    if str(config.backend).startswith("megatron"):
+        megatron = config.megatron
+        wrong = {
+            "ddp.use_distributed_optimizer=false": not megatron.ddp.use_distributed_optimizer,
+            "ddp.overlap_param_gather=true": megatron.ddp.overlap_param_gather,
+            "use_precision_aware_optimizer=true": megatron.use_precision_aware_optimizer,
+        }
+    else:
+        wrong = {
+            "offload_params=true": config.fsdp.offload_params,
+            "per_layer_optim_step=true": config.fsdp.per_layer_optim_step,
+        }
+    for option, is_so in wrong.items():
+        if is_so:
+            group = "megatron" if str(config.backend).startswith("megatron") else "fsdp"
+            raise WrongRequest(f"actor.{group}.{option} cannot be in a job", "leave it out")
 
 
 def refuse_trainer(config: Any) -> None:
