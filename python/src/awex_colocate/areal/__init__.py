@@ -121,7 +121,7 @@ class Colocated:
         """Refused: it would replace tensors that lie in the job's memory."""
         raise WrongRequest(
             "weights cannot be loaded: they lie in the job's memory",
-            "start from a checkpoint by actor.path, with AReaL's recovery off (recover.mode=disabled)",
+            "start from a checkpoint by actor.path, with recover.mode=disabled",
         )
 
     # Within
