@@ -11,23 +11,35 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import torch
 from small_qwen3 import CONFIG, VOCAB
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-torch.set_num_threads(1)
-TOKENS = torch.randint(0, VOCAB, (4, 24), generator=torch.Generator().manual_seed(7))
+if sys.argv[1] in ("actor", "rollout"):  # The controller needs neither, as AReaL's does not need weights.
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-
-def logits(model):
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
+    torch.set_num_threads(1)
+    TOKENS = torch.randint(0, VOCAB, (4, 24), generator=torch.Generator().manual_seed(7))
 
 
 class Trainer:
     """A worker of AReaL's: its actor, and a batch to train on."""
 
     def __init__(self, work):
+        self.initial = work / "initial"
+
+    def prepare(self):
+        """The checkpoint that all begin with."""
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+
+        torch.manual_seed(1)
+        model = Qwen3ForCausalLM(Qwen3Config(**{**CONFIG, "torch_dtype": "float32"}))
+        model.save_pretrained(self.initial)
+        words = WordLevel({f"w{n}": n for n in range(VOCAB)}, unk_token="w0")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="w2", pad_token="w2")
+        tokenizer.save_pretrained(self.initial)
+
+    def initialize(self):
         from areal.api import FinetuneSpec, WeightUpdateMeta
         from areal.api.cli_args import OptimizerConfig, PPOActorConfig
         from areal.api.io_struct import SaveLoadMeta
@@ -36,15 +48,13 @@ class Trainer:
 
         self.save_meta, self.update_meta = SaveLoadMeta, WeightUpdateMeta
         config = PPOActorConfig(
-            experiment_name="test", trial_name="test", path=str(work / "initial"), backend="fsdp:d1",
+            experiment_name="test", trial_name="test", path=str(self.initial), backend="fsdp:d1",
             attn_impl="sdpa", dtype="float32", optimizer_dtype="float32", optimizer=OptimizerConfig(lr=3e-3),
         )  # fmt: skip
         self.actor = FSDPPPOActor(config)
         self.actor.create_process_group()
-        self.spec = FinetuneSpec(total_train_epochs=1, dataset_size=1000, train_batch_size=4)
-
-    def initialize(self):
-        self.actor.initialize(None, self.spec)
+        spec = FinetuneSpec(total_train_epochs=1, dataset_size=1000, train_batch_size=4)
+        self.actor.initialize(None, spec)
 
     def train(self):
         batch = {
@@ -77,11 +87,14 @@ class Rollout:
     """Transformers' model in place of SGLang's, under SGLang's plugin."""
 
     def __init__(self, work):
+        self.initial = work / "initial"
+
+    def launch(self):
         import awex_colocate
         from awex_colocate import sglang
 
         self.plugin = sglang
-        self.model = Qwen3ForCausalLM.from_pretrained(work / "initial", dtype=torch.float32)
+        self.model = Qwen3ForCausalLM.from_pretrained(self.initial, dtype=torch.float32)
         self.engine = awex_colocate.attach("inference", os.environ["AWEX_COLOCATE_JOB"], device="host:0")
         self.engine.adopt(self.model)
         self.engine.seal()
@@ -103,7 +116,8 @@ class Rollout:
 
     def equals(self, path):
         fresh = Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32)
-        return bool(torch.equal(logits(self.model), logits(fresh)))
+        with torch.no_grad():
+            return bool(torch.equal(*(model(input_ids=TOKENS).logits for model in (self.model, fresh))))
 
 
 def serve(worker):
@@ -133,39 +147,27 @@ class Worker:
         return call
 
 
-def prepare(work):
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    work.mkdir(parents=True)
-    torch.manual_seed(1)
-    model = Qwen3ForCausalLM(Qwen3Config(**{**CONFIG, "torch_dtype": "float32"}))
-    model.save_pretrained(work / "initial")
-    words = WordLevel({f"w{n}": n for n in range(VOCAB)}, unk_token="w0")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="w2", pad_token="w2")
-    tokenizer.save_pretrained(work / "initial")
-
-
 def main(program, work, updates):
-    prepare(work)
+    work.mkdir(parents=True)
     job = str(work / "job")
     os.environ.update(
         AWEX_COLOCATE_JOB=job, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT="29566", CUDA_VISIBLE_DEVICES="",
+        MASTER_PORT="29566", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1",
     )  # fmt: skip
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", "2", program, "serve", "--job", job,
                "--model", str(work / "initial"), "--trainer", "fsdp:shard=1", "--inference", "hf",
                "--backend", "host", "--attach", "trainer,inference", "--timeout", "10m"]  # fmt: skip
-    with open(work / "serve.log", "wb") as log:
-        serving = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **root}, start_new_session=True)
-    processes = [serving]
+    actor, rollout = Worker("actor", work), Worker("rollout", work)
+    processes = [actor.process, rollout.process]
     try:
-        actor = Worker("actor", work)
-        processes.append(actor.process)
+        actor.prepare()
+        with open(work / "serve.log", "wb") as log:
+            processes.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **root}, start_new_session=True)
+            )
         actor.initialize()
-        rollout = Worker("rollout", work)
-        processes.append(rollout.process)
+        rollout.launch()
         rollout.offload()
         actor.offload()
         saved = str(work / "initial")
