@@ -5,7 +5,7 @@ import os
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -65,5 +65,5 @@ def gradients(ddp, optimizer, step):
     ddp.zero_grad_buffer()
     loss = ddp(tokens, positions, mask, labels=tokens.roll(-1, 1)).float().mean()
     loss.backward()
-    ddp.finish_grad_sync()
+    finalize_model_grads([ddp])  # Among tensor-parallel ranks, too: their q and k norms would drift apart.
     return loss.item()

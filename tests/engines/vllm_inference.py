@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if TP > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before a fork there may be no more.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # A compiler of C++ is started else, in spite of enforce_eager.
 if TP * INSTANCES > 1:  # A core for each worker, as far as there are any.
     cores = sorted(os.sched_getaffinity(0))
     workers = range(TP * INSTANCE, TP * (INSTANCE + 1))
