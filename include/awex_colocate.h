@@ -78,7 +78,8 @@ typedef struct awex_attach_options {
 } awex_attach_options;
 
 /* Attaches: waits for the rank of this role on this GPU, takes addresses for all tags and maps what
- * is there. A trainer's memory is mapped on return, with undefined content at the first time.
+ * is there. A trainer's memory is mapped on return, with undefined content at the first time; it is
+ * not where a former trainer has gone while its memory was handed over: awex_take_back maps it.
  * Inference's weights are mapped only if the job admits engines by digest (it says so by
  * awex_memory's `is_mapped`); its KV cache is not. On failure `*engine` is NULL. */
 awex_status awex_attach(const awex_attach_options* options, awex_engine** engine);

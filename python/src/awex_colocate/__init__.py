@@ -2,15 +2,16 @@
 
     import awex_colocate
 
-    engine = awex_colocate.attach("trainer", job_directory, memory={"optimizer": awex_torch.optimizer_bytes(optimizer)})
+    engine = awex_colocate.attach("trainer", job_directory, memory={
+        "optimizer": awex_torch.optimizer_bytes(optimizer, model)})
     engine.adopt(model)
     engine.adopt_optimizer(optimizer)
     engine.seal()
     while training:
+        engine.take_back()   # at once where the memory is here already
         with engine.writing():
             optimizer.step()
         engine.hand_over()   # inference serves these weights now, in this memory
-        engine.take_back()
 
 docs/engines.md of the repository tells it from the beginning. This module needs no PyTorch.
 """

@@ -94,8 +94,9 @@ def attach(
     most 31 bytes. gpu_uuid: of the GPU, where PyTorch is not there to be asked. The hooks are those of the
     Engine's methods of the same name. timeout: seconds.
 
-    Waits for the rank of this role and device. A trainer's memory is mapped then; see `Engine.place` for
-    whether it holds anything. Raises AwexError: WrongRequest for what does not fit the job, DeadlinePassed
+    Waits for the rank of this role and device. A trainer's memory is mapped then (see `Engine.place` for
+    whether it holds anything), but for one thing: where a former trainer died while its memory was handed over, `take_back`
+    maps it. Call `take_back` before the first touch: it returns at once where all is mapped. Raises AwexError: WrongRequest for what does not fit the job, DeadlinePassed
     when the rank does not answer.
     """
     engine = Engine._attached(role, job, device, memory or {}, name, gpu_uuid, timeout)
@@ -339,7 +340,7 @@ class Engine:
         return self._served
 
     def take_back(self, timeout: float = PATIENCE_S) -> None:
-        """A trainer: returns when all of its memory is mapped again, with its bytes."""
+        """A trainer: returns when all of its memory is mapped again, with its bytes; at once where it is."""
         self._settle()
         self._consent("awex_take_back", timeout)
 
