@@ -76,7 +76,9 @@ std::string metadata(const Forecast& forecast, const Catalogue& catalogue,
   line("trainer", forecast.trainer->describe());
   line("inference", forecast.inference->describe());
   for (const auto& note : forecast.inference->notes()) line("note", note);
-  line("world", fmt::format("{} GPUs, {} nodes", options.gpus, nodes_of(forecast)));
+  const auto nodes = nodes_of(forecast);
+  line("world", fmt::format("{} {}, {} {}", options.gpus, options.gpus == 1 ? "GPU" : "GPUs", nodes,
+                            nodes == 1 ? "node" : "nodes"));
   line("plan", fmt::format("{} pieces for the whole cluster in {}", forecast.totals.total_pieces,
                            format_seconds(forecast.plan_seconds)));
   line("local", fmt::format("{} from the own GPU", format_bytes(plan.local_bytes)));

@@ -20,13 +20,28 @@ const char* article(const std::string& option) {
   return std::string_view("aeo").find(option.front()) == std::string_view::npos ? "a" : "an";
 }
 
+std::string does_not_divide(const std::string& what, uint64_t value, const std::string& option,
+                            uint32_t count) {
+  return fmt::format("{} = {} does not divide by {}={}", what, value, option, count);
+}
+
+std::string smaller(const std::string& option, uint64_t value) {
+  return fmt::format("choose {} {} that divides {}", article(option), option, value);
+}
+
 }  // namespace
 
 void check_divides(const std::string& what, uint64_t value, const std::string& option,
                    uint32_t count) {
   if (value % count == 0) return;
-  throw request_error(fmt::format("{} = {} does not divide by {}={}", what, value, option, count),
-                      fmt::format("choose {} {} that divides {}", article(option), option, value));
+  throw request_error(does_not_divide(what, value, option, count), smaller(option, value));
+}
+
+void check_ranks_divide(const std::string& what, uint64_t ranks, const std::string& option,
+                        uint32_t count) {
+  if (ranks % count == 0) return;
+  throw request_error(does_not_divide(what, ranks, option, count),
+                      fmt::format("{}, {}", smaller(option, ranks), kMoreRanks));
 }
 
 void RankLayoutBuilder::begin(std::string name) {

@@ -23,6 +23,14 @@ struct Part {
 void check_divides(const std::string& what, uint64_t value, const std::string& option,
                    uint32_t count);
 
+/// The same for a number of ranks: its hint says that there may be more of them.
+void check_ranks_divide(const std::string& what, uint64_t ranks, const std::string& option,
+                        uint32_t count);
+
+/// What else a hint offers where there are too few ranks.
+inline constexpr const char* kMoreRanks =
+    "or take more GPUs, each with two ranks: one trainer, one inference";
+
 /// The option that splits a tensor, for errors about it, and what a user may choose instead so that
 /// it is split less: "dense_mlp=replicated", or empty.
 struct Splitter {

@@ -73,12 +73,12 @@ struct FsdpOptions {
     spec.allow_only({"shard", "replicate", "tp"});
     const uint32_t tp = spec.count("tp", 1);
     if (ranks == 0) return {tp, spec.count("shard", 1), spec.count("replicate", 1)};
-    check_divides("trainer ranks", ranks, "tp", tp);
+    check_ranks_divide("trainer ranks", ranks, "tp", tp);
     const uint32_t left = ranks / tp;
     const uint32_t asked = spec.count("replicate", 1);
-    check_divides("trainer ranks of a tp rank", left, "replicate", asked);
+    check_ranks_divide("trainer ranks of a tp rank", left, "replicate", asked);
     const uint32_t shard = spec.count("shard", left / asked);
-    check_divides("trainer ranks of a tp rank", left, "shard", shard);
+    check_ranks_divide("trainer ranks of a tp rank", left, "shard", shard);
     const uint32_t replicate = left / shard;
     if (spec.count("replicate", replicate) != replicate) {
       throw request_error(fmt::format("\"{}\" is a layout of {} ranks, there are {} trainer ranks",

@@ -396,7 +396,7 @@ void check_instances(uint32_t ranks, uint32_t tp, uint32_t pp, uint32_t dp) {
       fmt::format("{} inference ranks are no multiple of the {} of one instance (tp={}, pp={}, "
                   "dp={})",
                   ranks, instance, tp, pp, dp),
-      "the inference ranks must make up whole instances of the engine");
+      fmt::format("choose sizes whose product divides {}, {}", ranks, kMoreRanks));
 }
 
 std::unique_ptr<Layout> make_fused_layout(const Catalogue& catalogue, FusedEngine engine,

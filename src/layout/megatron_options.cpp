@@ -89,15 +89,16 @@ MegatronOptions MegatronOptions::read(const EngineSpec& spec) {
 void MegatronOptions::check(const Catalogue& catalogue, const std::vector<LayerTensors>& layers,
                             uint32_t ranks) const {
   const ModelConfig& config = catalogue.config();
-  check_divides("trainer ranks", ranks, "pp", pipeline.pp);
+  check_ranks_divide("trainer ranks", ranks, "pp", pipeline.pp);
   const uint64_t stage_ranks = ranks / pipeline.pp;
-  check_divides("trainer ranks of a pipeline stage", stage_ranks, "tp", tp);
-  check_divides("trainer ranks of a pipeline stage and tp rank", stage_ranks / tp, "cp", cp);
+  check_ranks_divide("trainer ranks of a pipeline stage", stage_ranks, "tp", tp);
+  check_ranks_divide("trainer ranks of a pipeline stage and tp rank", stage_ranks / tp, "cp", cp);
   check_divides("num_attention_heads", config.heads, "tp", tp);
   check_divides("padded vocabulary", padded_vocab(config.vocab), "tp", tp);
   if (config.experts > 0) {
-    check_divides("trainer ranks of a pipeline stage", stage_ranks, "etp", etp);
-    check_divides("trainer ranks of a pipeline stage and etp rank", stage_ranks / etp, "ep", ep);
+    check_ranks_divide("trainer ranks of a pipeline stage", stage_ranks, "etp", etp);
+    check_ranks_divide("trainer ranks of a pipeline stage and etp rank", stage_ranks / etp, "ep",
+                       ep);
   } else if (ep > 1) {
     throw request_error(fmt::format("ep={}: model {} has no experts", ep, catalogue.model_name()),
                         "leave ep out");

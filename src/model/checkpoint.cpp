@@ -598,10 +598,10 @@ void write_all(const WeightSource& source, const fs::path& directory, uint64_t m
 std::string hint_for(const fs::path& model) {
   const auto presets = presets_like(model.filename().string());
   if (!presets.empty()) {
-    return fmt::format("for that published shape with generated weights: --model preset:{}",
+    return fmt::format("for that published shape with generated weights: preset:{}",
                        fmt::join(presets, ", preset:"));
   }
-  return "--model needs a Hugging Face checkpoint directory or preset:NAME";
+  return "name a Hugging Face checkpoint directory or preset:NAME";
 }
 
 /// Does `work` on a directory that must be there; errors of the file system become request errors.

@@ -62,8 +62,10 @@ class EntryReader {
     entry.shape = read_numbers(description, "shape");
     const auto offsets = read_numbers(description, "data_offsets");
     if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > data_bytes) {
+      const bool is_cut_off = offsets.size() == 2 && offsets[1] > data_bytes;
       refuse(fmt::format("has data_offsets {}, which are no range of the file's {} data bytes",
-                         shown(description["data_offsets"]), data_bytes));
+                         shown(description["data_offsets"]), data_bytes),
+             is_cut_off ? "the file is damaged: fetch it again" : "");
     }
     entry.offset_bytes = data_begin + offsets[0];
     entry.bytes = offsets[1] - offsets[0];
@@ -72,8 +74,8 @@ class EntryReader {
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& why) const {
-    throw request_error(fmt::format("{}: tensor {} {}", file_, in_quotes(name_), why))
+  [[noreturn]] void refuse(const std::string& why, const char* hint = "") const {
+    throw request_error(fmt::format("{}: tensor {} {}", file_, in_quotes(name_), why), hint)
         .about_tensor(name_);
   }
 

@@ -29,7 +29,7 @@ std::string failure(const RankWanted& rank, ExitCode code = ExitCode::kDeadline)
       test::failure_of([&] { static_cast<void>(find_rank(rank, Deadline(Seconds(0.05)))); });
   REQUIRE(error);
   CHECK(error->code() == code);
-  return error->what();
+  return std::string(error->what()) + "\n" + error->hint();
 }
 
 void check_says(const std::string& text, const std::string& part) {
@@ -93,6 +93,7 @@ TEST_CASE("who finds no rank is told what is there") {
   check_says(failure(nowhere), "there is no such directory");
   const auto mine = wanted(job, Role::kTrainer);
   check_says(failure(mine), "no job has begun there");
+  check_says(failure(mine), "start the job first");
   test::write_file(job.path() / "job.json", R"({"ended_at":null,"end":null})");
   check_says(failure(mine), "no rank there waits for an engine");
   test::write_file(job.path() / "job.json",
@@ -106,6 +107,7 @@ TEST_CASE("who finds no rank is told what is there") {
     return failure(mine);
   };
   check_says(put(), "rank 3 waits for inference number 2");
+  check_says(put(), "attach to a rank that waits, by its role and device");
   remove_engine_record(job.path().string(), rank.record);
   rank.record.role = Role::kTrainer;
   rank.record.device = 0;

@@ -94,6 +94,12 @@ class Plan(unittest.TestCase):
                 self.assertRegex(text, rf"(?m)^{row} ")
                 self.assertNotIn("GPU 0 ", text)
 
+    def test_one_is_no_plural(self):
+        for gpus, world in (("1", "1 GPU, 1 node"), ("2", "2 GPUs, 1 node"), ("16", "16 GPUs, 2 nodes")):
+            with self.subTest(gpus):
+                text = plan("--model", "preset:tiny-dense", "--gpus", gpus).stdout
+                self.assertRegex(text, rf"(?m)^# world +{world}$")
+
     def test_numbers_agree_with_each_other(self):
         code, report = plan_json(*DENSE, "--gpus", "20", "--gpus-per-node", "8")
         self.assertEqual((code, report["ok"], report["error"]), (0, True, None))

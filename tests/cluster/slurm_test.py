@@ -389,6 +389,12 @@ class BatchFiles(SlurmTest):
         job = self.submit("one_node.sbatch", AWEX="/nowhere/awex-colocate")
         self.assertEqual(job.await_end()[0], "FAILED")
         self.assertIn("/nowhere/awex-colocate", job.text())
+        jobs = {name: self.submit(name, AWEX="") for name in ("one_node.sbatch", "many_nodes.sbatch",
+                                                              "resident_job.sbatch")}
+        for name, job in jobs.items():
+            with self.subTest(name):
+                self.assertEqual(job.await_end(), ("FAILED", "1:0"))
+                self.assertIn("PATH has no awex-colocate: name it by AWEX", job.text())
 
     def test_resident_job(self):
         for options, nodes in (((), 1), (("--nodes=2",), 2)):

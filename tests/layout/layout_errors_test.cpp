@@ -72,10 +72,17 @@ TEST_CASE("ranks that the engine's world does not divide are refused") {
   const Catalogue catalogue = small_model();
   for (const uint32_t ranks : {1U, 3U, 5U}) {
     CAPTURE(ranks);
-    check_request_refused([&] { (void)make_trainer_layout("megatron:tp=2", catalogue, ranks); },
-                          {"tp=2", std::to_string(ranks)});
+    // Who starts too few ranks is told that there may be more, and what they are.
+    const std::string more = "more GPUs, each with two ranks: one trainer, one inference";
+    for (const char* spec : {"megatron:tp=2", "megatron:cp=2", "megatron:pp=2", "fsdp:shard=2",
+                             "fsdp:tp=2", "fsdp:replicate=2"}) {
+      CAPTURE(spec);
+      const std::string option = std::string(spec).substr(std::string(spec).find(':') + 1);
+      check_request_refused([&] { (void)make_trainer_layout(spec, catalogue, ranks); },
+                            {option, std::to_string(ranks), more});
+    }
     check_request_refused([&] { (void)make_inference_layout("sglang:tp=2", catalogue, ranks); },
-                          {"tp=2", std::to_string(ranks)});
+                          {"tp=2", std::to_string(ranks), more});
   }
 }
 

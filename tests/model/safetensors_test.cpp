@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/refusal.hpp"
+#include "support/failure_of.hpp"
 #include "support/temporary_directory.hpp"
 
 using namespace awex;
@@ -117,6 +118,12 @@ TEST_CASE_FIXTURE(SafetensorsFixture, "bytes that do not match shape and file ar
                 {"\"t\"", "24", "20"});
   refuse_tensor(R"({"dtype": "F32", "shape": [7], "data_offsets": [0, 28]})",
                 {"[0,28]", "24 data"});
+  const auto cut_off = test::failure_of([&] {
+    (void)open(
+        file_content(R"({"t": {"dtype": "F32", "shape": [7], "data_offsets": [0, 28]}})", 24));
+  });
+  REQUIRE(cut_off);
+  CHECK(cut_off->hint() == "the file is damaged: fetch it again");
   refuse_tensor(R"({"dtype": "F32", "shape": [6], "data_offsets": [24, 0]})", {"[24,0]"});
   refuse_tensor(R"({"dtype": "F32", "shape": [4], "data_offsets": [0, 16]})", {"end at byte"});
   refuse_tensor(R"({"dtype": "F32", "shape": [4], "data_offsets": [8, 24]})", {"\"t\"", "byte 8"});

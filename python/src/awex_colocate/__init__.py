@@ -7,11 +7,12 @@
     engine.adopt(model)
     engine.adopt_optimizer(optimizer)
     engine.seal()
+    engine.take_back()       # at once, unless a trainer before this one died while its memory was away
     while training:
-        engine.take_back()   # at once where the memory is here already
         with engine.writing():
             optimizer.step()
         engine.hand_over()   # inference serves these weights now, in this memory
+        engine.take_back()
 
 docs/engines.md of the repository tells it from the beginning. This module needs no PyTorch.
 """

@@ -95,9 +95,9 @@ def attach(
     Engine's methods of the same name. timeout: seconds.
 
     Waits for the rank of this role and device. A trainer's memory is mapped then (see `Engine.place` for
-    whether it holds anything), but for one thing: where a former trainer died while its memory was handed over, `take_back`
-    maps it. Call `take_back` before the first touch: it returns at once where all is mapped. Raises AwexError: WrongRequest for what does not fit the job, DeadlinePassed
-    when the rank does not answer.
+    whether it holds anything), unless a trainer before this one died while its memory was handed over:
+    call `take_back` before the first touch, which returns at once where all is mapped. Raises AwexError:
+    WrongRequest for what does not fit the job, DeadlinePassed when the rank does not answer.
     """
     engine = Engine._attached(role, job, device, memory or {}, name, gpu_uuid, timeout)
     for hook, method in (

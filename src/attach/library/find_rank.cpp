@@ -22,8 +22,11 @@ namespace awex::attach {
 namespace {
 
 constexpr auto kPause = std::chrono::milliseconds(20);
-constexpr const char* kHint =
+constexpr const char* kNoRankHint =
     "start the job first: mpirun … awex-colocate serve --job DIR --attach trainer,inference";
+constexpr const char* kOtherRankHint =
+    "attach to a rank that waits, by its role and device (LOCAL_RANK), on its host; serve --attach "
+    "says whose engines a job takes; where the rank has ended, start the job again";
 
 /// "inference on gpu 8f3c…", "trainer number 2".
 std::string describe(Role role, const std::optional<GpuUuid>& gpu, int device) {
@@ -147,7 +150,7 @@ FoundRank find_rank(const RankWanted& wanted, const Deadline& deadline) {
           fmt::format("no rank waits at \"{}\" for {} after {}: {}", wanted.job,
                       describe(wanted.role, wanted.gpu, wanted.device),
                       format_seconds(deadline.allowed().count()), what_is_there(wanted, others)),
-          kHint);
+          others.empty() ? kNoRankHint : kOtherRankHint);
     }
     std::this_thread::sleep_for(kPause);
   }
