@@ -142,16 +142,15 @@ struct Door::Shared {
       : job_directory(std::move(job)),
         record(std::move(of)),
         wake(std::move(on_news)),
-        private_directory(make_private_directory()) {
+        own(make_private_directory()) {
     try {
-      lock = lock_private_directory(private_directory);
-      record.socket = private_socket_path(private_directory);
+      record.socket = private_socket_path(own.path);
       listener = listen_at(record.socket);
       stop = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
       if (!stop.valid()) throw errno_error("let an engine attach", "eventfd", errno);
       write_engine_record(job_directory, record);
     } catch (...) {
-      remove_private_directory(private_directory);
+      remove_private_directory(own.path);
       throw;
     }
     thread = std::thread([this] { listen(); });
@@ -165,7 +164,7 @@ struct Door::Shared {
     static_cast<void>(::write(stop.get(), &one, sizeof(one)));
     thread.join();
     remove_engine_record(job_directory, record);
-    remove_private_directory(private_directory);
+    remove_private_directory(own.path);
   }
 
   /// Who has come to the door and has not said who it is.
@@ -206,8 +205,7 @@ struct Door::Shared {
   const std::string job_directory;
   EngineRecord record;
   const std::function<void()> wake;
-  const std::string private_directory;
-  UniqueFd lock;
+  const PrivateDirectory own;
   UniqueFd listener;
   UniqueFd stop;
   OwnPage page;

@@ -9,6 +9,11 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <filesystem>
+#include <string_view>
+#include <system_error>
+#include <utility>
 
 #include "base/error.hpp"
 
@@ -16,8 +21,9 @@ namespace awex {
 namespace {
 
 constexpr const char* kSocketName = "socket";
-constexpr const char* kPrivateName = "awex-colocate-";
-constexpr const char* kPrivatePattern = "awex-colocate-XXXXXX";
+constexpr std::string_view kPrivateName = "awex-colocate-";
+// Until it is locked, so that nobody takes it for one that was left.
+constexpr const char* kUnlockedPattern = "awex-colocate.XXXXXX";
 
 Error cannot(const std::string& attempt, int error_number) {
   return request_error(
@@ -32,6 +38,12 @@ bool is_own_directory(const UniqueFd& directory) {
          status.st_uid == ::geteuid();
 }
 
+bool has_private_name(const std::string& path) {
+  const auto slash = path.rfind('/');
+  return slash != std::string::npos &&
+         path.compare(slash + 1, kPrivateName.size(), kPrivateName) == 0;
+}
+
 /// $XDG_RUNTIME_DIR where it is what it should be, and short enough; /tmp elsewhere.
 std::string base_directory() {
   const char* named = std::getenv("XDG_RUNTIME_DIR");
@@ -39,7 +51,7 @@ std::string base_directory() {
   std::string path(named);
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   const auto longest = sizeof(sockaddr_un::sun_path) - 1;
-  if (path.size() + std::strlen(kPrivatePattern) + std::strlen(kSocketName) + 2 > longest) {
+  if (path.size() + std::strlen(kUnlockedPattern) + std::strlen(kSocketName) + 2 > longest) {
     return "/tmp";
   }
   struct stat status {};
@@ -59,34 +71,49 @@ UniqueFd open_directory(const std::string& path) {
   return UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
 }
 
-std::string make_private_directory() {
-  auto path = base_directory() + "/" + kPrivatePattern;
+PrivateDirectory make_private_directory() {
+  remove_abandoned_directories();
+  auto unlocked = base_directory() + "/" + kUnlockedPattern;
   // Its name is new, so nobody can have put something there.
-  if (::mkdtemp(path.data()) == nullptr) {
-    throw cannot(fmt::format("make the job's private directory \"{}\"", path), errno);
+  if (::mkdtemp(unlocked.data()) == nullptr) {
+    throw cannot(fmt::format("make the job's private directory \"{}\"", unlocked), errno);
   }
-  return path;
-}
-
-UniqueFd lock_private_directory(const std::string& path) {
-  auto directory = open_directory(path);
-  if (!directory.valid() || !is_own_directory(directory) || ::fchmod(directory.get(), 0700) != 0 ||
-      ::flock(directory.get(), LOCK_EX | LOCK_NB) != 0) {
-    throw cannot(fmt::format("lock the job's private directory \"{}\"", path), errno);
+  auto path = unlocked;
+  path[path.rfind('.')] = kPrivateName.back();
+  auto lock = open_directory(unlocked);
+  if (!lock.valid() || !is_own_directory(lock) || ::fchmod(lock.get(), 0700) != 0 ||
+      ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0 ||
+      ::rename(unlocked.c_str(), path.c_str()) != 0) {
+    const int failure = errno;
+    ::rmdir(unlocked.c_str());
+    throw cannot(fmt::format("lock the job's private directory \"{}\"", unlocked), failure);
   }
-  return directory;
+  return {std::move(path), std::move(lock)};
 }
 
 void remove_private_directory(const std::string& path) noexcept {
-  const auto slash = path.rfind('/');
-  if (slash == std::string::npos ||
-      path.compare(slash + 1, std::strlen(kPrivateName), kPrivateName) != 0) {
-    return;
-  }
+  if (!has_private_name(path)) return;
   const auto directory = open_directory(path);
   if (!directory.valid() || !is_own_directory(directory)) return;
   ::unlinkat(directory.get(), kSocketName, 0);
   ::rmdir(path.c_str());
+}
+
+void remove_abandoned_directories() noexcept {
+  try {
+    std::error_code unreadable;
+    std::filesystem::directory_iterator entry(base_directory(), unreadable);
+    for (; !unreadable && entry != std::filesystem::directory_iterator();
+         entry.increment(unreadable)) {
+      const auto path = entry->path().string();
+      if (!has_private_name(path)) continue;
+      const auto directory = open_directory(path);
+      const bool is_abandoned = directory.valid() && is_own_directory(directory) &&
+                                ::flock(directory.get(), LOCK_EX | LOCK_NB) == 0;
+      if (is_abandoned) remove_private_directory(path);
+    }
+  } catch (const std::exception&) {  // whoever comes next tidies up
+  }
 }
 
 }  // namespace awex

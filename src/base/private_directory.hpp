@@ -6,17 +6,24 @@
 
 namespace awex {
 
-/// A directory (0700) of this user on this host for a socket that nobody else is to reach, under a
-/// new and short name. Throws a request error where none can be made.
-[[nodiscard]] std::string make_private_directory();
+/// A directory of this user on this host for a socket that nobody else is to reach.
+struct PrivateDirectory {
+  std::string path;
+  /// Held by whoever lives behind the socket, as long as it lives. It is the directory's own lock,
+  /// which also keeps those away that tidy /tmp up (systemd-tmpfiles).
+  UniqueFd lock;
+};
+
+/// A new one (0700), locked, under a short name. Removes those that nobody lives behind any more.
+/// Throws a request error where none can be made.
+[[nodiscard]] PrivateDirectory make_private_directory();
 /// "socket" in it; short enough for a socket's address.
 [[nodiscard]] std::string private_socket_path(const std::string& directory);
-/// Held by whoever lives behind the socket, as long as it lives. It is the directory's own lock,
-/// which also keeps those away that tidy /tmp up (systemd-tmpfiles). Throws a request error.
-[[nodiscard]] UniqueFd lock_private_directory(const std::string& path);
 /// Opens a directory, for its lock; not valid where it cannot be opened.
 [[nodiscard]] UniqueFd open_directory(const std::string& path);
 /// Removes a private directory and its socket, and nothing else, as the name may come from a file.
 void remove_private_directory(const std::string& path) noexcept;
+/// Removes all that processes of this user have left which were killed: those that are not locked.
+void remove_abandoned_directories() noexcept;
 
 }  // namespace awex

@@ -336,32 +336,31 @@ bool job_lives(const JobRecord& record) {
 }
 
 JobDirectory::JobDirectory(const std::string& path)
-    : path_(take_directory(path)), private_directory_(make_private_directory()) {
+    : path_(take_directory(path)), private_(make_private_directory()) {
   try {
-    lock_ = lock_private_directory(private_directory_);
     const auto node = read_node_identity();
     record_.host = node.name();
     record_.boot_id = text_of(node.boot);
     record_.pid = ::getpid();
-    record_.socket = private_socket_path(private_directory_);
+    record_.socket = private_socket_path(private_.path);
     record_.build = build_identity();
     record_.started_at = utc_now();
     former_ = publish(path_, record_);
     if (former_ && is_of_this_host(*former_))
       remove_private_directory(private_directory_of(*former_));
   } catch (...) {
-    remove_private_directory(private_directory_);
+    remove_private_directory(private_.path);
     throw;
   }
 }
 
-JobDirectory::~JobDirectory() { remove_private_directory(private_directory_); }
+JobDirectory::~JobDirectory() { remove_private_directory(private_.path); }
 
 void JobDirectory::write_end(const std::string& end, std::optional<ExitCode> code) {
   record_.ended_at = utc_now();
   record_.end = end;
   record_.exit_code = code;
-  remove_private_directory(private_directory_);
+  remove_private_directory(private_.path);
   publish_end(path_, record_);
 }
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "base/error.hpp"
-#include "base/unique_fd.hpp"
+#include "base/private_directory.hpp"
 
 namespace awex {
 
@@ -43,7 +43,7 @@ class JobDirectory {
   /// The job that served here before, if the directory tells of one.
   [[nodiscard]] const std::optional<JobRecord>& former() const { return former_; }
   /// Where socket and lock are. Anyone of this user on this host may remove it when rank 0 is lost.
-  [[nodiscard]] const std::string& private_directory() const { return private_directory_; }
+  [[nodiscard]] const std::string& private_directory() const { return private_.path; }
 
   /// Writes into the record how the job ended, and the exit code of its ranks, and removes the
   /// private directory: nobody comes any more, also when the process is aborted next. Throws
@@ -52,10 +52,9 @@ class JobDirectory {
 
  private:
   std::string path_;
-  std::string private_directory_;
+  PrivateDirectory private_;
   JobRecord record_;
   std::optional<JobRecord> former_;
-  UniqueFd lock_;
 };
 
 /// When rank 0 is lost: another rank of its host writes its end and removes what it has left.

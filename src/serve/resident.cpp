@@ -14,6 +14,7 @@
 #include "base/fixed_text.hpp"
 #include "base/log.hpp"
 #include "base/node_identity.hpp"
+#include "base/private_directory.hpp"
 #include "base/utc_now.hpp"
 #include "comm/signals.hpp"
 
@@ -461,8 +462,9 @@ void Resident::end_job(const std::optional<Error>& error) {
   door_.reset();
 }
 
-/// Where rank 0 is lost, others of its host leave the directory as it would have.
+/// Where a rank is lost, others of its host leave its directories as it would have.
 void Resident::bury(const Error& error) noexcept {
+  remove_abandoned_directories();
   if (job_.rank() == 0 || !job_.is_lost(0) || private_directory_.empty()) return;
   if (job_.node_of(0) == job_.node())
     bury_job(options_.directory, private_directory_, error.what());

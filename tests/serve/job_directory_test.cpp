@@ -186,6 +186,20 @@ TEST_CASE("what a killed job has left is removed by the next one") {
   CHECK_FALSE(fs::exists(left));
 }
 
+TEST_CASE(
+    "a new job removes what killed ones have left elsewhere, and nothing of those that live") {
+  const TemporaryDirectory root;
+  const auto lives = (root.path() / "lives").string();
+  const JobDirectory living(lives);
+  const auto left = killed_job((root.path() / "killed").string());
+  test::write_file(fs::path(left) / "socket", "");
+  CHECK(fs::exists(left));
+  const JobDirectory job((root.path() / "job").string());
+  CHECK_FALSE(fs::exists(left));
+  CHECK(fs::exists(living.private_directory()));
+  CHECK(fs::exists(job.private_directory()));
+}
+
 TEST_CASE("a record's words make a new job remove nothing but a private directory") {
   const TemporaryDirectory root;
   const auto path = (root.path() / "job").string();
