@@ -1,6 +1,9 @@
 #include "comm/ending.hpp"
 
 #include <mpi.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -24,6 +27,22 @@ constexpr Seconds kLauncherGrace{0.3};
 constexpr Seconds kListenInterval{0.1};
 // Signals that come together are one: only later ones say that the job is being ended by others.
 constexpr Seconds kSignalBurst{0.3};
+// How long the launcher may take to read what this process has written.
+constexpr Seconds kReadGrace{0.5};
+
+/// Returns when the launcher has read what this process has written into its pipes: when it is told
+/// to end the job first, it may read no more.
+void let_launcher_read() {
+  const Deadline limit(kReadGrace);
+  for (const int fd : {STDOUT_FILENO, STDERR_FILENO}) {
+    struct stat status {};
+    if (::fstat(fd, &status) != 0 || !S_ISFIFO(status.st_mode)) continue;
+    int unread = 0;
+    while (::ioctl(fd, FIONREAD, &unread) == 0 && unread > 0 && !limit.expired()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+}
 
 }  // namespace
 
@@ -87,6 +106,7 @@ void Ending::abort(ExitCode code) {
   if (mpirun_comes_first || reporter_comes_first) {
     if (others_end_it_within(kAbortGrace, false)) std::_Exit(static_cast<int>(code));
   }
+  let_launcher_read();
   MPI_Abort(world_.control(), static_cast<int>(code));
   std::_Exit(static_cast<int>(code));
 }
