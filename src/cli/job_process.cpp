@@ -3,6 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/log.hpp"
 #include "cli/launcher.hpp"
@@ -10,10 +15,45 @@
 namespace awex {
 namespace {
 
+using Json = nlohmann::json;
+
+Json member(const Json& report, const char* name) {
+  return report.is_object() && report.contains(name) ? report[name] : Json();
+}
+
+/// When the job of a report began.
+std::optional<std::time_t> start_of(const Json& report) {
+  const auto text = member(report, "started_at");
+  std::tm time{};
+  if (!text.is_string()) return std::nullopt;
+  if (::strptime(text.get<std::string>().c_str(), "%Y-%m-%dT%H:%M:%SZ", &time) == nullptr) {
+    return std::nullopt;
+  }
+  return ::timegm(&time);
+}
+
+/// Whether the file at `path` tells already that the job of the report `mine` has lost ranks. Where
+/// a network is cut, the ranks on either side lose the others: what rank 0 has written, on a disk
+/// that both reach, counts.
+bool is_told_already(const std::string& path, const std::string& mine) {
+  constexpr std::time_t kSameStartS = 10;  // hosts' clocks differ, and so do ranks' beginnings
+  std::ifstream file(path);
+  const auto theirs = Json::parse(file, nullptr, /*allow_exceptions=*/false);
+  const auto code = member(theirs, "exit_code");
+  if (code != static_cast<int>(ExitCode::kDeadline) &&
+      code != static_cast<int>(ExitCode::kPeerLost)) {
+    return false;
+  }
+  const auto start = start_of(theirs);
+  const auto own_start = start_of(Json::parse(mine, nullptr, /*allow_exceptions=*/false));
+  return start && own_start && std::abs(*start - *own_start) <= kSameStartS;
+}
+
 ExitCode end_with(const Job& job, const CommandEnd& end, ReportFiles& files,
                   const JobOutputs& outputs) {
   if (!writes_outputs(job, end.error)) return end.code;
   if (job.rank() != 0) {
+    if (is_told_already(outputs.json_path, end.files.json)) return end.code;
     try {
       files.open(outputs.json_path, outputs.trace_path, end.files, {outputs.timeout, {}});
     } catch (const Error& error) {

@@ -150,6 +150,11 @@ void Failures::announce_and_fail(const Error& error) {
   fail(error);
 }
 
+void Failures::announce_and_end_job(const Error& error) {
+  ends_job_ = true;
+  announce_and_fail(error);
+}
+
 void Failures::announce(const Error& error) {
   agreed_ = false;
   ends_job_ = ends_job_ || recovering_;

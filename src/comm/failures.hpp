@@ -45,6 +45,8 @@ class Failures {
   /// From now on a signal fails a command, once, not the job.
   void become_resident() { resident_ = commanded_ = true; }
   [[nodiscard]] bool is_resident() const { return resident_; }
+  /// Whether this rank waits for the next command of a resident job.
+  [[nodiscard]] bool is_at_rest() const { return resident_ && !commanded_ && !recovering_; }
   void begin_command() { commanded_ = true; }
   void end_command() { commanded_ = false; }
   /// Whether a signal has told this rank to end, or another one as far as is known here.
@@ -60,6 +62,8 @@ class Failures {
   [[noreturn]] void fail(const Error& error);
   /// Both.
   [[noreturn]] void announce_and_fail(const Error& error);
+  /// The same of a failure that nothing can be recovered from.
+  [[noreturn]] void announce_and_end_job(const Error& error);
   /// Tells all ranks that this one has reported the failure that is known, and ends the job.
   void tell_reported();
   /// Whether another rank has told so.

@@ -10,6 +10,7 @@
 #include "comm/collectives.hpp"
 #include "comm/ending.hpp"
 #include "comm/failures.hpp"
+#include "comm/host_watch.hpp"
 #include "comm/mpi_world.hpp"
 #include "comm/orders.hpp"
 #include "comm/progress.hpp"
@@ -37,7 +38,8 @@ struct Job::Parts {
   Waits waits{world, failures, progress};
   Agreement agreement{world, failures, waits};
   Collectives collectives{world, failures, waits, agreement};
-  Orders orders{world, failures, waits};
+  HostWatch hosts{world, failures};
+  Orders orders{world, failures, waits, hosts};
   Recovery recovery{world, failures, progress, waits, collectives};
   Ending ending{world, failures, collectives};
 };
@@ -124,7 +126,11 @@ bool Job::failure_is_agreed() const { return parts_->failures.is_agreed(); }
 
 // ---- Waits
 
-void Job::poll() { parts_->waits.poll(); }
+void Job::poll() {
+  parts_->waits.poll();
+  // Only rank 0 rests in its own way; the others do in await_order.
+  if (parts_->failures.is_at_rest()) parts_->hosts.look();
+}
 void Job::set_interrupt(std::function<void()> interrupt) {
   parts_->waits.set_interrupt(std::move(interrupt));
 }

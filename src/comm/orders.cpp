@@ -25,6 +25,7 @@ void Orders::give(std::span<const std::byte> order) {
   }
   world_.ring_node();
   waits_.wait_for_others(letters, "taken the next order", {});
+  hosts_.begin();
   failures_.begin_command();
 }
 
@@ -49,8 +50,10 @@ uint64_t Orders::await_size() {
   std::optional<Deadline> last_order;
   Requests head(world_.traffic());
   head.receive(writable_bytes_of(bytes), 0, kOrderTag);
+  hosts_.begin();
   waits_.rest([&] {
     if (head.test()) return true;
+    hosts_.look();
     if (!failures_.told_to_end()) return false;
     if (!last_order) last_order.emplace(kLastOrderGrace);
     if (last_order->expired()) failures_.fail_without_last_order(kLastOrderGrace);

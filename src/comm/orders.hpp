@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/failures.hpp"
+#include "comm/host_watch.hpp"
 #include "comm/mpi_world.hpp"
 #include "comm/waits.hpp"
 
@@ -15,8 +16,8 @@ namespace awex {
 /// one that a rank has not taken when the job fails is lost with the epoch.
 class Orders {
  public:
-  Orders(MpiWorld& world, Failures& failures, Waits& waits)
-      : world_(world), failures_(failures), waits_(waits) {}
+  Orders(MpiWorld& world, Failures& failures, Waits& waits, HostWatch& hosts)
+      : world_(world), failures_(failures), waits_(waits), hosts_(hosts) {}
 
   /// See Job.
   void give(std::span<const std::byte> order);
@@ -28,6 +29,7 @@ class Orders {
   MpiWorld& world_;
   Failures& failures_;
   Waits& waits_;
+  HostWatch& hosts_;
 };
 
 }  // namespace awex

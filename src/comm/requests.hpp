@@ -22,7 +22,8 @@ enum Tag : int {
   kOrderTag,
   kProgressTag,
   kComingTag,
-  kGoingTag
+  kGoingTag,
+  kHereTag
 };
 
 template <class T>
