@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -180,3 +181,8 @@ def load(model: Qwen3, folder: Path) -> None:
             begin, end = entry["data_offsets"]
             blob = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=8 + length + begin)
             tensor.copy_(blob.clone().view(by_name[entry["dtype"]]).view(entry["shape"]))
+
+
+if __name__ == "__main__":  # model.py FOLDER: a checkpoint with random weights, where training begins
+    torch.manual_seed(0)
+    save(Qwen3(Config()), Path(sys.argv[1]))

@@ -83,8 +83,9 @@ def left_behind():
             if name and not name.startswith("spmix_appdir_")]
 
 
-def main_side_by_side(names, at_once):
-    """Runs the test cases of __main__, or those whose names contain one of `names`, some at a time."""
+def main_side_by_side(names, at_once, first=()):
+    """Runs the test cases of __main__, or those whose names contain one of `names`, some at a time: the `first`,
+    which take longest, before the others."""
     def cases_of(suite):
         for part in suite:
             yield from cases_of(part) if isinstance(part, unittest.TestSuite) else [part]
@@ -96,6 +97,7 @@ def main_side_by_side(names, at_once):
 
     cases = [case for case in cases_of(unittest.defaultTestLoader.loadTestsFromModule(sys.modules["__main__"]))
              if not names or any(name in case.id() for name in names)]
+    cases.sort(key=lambda case: not any(name in case.id() for name in first))
     failed = 0 if cases else 1
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         for case, (result, seconds) in zip(cases, pool.map(run, cases)):

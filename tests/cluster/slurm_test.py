@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Jobs under Slurm, on two hosts of a private cluster.
 
-usage: with_hosts.py --slurm slurm_test.py MPIEXEC BINARY SOURCE [NAME...]
+usage: with_hosts.py --slurm slurm_test.py MPIEXEC BINARY LIBRARY SOURCE [NAME...]
 """
 
 import json
@@ -14,15 +14,19 @@ import time
 import unittest
 import uuid
 
-from hosts import DISK, JOB, START_LIMIT_S, Ended, lines_of, main_side_by_side, must_be_gone, new_directory  # noqa: E501
+from hosts import DISK, JOB, START_LIMIT_S, Ended, lines_of, main_side_by_side, must_be_gone, new_directory, on
 from hosts import text_of, whole_report
 # pylint: disable=wrong-import-order
 from resident_job import Trouble, wait_until
 from storage import build_storage, variables_of
 
-MPIEXEC = BINARY = ROOT = ""
+MPIEXEC = BINARY = LIBRARY = ROOT = ""
 AT_ONCE = 4
+QUEUE_LIMIT_S = 300.0  # of a job whose place others have
+FIRST = ("test_out_of_time", "test_cancelled_in_phases", "test_batch_files", "test_what_is_typed", "test_every_way")
 MEMORY = ("--mem=2000",)
+# Of batch files that ask for whole nodes: then the jobs of one case would wait for those of all others.
+SHARED = ("--oversubscribe", "--mincpus=8")
 FINAL_STATES = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 COMMITTED = r"version 1 of \d+: committed"
 LOADING = r"update: .* ranks, "
@@ -36,8 +40,22 @@ def quoted(words):
     return " ".join(f"'{word}'" for word in words)
 
 
+def launched(words, **variables):
+    """A job of srun or salloc that has ended, after it may have waited for others."""
+    return Ended(words, limit_s=QUEUE_LIMIT_S + START_LIMIT_S, **variables)
+
+
 def srun(*words):
     return ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", *MEMORY, *words]
+
+
+def engine_command(role):
+    return f"'{sys.executable}' '{ROOT}/tests/cluster/plain_engine.py' {role}"
+
+
+def package():
+    """Where engines find the Python package."""
+    return {"AWEX_COLOCATE_LIBRARY": LIBRARY, "PYTHONPATH": f"{ROOT}/python/src"}
 
 
 class BatchJob:
@@ -66,7 +84,13 @@ class BatchJob:
         self.wait_until(lambda: lines_of(pattern, self.text()[after:]), f"it says /{pattern}/")
 
     def wait_until(self, condition, what):
+        """Without the time for which others have its place."""
+        def queues():
+            time.sleep(0.2)
+            return self.facts()["JobState"] == "PENDING"
+
         try:
+            wait_until(lambda: condition() or not queues(), QUEUE_LIMIT_S, "it runs")
             wait_until(condition, START_LIMIT_S, what)
         except Trouble as late:
             raise Trouble(f"{late}\n{self.facts()}\n{self.text()}") from late
@@ -83,9 +107,9 @@ class BatchJob:
         return facts["JobState"], facts["ExitCode"]
 
 
-def ranks_of(name):
+def ranks_of(name, command="update"):
     """Pids of the ranks whose command line names a file."""
-    found = subprocess.run(["pgrep", "--full", f"{BINARY} update.*{name}"], capture_output=True, text=True,
+    found = subprocess.run(["pgrep", "--full", f"{BINARY} {command}.*{name}"], capture_output=True, text=True,
                            check=False).stdout.split()
     return [int(pid) for pid in found if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(BINARY)]
 
@@ -122,7 +146,7 @@ class Launches(SlurmTest):
         for start, nodes in (([*srun("-N1", "-n4"), *job], 1), ([*srun(*two_hosts), *job], 2),
                              ([*allocation, MPIEXEC, *job], 2), ([*allocation, *srun(), *job], 2)):
             with self.subTest(start[:6]):
-                self.assertEqual(self.digests(Ended(start)), (nodes, expected))
+                self.assertEqual(self.digests(launched(start)), (nodes, expected))
 
     def test_mpirun_in_a_batch_file(self):
         job = BatchJob(self, f"{MPIEXEC} {quoted(update('--json', 'report.json'))}", "-N2", "--ntasks-per-node=4")
@@ -138,12 +162,12 @@ class Launches(SlurmTest):
             ended.must(2)
 
     def test_srun_without_pmix_is_one_error(self):
-        ended = Ended(["srun", "--kill-on-bad-exit=1", *MEMORY, "-n4", *update()])
+        ended = launched(["srun", "--kill-on-bad-exit=1", *MEMORY, "-n4", *update()])
         self.check_refused(ended)
         self.assertIn("srun --mpi=pmix -n 4", ended.err)
 
     def test_wrong_options_are_one_error(self):
-        self.check_refused(Ended([*srun("-n4"), BINARY, "update", "--modl", "x"]))
+        self.check_refused(launched([*srun("-n4"), BINARY, "update", "--modl", "x"]))
 
     def test_ranks_of_unequal_nodes_are_counted(self):
         """7 and 1 ranks cannot be; 6 and 2 can."""
@@ -151,15 +175,16 @@ class Launches(SlurmTest):
             with self.subTest(counts):
                 hosts = DISK / f"hosts-{uuid.uuid4().hex}"
                 hosts.write_text("n1\n" * counts[0] + "n2\n" * counts[1], encoding="ascii")
-                ended = Ended([*srun("-N2", "-n8", "-m", "arbitrary"), *update()], SLURM_HOSTFILE=str(hosts)).must(code)
+                words = [*srun("-N2", "-n8", "-m", "arbitrary"), *update()]
+                ended = launched(words, SLURM_HOSTFILE=str(hosts)).must(code)
                 if code != 0:
                     self.assertEqual(len(lines_of("error:", ended.err)), 1, ended)
                     self.assertIn("of 8 ranks: 7 on n1, 1 on n2", ended.err)
                     self.assertIn("--ntasks-per-node", ended.err)
 
     def test_doctor_examines_both_hosts(self):
-        report = json.loads(Ended([*srun("-N2", "--ntasks-per-node=2"), BINARY, "doctor", "--backend", "host",
-                                   "--json", "-"]).must().out)
+        words = [*srun("-N2", "--ntasks-per-node=2"), BINARY, "doctor", "--backend", "host", "--json", "-"]
+        report = json.loads(launched(words).must().out)
         self.assertTrue(report["ok"])
 
 
@@ -315,14 +340,17 @@ class Guide(unittest.TestCase):
         (self.directory / "build").mkdir()
         (self.directory / "build" / "awex-colocate").symlink_to(BINARY)
         self.variables = {
-            "PATH": f"{self.directory}/build:{os.environ['PATH']}", "SBATCH_WAIT": "1", "SBATCH_GPUS_PER_NODE": "2",
+            "PATH": f"{self.directory}/build:{os.environ['PATH']}", "SBATCH_GPUS_PER_NODE": "2",
             "SLURM_STDINMODE": "none",
             "BACKEND": "host", "TRAINER_TP": "2", "INFERENCE_TP": "2", "VERSIONS": "1", "STEPS": "2",
-            "OMPI_MCA_plm_rsh_agent": os.environ["AWEX_AGENT"]}
+            "OMPI_MCA_plm_rsh_agent": os.environ["AWEX_AGENT"], **package()}
 
     def blocks(self, word):
         """Those in which a word stands."""
         text = text_of(f"{ROOT}/docs/cluster.md").replace("MODEL=/models/Qwen3-8B", "MODEL=preset:tiny-dense")
+        text = text.replace("python3 $PWD/train.py", f"{engine_command('trainer')} --steps 2")
+        text = text.replace("python3 $PWD/serve.py", engine_command("inference"))
+        text = text.replace("TP=4", "TP=2").replace("--nodes=2 --gpus-per-node=8", "--nodes=2")
         found = [block for block in re.findall(r"(?ms)^```\n(.*?)^```$", text) if word in block]
         self.assertTrue(found, f"no block has {word}")
         return found
@@ -330,25 +358,41 @@ class Guide(unittest.TestCase):
     def typed(self, block):
         """What the commands say that a shell reads as they are typed, so that those behind salloc are its shell's."""
         done = subprocess.run(["bash", "-e"], input=block, cwd=self.directory, env={**os.environ, **self.variables},
-                              capture_output=True, text=True, timeout=2 * START_LIMIT_S, check=False)
+                              capture_output=True, text=True, timeout=QUEUE_LIMIT_S + START_LIMIT_S, check=False)
         self.assertEqual(done.returncode, 0, f"{block}\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
     def test_every_block_is_of_a_kind_that_is_run(self):
-        kinds = ("doctor", "sbatch", "salloc", "mpirun --host", "awex-colocate plan", "serve")
+        kinds = ("doctor", "sbatch", "salloc", "mpirun --host", "mpirun --mca", "awex-colocate plan", "serve")
         for block in self.blocks(""):
             self.assertEqual(sum(kind in block for kind in kinds), 1, block)
 
     def test_batch_files(self):
+        """Which run side by side, except that what asks for whole nodes is told not to."""
         for block in self.blocks("sbatch"):
-            self.typed(block)
-            logs = [text_of(log) for log in self.directory.glob("*.log")]
-            self.assertEqual(len(logs), len(re.findall(r"(?m)^sbatch ", block)))
+            submitted = self.typed(re.sub("(?m)^sbatch ", f"sbatch {' '.join(SHARED)} ", block))
+            jobs = lines_of(r"Submitted batch job (\d+)", submitted)
+            self.assertEqual(len(jobs), len(lines_of("sbatch ", block)))
+
+            def ended(queue=("squeue", "-h", "-j", ",".join(jobs))):
+                time.sleep(0.2)
+                return not Ended(queue).out
+
+            wait_until(ended, QUEUE_LIMIT_S + START_LIMIT_S, "all batch jobs have ended")
+            logs = [text_of(log) for log in self.directory.glob("awex-*[0-9].log")]
+            self.assertEqual(len(logs), len(jobs))
             for log in logs:
-                self.assertRegex(log, "(?m)^result +ok")
+                self.assertRegex(log, "(?m)^(result +ok|content .* version 2 was the last committed)")
+            reports = [json.loads(text_of(report)) for report in self.directory.glob("awex-update-*.json")]
+            self.assertEqual(sorted((report["world"]["nodes"], report["world"]["gpus"], report["trainer"])
+                                    for report in reports),
+                             [(1, 2, "megatron:tp=2"), (1, 4, "megatron:tp=2"), (2, 4, "megatron:tp=2,pp=2")])
+            for report in reports:
+                self.assertEqual((report["ok"], report["committed_version"]), (True, 1))
+                self.assertEqual(report["world"]["one_core_ranks"], [])
 
     def test_what_is_typed(self):
-        for word, results in (("doctor", 0), ("salloc", 2), ("mpirun --host", 1), ("awex-colocate plan", 0)):
+        for word, results in (("doctor", 0), ("salloc", 2), ("mpirun --host", 1), ("mpirun --mca", 1), ("awex-colocate plan", 0)):
             for block in self.blocks(word):
                 with self.subTest(block):
                     self.assertEqual(len(lines_of("result +ok", self.typed(block))), results)
@@ -365,25 +409,9 @@ class BatchFiles(SlurmTest):
     """Those of examples/slurm, as they are shipped: the environment and sbatch's options fit them to these hosts."""
 
     def submit(self, name, *options, **variables):
-        job = BatchJob(self, "", "--gpus-per-node=2", *options, batch_file=f"{ROOT}/examples/slurm/{name}",
+        job = BatchJob(self, "", *SHARED, "--gpus-per-node=2", *options, batch_file=f"{ROOT}/examples/slurm/{name}",
                        **{"MODEL": "preset:tiny-dense", "AWEX": BINARY, "BACKEND": "host", **variables})
         return job
-
-    def check_update(self, job, nodes):
-        self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
-        report = json.loads(text_of(job.directory / f"awex-update-{job.id}.json"))
-        self.assertEqual((report["ok"], report["world"]["nodes"], report["world"]["gpus"], report["committed_version"]),
-                         (True, nodes, 2 * nodes, 3))
-        self.assertEqual(report["world"]["one_core_ranks"], [])
-
-    def test_one_node(self):
-        self.check_update(self.submit("one_node.sbatch"), 1)
-
-    def test_many_nodes(self):
-        job = self.submit("many_nodes.sbatch")
-        self.check_update(job, 2)
-        self.assertEqual(json.loads(text_of(job.directory / f"awex-update-{job.id}.json"))["trainer"],
-                         "megatron:tp=2,pp=2")
 
     def test_a_program_that_is_missing_is_named(self):
         job = self.submit("one_node.sbatch", AWEX="/nowhere/awex-colocate")
@@ -397,15 +425,13 @@ class BatchFiles(SlurmTest):
                 self.assertIn("PATH has no awex-colocate: name it by AWEX", job.text())
 
     def test_resident_job(self):
-        for options, nodes in (((), 1), (("--nodes=2",), 2)):
-            with self.subTest(nodes=nodes):
-                job = self.submit("resident_job.sbatch", *options, STEPS="3")
-                self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
-                directory = job.directory / f"awex-job-{job.id}"
-                reports = [json.loads(text_of(directory / f"update-{step}.json")) for step in (1, 2, 3)]
-                self.assertEqual([report["committed_version"] for report in reports], [1, 2, 3])
-                self.assertEqual({report["world"]["nodes"] for report in reports}, {nodes})
-                self.assertEqual(json.loads(text_of(directory / "job.json"))["end"], "stopped by a client")
+        job = self.submit("resident_job.sbatch", "--nodes=2", STEPS="2")
+        self.assertEqual(job.await_end(), ("COMPLETED", "0:0"), job.text())
+        directory = job.directory / f"awex-job-{job.id}"
+        reports = [json.loads(text_of(directory / f"update-{step}.json")) for step in (1, 2)]
+        self.assertEqual([report["committed_version"] for report in reports], [1, 2])
+        self.assertEqual({report["world"]["nodes"] for report in reports}, {2})
+        self.assertEqual(json.loads(text_of(directory / "job.json"))["end"], "stopped by a client")
 
     def test_resident_job_whose_time_is_nearly_up(self):
         """What --signal=B:TERM@120 sends."""
@@ -432,6 +458,98 @@ class BatchFiles(SlurmTest):
         self.assertEqual(len(lines_of("error:", job.text())), 1, job.text())
 
 
+class AttachedEngines(SlurmTest):
+    """attached_engines.sbatch, with engines of plain Python."""
+
+    def submit(self, *options, trainer="", inference="", **variables):
+        return BatchJob(self, "", *SHARED, *options, batch_file=f"{ROOT}/examples/slurm/attached_engines.sbatch",
+                        **{"MODEL": "preset:tiny-dense", "AWEX": BINARY, "BACKEND": "host",
+                           "TRAINER": f"{engine_command('trainer')} {trainer}",
+                           "INFERENCE": f"{engine_command('inference')} {inference}", **package(), **variables})
+
+    def log_of(self, job, role):
+        log = job.directory / f"awex-attached-{job.id}-{role}.log"
+        return text_of(log) if log.exists() else ""
+
+    def facts_of(self, job, role):
+        """What its engines have told: where they are, and versions."""
+        facts = [json.loads(line) for line in lines_of("{.*}$", self.log_of(job, role))]
+        return ([fact for fact in facts if "role" in fact],
+                [fact["version"] for fact in facts if "version" in fact])
+
+    def check_end(self, job, state, code, end="stopped by a client"):
+        logs = "".join(map(str, (job.text(), self.log_of(job, "trainer"), self.log_of(job, "inference"))))
+        self.assertEqual(job.await_end(), (state, code), logs)
+        record = json.loads(text_of(job.directory / f"awex-job-{job.id}" / "job.json"))
+        self.assertTrue(record["end"].startswith(end), record["end"])
+
+    def await_version(self, job, version):
+        job.wait_until(lambda: version in self.facts_of(job, "trainer")[1], f"version {version} is there")
+
+    def test_on_two_nodes(self):
+        """Each engine is on the node of its rank and is that rank's; each inference engine serves each version."""
+        job = self.submit("--nodes=2", "--gpus-per-node=2", trainer="--steps 3")
+        self.check_end(job, "COMPLETED", "0:0")
+        ports = set()
+        for role in ("trainer", "inference"):
+            places, versions = self.facts_of(job, role)
+            self.assertEqual(sorted((place["rank"], place["role_rank"], place["host"]) for place in places),
+                             [(0, 0, "n1"), (1, 1, "n1"), (2, 2, "n2"), (3, 3, "n2")])
+            self.assertEqual({(place["ranks"], place["master"], place["gpus"]) for place in places}, {(4, "n1", "0,1")})
+            self.assertEqual(sorted(versions), sorted(4 * [1, 2, 3]))
+            ports |= {place["port"] for place in places}
+        self.assertEqual(len(ports), 2)
+        self.assertRegex(job.text(), "version 3 was the last committed")
+
+    def test_tensor_parallel_ones_when_time_is_nearly_up(self):
+        """What --signal=B:TERM@120 sends reaches the trainer, which ends behind its step. Inference is one process
+        that starts workers, as vLLM does."""
+        workers = f"for LOCAL_RANK in 0 1; do export LOCAL_RANK; {engine_command('inference')} & done; wait"
+        job = self.submit("--gpus-per-node=2", trainer="--ends-on-sigterm", TRAINER_TP="2", INFERENCE_TP="2",
+                          INFERENCE=workers, INFERENCE_TASKS="1")
+        self.await_version(job, 2)
+        Ended(["scancel", "--batch", "--signal=TERM", job.id]).must()
+        self.check_end(job, "COMPLETED", "0:0")
+        self.assertIn("megatron:tp=2 -> vllm:tp=2", job.text())
+        trained, served = (self.facts_of(job, role)[1] for role in ("trainer", "inference"))
+        self.assertEqual(sorted(served), sorted(trained))
+
+    def test_an_engine_that_fails_ends_it_with_its_code(self):
+        jobs = [self.submit(**{role: f"--exits-at 2 --code {code}"}) for role, code in (("trainer", 7), ("inference", 9))]
+        for job, code, role in zip(jobs, (7, 9), ("trainer", "inference")):
+            self.check_end(job, "FAILED", f"{code}:0")
+            self.assertIn(f"{role} has ended the job first; exit code {code}", job.text())
+
+    def test_a_job_that_is_stopped_or_loses_a_rank_takes_them_along(self):
+        stopped, lost = self.submit("--nodelist=n1"), self.submit()
+        self.await_version(stopped, 1)
+        stop = on("n1", BINARY, "stop", "--job", stopped.directory / f"awex-job-{stopped.id}")
+        Ended(stop).must()
+        self.await_version(lost, 1)
+        ranks = ranks_of(f"awex-job-{lost.id}", "serve")
+        self.assertEqual(len(ranks), 2)
+        Ended(["kill", "-KILL", max(ranks)]).must()
+        self.check_end(stopped, "FAILED", "1:0")
+        state, code = lost.await_end()
+        self.assertEqual(state, "FAILED")
+        self.assertIn(code, ("137:0", "5:0"), lost.text())
+
+    def test_that_are_cancelled(self):
+        job = self.submit()
+        self.await_version(job, 1)
+        Ended(["scancel", job.id]).must()
+        self.assertEqual(job.await_end()[0], "CANCELLED", job.text())
+        record = json.loads(text_of(job.directory / f"awex-job-{job.id}" / "job.json"))
+        self.assertTrue(record["end"].startswith("told to end by "), record["end"])
+
+    def test_what_cannot_begin(self):
+        wrong_model, no_inference = self.submit(MODEL="/nowhere"), self.submit(INFERENCE="")
+        for job, said in ((wrong_model, "/nowhere"), (no_inference, "TRAINER and INFERENCE")):
+            self.assertEqual(job.await_end(), ("FAILED", "2:0"), job.text())
+            self.assertEqual(len(lines_of("error:.*", job.text())), 1, job.text())
+            self.assertIn(said, job.text())
+
+
 if __name__ == "__main__":
-    MPIEXEC, BINARY, ROOT = sys.argv[1:4]
-    sys.exit(main_side_by_side(sys.argv[4:], AT_ONCE))
+    MPIEXEC, BINARY, LIBRARY, ROOT = sys.argv[1:5]
+    sys.exit(main_side_by_side(sys.argv[5:], AT_ONCE, FIRST))
