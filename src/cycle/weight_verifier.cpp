@@ -111,7 +111,9 @@ void WeightVerifier::refuse_diverged_replicas(const DigestComparison& result,
   blame(fmt::format("the trainer's own replicas differ in {} of {} tensors, first in {}{}",
                     result.diverged_tensors.size(), tensors.size(), tensors[first].name,
                     odd.empty() ? ", where no bytes are those of most replicas" : ""),
-        "data-parallel ranks have drifted apart: look at the trainer", odd, first);
+        "ranks that hold copies of it (data-parallel, or tensor-parallel as of norms) have drifted "
+        "apart: look at how the trainer reduces its gradients",
+        odd, first);
 }
 
 void WeightVerifier::refuse_wrong_replicas(const DigestComparison& result,
