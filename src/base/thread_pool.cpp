@@ -73,7 +73,7 @@ ThreadPool::ThreadPool(size_t threads) : state_(std::make_unique<State>()) {
     state_->stop();
     throw runtime_error(
         fmt::format("cannot start thread {} of {}: {}", started + 2, threads, error.what()),
-        "see the limits of processes and threads: ulimit -u, and pids.max of the cgroup");
+        "see the limits of threads and memory: ulimit -u, ulimit -v, and pids.max of the cgroup");
   }
 }
 

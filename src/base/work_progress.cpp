@@ -141,7 +141,7 @@ void attend(std::function<void()> work, const Task& task, Seconds silence, WaitM
   } catch (const std::system_error& error) {
     throw runtime_error(
         fmt::format("cannot start a thread for {}: {}", task.what, error.what()),
-        "see the limits of processes and threads: ulimit -u, and pids.max of the cgroup");
+        "see the limits of threads and memory: ulimit -u, ulimit -v, and pids.max of the cgroup");
   }
   try {
     watch(*shared, task, start, silence, monitor);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <thread>
 
+#include "base/signal_name.hpp"
 #include "base/units.hpp"
 #include "base/wait.hpp"
 #include "cli/options.hpp"
@@ -43,16 +44,17 @@ void note_signal(int number) { g_signal = number; }
 
 /// Signals are noted, not obeyed at once: a half written checkpoint is removed first.
 void note_signals() {
-  for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::signal(number, note_signal);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    // Under nohup SIGHUP stays ignored.
+    if (::signal(number, note_signal) == SIG_IGN && number == SIGHUP) ::signal(number, SIG_IGN);
+  }
 }
 
 void look_for_signal() {
   const int number = g_signal;
   if (number == 0) return;
-  throw runtime_error(fmt::format("told to end by {}; nothing is left of the checkpoint",
-                                  number == SIGINT    ? "SIGINT"
-                                  : number == SIGTERM ? "SIGTERM"
-                                                      : "SIGHUP"));
+  throw runtime_error(
+      fmt::format("told to end by {}; nothing is left of the checkpoint", signal_name(number)));
 }
 
 ExitCode run_checkpoint(const CheckpointOptions& options) {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/log.hpp"
+#include "base/signal_name.hpp"
 #include "cli/client_progress.hpp"
 #include "cli/render_json.hpp"
 #include "cli/render_status.hpp"
@@ -18,8 +19,6 @@ namespace {
 /// How long readers of the report may take nothing, and where the user has left.
 constexpr Seconds kReaderPatience{300};
 constexpr Seconds kHurriedPatience{1};
-
-const char* signal_text(int signal) { return signal == SIGINT ? "SIGINT" : "SIGTERM"; }
 
 /// What becomes of a request whose client has gone.
 std::string fate_of(const ClientRequest& request, bool answered) {
@@ -104,7 +103,7 @@ ExitCode publish_to_user(const CommandEnd& end, ReportFiles& files) {
   if (termination_signal() != 0) return publish(end, files, {kHurriedPatience, {}});
   const auto poll = [] {
     if (const int signal = termination_signal(); signal != 0) {
-      throw runtime_error(fmt::format("the output is cut off by {}", signal_text(signal)));
+      throw runtime_error(fmt::format("the output is cut off by {}", signal_name(signal)));
     }
   };
   return publish(end, files, {kReaderPatience, poll});
@@ -120,7 +119,7 @@ void begin_client(const ClientTask& task) {
 void LeaveMonitor::poll() {
   if (const int signal = termination_signal(); signal != 0) {
     throw Error(static_cast<ExitCode>(128 + signal),
-                fmt::format("ended by {}: {}", signal_text(signal), fate_of(request_, answered_)),
+                fmt::format("ended by {}: {}", signal_name(signal), fate_of(request_, answered_)),
                 "awex-colocate status --job DIR tells what the job does");
   }
   if (tick_) tick_();

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -186,6 +188,19 @@ void check_metrics_path(const std::string& path) {
   }
 }
 
+namespace {
+
+/// Others would be left empty: metrics take the place of the file before.
+void check_is_plain(const std::string& path) {
+  std::error_code failure;
+  const auto status = std::filesystem::status(path, failure);
+  if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) return;
+  throw request_error(fmt::format("--metrics: \"{}\" is no plain file", path),
+                      "name a file in the folder of a textfile collector: --metrics awex.prom");
+}
+
+}  // namespace
+
 Metrics::Metrics(const std::string& path, bool writes) : path_(path), writes_(writes) {
   values_.start_time_s = seconds_since_1970();
   for (int code = 1; code <= static_cast<int>(ExitCode::kPeerLost); ++code) {
@@ -197,6 +212,7 @@ void Metrics::open(const Report& begun) {
   values_.job = begun;
   if (path_.empty() || !writes_) return;
   is_open_ = true;
+  check_is_plain(path_);
   files_.open(path_, "", {render_metrics(values_), ""});
 }
 

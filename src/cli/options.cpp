@@ -30,6 +30,10 @@ CLI::Option* add_value(CLI::App& command, const std::string& name, const std::st
   const auto set_and_name = [name, set = std::move(set)](const std::string& text) {
     try {
       set(text);
+      if (text.empty()) {
+        throw request_error("its value is empty",
+                            "is a variable of the shell not set? Give a value, or leave it out");
+      }
     } catch (const Error& error) {
       throw Error(error.code(), fmt::format("{}: {}", name, error.what()), error.hint());
     }

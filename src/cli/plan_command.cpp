@@ -1,16 +1,13 @@
-#include <fcntl.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <memory>
 
 #include "base/checked.hpp"
-#include "base/unique_fd.hpp"
 #include "base/units.hpp"
 #include "cli/options.hpp"
-#include "cli/output_files.hpp"
+#include "cli/publish.hpp"
 #include "cli/render_plan.hpp"
 #include "cli/subcommand.hpp"
 #include "cycle/forecast.hpp"
@@ -139,21 +136,13 @@ void complete(CLI::App& parser, const PlanOptions& options) {
   }
 }
 
-/// Where the JSON goes; opened before the work. Not valid when there is none, or stdout is meant.
-UniqueFd open_json(const std::string& path) {
-  if (path.empty() || path == "-") return UniqueFd();
-  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (fd.valid()) return fd;
-  const auto error = errno_error(fmt::format("write the plan to {}", path), "open", errno);
-  throw request_error(error.what(), "name a file in a directory that exists and can be written");
-}
-
-ExitCode run_plan(PlanOptions& options) {
-  speak(options.talk);
-  const UniqueFd json = open_json(options.json_path);
-  const auto write_json = [&](const std::string& text) {
-    if (json.valid()) write_all(json.get(), text, options.json_path);
-    if (options.json_path == "-") write_all(STDOUT_FILENO, text, "stdout");
+/// The plan, and what becomes of it.
+CommandEnd make_plan(PlanOptions& options) {
+  CommandEnd end;
+  const auto render = [&](const Forecast* forecast, const Catalogue* catalogue) {
+    end.code = end.error ? end.error->code() : ExitCode::kOk;
+    end.files.json = render_plan_json(forecast, catalogue, options.forecast, end.error);
+    if (options.json_path == "-") end.to_stdout = end.files.json;
   };
   try {
     const auto model = read_model_shape(options.model, options.layers);
@@ -162,21 +151,32 @@ ExitCode run_plan(PlanOptions& options) {
     for (const auto& remark : model.remarks) log::warning(remark);
     const auto& catalogue = model.catalogue;
     const auto forecast = make_forecast(catalogue, options.forecast, options.listed_gpu);
-    const auto error = misfit_error(forecast);
-    write_json(render_plan_json(&forecast, &catalogue, options.forecast, error));
+    end.error = misfit_error(forecast);
+    render(&forecast, &catalogue);
     if (options.json_path != "-") {
       const TextStyle style{locale_is_utf8(), use_color(options.talk.color, STDOUT_FILENO),
                             text_width(STDOUT_FILENO)};
-      write_all(STDOUT_FILENO, render_plan(forecast, catalogue, options.forecast, style), "stdout");
+      end.to_stdout = render_plan(forecast, catalogue, options.forecast, style);
     }
-    if (!error) return ExitCode::kOk;
-    log::error(*error);
-    return error->code();
   } catch (const Error& error) {
-    write_json(render_plan_json(nullptr, nullptr, options.forecast, error));
+    end.error = error;
+    render(nullptr, nullptr);
+  }
+  return end;
+}
+
+ExitCode run_plan(PlanOptions& options) {
+  speak(options.talk);
+  const auto unfinished =
+      render_plan_json(nullptr, nullptr, options.forecast, runtime_error("the plan has not ended"));
+  ReportFiles files;
+  try {
+    files.open(options.json_path, "", OutputTexts{unfinished, ""});
+  } catch (const Error& error) {
     log::error(error);
     return error.code();
   }
+  return publish(make_plan(options), files, {});
 }
 
 }  // namespace

@@ -63,7 +63,10 @@ constexpr std::array<OtherWord, 14> kOtherChoices{{{"gpu", "cuda"},
                                                    {"all", "full"}}};
 
 /// Options of layouts, as engines' own command lines and people call them.
-constexpr std::array<OtherWord, 17> kLayoutKeys{{{"tp", "tp"},
+constexpr std::array<OtherWord, 20> kLayoutKeys{{{"dp", "dp"},
+                                                 {"dp-size", "dp"},
+                                                 {"data-parallel-size", "dp"},
+                                                 {"tp", "tp"},
                                                  {"tp-size", "tp"},
                                                  {"tensor-parallel-size", "tp"},
                                                  {"tensor-model-parallel-size", "tp"},
@@ -163,6 +166,10 @@ std::string layout_hint(const CLI::App& command, const std::string& name, std::s
   if (!has_option(command, "trainer")) return {};
   const auto key = meant_by(name, kLayoutKeys);
   if (key.empty()) return {};
+  if (key == "dp") {
+    return "leave it out: data parallel is what the other options of the layouts leave of the "
+           "ranks";
+  }
   const auto value = value_of(word, arguments, "N");
   if (key == "shard") return fmt::format("it is an option of fsdp: --trainer fsdp:shard={}", value);
   const auto trainer = fmt::format("--trainer megatron:{}={}", key, value);

@@ -36,7 +36,9 @@ WireError Agreement::ask_for_outcome(const WireError& mine) {
   requests.receive(writable_bytes_of(outcome), 0, kOutcomeTag);
   requests.send(bytes_of(mine), 0, kVerdictTag);
   waits_.wait_for_rank_zero([&] { return requests.test(); },
-                            fmt::format("ended phase '{}' for all ranks", world_.phase()));
+                            world_.phase().empty()
+                                ? "agreed with all ranks"
+                                : fmt::format("ended phase '{}' for all ranks", world_.phase()));
   return outcome;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/launch.hpp"
+#include "base/signal_name.hpp"
 #include "base/wait.hpp"
 #include "comm/requests.hpp"
 #include "comm/signals.hpp"
@@ -120,8 +121,7 @@ void Failures::look_into_signal(int signal_number) {
 
 Error Failures::told_to_end_by(int signal_number) const {
   return runtime_error(
-      fmt::format("told to end by {} {}", signal_number == SIGINT ? "SIGINT" : "SIGTERM",
-                  world_.describe_phase()),
+      fmt::format("told to end by {} {}", signal_name(signal_number), world_.describe_phase()),
       fmt::format("{} sends it to all ranks when one has died or the job is "
                   "cancelled",
                   launcher_name(this_launch())));

@@ -87,6 +87,18 @@ void set_handler(int signal_number, void (*handler)(int), int flags) {
   ::sigaction(signal_number, &action, nullptr);
 }
 
+/// Who has started this process with `nohup` wants it to outlive the terminal.
+bool is_ignored(int signal_number) {
+  struct sigaction action {};
+  return ::sigaction(signal_number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
+void set_termination_handlers(void (*handler)(int)) {
+  set_handler(SIGTERM, handler, SA_RESTART);
+  set_handler(SIGINT, handler, SA_RESTART);
+  if (!is_ignored(SIGHUP)) set_handler(SIGHUP, handler, SA_RESTART);
+}
+
 void set_timer(Seconds from_now) {
   double whole = 0;
   const double fraction = std::modf(from_now.count(), &whole);
@@ -99,16 +111,14 @@ void set_timer(Seconds from_now) {
 }  // namespace
 
 void note_termination_signals() {
-  set_handler(SIGTERM, on_termination, SA_RESTART);
-  set_handler(SIGINT, on_termination, SA_RESTART);
+  set_termination_handlers(on_termination);
   set_handler(SIGPIPE, SIG_IGN, 0);
 }
 
 void end_at_once_on_signals(std::string words, LastReport report) {
   g_words_when_ended = std::move(words);
   g_report_when_ended = std::move(report);
-  set_handler(SIGTERM, on_end, SA_RESTART);
-  set_handler(SIGINT, on_end, SA_RESTART);
+  set_termination_handlers(on_end);
 }
 
 int termination_signal() { return g_termination_signal; }

@@ -13,12 +13,12 @@ struct LastReport {
   std::string text;
 };
 
-/// From now on SIGTERM and SIGINT are noted for `termination_signal` instead of ending the process,
-/// however often they come (Slurm sends SIGTERM twice); only a second SIGINT ends it, and says so
-/// on stderr. A reader that leaves gives an error instead of SIGPIPE.
+/// From now on SIGTERM, SIGINT and SIGHUP (not under nohup) are noted for `termination_signal`
+/// instead of ending the process, however often they come (Slurm sends SIGTERM twice); only a
+/// second SIGINT ends it, and says so. A reader that leaves gives an error instead of SIGPIPE.
 void note_termination_signals();
 
-/// From now on, until note_termination_signals, SIGTERM and SIGINT end the process with exit code
+/// From now on, until note_termination_signals, the same signals end the process with exit code
 /// 1, after its words on stderr, if it has any, and its last report: in calls that do not hear of
 /// them (MPI's start).
 void end_at_once_on_signals(std::string words, LastReport report);

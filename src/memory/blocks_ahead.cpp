@@ -41,7 +41,7 @@ void BlocksAhead::begin() {
     throw runtime_error(
         fmt::format("cannot start the thread that prepares {} of host memory: {}",
                     format_bytes(bytes), error.what()),
-        "see the limits of processes and threads: ulimit -u, and pids.max of the cgroup");
+        "see the limits of threads and memory: ulimit -u, ulimit -v, and pids.max of the cgroup");
   }
   ++begun_;
 }

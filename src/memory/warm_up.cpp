@@ -37,8 +37,8 @@ WarmUp::WarmUp(const std::vector<Region*>& regions) {
   } catch (const std::system_error& error) {
     throw runtime_error(
         fmt::format("cannot start the thread that prepares host memory: {}", error.what()),
-        "leave out --warm-host-memory, or see the limits of processes and threads: ulimit -u, and "
-        "pids.max of the cgroup");
+        "leave out --warm-host-memory, or see the limits of threads and memory: ulimit -u, ulimit "
+        "-v, and pids.max of the cgroup");
   }
 }
 

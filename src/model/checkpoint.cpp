@@ -391,7 +391,15 @@ class CheckpointSource final : public WeightSource {
     auto& rows = *(shape.end() - 2);
     rows = ceil_div(rows, config_.block_rows);
     shape.back() = ceil_div(info.cols, config_.block_cols);
-    if (entry.shape != shape || !entry.has_known_dtype() || element_bytes(entry.dtype) == 1) {
+    if (!entry.has_known_dtype() || element_bytes(entry.dtype) == 1) {
+      throw tensor_error(
+          name,
+          fmt::format("{}: the scales \"{}\" are {}, which is no dtype of scales here",
+                      file_name(at->second.file), name, entry.dtype_name()),
+          "scales are read as F32, BF16 or F16: use such a checkpoint, or the one in "
+          "bfloat16");
+    }
+    if (entry.shape != shape) {
       throw tensor_error(
           name,
           fmt::format(

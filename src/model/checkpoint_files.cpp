@@ -17,6 +17,9 @@ constexpr uint64_t kMaxConfigBytes = 16U << 20;
 constexpr uint64_t kMaxIndexBytes = 256U << 20;
 constexpr const char* kAdapterFile = "adapter_config.json";
 
+/// A link that leads nowhere is there, too: reading it says what is wrong.
+bool is_there(const fs::path& path) { return fs::exists(fs::symlink_status(path)); }
+
 /// Shards lie beside the index; anything else could read files the user did not mean.
 bool is_plain_file_name(const std::string& name) {
   return name.ends_with(".safetensors") && name.find('/') == std::string::npos &&
@@ -43,9 +46,10 @@ WeightMap read_index(const fs::path& path) {
   return result;
 }
 
-std::vector<std::string> names_in(const fs::path& directory) {
+std::vector<std::string> names_in(const fs::path& directory,
+                                  fs::directory_options options = fs::directory_options::none) {
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(directory)) {
+  for (const auto& entry : fs::directory_iterator(directory, options)) {
     names.push_back(entry.path().filename().string());
   }
   std::sort(names.begin(), names.end());
@@ -78,7 +82,9 @@ fs::path snapshot_of(const fs::path& cached_model) {
 
 void refuse_cache(const fs::path& directory) {
   auto model = directory;
-  if (directory.filename() == "snapshots") model = directory.parent_path();
+  for (const char* part : {"snapshots", "blobs", "refs"}) {
+    if (directory.filename() == part) model = directory.parent_path();
+  }
   if (const auto snapshot = snapshot_of(model); !snapshot.empty()) {
     throw request_error(fmt::format("{} is the root of a model in a Hugging Face cache; the "
                                     "checkpoint lies in a snapshot below it",
@@ -107,7 +113,7 @@ void refuse_other_forms(const fs::path& directory, const std::vector<std::string
            "merge it into its base model: "
            "PeftModel.from_pretrained(base, DIR).merge_and_unload().save_pretrained(OUT)");
   }
-  if (const auto shard = name_like(names, "model", ".safetensors"); !shard.empty()) {
+  if (const auto shard = name_like(names, "model-", ".safetensors"); !shard.empty()) {
     refuse(
         fmt::format("holds {}, but neither {} nor {}", shard, kSingleFile, kIndexFile),
         fmt::format("fetch {} too, which tells the tensors of each shard, or save the model again "
@@ -125,6 +131,15 @@ void refuse_other_forms(const fs::path& directory, const std::vector<std::string
     refuse(fmt::format("holds {}: GGUF files are not supported", file),
            "use the Hugging Face checkpoint (safetensors) that it was made from");
   }
+  for (const auto& [begin, end] : {std::pair{"", ".distcp"},
+                                   {"model_world_size_", ".pt"},
+                                   {"zero_to_fp32", ".py"},
+                                   {"latest_checkpointed_iteration", ".txt"}}) {
+    const auto file = name_like(names, begin, end);
+    if (file.empty()) continue;
+    refuse(fmt::format("holds {}: a distributed checkpoint of a trainer", file),
+           "export it to Hugging Face's form with the trainer's own tool");
+  }
   for (const char* end : {".bin", ".pt", ".pth", ".bin.index.json"}) {
     const auto file = name_like(names, "", end);
     if (file.empty() || file == "training_args.bin" || file.starts_with("tokenizer")) continue;
@@ -132,14 +147,36 @@ void refuse_other_forms(const fs::path& directory, const std::vector<std::string
            "save them as safetensors: AutoModelForCausalLM.from_pretrained(DIR, "
            "torch_dtype=\"auto\").save_pretrained(OUT, safe_serialization=True)");
   }
-  if (const auto file = name_like(names, "", ".distcp"); !file.empty()) {
-    refuse(fmt::format("holds {}: a distributed checkpoint of a trainer", file),
-           "export it to Hugging Face's form with the trainer's own tool");
-  }
   if (const auto file = name_like(names, "", ".safetensors"); !file.empty()) {
     refuse(fmt::format("holds {}, but neither {} nor {}", file, kSingleFile, kIndexFile),
            fmt::format("if it is the whole model, name it {}", kSingleFile));
   }
+}
+
+/// The first directory with a config.json at most so many levels below; empty if there is none.
+fs::path checkpoint_below(const fs::path& directory, int levels) {
+  constexpr size_t kMostLooked = 100;
+  auto names = names_in(directory, fs::directory_options::skip_permission_denied);
+  names.resize(std::min(names.size(), kMostLooked));
+  for (const auto& name : names) {
+    std::error_code failure;
+    const auto inner = directory / name;
+    if (!fs::is_directory(fs::symlink_status(inner, failure))) continue;
+    if (fs::exists(inner / kConfigFile, failure)) return inner;
+    if (levels == 1) continue;
+    if (auto found = checkpoint_below(inner, levels - 1); !found.empty()) return found;
+  }
+  return {};
+}
+
+/// Trainers write checkpoints into directories of the one that they are given.
+void refuse_outer(const fs::path& directory) {
+  constexpr int kLevels = 3;
+  const auto inner = checkpoint_below(directory, kLevels);
+  if (inner.empty()) return;
+  throw request_error(
+      fmt::format("{} holds no {}; checkpoints lie below it", directory.string(), kConfigFile),
+      fmt::format("name one of them, as --model {}", inner.string()));
 }
 
 struct KnownName {
@@ -152,11 +189,13 @@ struct KnownName {
 constexpr const char* kSaveInner = "save the module inside: model.module.save_pretrained(OUT)";
 constexpr const char* kQuantisedHint = "use the checkpoint in bfloat16 that it was made from";
 
-constexpr std::array<KnownName, 17> kKnownNames{{
-    {".lora_", false, "a PEFT adapter that was not merged",
-     "merge it: model.merge_and_unload().save_pretrained(OUT)"},
-    {"base_model.model.", true, "a PEFT model's names",
-     "merge it: model.merge_and_unload().save_pretrained(OUT)"},
+constexpr const char* kMergeHint = "merge it: model.merge_and_unload().save_pretrained(OUT)";
+
+constexpr std::array<KnownName, 20> kKnownNames{{
+    {".lora_", false, "a PEFT adapter that was not merged", kMergeHint},
+    {"base_model.model.", true, "a PEFT model's names", kMergeHint},
+    {".base_layer.", false, "a PEFT model's names", kMergeHint},
+    {".modules_to_save.", false, "a PEFT model's names", kMergeHint},
     {"_orig_mod.", false, "the names of a module that torch.compile wraps",
      "save the module inside: model._orig_mod.save_pretrained(OUT)"},
     {"_fsdp_wrapped_module.", false, "the names of a module that FSDP wraps",
@@ -174,6 +213,8 @@ constexpr std::array<KnownName, 17> kKnownNames{{
     {"embed_tokens.", true,
      "a base model without its head, which has no \"model.\" before its names",
      "load it with AutoModelForCausalLM and save it again"},
+    {"decoder.layers.", true, "the names of Megatron-core",
+     "export it to Hugging Face's form, with Megatron-Bridge for example"},
     {".qweight", false, "GPTQ or AWQ weights", kQuantisedHint},
     {".qzeros", false, "GPTQ or AWQ weights", kQuantisedHint},
     {".g_idx", false, "GPTQ weights", kQuantisedHint},
@@ -189,21 +230,24 @@ constexpr std::array<KnownName, 17> kKnownNames{{
 }  // namespace
 
 std::string read_config_text(const fs::path& directory) {
-  if (!fs::exists(directory / kConfigFile)) {
+  if (!is_there(directory / kConfigFile)) {
     refuse_cache(directory);
     // Weights as they should be lack their config.json only, which reading it says.
-    if (!holds_weights(directory)) refuse_other_forms(directory, names_in(directory));
+    if (!holds_weights(directory)) {
+      refuse_other_forms(directory, names_in(directory));
+      refuse_outer(directory);
+    }
   }
   return read_text(directory / kConfigFile, kMaxConfigBytes);
 }
 
 bool holds_weights(const fs::path& directory) {
-  return fs::exists(directory / kSingleFile) || fs::exists(directory / kIndexFile);
+  return is_there(directory / kSingleFile) || is_there(directory / kIndexFile);
 }
 
 CheckpointFiles list_checkpoint_files(const fs::path& directory) {
-  const bool has_single = fs::exists(directory / kSingleFile);
-  if (!fs::exists(directory / kIndexFile)) {
+  const bool has_single = is_there(directory / kSingleFile);
+  if (!is_there(directory / kIndexFile)) {
     if (has_single) return {{kSingleFile}, std::nullopt};
     refuse_other_forms(directory, names_in(directory));
     throw request_error(fmt::format("{} holds neither {} nor {}: the weights are missing",

@@ -67,6 +67,20 @@ const Family* family_by_type(const ConfigFields& fields) {
   fields.refuse("model_type", "this type is not supported", known_classes());
 }
 
+/// The language part of a model of several modalities lies in an object of its own.
+void refuse_modalities(const ConfigFields& fields) {
+  if (fields.find("num_hidden_layers") != nullptr) return;
+  for (const char* part : {"text_config", "llm_config", "language_config", "thinker_config"}) {
+    const auto* inner = fields.find(part);
+    if (inner == nullptr || !inner->is_object()) continue;
+    throw request_error(
+        fmt::format("{}: models of several modalities, whose language model \"{}\" describes, are "
+                    "not supported",
+                    fields.file(), part),
+        "save the language model alone, with a config.json and tensor names of its own");
+  }
+}
+
 const Family& read_family(const ConfigFields& fields) {
   const auto* by_class = family_by_class(fields);
   const auto* by_type = family_by_type(fields);
@@ -224,6 +238,7 @@ CheckpointConfig parse_checkpoint_config(std::string_view json_text, const std::
   const auto object = parse_json(json_text, file);
   const ConfigFields fields(object, file);
   CheckpointConfig result;
+  refuse_modalities(fields);
   read_quantisation(fields, result);
   auto& config = result.model;
   const Family& family = read_family(fields);

@@ -16,6 +16,20 @@
 #include "model/digest.hpp"
 
 namespace awex {
+namespace {
+
+/// Fetching that was interrupted leaves such links in a Hugging Face cache.
+void refuse_dangling_link(const std::filesystem::path& path) {
+  std::error_code failure;
+  const auto target = std::filesystem::read_symlink(path, failure);
+  if (failure) return;
+  throw request_error(
+      fmt::format("cannot read {}: it is a symbolic link to {}, which is not there", path.string(),
+                  target.string()),
+      "fetch the file again, or mount what the link points to (in containers, too)");
+}
+
+}  // namespace
 
 InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
   // Without O_NONBLOCK, opening a FIFO would wait for a writer that may never come.
@@ -24,7 +38,9 @@ InputFile::InputFile(const std::filesystem::path& path) : name_(path.string()) {
     throw errno_error("read " + name_, "open", errno);
   }
   if (!fd_.valid()) {
-    throw request_error(fmt::format("cannot read {}: {}", name_, std::strerror(errno)),
+    const int failure = errno;
+    if (failure == ENOENT) refuse_dangling_link(path);
+    throw request_error(fmt::format("cannot read {}: {}", name_, std::strerror(failure)),
                         "see whether it is there, and whether this user may read it (ls -l)");
   }
   struct stat status {};

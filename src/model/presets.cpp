@@ -22,6 +22,13 @@ std::vector<Preset> presets() {
   return all;
 }
 
+/// Whether `word` is `preset` with what releases append: -Instruct, -Base, -FP8. A digit would
+/// belong to the name.
+bool is_release_of(const std::string& preset, const std::string& word) {
+  return word.size() > preset.size() && word.starts_with(preset) &&
+         std::isdigit(static_cast<unsigned char>(word[preset.size()])) == 0;
+}
+
 /// Letters and digits alone, small.
 std::string squeezed(std::string_view text) {
   std::string out;
@@ -43,6 +50,10 @@ std::vector<std::string> presets_like(std::string_view word) {
     const auto whole = squeezed(preset);
     if (whole == start) return {preset};
     if (whole.starts_with(start)) found.push_back(std::move(preset));
+  }
+  if (!found.empty()) return found;
+  for (auto& preset : preset_names()) {
+    if (is_release_of(squeezed(preset), start)) found.push_back(std::move(preset));
   }
   if (!found.empty()) return found;
   auto nearest = nearest_name(name, preset_names());

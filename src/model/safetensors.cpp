@@ -199,7 +199,8 @@ uint64_t safetensors_header_length(std::span<const std::byte> first_bytes, uint6
     throw request_error(
         fmt::format("{}: no safetensors file: it announces a header of {} bytes, the "
                     "format allows {}",
-                    file, length, kMaxHeaderBytes));
+                    file, length, kMaxHeaderBytes),
+        "the file is damaged, or something else under this name: fetch it again");
   }
   if (length > file_bytes - kLengthBytes) {
     throw request_error(fmt::format("{}: cut off: it has {} bytes, its header alone {}", file,

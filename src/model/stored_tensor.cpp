@@ -1,6 +1,7 @@
 #include "model/stored_tensor.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -21,19 +22,19 @@ void decode(std::span<const std::byte> stored, std::span<float> values) {
   }
 }
 
+/// Returns whether a number became infinite, as it is too large for the element type.
 template <class Element>
-void encode(std::span<const float> values, std::span<std::byte> out) {
+bool encode(std::span<const float> values, std::span<std::byte> out) {
+  bool overflows = false;
   for (size_t i = 0; i < values.size(); ++i) {
     const typename Element::Bits bits = Element::bits(values[i]);
+    overflows |= std::isfinite(values[i]) && std::isinf(Element::value(bits));
     std::memcpy(out.data() + i * sizeof(bits), &bits, sizeof(bits));
   }
+  return overflows;
 }
 
-/// Reads elements as floats.
-void read_floats(const InputFile& file, uint64_t offset_bytes, DType dtype,
-                 std::span<float> values) {
-  std::vector<std::byte> stored(values.size() * element_bytes(dtype));
-  file.read(offset_bytes, stored);
+void decode_as(DType dtype, std::span<const std::byte> stored, std::span<float> values) {
   switch (dtype) {
     case DType::kBf16:
       return decode<Bf16Element>(stored, values);
@@ -49,7 +50,15 @@ void read_floats(const InputFile& file, uint64_t offset_bytes, DType dtype,
   throw runtime_error(fmt::format("cannot read {} weights", dtype_name(dtype)));
 }
 
-void write_floats(DType dtype, std::span<const float> values, std::span<std::byte> out) {
+/// Reads elements as floats.
+void read_floats(const InputFile& file, uint64_t offset_bytes, DType dtype,
+                 std::span<float> values) {
+  std::vector<std::byte> stored(values.size() * element_bytes(dtype));
+  file.read(offset_bytes, stored);
+  decode_as(dtype, stored, values);
+}
+
+bool write_floats(DType dtype, std::span<const float> values, std::span<std::byte> out) {
   switch (dtype) {
     case DType::kBf16:
       return encode<Bf16Element>(values, out);
@@ -62,6 +71,23 @@ void write_floats(DType dtype, std::span<const float> values, std::span<std::byt
       break;
   }
   throw runtime_error(fmt::format("cannot load weights as {}", dtype_name(dtype)));
+}
+
+/// Weights that became infinite would pass every proof: both sides hold the same.
+[[noreturn]] void refuse_overflow(const StoredTensor& stored, const TensorInfo& info,
+                                  uint64_t first, std::span<const float> values,
+                                  std::span<const std::byte> out) {
+  std::vector<float> written(values.size());
+  decode_as(info.dtype, out, written);
+  size_t at = 0;
+  while (!std::isfinite(values[at]) || !std::isinf(written[at])) ++at;
+  throw request_error(
+      fmt::format("{}: tensor \"{}\" holds {:g} (row {}), which is too large for {}, the dtype of "
+                  "its config.json",
+                  stored.file->name(), info.name, values[at], (first + at) / info.cols,
+                  dtype_name(info.dtype)),
+      "set \"torch_dtype\" in config.json to \"bfloat16\" or \"float32\"")
+      .about_tensor(info.name);
 }
 
 /// The scales of all blocks that some consecutive elements of a matrix lie in.
@@ -126,7 +152,10 @@ void read_stored(const StoredTensor& stored, const TensorInfo& info, uint64_t fi
     const auto values = std::span(buffer).first(count);
     read_floats(*stored.file, stored.offset_bytes + first * stored_size, stored.dtype, values);
     if (stored.scales) scale(*stored.scales, factors, info.cols, first, values);
-    write_floats(info.dtype, values, out.first(count * size));
+    const auto written = out.first(count * size);
+    if (write_floats(info.dtype, values, written)) {
+      refuse_overflow(stored, info, first, values, written);
+    }
     out = out.subspan(count * size);
     first += count;
   }

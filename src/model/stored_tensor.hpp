@@ -33,7 +33,8 @@ struct StoredTensor {
 /// Reads elements [first, first + out.size() / element size) of `info` in its own dtype. Elements
 /// stored in another one are converted through fp32 with rounding to nearest, ties to even; fp8 is
 /// multiplied by its scale in fp32 first, as DeepSeek-V3's inference/kernel.py (weight_dequant)
-/// does. Throws a run-time error when the disk fails.
+/// does. Throws a request error that names the tensor for a number that is too large for its dtype,
+/// and a run-time error when the disk fails.
 void read_stored(const StoredTensor& stored, const TensorInfo& info, uint64_t first,
                  std::span<std::byte> out);
 

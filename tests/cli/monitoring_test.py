@@ -305,6 +305,13 @@ class Measured(unittest.TestCase):
             done = run("update", *MODEL, *JOB, "--metrics", path, "--json", json_path, ranks=2)
             self.assertEqual(done.returncode, 2, done.stderr)
             self.assertIn(says, done.stderr)
+        with tempfile.TemporaryDirectory() as directory:
+            fifo = os.path.join(directory, "fifo")
+            os.mkfifo(fifo)
+            for path in (fifo, "/dev/full", directory):
+                done = run("update", *MODEL, *JOB, "--metrics", path, ranks=2)
+                self.assertEqual(done.returncode, 2, done.stderr)
+                self.assertIn(f'"{path}" is no plain file', done.stderr)
         done = run("update", "--job", "DIR", "--metrics", "awex.prom")
         self.assertEqual(done.returncode, 2)
         self.assertIn("--metrics is for a job that mpirun starts", done.stderr)

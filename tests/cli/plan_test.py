@@ -195,6 +195,17 @@ class Plan(unittest.TestCase):
         places = {"rank", "host", "gpu", "role", "phase", "tag", "tensor"}
         self.assertEqual(set(report["error"]), {"code", "message", "hint", *places})
 
+    def test_places_that_take_no_json(self):
+        with tempfile.TemporaryDirectory() as directory:
+            fifo = os.path.join(directory, "fifo")
+            os.mkfifo(fifo)
+            unread = plan("--model", "preset:tiny-dense", "--json", fifo)
+            self.assertEqual(unread.returncode, 4, unread.stderr)
+            self.assertIn(f'nobody reads "{fifo}"', unread.stderr)
+        full = plan("--model", "preset:tiny-dense", "--json", "/dev/full")
+        self.assertEqual(full.returncode, 1, full.stderr)
+        self.assertEqual(full.stderr.count("No space left"), 1, full.stderr)
+
     def test_json_file_is_written_in_any_case(self):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory, "plan.json")

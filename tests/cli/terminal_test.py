@@ -176,6 +176,7 @@ class Hints(unittest.TestCase):
         self.refused("plan", "--tensor-parallel-size=2", says="unknown option", hint=both)
         self.refused("update", "--cp", "2", says="unknown option", hint="--trainer megatron:cp=2")
         self.refused("update", "--shard", "8", says="unknown option", hint="--trainer fsdp:shard=8")
+        self.refused("plan", "--dp", "2", says='unknown option "--dp"', hint="leave it out: data parallel")
         for option, spec, says, hint in (
                 ("--trainer", ["megatron:TP=2"], 'no option "TP"', "tp="),
                 ("--trainer", ["megatron:tensor-parallel-size=2"], "no option", "tp="),

@@ -113,6 +113,8 @@ class Usage(unittest.TestCase):
                 self.refused(command, "--model", says="--model")
                 self.refused(command, "--model", "m", "--timeout", "x", says="--timeout: ", hint="30s")
         self.refused("update", "--model", "m", "-v", "-q", says="--quiet")
+        for option in ("--model", "--json", "--trace", "--metrics", "--trainer"):
+            self.refused("update", option, "", says=f"{option}: its value is empty", hint="variable")
         self.refused("offload", "--model", "m", "--versions", "3", says='unknown option "--versions"')
 
     def test_checkpoint_and_digest(self):

@@ -3,7 +3,7 @@
 
 usage: cancelled_update_test.py MPIEXEC BINARY [--all]
 
-SIGINT and SIGTERM, once and twice, to one rank, all ranks and mpirun, while versions are made and while
+SIGINT, SIGTERM and SIGHUP, once and twice, to one rank, all ranks and mpirun, while versions are made and while
 weights are read; SIGKILL of one rank and of all. --all runs 100 of the first and 12 of the second.
 """
 
@@ -171,6 +171,7 @@ def some_cases():
     return [Case(term, 25, "ranks", 4, False, 1), Case(interrupt, 0, "rank", 2, True, 2),
             Case(term, 2, "mpirun", 2, False, 3), Case(interrupt, 200, "ranks", 2, False, 4),
             Case(term, 0, "ranks", 2, True, 5), Case(interrupt, 25, "mpirun", 4, False, 6),
+            Case(signal.SIGHUP, 2, "rank", 2, False, 9),
             Case(kill, 0, "rank", 2, False, 7), Case(kill, 0, "ranks", 2, False, 8)]
 
 

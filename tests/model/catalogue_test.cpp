@@ -270,6 +270,9 @@ TEST_CASE("unknown tensors and presets are refused by name") {
       CHECK(error.hint() == "did you mean \"qwen3-8b\"?");
     }
   }
+  using Names = std::vector<std::string>;
+  CHECK(presets_like("Qwen/Qwen3-30B-A3B-Instruct-2507") == Names{"qwen3-30b-a3b"});
+  CHECK(presets_like("meta-llama/Llama-3.1-8B-Instruct") == Names{"llama-3.1-8b"});
   const auto catalogue = make_catalogue("tiny-dense", preset_config("tiny-dense"));
   test::check_refused([&] { (void)catalogue.index_of("model.nothing"); },
                       {"tiny-dense", "model.nothing"});

@@ -221,6 +221,27 @@ TEST_CASE_FIXTURE(CheckpointFixture, "weights of other float dtypes are cast and
   CHECK(said.size() == 1);
 }
 
+TEST_CASE_FIXTURE(CheckpointFixture, "a number too large for the config's dtype is refused") {
+  write_single();
+  change_json("config.json", [](json& object) { object["torch_dtype"] = "float16"; });
+  rewrite(kSingle, [](auto& entries) {
+    for (auto& entry : entries) entry.dtype = DType::kF32;
+  });
+  const auto put = [&](std::string_view bytes) {
+    const SafetensorsFile file(path() / kSingle);
+    std::fstream out(path() / kSingle, std::ios::in | std::ios::out | std::ios::binary);
+    out.seekp(static_cast<std::streamoff>(file.entries().back().offset_bytes + 4 * 4));
+    out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  };
+  const auto digest = [&] { (void)digest_source(*open(), pool_); };
+  put({"\x00\xef\x7f\x47", 4});  // 65519, which rounds to the largest
+  CHECK_NOTHROW(digest());
+  put({"\x00\x00\x80\x7f", 4});  // infinite in the file
+  CHECK_NOTHROW(digest());
+  put({"\x00\xf0\x7f\x47", 4});  // 65520
+  test::check_refused(digest, {kSingle, "65520", "too large for F16"});
+}
+
 TEST_CASE_FIXTURE(CheckpointFixture, "weights of other kinds are refused by name") {
   write_single();
   const auto give = [&](const SafetensorsEntry& like) {
@@ -240,6 +261,12 @@ TEST_CASE_FIXTURE(CheckpointFixture, "weights of other kinds are refused by name
   const auto rows = blocks_of_q();
   rewrite(kSingle, [&](auto& entries) { entries.push_back({scales, DType::kF32, {rows, 2}}); });
   refuse({scales, "128 x 128"});
+  rewrite(kSingle, [&](auto& entries) {
+    entries.back().shape = {rows, 1};
+    entries.back().dtype = DType::kF8E5M2;
+  });
+  refuse({scales, "F8_E5M2", "no dtype of scales"});
+  rewrite(kSingle, [&](auto& entries) { entries.back().dtype = DType::kF32; });
   rewrite(kSingle, [&](auto& entries) { entries.back().shape = {rows, 1}; });
   CHECK(open()->remarks().size() == 1);
   give({"", DType::kBf16, {}});
@@ -359,6 +386,9 @@ TEST_CASE_FIXTURE(CheckpointFixture, "what people have instead of a checkpoint i
        std::vector<std::pair<const char*, const char*>>{{"pytorch_model.bin", "safe_serialization"},
                                                         {"m.gguf", "GGUF"},
                                                         {"consolidated.safetensors", "Mistral"},
+                                                        {"model_world_size_8_rank_0.pt", "trainer"},
+                                                        {"zero_to_fp32.py", "trainer"},
+                                                        {"model.fp16.safetensors", "whole model"},
                                                         {"adapter_model.safetensors", "adapter"}}) {
     test::write_file(path() / file, "x");
     expect(path(), {file == std::string("adapter_model.safetensors") ? "PEFT" : file, word});
@@ -370,6 +400,21 @@ TEST_CASE_FIXTURE(CheckpointFixture, "what people have instead of a checkpoint i
   fs::create_directory(path() / "refs");
   test::write_file(path() / "refs" / "main", "main\n");
   expect(path(), {"Hugging Face cache", "model/snapshots/main"});
+  fs::create_directory(path() / "blobs");
+  expect(path() / "blobs", {"Hugging Face cache", "model/snapshots/main"});
+  fs::remove_all(path());
+  fs::create_directories(path() / "empty");
+  fs::create_directories(path() / "step_10" / "actor");
+  test::write_file(path() / "step_10" / "actor" / "config.json", "{}");
+  expect(path(), {"no config.json", "--model", "model/step_10/actor"});
+  fs::remove_all(path());
+  write_single();
+  fs::remove(path() / kSingle);
+  fs::create_symlink("../blobs/gone", path() / kSingle);
+  expect(path(), {kSingle, "symbolic link to ../blobs/gone", "not there", "fetch"});
+  fs::remove(path() / "config.json");
+  fs::create_symlink("../blobs/gone", path() / "config.json");
+  expect(path(), {"config.json", "symbolic link to ../blobs/gone"});
   fs::remove_all(path());
   fs::create_directory(path());
   test::write_file(path() / "adapter_config.json", "{}");
@@ -383,7 +428,8 @@ TEST_CASE_FIXTURE(CheckpointFixture, "names that wrappers leave are recognised")
   for (const auto& [prefix, word] :
        std::vector<std::pair<const char*, const char*>>{{"base_model.model.", "PEFT"},
                                                         {"_orig_mod.", "torch.compile"},
-                                                        {"module.", "DistributedDataParallel"}}) {
+                                                        {"module.", "DistributedDataParallel"},
+                                                        {"decoder.layers.", "Megatron-core"}}) {
     write_single();
     rewrite(kSingle, [&](auto& entries) {
       for (auto& entry : entries) entry.name = prefix + entry.name;
@@ -398,6 +444,17 @@ TEST_CASE_FIXTURE(CheckpointFixture, "names that wrappers leave are recognised")
     }
   });
   refuse({"base model without its head"});
+  for (const char* part : {".base_layer.weight", ".modules_to_save.default.weight"}) {
+    fs::remove_all(path());
+    write_single();
+    rewrite(kSingle, [&](auto& entries) {
+      for (auto& entry : entries) {
+        if (!entry.name.ends_with("layers.1.self_attn.q_proj.weight")) continue;
+        entry.name = "model.layers.1.self_attn.q_proj" + std::string(part);
+      }
+    });
+    refuse({part, "PEFT"});
+  }
 }
 
 TEST_CASE_FIXTURE(CheckpointFixture, "what is no checkpoint is refused") {

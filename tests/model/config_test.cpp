@@ -314,6 +314,15 @@ TEST_CASE("models that we cannot lay out are refused") {
                 "true or false");
 }
 
+TEST_CASE("the language part of a model of several modalities is named") {
+  json whole{{"architectures", {"Qwen3VLForConditionalGeneration"}}, {"model_type", "qwen3_vl"}};
+  whole["text_config"] = llama();
+  check_refused(whole, "text_config", "several modalities");
+  check_refused(json{{"architectures", {"LlamaForCausalLM"}}, {"text_config", llama()}},
+                "text_config", "several modalities");
+  CHECK(parse(with(llama(), "text_config", llama())).layers == parse(llama()).layers);
+}
+
 TEST_CASE("text that is no config is refused") {
   const auto refuse = [](const std::string& text, const char* why) {
     CAPTURE(text.substr(0, 80));

@@ -73,6 +73,9 @@ TEST_CASE_FIXTURE(SafetensorsFixture, "files that are cut off or no safetensors 
   refuse("1234567", {"7 bytes"});
   refuse(length_bytes(2), {"cut off"});
   refuse(length_bytes(100) + "{}", {"cut off", "108"});
+  const auto page = test::failure_of([&] { (void)open("<html><body>Not found</body></html>"); });
+  REQUIRE(page);
+  CHECK(page->hint().find("something else under this name") != std::string::npos);
   refuse(length_bytes(100'000'001) + "{}", {"100000001"});
   refuse(length_bytes(uint64_t{1} << 63) + "{}", {"9223372036854775808"});
   refuse(length_bytes(~uint64_t{0}) + "{}", {"18446744073709551615"});

@@ -243,7 +243,7 @@ class HostChannels final : public PeerChannels {
       throw runtime_error(
           fmt::format("cannot start thread {} of {} for peer copies: {}", started + 1,
                       2 * channels_, error.what()),
-          "see the limits of processes and threads: ulimit -u, and pids.max of the cgroup");
+          "see the limits of threads and memory: ulimit -u, ulimit -v, and pids.max of the cgroup");
     }
   }
 
