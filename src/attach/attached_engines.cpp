@@ -21,7 +21,7 @@ struct AttachedEngines::AtTheDoor {
 namespace {
 
 Attachment::Settings settings_for(const AttachSettings& settings, Role role) {
-  return {role, settings.here.rank, settings.here.host, settings.patience};
+  return {role, settings.here.rank, settings.here.host, settings.patience, settings.takes_memory};
 }
 
 /// A trainer whose process is its own. The rank has its memory, maps it too, and moves it.
@@ -66,7 +66,8 @@ class AttachedTrainer final : public TrainerEngine {
     return attachment_->declared(tag);
   }
 
-  void await_ready(const Deadline& deadline, WaitMonitor& monitor) override {
+  void await_ready(bool is_take_back, const Deadline& deadline, WaitMonitor& monitor) override {
+    if (is_take_back && attachment_->has_all()) return;
     attachment_->await_ready(deadline, monitor, inherit());
   }
   void command_over(const CommandOutcome& end) override {
@@ -77,6 +78,7 @@ class AttachedTrainer final : public TrainerEngine {
   [[nodiscard]] Attendance attendance() const override {
     auto attendance = attachment_->attendance();
     attendance.is_torn = !attendance.is_here && page().writing.load() != 0;
+    attendance.has_all = attachment_->has_all();
     return attendance;
   }
   /// One that has come is let in once all trainers have been heard of.
@@ -255,7 +257,8 @@ class AttachedInference final : public Engine {
     return {};
   }
 
-  void await_ready(const Deadline& deadline, WaitMonitor& monitor) override {
+  void await_ready(bool is_take_back, const Deadline& deadline, WaitMonitor& monitor) override {
+    if (is_take_back && attachment_->has_none()) return;
     attachment_->await_ready(deadline, monitor, inherit());
   }
   void command_over(const CommandOutcome& end) override { attachment_->command_over(end); }
@@ -318,6 +321,14 @@ AttachedEngines::AttachedEngines(AttachSettings settings)
     : at_the_door_(std::make_unique<AtTheDoor>(AtTheDoor{std::move(settings), nullptr})) {}
 
 AttachedEngines::~AttachedEngines() = default;
+
+void AttachedEngines::end_with(const Error& error) {
+  if (at_the_door_->door) at_the_door_->door->end_with(error);
+}
+
+void AttachedEngines::bury(const std::function<bool(const EngineRecord&)>& is_lost) const noexcept {
+  bury_engine_records(at_the_door_->settings.job_directory, at_the_door_->settings.here, is_lost);
+}
 
 bool AttachedEngines::attaches(Role role) const {
   const auto& settings = at_the_door_->settings;

@@ -19,6 +19,7 @@ struct AttachSettings {
   bool admits_by_digest = true;
   Seconds patience{600};       ///< For an engine to come, and to seal.
   EngineRecord here;           ///< Of this rank, but for role, device, uuid and socket.
+  bool takes_memory = true;    ///< Commands take engines' memory; false under --no-offload.
   std::function<void()> wake;  ///< See Door.
 };
 
@@ -33,6 +34,11 @@ class AttachedEngines final : public EngineFactory {
   AttachedEngines(AttachedEngines&&) = delete;
   AttachedEngines& operator=(AttachedEngines&&) = delete;
   ~AttachedEngines() override;
+
+  /// What the engine learns when this is destroyed; without it that the job ends in order.
+  void end_with(const Error& error);
+  /// Removes what lost ranks of this host have left in the job's directory.
+  void bury(const std::function<bool(const EngineRecord&)>& is_lost) const noexcept;
 
   [[nodiscard]] bool attaches(Role role) const override;
   [[nodiscard]] bool admits_by_digest() const override;

@@ -96,6 +96,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
   message.version = version_;
   message.places = places_.empty() ? parts_.layout.parameters : places_;
   message.silence_s = parts_.silence.count();
+  message.takes_memory = settings_.takes_memory;
   for (const Tag tag : kAllTags) {
     if (region(tag) == nullptr) continue;
     message.bytes.at(static_cast<size_t>(tag)) = region(tag)->bytes();
@@ -199,9 +200,24 @@ void Attachment::command_over(const CommandOutcome& end) {
   door_.tell(message);
 }
 
+bool Attachment::has_all() const {
+  return door_.state() == Door::State::kSealed &&
+         std::all_of(kAllTags.begin(), kAllTags.end(), [this](Tag tag) {
+           return region(tag) == nullptr || mapped_.at(static_cast<size_t>(tag)) == Mapped::kYes;
+         });
+}
+
+bool Attachment::has_none() const {
+  return door_.state() == Door::State::kSealed &&
+         std::all_of(mapped_.begin(), mapped_.end(),
+                     [](Mapped mapped) { return mapped == Mapped::kNo; });
+}
+
 Attendance Attachment::attendance() const {
   const auto state = door_.state();
-  Attendance attendance{.pid = door_.pid(), .is_here = state == Door::State::kSealed};
+  Attendance attendance{.pid = door_.pid(),
+                        .is_here = state == Door::State::kSealed,
+                        .wants_back = door_.wish() == EngineWish::kTakeBack};
   switch (state) {
     case Door::State::kAbsent:
       attendance.state = fixed_text<48>("awaited");

@@ -22,7 +22,8 @@ class Attachment {
     Role role = Role::kTrainer;
     int rank = 0;
     std::string host;
-    Seconds patience{600};  ///< For an engine to come and to seal, at the start.
+    Seconds patience{600};     ///< For an engine to come and to seal, at the start.
+    bool takes_memory = true;  ///< Commands take it; false under --no-offload.
   };
   /// What a new engine finds in the memory.
   struct Inheritance {
@@ -49,6 +50,9 @@ class Attachment {
   void await_ready(const Deadline& deadline, WaitMonitor& monitor, const Inherit& inherit) {
     door_.await_ready(deadline, monitor, [&] { attend(inherit, monitor); });
   }
+  /// Whether an engine takes part, and has all of its rank's memory mapped, or surely none.
+  [[nodiscard]] bool has_all() const;
+  [[nodiscard]] bool has_none() const;
   /// Asks for a tag's memory; nothing where the engine has it not.
   void release(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.

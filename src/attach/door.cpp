@@ -13,6 +13,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <filesystem>
 #include <mutex>
 #include <new>
 #include <string>
@@ -144,10 +145,13 @@ struct Door::Shared {
         wake(std::move(on_news)),
         own(make_private_directory()) {
     try {
+      name_private_directory(own.path,
+                             std::filesystem::absolute(job_directory).lexically_normal().string());
       record.socket = private_socket_path(own.path);
       listener = listen_at(record.socket);
       stop = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
       if (!stop.valid()) throw errno_error("let an engine attach", "eventfd", errno);
+      bury_engine_records(job_directory, record);
       write_engine_record(job_directory, record);
     } catch (...) {
       remove_private_directory(own.path);
@@ -226,6 +230,7 @@ struct Door::Shared {
   uint64_t acked = 0;
   std::optional<Error> ack_error;  ///< Of the last that was answered.
   std::string kept;
+  std::optional<Error> end;  ///< That the engine is to be told of.
 
   std::mutex send_mutex;      ///< One frame at a time.
   std::vector<Guest> guests;  ///< The thread's.
@@ -455,8 +460,11 @@ Door::Door(const std::string& job_directory, EngineRecord record, std::function<
 Door::~Door() {
   ToEngine end;
   end.kind = ToEngine::Kind::kEnd;
+  end.error = shared_->end;
   tell(end);
 }
+
+void Door::end_with(const Error& error) { shared_->end = error; }
 
 Door::State Door::state() const {
   const std::lock_guard guard(shared_->mutex);

@@ -32,7 +32,8 @@ class Door {
     kLost,      ///< It has gone without a word, or left.
   };
 
-  /// Opens the socket and writes the record, but for its `socket`, which is the door's. `wake` is
+  /// Opens the socket and writes the record, but for its `socket`, which is the door's, and removes
+  /// what ranks of this host have left there that have ended without a word. `wake` is
   /// called, on the thread, when an engine comes, goes, or wishes for a command; it may be null.
   /// Throws run-time and request errors.
   Door(const std::string& job_directory, EngineRecord record, std::function<void()> wake);
@@ -42,6 +43,8 @@ class Door {
   Door& operator=(Door&&) = delete;
   /// Tells the engine that the job ends, if one is there, and removes socket and record.
   ~Door();
+  /// What it tells then; without it that the end is in order.
+  void end_with(const Error& error);
 
   [[nodiscard]] State state() const;
   /// Its hello; after kGreeted.

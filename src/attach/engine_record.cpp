@@ -14,6 +14,8 @@
 
 #include "base/error.hpp"
 #include "base/json_values.hpp"
+#include "base/log.hpp"
+#include "base/private_directory.hpp"
 #include "base/unique_fd.hpp"
 #include "base/whole_file.hpp"
 #include "memory/gpu_uuid.hpp"
@@ -171,6 +173,22 @@ void remove_engine_record(const std::string& job_directory, const EngineRecord& 
     if (there && there->socket == record.socket) ::unlink(path.c_str());
   } catch (const std::exception&) {
     return;  // who attaches finds nobody at the socket
+  }
+}
+
+void bury_engine_records(const std::string& job_directory, const EngineRecord& mine,
+                         const std::function<bool(const EngineRecord&)>& is_lost) noexcept {
+  try {
+    for (const auto& record : read_engine_records(job_directory)) {
+      const bool is_near = record.host == mine.host && record.boot_id == mine.boot_id &&
+                           record.pid_namespace == mine.pid_namespace;
+      const auto directory = fs::path(record.socket).parent_path().string();
+      if (!is_near || !((is_lost && is_lost(record)) || is_abandoned(directory))) continue;
+      remove_private_directory(directory);
+      remove_engine_record(job_directory, record);
+    }
+  } catch (const std::exception& error) {
+    log::detail(error.what());  // who attaches finds nobody at such a socket
   }
 }
 

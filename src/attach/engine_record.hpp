@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,10 @@ struct EngineRecord {
 void write_engine_record(const std::string& job_directory, const EngineRecord& record);
 /// Unless another job has written its own there since.
 void remove_engine_record(const std::string& job_directory, const EngineRecord& record) noexcept;
+/// Removes the records and private directories of ranks of `mine`'s host that live no longer, and
+/// of those that `is_lost` says so of: killed ones cannot do it themselves.
+void bury_engine_records(const std::string& job_directory, const EngineRecord& mine,
+                         const std::function<bool(const EngineRecord&)>& is_lost = {}) noexcept;
 /// All records of a job's directory, none where there are none yet. Throws request errors for
 /// records that are none.
 [[nodiscard]] std::vector<EngineRecord> read_engine_records(const std::string& job_directory);

@@ -202,6 +202,7 @@ void add_welcome(Json& message, const ToEngine& welcome) {
   message["chunk_bytes"] = by_tag_json(welcome.chunk_bytes);
   message["mapped"] = by_tag_json(welcome.mapped);
   message["silence_s"] = welcome.silence_s;
+  message["takes_memory"] = welcome.takes_memory;
 }
 
 void read_welcome(JsonFields& fields, ToEngine& welcome) {
@@ -221,6 +222,7 @@ void read_welcome(JsonFields& fields, ToEngine& welcome) {
   welcome.mapped = read_by_tag<bool>(
       fields, "mapped", [](JsonFields& tags, const char* tag) { return tags.boolean(tag); });
   welcome.silence_s = read_seconds(fields, "silence_s");
+  welcome.takes_memory = fields.boolean("takes_memory");
 }
 
 Error read_why(JsonFields& fields) {

@@ -89,6 +89,7 @@ struct ToEngine {
   std::array<bool, 3> mapped{};  ///< Tags whose memory is there: their kMap follow, and until all
                                  ///< have come the engine's call attaches.
   double silence_s = 0;          ///< How long the rank waits for an answer.
+  bool takes_memory = true;      ///< False where no command takes any of it (--no-offload).
 
   Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged.
   uint64_t first = 0;       ///< kMap: first chunk.

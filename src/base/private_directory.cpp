@@ -6,6 +6,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -21,6 +22,7 @@ namespace awex {
 namespace {
 
 constexpr const char* kSocketName = "socket";
+constexpr const char* kTargetName = "job";
 constexpr std::string_view kPrivateName = "awex-colocate-";
 // Until it is locked, so that nobody takes it for one that was left.
 constexpr const char* kUnlockedPattern = "awex-colocate.XXXXXX";
@@ -91,11 +93,45 @@ PrivateDirectory make_private_directory() {
   return {std::move(path), std::move(lock)};
 }
 
+bool is_abandoned(const std::string& path) {
+  const auto directory = open_directory(path);
+  if (!directory.valid()) return errno == ENOENT;
+  return ::flock(directory.get(), LOCK_SH | LOCK_NB) == 0;
+}
+
+void name_private_directory(const std::string& path, const std::string& target) {
+  // A link, as it is there as a whole or not at all.
+  const auto link = path + "/" + kTargetName;
+  if (::symlink(target.c_str(), link.c_str()) != 0) {
+    throw cannot(fmt::format("name the private directory \"{}\"", path), errno);
+  }
+}
+
+std::vector<std::string> private_directory_targets() {
+  namespace fs = std::filesystem;
+  std::vector<std::string> targets;
+  std::error_code failure;
+  fs::directory_iterator entry(base_directory(), failure);
+  for (; !failure && entry != fs::directory_iterator(); entry.increment(failure)) {
+    const auto& path = entry->path();
+    if (path.filename().string().rfind(kPrivateName, 0) != 0) continue;
+    std::error_code unnamed;
+    const auto target = fs::read_symlink(path / kTargetName, unnamed).string();
+    const auto directory = open_directory(path.string());
+    if (unnamed || !directory.valid() || !is_own_directory(directory)) continue;
+    if (!is_abandoned(path.string())) targets.push_back(target);
+  }
+  std::sort(targets.begin(), targets.end());
+  targets.erase(std::unique(targets.begin(), targets.end()), targets.end());
+  return targets;
+}
+
 void remove_private_directory(const std::string& path) noexcept {
   if (!has_private_name(path)) return;
   const auto directory = open_directory(path);
   if (!directory.valid() || !is_own_directory(directory)) return;
   ::unlinkat(directory.get(), kSocketName, 0);
+  ::unlinkat(directory.get(), kTargetName, 0);
   ::rmdir(path.c_str());
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/unique_fd.hpp"
 
@@ -21,7 +22,15 @@ struct PrivateDirectory {
 [[nodiscard]] std::string private_socket_path(const std::string& directory);
 /// Opens a directory, for its lock; not valid where it cannot be opened.
 [[nodiscard]] UniqueFd open_directory(const std::string& path);
-/// Removes a private directory and its socket, and nothing else, as the name may come from a file.
+/// Whether nobody lives behind it any more: its lock is free, or it is gone. False for others'.
+[[nodiscard]] bool is_abandoned(const std::string& path);
+/// Notes in a private directory what it belongs to, so that those who look around find it.
+void name_private_directory(const std::string& path, const std::string& target);
+/// The targets of this user's named directories in which somebody lives, each once, sorted; where
+/// make_private_directory would make them in this process.
+[[nodiscard]] std::vector<std::string> private_directory_targets();
+/// Removes a private directory with its socket and name, and nothing else, as the path may come
+/// from a file.
 void remove_private_directory(const std::string& path) noexcept;
 /// Removes all that processes of this user have left which were killed: those that are not locked.
 void remove_abandoned_directories() noexcept;

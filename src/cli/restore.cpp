@@ -8,12 +8,13 @@
 namespace awex {
 namespace {
 
-/// The roles are all built in: their memory is their ranks' own.
+/// All memory is the ranks' own. What engines that attach have mapped outlives them there.
 ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {
   if (record.exit_code != ExitCode::kOk) {
     throw runtime_error(
         fmt::format("what the job at \"{}\" held is lost, and cannot be restored: it was {}, and "
-                    "the memory of built-in roles goes with their ranks",
+                    "the memory of ranks goes with them; engines that had attached keep what they "
+                    "had mapped, until they leave",
                     task.directory, describe(record)),
         "start it anew with awex-colocate serve: the trainer begins with what --model holds");
   }

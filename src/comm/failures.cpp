@@ -1,5 +1,7 @@
 #include "comm/failures.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <csignal>
 #include <string>
@@ -22,6 +24,7 @@ constexpr Seconds kCauseGrace{0.1};
 
 void Failures::watch_processes() {
   watch_.clear();
+  launcher_ = this_launch().launcher == Launcher::kNone ? 0 : ::getppid();
   for (const int other : world_.node_ranks()) {
     if (other == world_.rank()) continue;
     watch_.add(other, world_.peers().at(static_cast<size_t>(other)).pid);
@@ -85,7 +88,18 @@ void Failures::listen_for_cause() {
   }
 }
 
+void Failures::look_for_launcher() {
+  // Whoever has lost its parent gets another.
+  if (launcher_ == 0 || ::getppid() == launcher_) return;
+  end_job_with(Error(ExitCode::kPeerLost,
+                     fmt::format("{} (pid {}), which has started this rank, is gone {}",
+                                 launcher_name(this_launch()), launcher_, world_.describe_phase()),
+                     "its ranks end with it: see who has ended it (the kernel's out-of-memory "
+                     "killer tells so in dmesg), and start the job anew"));
+}
+
 void Failures::look_for_lost() {
+  look_for_launcher();
   const auto gone = watch_.gone();
   if (gone.empty()) return;
   // It may have told its failure before it ended.

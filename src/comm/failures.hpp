@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <optional>
 #include <set>
 #include <vector>
@@ -20,9 +22,13 @@ class Failures {
  public:
   explicit Failures(MpiWorld& world) : world_(world) {}
 
-  /// Watches the processes of this node's other ranks, which must be known to the world.
+  /// Watches the processes of this node's other ranks, which must be known to the world, and the
+  /// one that has started this one, where that is a launcher.
   void watch_processes();
-  void stop_watching() { watch_.clear(); }
+  void stop_watching() {
+    watch_.clear();
+    launcher_ = 0;
+  }
 
   /// Throws the failure that is known, if one is.
   void throw_known() const;
@@ -34,7 +40,8 @@ class Failures {
 
   /// Takes in what other ranks have told of failures.
   void listen();
-  /// Throws Error(kPeerLost) when a watched process is gone, or its failure if it told one.
+  /// Throws Error(kPeerLost) when a watched process is gone, or its failure if it told one. A
+  /// launcher that is gone takes its ranks along: Open MPI ends them a second later.
   void look_for_lost();
   /// The signal that has told this process to end and is still to be looked into, or 0.
   [[nodiscard]] int pending_signal() const;
@@ -96,6 +103,7 @@ class Failures {
 
  private:
   void listen_for_cause();
+  void look_for_launcher();
   void take(const WireError& wire);
   void tell(int to, WireError wire);
   void tell_all(const WireError& wire);
@@ -110,6 +118,7 @@ class Failures {
 
   MpiWorld& world_;
   ProcessWatch watch_;
+  pid_t launcher_ = 0;  ///< 0 for none that is watched.
   std::optional<Known> failure_;
   std::optional<WireError> next_;  ///< Of the next epoch, which others have begun already.
   std::optional<Error> question_;

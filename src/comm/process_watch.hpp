@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/process_activity.hpp"
 #include "base/unique_fd.hpp"
 
 namespace awex {
@@ -36,17 +37,5 @@ class ProcessWatch {
   std::vector<Watched> watched_;
   std::vector<pollfd> polls_;
 };
-
-/// What a process does, as far as its main thread shows.
-struct ProcessActivity {
-  bool is_stopped = false;       ///< By SIGSTOP, SIGTSTP or a debugger.
-  bool is_busy = false;          ///< It runs, or wants to, or waits for a disk.
-  uint64_t processor_ticks = 0;  ///< Time that it has run, in the kernel's ticks.
-};
-
-/// Nothing where that cannot be known.
-[[nodiscard]] std::optional<ProcessActivity> activity_of(int pid);
-/// Whether the process is stopped. False when that cannot be known.
-[[nodiscard]] bool is_stopped(int pid);
 
 }  // namespace awex

@@ -102,7 +102,7 @@ void Session::do_command(const CommandOptions& command) {
   steps_->prove(command.verify);
   begin_version(brings_weights(command.command));
   if (setup_.roster.any()) account_.others_were_at_work();
-  run_steps({steps_->ready()});
+  run_steps({steps_->ready(command.command == Command::kTakeBack)});
   switch (command.command) {
     case Command::kUpdate:
       make_ready(command.command);

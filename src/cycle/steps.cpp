@@ -160,10 +160,10 @@ void CycleSteps::swap_segments() {
   inference_->place_trainer(head.bytes, segments);
 }
 
-Steps CycleSteps::ready() {
+Steps CycleSteps::ready(bool is_take_back) {
   if (!roster_.any()) return {};
-  return {{{"ready", kEveryone, std::nullopt}, nullptr, [this]() -> uint64_t {
-             engine().await_ready(job_.deadline(), job_);
+  return {{{"ready", kEveryone, std::nullopt}, nullptr, [this, is_take_back]() -> uint64_t {
+             engine().await_ready(is_take_back, job_.deadline(), job_);
              return 0;
            }}};
 }

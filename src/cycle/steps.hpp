@@ -52,7 +52,7 @@ class CycleSteps {
   void load(bool with_mapping);
 
   /// Engines that attach consent to the command; nothing where none attaches.
-  [[nodiscard]] Steps ready();
+  [[nodiscard]] Steps ready(bool is_take_back);
   /// The trainer finds the scales of what is quantised on its way.
   [[nodiscard]] Steps scale();
   /// The trainer's memory of a tag goes to host memory.

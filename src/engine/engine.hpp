@@ -46,10 +46,12 @@ enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack };
 
 /// How an engine that is a process of its own stands. Plain data, to be gathered.
 struct Attendance {
-  int pid = 0;            ///< Its process; 0 for none, and for an engine that is built in.
-  FixedText<48> state{};  ///< "ready", "busy", "lost since …"; empty for one that is built in.
-  bool is_here = true;    ///< It takes part.
-  bool is_torn = false;   ///< It was lost while it wrote: its memory is of no step.
+  int pid = 0;              ///< Its process; 0 for none, and for an engine that is built in.
+  FixedText<48> state{};    ///< "ready", "busy", "lost since …"; empty for one that is built in.
+  bool is_here = true;      ///< It takes part.
+  bool is_torn = false;     ///< It was lost while it wrote: its memory is of no step.
+  bool has_all = false;     ///< A trainer that has all its memory,
+  bool wants_back = false;  ///< or waits for a take-back.
 };
 
 /// How a command has ended, the same on every rank.
@@ -94,9 +96,12 @@ class Engine {
   /// that it does not hold.
   [[nodiscard]] virtual std::vector<Parameter> tensors(Tag tag) const = 0;
 
-  /// Before a command gives memory over: returns when the engine is where that may be done. Throws
-  /// Error(kDeadline) that names an engine that is busy, Error(kPeerLost) for one that has gone.
-  virtual void await_ready(const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) {}
+  /// Before a command gives memory over: returns when the engine is where that may be done. An
+  /// engine whose memory the command leaves as it is (`is_take_back`: trainers have theirs,
+  /// inference none) is not waited for. Throws Error(kDeadline) that names an engine that is busy,
+  /// Error(kPeerLost) for one that has gone.
+  virtual void await_ready(bool /*is_take_back*/, const Deadline& /*deadline*/,
+                           WaitMonitor& /*monitor*/) {}
   /// A command is over; nothing more of it touches the engine's memory.
   virtual void command_over(const CommandOutcome& /*end*/) {}
   /// The command that it waits for, if any; cheap.

@@ -16,6 +16,7 @@
 #include "base/node_identity.hpp"
 #include "base/private_directory.hpp"
 #include "base/utc_now.hpp"
+#include "comm/process_watch.hpp"
 #include "comm/signals.hpp"
 
 namespace awex {
@@ -38,6 +39,15 @@ CommandOptions resident_command(CommandOptions command) {
   return command;
 }
 
+/// Whether a trainer waits for memory that rank 0's, whose wish begins commands, has already: one
+/// of them was lost in the midst of a take-back.
+bool is_waited_for_by_others(const std::vector<RankStatus>& ranks) {
+  if (ranks.empty() || !ranks[0].attendance || !ranks[0].attendance->has_all) return false;
+  return std::any_of(ranks.begin(), ranks.end(), [](const RankStatus& rank) {
+    return rank.attendance && rank.attendance->wants_back;
+  });
+}
+
 }  // namespace
 
 /// What rank 0 has beside its session.
@@ -50,7 +60,8 @@ struct Resident::Door {
   std::optional<Visit> visit;  ///< Of the command that runs, or that ends the job.
   bool runs = false;           ///< A command does, a client's or an engine's.
   Deadline roll_call{kRollCall};
-  Stopwatch watch;  ///< Of the command that runs.
+  bool others_want_back = false;  ///< Trainers wait for a take-back that rank 0's need not ask for.
+  Stopwatch watch;                ///< Of the command that runs.
 };
 
 /// What all ranks do next. Plain data, to be sent.
@@ -183,6 +194,7 @@ void Resident::open_to_engines() {
   settings.inference = wanted.inference;
   settings.admits_by_digest = wanted.admits_by_digest;
   settings.patience = wanted.patience;
+  settings.takes_memory = options_.job.offload;
   settings.here.host = job_.node().name();
   settings.here.boot_id = text_of(job_.node().boot);
   settings.here.pid_namespace = own_pid_namespace();
@@ -206,7 +218,12 @@ void Resident::start() {
     });
   }
   session_->start();
-  if (session_->has_attached()) job_.set_rest_hook([this] { session_->attend(); });
+  if (session_->has_attached()) {
+    job_.set_rest_hook([this] {
+      session_->attend();
+      look_at_rank_zero();
+    });
+  }
   refresh();
   if (!door_) return;
   voice_.log(fmt::format("serving {}: {} -> {}, {} ranks, {}; loaded in {}", report_.model_name,
@@ -328,6 +345,9 @@ std::optional<Resident::Order> Resident::order_at_rest() {
     case EngineWish::kNone:
       break;
   }
+  if (std::exchange(door_->others_want_back, false)) {
+    return Order{Order::Kind::kRun, {.command = Command::kTakeBack}};
+  }
   if (!door_->roll_call.expired()) return std::nullopt;
   return Order{Order::Kind::kLook, {}};
 }
@@ -368,6 +388,7 @@ void Resident::refresh() {
     return !rank.attendance || rank.attendance->is_here;
   });
   door_->roll_call = Deadline(all_here ? kRollCall : kRollCallOfLost);
+  door_->others_want_back = is_waited_for_by_others(ranks);
   door_->board.update([&](JobStatus& status) {
     status.ranks = std::move(ranks);
     status.content = session_->content().state();
@@ -375,6 +396,21 @@ void Resident::refresh() {
     status.memory = report_.memory;
     status.epoch = job_.epoch();
   });
+}
+
+/// At rest, on the other ranks of its node: rank 0 gives all orders, so that engines would wait for
+/// one that is stopped as long as they can.
+void Resident::look_at_rank_zero() {
+  if (job_.rank() == 0 || job_.node_of(0) != job_.node()) return;
+  const auto& zero = job_.peers()[0];
+  if (!is_stopped(zero.pid)) return rank_zero_stopped_.reset();
+  if (!rank_zero_stopped_) rank_zero_stopped_.emplace(options_.job.timeout);
+  if (!rank_zero_stopped_->expired()) return;
+  throw Error(
+      ExitCode::kDeadline,
+      fmt::format("{} pid {} is stopped for {}, and no engine can be served without it",
+                  zero.describe(), zero.pid, format_seconds(options_.job.timeout.count())),
+      "see who has stopped it (kill -CONT would have let it go on), and start the job anew");
 }
 
 /// A command is over: its client learns how, and so does the log.
@@ -449,6 +485,7 @@ void Resident::write_end(const std::string& end, ExitCode code) {
 /// The clients that wait learn how the job has ended; then nothing of it is left on this host.
 void Resident::end_job(const std::optional<Error>& error) {
   // The engines learn of it; where the session lives on, it ends with the process.
+  if (attached_ && error) attached_->end_with(*error);
   if (!session_) attached_.reset();
   if (!door_) return;
   wake_on_signals(nullptr, nullptr);
@@ -462,9 +499,16 @@ void Resident::end_job(const std::optional<Error>& error) {
   door_.reset();
 }
 
-/// Where a rank is lost, others of its host leave its directories as it would have.
+/// Where ranks are lost, others of their host leave the directories as they would have.
 void Resident::bury(const Error& error) noexcept {
   remove_abandoned_directories();
+  if (attached_) {
+    attached_->bury([this](const attach::EngineRecord& record) {
+      const auto& peers = job_.peers();
+      const auto rank = static_cast<size_t>(record.rank);
+      return job_.is_lost(record.rank) && rank < peers.size() && peers[rank].pid == record.pid;
+    });
+  }
   if (job_.rank() == 0 || !job_.is_lost(0) || private_directory_.empty()) return;
   if (job_.node_of(0) == job_.node())
     bury_job(options_.directory, private_directory_, error.what());

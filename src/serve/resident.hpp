@@ -21,6 +21,10 @@
 
 namespace awex {
 
+namespace attach {
+class AttachedEngines;
+}
+
 /// Which roles are played by engines that attach to the job, and how. The same on every rank.
 struct AttachOptions {
   bool trainer = false;
@@ -95,6 +99,7 @@ class Resident {
   void run(const Order& order);
   void come_to_rest(std::optional<Error>& failure);
   void refresh();
+  void look_at_rank_zero();
   void conclude(const std::optional<Error>& failure);
   void note_outcome(const std::optional<Error>& failure);
   void answer(const Visit& visit, const std::optional<Error>& error);
@@ -113,9 +118,11 @@ class Resident {
   std::unique_ptr<Door> door_;  ///< On rank 0.
   std::string private_directory_;
   std::unique_ptr<Relay> relay_;
-  std::unique_ptr<EngineFactory> attached_;  ///< Where any role attaches; outlives the session.
+  std::unique_ptr<attach::AttachedEngines> attached_;  ///< Where any role attaches; outlives the
+                                                       ///< session.
   std::unique_ptr<Session> session_;
-  int shown_ = 0;  ///< How many signals the status has been shown for.
+  std::optional<Deadline> rank_zero_stopped_;  ///< Since when, and for how long it may be.
+  int shown_ = 0;                              ///< How many signals the status has been shown for.
 };
 
 }  // namespace awex

@@ -1,13 +1,13 @@
 """Engines attach to a resident job on the host backend: processes that play them use the library.
 
-usage: attached_engines_test.py MPIEXEC BINARY LIBRARY
+usage: attached_engines_test.py MPIEXEC BINARY LIBRARY FAULTY_JOB
 """
 
+import glob
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,93 +15,12 @@ import unittest
 
 import numpy as np
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.join(HERE, "..", "support")]
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
+from attached_job import (DEADLINE, FAILED, LOST, MIB, MISMATCH, OK, WRONG, Answer, Job, Player, Programs,  # noqa: E402
+                          as_megatron, as_vllm, canonical, usage_of)
 from engine_process import pattern  # noqa: E402
 from resident_job import text_of, wait_until  # noqa: E402
-from sessions import kill_session  # noqa: E402
-
-MPIEXEC = BINARY = LIBRARY = ""
-OK, FAILED, WRONG, MISMATCH, DEADLINE, LOST = range(6)
-MIB = 1 << 20
-
-# The shape of preset:tiny-dense, as its family publishes it.
-HIDDEN, HEADS, KV_HEADS, HEAD, MLP, LAYERS, VOCABULARY = 96, 24, 12, 32, 192, 12, 1129
-
-
-class Answer(Exception):
-    """A call of the library that failed."""
-
-    def __init__(self, status, text):
-        super().__init__(f"status {status}: {text}")
-        self.status, self.text = status, text
-
-
-class Player:
-    """An engine's process."""
-
-    def __init__(self, job, role, device=0, name=None, optimizer=MIB, kv_cache=MIB, weights=0):
-        self.process = subprocess.Popen([sys.executable, os.path.join(HERE, "engine_process.py"), LIBRARY], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.role, self.device = role, device
-        self.name = name or f"a {role}"
-        self.bytes = (weights, optimizer, 0) if role == "trainer" else (weights, 0, kv_cache)
-        self.begin("attach", job.directory, role, device, name=self.name, bytes=self.bytes)
-
-    def begin(self, do, *arguments, **named):
-        self.process.stdin.write(json.dumps({"do": do, "with": arguments, "and": named}) + "\n")
-        self.process.stdin.flush()
-
-    def end(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise Answer(-1, f"{self.name} is gone")
-        answer = json.loads(line)
-        if "status" in answer:
-            raise Answer(answer["status"], answer["error"])
-        return answer["result"]
-
-    def do(self, what, *arguments, **named):
-        self.begin(what, *arguments, **named)
-        return self.end()
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-
-
-class Job:
-    """`serve` with engines to come."""
-
-    def __init__(self, scratch, ranks, *options, trainer="hf", inference="hf", attach="trainer,inference",
-                 timeout="30s"):
-        self.directory = os.path.join(scratch, "job")
-        self.log, self.errors = os.path.join(scratch, "log"), os.path.join(scratch, "errors")
-        command = [MPIEXEC, "--oversubscribe", "-n", str(ranks), BINARY, "serve", "--job", self.directory,
-                   "--model", "preset:tiny-dense", "--trainer", trainer, "--inference", inference, "--backend", "host",
-                   "--limits", "off", "--timeout", timeout, "--attach", attach, "--attach-timeout", "60s", *options]
-        with open(self.log, "w", encoding="utf-8") as log, open(self.errors, "w", encoding="utf-8") as errors:
-            self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=errors)
-
-    def serves(self):
-        wait_until(lambda: " serving " in text_of(self.log) or self.process.poll() is not None, 60, "the job serves")
-        assert self.process.poll() is None, text_of(self.errors)
-
-    def client(self, command, *options):
-        return subprocess.run([BINARY, command, "--job", self.directory, *options], text=True, capture_output=True,
-                              check=False, timeout=90)
-
-    def status(self):
-        return json.loads(self.client("status", "--json", "-").stdout)
-
-    def end(self):
-        if self.process.poll() is None:
-            kill_session(self.process.pid)
-        self.process.wait()
 
 
 class Attached(unittest.TestCase):
@@ -162,66 +81,6 @@ class Attached(unittest.TestCase):
                 self.assertTrue(np.array_equal(held[tensor["name"]], wanted), tensor["name"])
 
 
-def canonical(seed):
-    """A model as it is published, of random bits."""
-    draw = np.random.default_rng(seed)
-    rows = lambda *shape: draw.integers(0, 0x3f80, size=shape, dtype=np.uint16)  # noqa: E731
-    layers = [dict(q=rows(HEADS * HEAD, HIDDEN), k=rows(KV_HEADS * HEAD, HIDDEN), v=rows(KV_HEADS * HEAD, HIDDEN),
-                   o=rows(HIDDEN, HEADS * HEAD), gate=rows(MLP, HIDDEN), up=rows(MLP, HIDDEN), down=rows(HIDDEN, MLP),
-                   norm1=rows(HIDDEN), norm2=rows(HIDDEN), q_norm=rows(HEAD), k_norm=rows(HEAD))
-              for _ in range(LAYERS)]
-    return dict(embed=rows(VOCABULARY, HIDDEN), head=rows(VOCABULARY, HIDDEN), norm=rows(HIDDEN), layers=layers)
-
-
-def part(array, rank, ranks, axis=0):
-    return np.split(array, ranks, axis)[rank]
-
-
-def padded(array, multiple, value):
-    rows = -(-array.shape[0] // multiple) * multiple
-    return np.concatenate([array, np.full((rows - array.shape[0], array.shape[1]), value, np.uint16)])
-
-
-def as_megatron(model, rank, ranks):
-    """What a rank of Megatron holds: groups of a key head's queries, key and value lie together."""
-    held = {"embedding.word_embeddings.weight": part(padded(model["embed"], 128 * ranks, 77), rank, ranks),
-            "output_layer.weight": part(padded(model["head"], 128 * ranks, 78), rank, ranks),
-            "decoder.final_layernorm.weight": model["norm"]}
-    for number, layer in enumerate(model["layers"]):
-        name = f"decoder.layers.{number}."
-        groups = np.concatenate([layer["q"].reshape(KV_HEADS, -1, HIDDEN), layer["k"].reshape(KV_HEADS, -1, HIDDEN),
-                                 layer["v"].reshape(KV_HEADS, -1, HIDDEN)], axis=1)
-        held.update({name + "self_attention.linear_qkv.layer_norm_weight": layer["norm1"],
-                     name + "self_attention.linear_qkv.weight": part(groups, rank, ranks).reshape(-1, HIDDEN),
-                     name + "self_attention.q_layernorm.weight": layer["q_norm"],
-                     name + "self_attention.k_layernorm.weight": layer["k_norm"],
-                     name + "self_attention.linear_proj.weight": part(layer["o"], rank, ranks, 1),
-                     name + "mlp.linear_fc1.layer_norm_weight": layer["norm2"],
-                     name + "mlp.linear_fc1.weight": np.concatenate([part(layer["gate"], rank, ranks),
-                                                                     part(layer["up"], rank, ranks)]),
-                     name + "mlp.linear_fc2.weight": part(layer["down"], rank, ranks, 1)})
-    return held
-
-
-def as_vllm(model, rank, ranks):
-    held = {"model.embed_tokens.weight": part(padded(model["embed"], 64 * ranks, 0), rank, ranks),
-            "lm_head.weight": part(padded(model["head"], 64 * ranks, 0), rank, ranks),
-            "model.norm.weight": model["norm"]}
-    for number, layer in enumerate(model["layers"]):
-        name = f"model.layers.{number}."
-        held.update({name + "input_layernorm.weight": layer["norm1"],
-                     name + "self_attn.qkv_proj.weight": np.concatenate([part(layer[one], rank, ranks)
-                                                                         for one in ("q", "k", "v")]),
-                     name + "self_attn.q_norm.weight": layer["q_norm"],
-                     name + "self_attn.k_norm.weight": layer["k_norm"],
-                     name + "self_attn.o_proj.weight": part(layer["o"], rank, ranks, 1),
-                     name + "post_attention_layernorm.weight": layer["norm2"],
-                     name + "mlp.gate_up_proj.weight": np.concatenate([part(layer["gate"], rank, ranks),
-                                                                       part(layer["up"], rank, ranks)]),
-                     name + "mlp.down_proj.weight": part(layer["down"], rank, ranks, 1)})
-    return held
-
-
 class TwoOfEach(Attached):
     """Megatron with tp=2 hands over to vLLM with tp=2."""
 
@@ -244,8 +103,13 @@ class TwoOfEach(Attached):
                 for name, bits in wanted.items():
                     self.assertTrue(np.array_equal(held[name].reshape(bits.shape), bits), name)
 
-    def attach(self, *options, admission="digest", scatter=False):
-        job = self.job(4, "--admission", admission, *options, trainer="megatron:tp=2", inference="vllm:tp=2")
+    def check_trainers(self, players, seed):
+        for rank, player in enumerate(players):
+            self.assertEqual(player.do("differing", self.store(as_megatron(canonical(seed), rank, 2))), [])
+
+    def attach(self, *options, admission="digest", scatter=False, fault=None):
+        job = self.job(4, "--admission", admission, *options, trainer="megatron:tp=2", inference="vllm:tp=2",
+                       fault=fault)
         trainers = [self.player(job, "trainer", at, weights=8 * MIB if scatter else 0) for at in range(2)]
         servers = [self.player(job, "inference", at, weights=8 * MIB if scatter else 0) for at in range(2)]
         for player in trainers + servers:
@@ -284,13 +148,8 @@ class TwoOfEach(Attached):
             player.end()
 
     def held_by_ranks(self, job):
-        """Memory of their own and descriptors."""
-        held = []
-        for rank in job.status()["ranks"]:
-            for pid in (rank["pid"], rank["engine_pid"]):
-                anonymous = re.search(r"RssAnon:\s+(\d+)", text_of(f"/proc/{pid}/status"))
-                held.append((int(anonymous[1]), len(os.listdir(f"/proc/{pid}/fd"))))
-        return held
+        """And by their engines."""
+        return [usage_of(pid) for rank in job.status()["ranks"] for pid in (rank["pid"], rank["engine_pid"])]
 
     def test_twenty_updates(self):
         job, trainers, servers = self.attach()
@@ -312,9 +171,11 @@ class TwoOfEach(Attached):
             if version == 8:
                 before = self.held_by_ranks(job)
         self.assertEqual([player.do("memory")["address"] for player in trainers + servers], places)
-        for (old_kb, old_fds), (kb, fds) in zip(before, self.held_by_ranks(job)):
-            self.assertLess(kb - old_kb, 1024)
-            self.assertEqual(fds, old_fds)
+        for old, new in zip(before, self.held_by_ranks(job)):
+            for what in ("anonymous_kb", "pss_kb"):
+                self.assertLess(new[what] - old[what], 1024, what)
+            for what in ("memfd_kb", "descriptors", "threads"):
+                self.assertEqual(new[what], old[what], what)
         status = job.status()
         self.assertEqual((status["committed_version"], status["memory"]["leaked_bytes"]), (20, 0))
         self.assertEqual({rank["steps"] for rank in status["ranks"] if rank["role"] == "trainer"}, {20})
@@ -377,11 +238,33 @@ class TwoOfEach(Attached):
             self.assertEqual((place["reattached"], place["version"], place["kept"]), (1, 1, "one"))
             player.do("declare")
             player.do("seal")
+        self.check_trainers(again, 1)
         for rank, player in enumerate(again):
-            self.assertEqual(player.do("differing", self.store(as_megatron(canonical(1), rank, 2))), [])
             player.do("step_from", self.store(as_megatron(canonical(3), rank, 2)))
         self.update(again, servers, 2)
         self.check(servers, canonical(3))
+
+
+    def test_one_trainers_memory_that_has_not_come_back(self):
+        fault = os.path.join(self.scratch, "fault")
+        job, trainers, servers = self.attach(admission="off", fault=fault)
+        self.begin(job, trainers, servers)
+        self.update(trainers, servers, 1)
+        with open(fault, "w", encoding="utf-8") as file:
+            file.write("1 1 late resume trainer weights 1.0\n")
+        for player in servers:
+            player.begin("release")
+        for player in trainers:
+            player.begin("take_back")
+        for player in trainers + servers:
+            self.assertIn("a fault on purpose", self.fails(FAILED, player.end))
+        self.assertEqual([player.do("all_mapped") for player in trainers], [True, False])
+        trainers[1].do("take_back", 10.0)  # while the others are busy
+        self.check_trainers(trainers, 0)
+        for rank, player in enumerate(trainers):
+            player.do("step_from", self.store(as_megatron(canonical(2), rank, 2)))
+        self.update(trainers, servers, 2)
+        self.check(servers, canonical(2))
 
 
 class OneOfEach(Attached):
@@ -517,6 +400,126 @@ class OneOfEach(Attached):
                     self.assertEqual(job.client("resume").returncode, OK)
                     player.end()
                 self.assertEqual(job.client("stop").returncode, OK)
+
+
+    def test_no_memory_is_taken(self):
+        """Without offloading nothing is to be given up, nor taken back."""
+        _, trainer, inference = self.pair("--no-offload")
+        for version in (1, 2):
+            self.hand_over(trainer, inference, version - 1)
+            self.holds(inference, version)
+            inference.do("release", 1.0)
+            trainer.do("take_back", 1.0)
+            self.assertTrue(inference.do("all_mapped") and trainer.do("all_mapped"))
+            trainer.do("step", version + 1)
+
+    def test_a_take_back_waits_for_those_alone_whose_memory_it_moves(self):
+        job, trainer, inference = self.pair(timeout="5s")
+        for player in (trainer, inference):
+            player.begin("ready")
+        self.assertEqual(job.client("offload").returncode, OK)
+        for player in (trainer, inference):
+            player.end()
+        trainer.do("take_back")  # inference has nothing, and does something else
+        for player in (trainer, inference):
+            player.begin("ready")
+        self.assertEqual(job.client("resume", "--role", "inference", "--tag", "weights,kv_cache").returncode, OK)
+        trainer.end()
+        inference.end()
+        inference.begin("release")
+        back = job.client("resume")  # the trainer has all, and does something else
+        self.assertEqual(back.returncode, OK, back.stderr)
+        inference.end()
+
+
+class TwoJobs(Attached):
+    """Of one user on one machine. What others of this machine do is elsewhere, as their sockets are."""
+
+    def test_they_do_not_meet(self):
+        runtime = os.path.join(self.scratch, "runtime")
+        os.mkdir(runtime, 0o700)
+        here = {"XDG_RUNTIME_DIR": runtime, "AWEX_COLOCATE_JOB": ""}
+        errors = os.path.join(self.scratch, "errors")
+        with open(errors, "wb") as file:
+            early = self.player(os.path.join(self.scratch, "none"), "trainer", environment=here, errors=file, timeout=4.0)
+        nobody = self.player(None, "trainer", environment=here)
+        self.assertIn("none of this user waits for engines", self.fails(WRONG, nobody.end))
+        jobs = [self.job(2, "--admission", "off", name=name, environment=here) for name in ("first", "second")]
+        for job in jobs:
+            wait_until(lambda job=job: len(glob.glob(job.directory + "/engines/*.json")) == 2, 30, "its doors are open")
+        told_none = self.player(None, "trainer", environment=here)
+        text = self.fails(WRONG, told_none.end)
+        for job in jobs:
+            self.assertIn(job.directory, text)
+        pairs = []
+        for number, job in enumerate(jobs):
+            by_variable = dict(here, AWEX_COLOCATE_JOB=job.directory)
+            pairs.append((self.player(job, "trainer"), self.player(None, "inference", environment=by_variable)))
+        for number, pair in enumerate(pairs):
+            self.layout = pair[0].end()["tensors"]
+            pair[1].end()
+            for player in pair:
+                player.do("declare")
+            pair[0].do("step", 10 + number)
+            pair[0].begin("seal")
+            pair[1].do("seal")
+            pair[0].end()
+            jobs[number].serves()
+        for number, pair in enumerate(pairs):
+            pair[1].begin("wait", 0)
+            pair[0].begin("hand_over")
+        for number, pair in enumerate(pairs):
+            self.assertEqual((pair[0].end(), pair[1].end()), (1, 1))
+            self.holds(pair[1], 10 + number)
+        pairs[0][0].kill()
+        self.take_back(*pairs[1])
+        jobs[0].end()
+        pairs[1][0].do("step", 12)
+        self.hand_over(*pairs[1], 1)
+        self.holds(pairs[1][1], 12)
+        more = self.player(None, "trainer", environment=here)  # the only job that is left has one
+        self.assertIn("is attached to rank 0", self.fails(WRONG, more.end))
+        self.assertIn("there is no such directory", self.fails(DEADLINE, early.end))
+        self.assertRegex(text_of(errors), "waits for its rank at .*/none.*: there is no such directory")
+
+
+class LostJob(Attached):
+    """A rank, or mpirun, is lost: engines are told, keep what they have, and nothing is left."""
+
+    def loses(self, pid, number, code, words, **named):
+        job, trainer, inference = self.pair(**named)
+        self.hand_over(trainer, inference, 0)
+        left = job.private_directories()
+        pids = job.rank_pids()
+        self.assertEqual(len([path for path in left if os.path.exists(path)]), 3)
+        trainer.begin("take_back")
+        os.kill(pid(job, pids), number)
+        self.assertRegex(self.fails(LOST, trainer.end), words)
+        self.assertRegex(self.fails(LOST, inference.do, "ready"), words + "|the other end has gone")
+        self.holds(inference, 1)
+        wait_until(lambda: not any(map(os.path.exists, left)), 10, "its sockets are gone")
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10, "its ranks are gone")
+        record = json.loads(text_of(job.directory + "/job.json"))
+        self.assertEqual(record["exit_code"], code, record)
+        self.assertRegex(record["end"], words)
+        self.assertEqual(os.listdir(job.directory + "/engines"), [])
+
+    def test_a_rank_is_killed(self):
+        self.loses(lambda _, pids: pids[1], signal.SIGKILL, LOST, r"rank 1 .* is gone")
+
+    def test_mpirun_is_killed(self):
+        self.loses(lambda job, _: job.process.pid, signal.SIGKILL, LOST, r"mpirun \(pid \d+\), .* is gone")
+
+    def test_rank_0_is_stopped_at_rest(self):
+        job, trainer, inference = self.pair(timeout="2s")
+        pids = job.rank_pids()
+        os.kill(pids[0], signal.SIGSTOP)
+        trainer.begin("take_back")  # at once: it has all
+        trainer.end()
+        self.fails(LOST, trainer.do, "ready")
+        self.assertIn("rank 0", self.fails(LOST, inference.do, "ready"))
+        self.assertEqual(job.process.wait(20), DEADLINE)
+        self.assertRegex(json.loads(text_of(job.directory + "/job.json"))["end"], "rank 0 .*is stopped")
 
 
 class Lost(Attached):
@@ -660,5 +663,5 @@ class Lost(Attached):
 
 
 if __name__ == "__main__":
-    MPIEXEC, BINARY, LIBRARY = sys.argv[1:4]
-    unittest.main(argv=[sys.argv[0], *sys.argv[4:]], verbosity=2)
+    Programs.mpiexec, Programs.binary, Programs.library, Programs.faulty = sys.argv[1:5]
+    unittest.main(argv=[sys.argv[0], *sys.argv[5:]], verbosity=2)

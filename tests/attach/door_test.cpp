@@ -301,8 +301,12 @@ TEST_CASE("patience has an end, and so has the job") {
   FakeEngine engine(read_engine_records(directory.path().string()).at(0).socket);
   engine.hello();
   door->await_hello(kPatience, rank.nobody);
+  door->end_with(Error(ExitCode::kPeerLost, "rank 1 is gone"));
   door.reset();
-  CHECK(engine.hear().kind == ToEngine::Kind::kEnd);
+  const auto end = engine.hear();
+  CHECK(end.kind == ToEngine::Kind::kEnd);
+  REQUIRE(end.error);
+  CHECK(std::string(end.error->what()) == "rank 1 is gone");
   CHECK(read_engine_records(directory.path().string()).empty());
 }
 

@@ -73,7 +73,7 @@ class Engine:
             raise Failed(status, self.lib.awex_error().decode())
 
     def attach(self, job, role, device=0, name="player", bytes=(0, 0, 0), timeout=60.0):
-        options = Options(ctypes.sizeof(Options), job.encode(), ("trainer", "inference").index(role), name.encode(),
+        options = Options(ctypes.sizeof(Options), job.encode() if job else None, ("trainer", "inference").index(role), name.encode(),
                           None, device, (ctypes.c_uint64 * 3)(*bytes), timeout)
         self.call("attach", ctypes.byref(options), ctypes.byref(self.handle))
         place = Place()
@@ -207,6 +207,25 @@ class Engine:
         self.call("writing", self.handle)
         self.load(path)
         self.call("consistent", self.handle)
+
+    def train(self, path, step, pause=0.0):
+        """The same in pieces, with pauses, also of the optimizer; what was kept tells which step the memory is of."""
+        time.sleep(pause)
+        self.call("writing", self.handle)
+        with np.load(path) as arrays:
+            for number, tensor in enumerate(self.tensors):
+                self.of(tensor)[:] = arrays[tensor["name"]].reshape(tensor["rows"], tensor["cols"])
+                if number % 32 == 0:
+                    time.sleep(pause / 4)
+        self.fill_tag("optimizer", step)
+        self.keep(str(step))
+        time.sleep(pause)
+        self.call("consistent", self.handle)
+        time.sleep(pause)
+        return step
+
+    def all_mapped(self):
+        return all(info["is_mapped"] for info in map(self.memory, TAGS) if info["bytes"])
 
     def hang(self, what):
         self.hanging = what

@@ -3,11 +3,15 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
 
+#include "base/private_directory.hpp"
 #include "support/failure_of.hpp"
 #include "support/temporary_directory.hpp"
 
@@ -76,6 +80,48 @@ TEST_CASE("a record is read as it was written, until it is removed") {
   remove_engine_record(path, other);
   CHECK(read_engine_records(path).empty());
   CHECK(fs::is_empty(job.path() / "engines"));
+}
+
+TEST_CASE("what ranks have left that were killed is removed, and nothing else") {
+  const test::TemporaryDirectory job;
+  const auto path = job.path().string();
+  // Elsewhere others tidy up.
+  const char* usual = std::getenv("XDG_RUNTIME_DIR");
+  const std::string before = usual == nullptr ? "" : usual;
+  ::setenv("XDG_RUNTIME_DIR", path.c_str(), 1);
+  struct Door {
+    EngineRecord record;
+    PrivateDirectory own = make_private_directory();
+  };
+  std::array<Door, 4> doors;
+  for (size_t i = 0; i < doors.size(); ++i) {
+    doors[i].record = some_record();
+    doors[i].record.rank = doors[i].record.device = static_cast<int>(i);
+    doors[i].record.socket = private_socket_path(doors[i].own.path);
+    if (i == 3) doors[i].record.boot_id = "another machine, maybe";
+    test::write_file(doors[i].record.socket, "");
+    name_private_directory(doors[i].own.path, path);
+    write_engine_record(path, doors[i].record);
+  }
+  const auto is_there = [&](size_t door) { return fs::exists(doors[door].own.path); };
+  doors[0].own.lock.reset();
+  doors[3].own.lock.reset();
+  bury_engine_records(path, some_record());
+  CHECK(read_engine_records(path).size() == 3);
+  CHECK_FALSE(is_there(0));
+  CHECK(is_there(1));
+  bury_engine_records(path, some_record(),
+                      [](const EngineRecord& record) { return record.rank == 1; });
+  CHECK(read_engine_records(path).size() == 2);
+  CHECK_FALSE(is_there(1));
+  CHECK(is_there(2));
+  CHECK(is_there(3));  // of a kernel that we know nothing of
+  const auto targets = private_directory_targets();
+  CHECK(std::count(targets.begin(), targets.end(), path) == 1);
+  for (const auto& door : doors) remove_private_directory(door.own.path);
+  const auto none = private_directory_targets();
+  CHECK(std::count(none.begin(), none.end(), path) == 0);
+  ::setenv("XDG_RUNTIME_DIR", before.c_str(), 1);
 }
 
 TEST_CASE("a host's name stays within the folder") {

@@ -1,9 +1,13 @@
 // The engine's library through its C interface, against a rank that a test plays.
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <random>
@@ -14,6 +18,7 @@
 #include "attach/attached_engine.hpp"
 #include "attach/fake_rank.hpp"
 #include "base/units.hpp"
+#include "support/failure_of.hpp"
 
 namespace {
 
@@ -410,6 +415,28 @@ TEST_CASE("a call whose time is over takes its consent back") {
   rank.join();
 }
 
+TEST_CASE("a release where no command takes memory returns at once") {
+  const TemporaryDirectory job;
+  InferenceRank rank(job);
+  rank.welcome.takes_memory = false;
+  rank.begin([&] {
+    rank.greet_and_seal();
+    rank.hear(FromEngine::kReady);
+    rank.take_and_map(Tag::kWeights);
+    rank.take_and_map(Tag::kKvCache);
+    rank.over(1, false, true);
+    rank.hear(FromEngine::kDetach);
+  });
+  {
+    const AttachedEngine engine(job.path(), AWEX_INFERENCE);
+    REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+    REQUIRE(awex_wait(engine.get(), 0, 30, nullptr) == AWEX_OK);
+    CHECK(awex_release(engine.get(), 0) == AWEX_OK);
+    CHECK(engine.is_mapped(AWEX_WEIGHTS));
+  }
+  rank.join();
+}
+
 TEST_CASE("a seal that is not answered in time is waited for again") {
   const TemporaryDirectory job;
   TrainerRank rank(job);
@@ -482,6 +509,31 @@ TEST_CASE("a rank that goes leaves the engine its memory, and every later call s
   rank->join();
   rank.reset();  // its chunks, too
   check_lost(engine);
+}
+
+TEST_CASE("a rank that is stopped does not keep a call whose time is over") {
+  const TemporaryDirectory job;
+  TrainerRank rank(job);
+  const pid_t stopped = ::fork();
+  if (stopped == 0) ::raise(SIGSTOP);
+  rank.record.pid = stopped;
+  rank.begin([&] {
+    rank.greet_and_seal();
+    rank.hear(FromEngine::kReady);
+    rank.hear(FromEngine::kWithdraw);
+    const auto gone = test::failure_of([&] { static_cast<void>(rank.frame()); });
+    REQUIRE(gone);
+    CHECK(gone->code() == ExitCode::kPeerLost);
+  });
+  const AttachedEngine engine(job.path(), AWEX_TRAINER);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  std::memset(engine.data(AWEX_WEIGHTS), 0x33, kWeightsBytes);
+  CHECK(awex_hand_over(engine.get(), 0.05, nullptr) == AWEX_LOST);
+  says(fmt::format("its process {} is stopped", stopped));
+  rank.join();
+  check_lost(engine);
+  ::kill(stopped, SIGKILL);
+  ::waitpid(stopped, nullptr, 0);
 }
 
 TEST_CASE("what is no message ends the conversation and keeps the memory") {
@@ -586,6 +638,13 @@ TEST_CASE("a welcome that cannot be is no attachment") {
           rank.say(refusal);
         }) == AWEX_WRONG_REQUEST);
   says("it went wrong");
+  CHECK(attach_to([](TrainerRank& rank) {
+          ToEngine end;
+          end.kind = FromRank::kEnd;
+          end.error = a_failure(ExitCode::kDeadline);
+          rank.say(end);
+        }) == AWEX_LOST);
+  says("is lost: it went wrong");
   CHECK(welcomed([](FakeRank& rank) { rank.welcome.kept_bytes = 1; }) == AWEX_FAILED);
   CHECK(welcomed([](FakeRank& rank) { rank.page_file = test::file_with("page"); }) == AWEX_FAILED);
   says("too short");
@@ -792,8 +851,13 @@ TEST_CASE("wrong arguments are errors, whatever they are") {
     says(why);
   };
   refuse([](auto& options) { options.struct_size = 8; }, "struct_size");
-  refuse([](auto& options) { options.job = nullptr; }, "the job's directory");
-  refuse([](auto& options) { options.job = ""; }, "the job's directory");
+  const TemporaryDirectory nobody;  // No job is here.
+  const char* usual = std::getenv("XDG_RUNTIME_DIR");
+  const std::string before = usual == nullptr ? "" : usual;
+  ::setenv("XDG_RUNTIME_DIR", nobody.path().c_str(), 1);
+  refuse([](auto& options) { options.job = nullptr; }, "no job was named");
+  refuse([](auto& options) { options.job = ""; }, "no job was named");
+  ::setenv("XDG_RUNTIME_DIR", before.c_str(), 1);
   refuse(
       [](auto& options) {
         const int none = 2;  // C lets an enum have it, C++ does not

@@ -54,6 +54,7 @@ ToEngine welcome() {
   message.chunk_bytes = {7, 8, 9};
   message.mapped = {true, false, true};
   message.silence_s = 0.5;
+  message.takes_memory = false;
   return message;
 }
 
@@ -117,6 +118,7 @@ TEST_CASE("what a rank says arrives as it was sent") {
   CHECK(got.chunk_bytes == said.chunk_bytes);
   CHECK(got.mapped == said.mapped);
   CHECK(got.silence_s == 0.5);
+  CHECK_FALSE(got.takes_memory);
 
   for (const auto tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
     ToEngine map;

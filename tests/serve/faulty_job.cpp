@@ -4,7 +4,7 @@
 // When RANK begins the phase (TAG "-" for none) it does KIND, once for each SERIAL, and tells so in
 // the file AWEX_FAULT.done: SERIAL and the time (CLOCK_MONOTONIC). The kinds:
 //   kill, stop    the process, with SIGKILL or SIGSTOP
-//   error         throws
+//   error, late   throws, at once or after SECONDS
 //   stall, spin   does not come for SECONDS, asleep or at work
 //   corruption    flips a bit of the phase's memory; one of the trainer's is repaired as soon as
 //                 the file holds another SERIAL
@@ -79,8 +79,11 @@ class Disturber final : public awex::CycleObserver {
     tell();
     if (fault.kind == "kill") std::raise(SIGKILL);
     if (fault.kind == "stop") std::raise(SIGSTOP);
-    if (fault.kind == "error") throw awex::runtime_error("a fault on purpose");
-    if (fault.kind == "stall") std::this_thread::sleep_for(awex::Seconds(fault.seconds));
+    if (fault.kind == "stall" || fault.kind == "late")
+      std::this_thread::sleep_for(awex::Seconds(fault.seconds));
+    if (fault.kind == "error" || fault.kind == "late") {
+      throw awex::runtime_error("a fault on purpose");
+    }
     if (fault.kind == "spin") {
       for (const awex::Stopwatch watch; watch.seconds() < fault.seconds;) {
       }

@@ -73,7 +73,7 @@ class Tensor:
 
 def attach(
     role: str,
-    job: str | os.PathLike[str],
+    job: str | os.PathLike[str] | None = None,
     *,
     device: str | int | torch.device | None = None,
     memory: Mapping[str, int] | None = None,
@@ -86,7 +86,9 @@ def attach(
 ) -> Engine:
     """Attaches this process to a job and returns its Engine.
 
-    role: "trainer" or "inference". job: the DIR of `serve --job DIR`. device: "cuda:1", or "host:1" (also
+    role: "trainer" or "inference". job: the DIR of `serve --job DIR`; None takes what AWEX_COLOCATE_JOB says,
+    else the only job of this user on this host, and raises WrongRequest that names all where there are
+    several. device: "cuda:1", or "host:1" (also
     "cpu:1") for a job without GPUs, where the number is the engine's position among those of its role on
     this host; None takes the current CUDA device where PyTorch has one, else the host at the position that
     LOCAL_RANK says. memory: bytes by tag ("weights", "optimizer", "kv_cache") that the engine needs; what
@@ -94,7 +96,8 @@ def attach(
     most 31 bytes. gpu_uuid: of the GPU, where PyTorch is not there to be asked. The hooks are those of the
     Engine's methods of the same name. timeout: seconds.
 
-    Waits for the rank of this role and device. A trainer's memory is mapped then (see `Engine.place` for
+    Waits for the rank of this role and device, also where its job has not begun yet; a line on stderr tells
+    so after 3 s. A trainer's memory is mapped then (see `Engine.place` for
     whether it holds anything), unless a trainer before this one died while its memory was handed over:
     call `take_back` before the first touch, which returns at once where all is mapped. Raises AwexError:
     WrongRequest for what does not fit the job, DeadlinePassed when the rank does not answer.
@@ -206,7 +209,7 @@ class Engine:
     def _attached(
         cls,
         role: str,
-        job: str | os.PathLike[str],
+        job: str | os.PathLike[str] | None,
         device: str | int | torch.device | None,
         memory: Mapping[str, int],
         name: str,
@@ -225,7 +228,7 @@ class Engine:
             raise WrongRequest(f"the name {name!r} has more than 31 bytes", "shorten name=")
         options = _library.AttachOptions(
             struct_size=ctypes.sizeof(_library.AttachOptions),
-            job=os.fsencode(job),
+            job=os.fsencode(job) if job is not None else None,
             role=ROLES.index(role),
             name=name.encode(),
             gpu_uuid=gpu_uuid.encode() if gpu_uuid else None,
@@ -356,7 +359,8 @@ class Engine:
         return self._served
 
     def release(self, timeout: float = PATIENCE_S) -> None:
-        """Inference: gives its memory up; returns when a take-back of the job has taken it."""
+        """Inference: gives its memory up; returns when a take-back of the job has taken it, at once where
+        none is mapped or no command takes it (`serve --no-offload`)."""
         self._settle()
         self._consent("awex_release", timeout)
 

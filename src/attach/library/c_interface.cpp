@@ -117,13 +117,13 @@ std::string name_of_engine(const char* name) {
 ParticipantOptions options_of(const awex_attach_options& options) {
   require(options.struct_size == sizeof(awex_attach_options),
           "struct_size is not sizeof(awex_attach_options): header and library differ");
-  require(options.job != nullptr && *options.job != '\0', "an engine needs the job's directory");
   int role = 0;  // in C an enum may have any value
   std::memcpy(&role, &options.role, sizeof(role));
   require(role == AWEX_TRAINER || role == AWEX_INFERENCE, "there is no such role");
   require(options.device >= 0, "a device is counted from 0");
   ParticipantOptions result;
-  result.rank.job = options.job;
+  const bool is_told = options.job != nullptr && *options.job != '\0';
+  result.rank.job = is_told ? options.job : find_job();
   result.rank.role = static_cast<Role>(role);
   result.rank.device = options.device;
   if (options.gpu_uuid != nullptr) result.rank.gpu = parse_gpu_uuid(options.gpu_uuid);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -15,13 +16,18 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/log.hpp"
 #include "base/node_identity.hpp"
+#include "base/private_directory.hpp"
 #include "model/json_fields.hpp"
 
 namespace awex::attach {
 namespace {
 
 constexpr auto kPause = std::chrono::milliseconds(20);
+/// When a wait is told on stderr, at first and then again.
+constexpr Seconds kFirstWord{3};
+constexpr Seconds kNextWord{60};
 constexpr const char* kNoRankHint =
     "start the job first: mpirun … awex-colocate serve --job DIR --attach trainer,inference";
 constexpr const char* kOtherRankHint =
@@ -132,8 +138,27 @@ GpuUuid parse_gpu_uuid(std::string_view text) {
   return *uuid;
 }
 
+std::string find_job() {
+  constexpr const char* kVariable = "AWEX_COLOCATE_JOB";
+  const char* named = std::getenv(kVariable);
+  if (named != nullptr && *named != '\0') return named;
+  const auto jobs = private_directory_targets();
+  if (jobs.size() == 1) {
+    log::note(fmt::format("the engine attaches to the job at \"{}\", the only one here", jobs[0]));
+    return jobs[0];
+  }
+  const auto hint = fmt::format("say which: the DIR of serve --job DIR, or set {}", kVariable);
+  if (jobs.empty()) {
+    throw request_error("no job was named, and none of this user waits for engines here", hint);
+  }
+  throw request_error(fmt::format("no job was named, and {} of this user wait for engines here: {}",
+                                  jobs.size(), fmt::join(jobs, ", ")),
+                      hint);
+}
+
 FoundRank find_rank(const RankWanted& wanted, const Deadline& deadline) {
   const auto here = read_node_identity();
+  Deadline silence(kFirstWord);
   while (true) {
     std::vector<std::string> others;
     for (const auto& record : read_engine_records(wanted.job)) {
@@ -151,6 +176,12 @@ FoundRank find_rank(const RankWanted& wanted, const Deadline& deadline) {
                       describe(wanted.role, wanted.gpu, wanted.device),
                       format_seconds(deadline.allowed().count()), what_is_there(wanted, others)),
           others.empty() ? kNoRankHint : kOtherRankHint);
+    }
+    if (silence.expired()) {
+      log::note(fmt::format(
+          "the {} engine waits for its rank at \"{}\", {} at most: {}", role_name(wanted.role),
+          wanted.job, format_seconds(deadline.allowed().count()), what_is_there(wanted, others)));
+      silence = Deadline(kNextWord);
     }
     std::this_thread::sleep_for(kPause);
   }

@@ -16,6 +16,11 @@ namespace awex::attach {
 /// "GPU-8f3c…", "MIG-…" or 32 hex digits, dashes where people have them. Throws a request error.
 [[nodiscard]] GpuUuid parse_gpu_uuid(std::string_view text);
 
+/// The directory of the job that an engine which was told of none attaches to: what
+/// AWEX_COLOCATE_JOB says, else the only job of this user on this host that waits for engines.
+/// Throws a request error that names all where there are several.
+[[nodiscard]] std::string find_job();
+
 /// Which rank an engine belongs to.
 struct RankWanted {
   std::string job;  ///< The job's directory.

@@ -11,6 +11,7 @@
 #include "base/build_identity.hpp"
 #include "base/checked.hpp"
 #include "base/error.hpp"
+#include "base/process_activity.hpp"
 #include "base/whole_file.hpp"
 #include "model/json_input.hpp"
 
@@ -24,6 +25,8 @@ constexpr Seconds kSlowestReader{60};
 /// Times that are longer end nothing.
 constexpr Seconds kLongestWait{1e8};
 constexpr Seconds kSleep{1};
+/// How long a stopped rank may keep a call whose time is over; a debugger stops it for less.
+constexpr Seconds kLongestStop{3};
 
 constexpr const char* kOtherBuild =
     "the engine must load the libawex_colocate.so of the awex-colocate that the job runs";
@@ -99,6 +102,7 @@ Participant::Participant(const ParticipantOptions& options)
   const Deadline deadline(std::min(options.timeout, kLongestWait));
   auto found = find_rank(options.rank, deadline);
   uuid_ = found.record.uuid;
+  rank_pid_ = found.record.pid;
   channel_ = std::make_unique<Channel>(std::move(found.socket));
   ToRank hello;
   hello.kind = ToRank::Kind::kHello;
@@ -154,7 +158,7 @@ void Participant::take_welcome(Frame frame) {
   const auto message = decode_to_engine(frame.text);
   if (message.kind == ToEngine::Kind::kRefused) throw Error(*message.error);
   if (message.kind == ToEngine::Kind::kEnd) {
-    throw message.error ? Error(*message.error) : Error(ExitCode::kPeerLost, "the job has ended");
+    lose(message.error ? *message.error : Error(ExitCode::kPeerLost, "it was ended in order"));
   }
   const size_t fds = message.kept_bytes > 0 ? 2 : 1;
   if (message.kind != ToEngine::Kind::kWelcome || frame.fds.size() != fds) {
@@ -312,7 +316,7 @@ uint64_t Participant::wait(uint64_t newer_than, Seconds timeout) {
 void Participant::release(Seconds timeout) {
   expect_role(Role::kInference, "awex_release");
   expect_sealed("awex_release");
-  if (none_mapped()) return;
+  if (none_mapped() || !welcome_.takes_memory) return;
   static_cast<void>(take_part("awex_release", EngineWish::kNone, 0, timeout,
                               [](const ToEngine& end) { return end.gave; }));
 }
@@ -352,7 +356,7 @@ ToEngine Participant::take_part(const char* name, EngineWish wish, uint64_t newe
 std::optional<ToEngine> Participant::await_over(Clock::time_point until) {
   bool withdrawing = false;
   while (true) {
-    auto message = hear(withdrawing ? Clock::time_point::max() : until);
+    auto message = withdrawing ? hear_of_withdrawal() : hear(until);
     if (!message) {
       ToRank withdraw;
       withdraw.kind = ToRank::Kind::kWithdraw;
@@ -363,6 +367,24 @@ std::optional<ToEngine> Participant::await_over(Clock::time_point until) {
     } else if (withdrawing && message->kind == ToEngine::Kind::kWithdrawn) {
       return std::nullopt;
     }
+  }
+}
+
+/// A rank answers at once, or when the command that uses the consent is over, which its own
+/// deadlines bound; unless it is stopped.
+std::optional<ToEngine> Participant::hear_of_withdrawal() {
+  std::optional<Deadline> stopped;
+  while (true) {
+    if (auto message = hear(after(kSleep))) return message;
+    if (!is_stopped(rank_pid_)) {
+      stopped.reset();
+      continue;
+    }
+    if (!stopped) stopped.emplace(kLongestStop);
+    if (!stopped->expired()) continue;
+    // It must not use the consent when it goes on.
+    channel_.reset();
+    lose({ExitCode::kDeadline, fmt::format("its process {} is stopped", rank_pid_)});
   }
 }
 

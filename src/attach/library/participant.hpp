@@ -118,6 +118,7 @@ class Participant {
   ToEngine take_part(const char* name, EngineWish wish, uint64_t newer_than, Seconds timeout,
                      const IsDone& is_done);
   [[nodiscard]] std::optional<ToEngine> await_over(Clock::time_point until);
+  [[nodiscard]] std::optional<ToEngine> hear_of_withdrawal();
   [[nodiscard]] Error deadline_error(const char* call, Seconds timeout,
                                      const std::optional<Error>& last) const;
 
@@ -141,6 +142,7 @@ class Participant {
   std::unique_ptr<MappedPage> page_;
   ToEngine welcome_;
   GpuUuid uuid_{};
+  int rank_pid_ = 0;
   std::array<Memory, 3> memory_;
   std::array<std::vector<Parameter>, 3> declared_;
   std::array<std::set<std::string>, 3> names_;  ///< Of what is declared.

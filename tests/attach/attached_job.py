@@ -1,0 +1,193 @@
+"""A resident job that engines attach to, the processes that play them (engine_process.py), and models in numpy as
+engines hold them."""
+
+import glob
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "support")]
+# pylint: disable=wrong-import-position
+from resident_job import text_of, wait_until  # noqa: E402
+from sessions import kill_session  # noqa: E402
+
+OK, FAILED, WRONG, MISMATCH, DEADLINE, LOST = range(6)
+MIB = 1 << 20
+
+# The shape of preset:tiny-dense, as its family publishes it.
+HIDDEN, HEADS, KV_HEADS, HEAD, MLP, LAYERS, VOCABULARY = 96, 24, 12, 32, 192, 12, 1129
+
+
+class Programs:
+    """Where they are; set by the test's arguments."""
+    mpiexec = binary = library = ""
+    faulty = ""  # faulty_job, where a test wants one
+
+
+class Answer(Exception):
+    """A call of the library that failed. Status -1: its process is gone; -2: it has not returned in time."""
+
+    def __init__(self, status, text):
+        super().__init__(f"status {status}: {text}")
+        self.status, self.text = status, text
+
+
+class Player:
+    """An engine's process."""
+
+    def __init__(self, job, role, device=0, name=None, optimizer=MIB, kv_cache=MIB, weights=0, environment=None,
+                 errors=None, **named):
+        """`job`: a Job, or a directory; None names none. `errors`: a file that takes what it says on stderr."""
+        self.process = subprocess.Popen([sys.executable, os.path.join(HERE, "engine_process.py"), Programs.library],
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                                        env={**os.environ, **(environment or {})})
+        self.role, self.device = role, device
+        self.name = name or f"a {role}"
+        self.bytes = (weights, optimizer, 0) if role == "trainer" else (weights, 0, kv_cache)
+        directory = job.directory if isinstance(job, Job) else job
+        self.begin("attach", directory, role, device, name=self.name, bytes=self.bytes, **named)
+
+    def begin(self, do, *arguments, **named):
+        self.process.stdin.write(json.dumps({"do": do, "with": arguments, "and": named}) + "\n")
+        self.process.stdin.flush()
+
+    def answers_within(self, limit_s):
+        return bool(select.select([self.process.stdout], [], [], max(limit_s, 0))[0])
+
+    def end(self, limit_s=None):
+        if limit_s is not None and not self.answers_within(limit_s):
+            raise Answer(-2, f"{self.name} has not answered in {limit_s:.1f} s")
+        line = self.process.stdout.readline()
+        if not line:
+            raise Answer(-1, f"{self.name} is gone")
+        answer = json.loads(line)
+        if "status" in answer:
+            raise Answer(answer["status"], answer["error"])
+        return answer["result"]
+
+    def do(self, what, *arguments, **named):
+        self.begin(what, *arguments, **named)
+        return self.end()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Job:
+    """`serve` with engines to come."""
+
+    def __init__(self, scratch, ranks, *options, trainer="hf", inference="hf", attach="trainer,inference",
+                 timeout="30s", name="job", fault=None, environment=None):
+        self.directory = os.path.join(scratch, name)
+        self.log, self.errors = os.path.join(scratch, f"{name}.log"), os.path.join(scratch, f"{name}.errors")
+        serve = [Programs.faulty] if fault else [Programs.binary, "serve"]
+        command = [Programs.mpiexec, "--oversubscribe", "-n", str(ranks), *serve, "--job", self.directory, 
+                   "--model", "preset:tiny-dense", "--trainer", trainer, "--inference", inference, "--backend", "host",
+                   "--limits", "off", "--timeout", timeout, "--attach", attach, "--attach-timeout", "60s", *options]
+        environment = {**os.environ, **(environment or {}), **({"AWEX_FAULT": fault} if fault else {})}
+        with open(self.log, "w", encoding="utf-8") as log, open(self.errors, "w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=errors, env=environment)
+
+    def serves(self):
+        wait_until(lambda: " serving " in text_of(self.log) or self.process.poll() is not None, 60, "the job serves")
+        assert self.process.poll() is None, text_of(self.errors)
+
+    def client(self, command, *options):
+        return subprocess.run([Programs.binary, command, "--job", self.directory, *options], text=True,
+                              capture_output=True, check=False, timeout=90)
+
+    def status(self):
+        return json.loads(self.client("status", "--json", "-").stdout)
+
+    def rank_pids(self):
+        return [rank["pid"] for rank in self.status()["ranks"]]
+
+    def private_directories(self):
+        """Of its sockets, the doors' and the job's."""
+        records = [os.path.join(self.directory, "job.json"), *glob.glob(os.path.join(self.directory, "engines", "*.json"))]
+        return sorted(os.path.dirname(json.loads(text_of(path))["socket"]) for path in records)
+
+    def end(self):
+        kill_session(self.process.pid)
+        self.process.wait()
+
+
+def usage_of(pid):
+    """What a process holds: memory of its own, its share of what is shared but for files, which depends on who else
+    has loaded them, and the job's memory that it maps, in kB; descriptors, threads."""
+    rollup = text_of(f"/proc/{pid}/smaps_rollup")
+    kilobytes = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", rollup, re.MULTILINE)}
+    mapped = re.findall(r"^(\w+)-(\w+) .*/memfd:awex", text_of(f"/proc/{pid}/maps"), re.MULTILINE)
+    return {"anonymous_kb": kilobytes["Anonymous"], "pss_kb": kilobytes["Pss_Anon"] + kilobytes["Pss_Shmem"],
+            "memfd_kb": sum(int(end, 16) - int(begin, 16) for begin, end in mapped) >> 10,
+            "descriptors": len(os.listdir(f"/proc/{pid}/fd")), "threads": len(os.listdir(f"/proc/{pid}/task"))}
+
+
+def canonical(seed):
+    """A model as it is published, of random bits."""
+    draw = np.random.default_rng(seed)
+    rows = lambda *shape: draw.integers(0, 0x3f80, size=shape, dtype=np.uint16)  # noqa: E731
+    layers = [dict(q=rows(HEADS * HEAD, HIDDEN), k=rows(KV_HEADS * HEAD, HIDDEN), v=rows(KV_HEADS * HEAD, HIDDEN),
+                   o=rows(HIDDEN, HEADS * HEAD), gate=rows(MLP, HIDDEN), up=rows(MLP, HIDDEN), down=rows(HIDDEN, MLP),
+                   norm1=rows(HIDDEN), norm2=rows(HIDDEN), q_norm=rows(HEAD), k_norm=rows(HEAD))
+              for _ in range(LAYERS)]
+    return dict(embed=rows(VOCABULARY, HIDDEN), head=rows(VOCABULARY, HIDDEN), norm=rows(HIDDEN), layers=layers)
+
+
+def part(array, rank, ranks, axis=0):
+    return np.split(array, ranks, axis)[rank]
+
+
+def padded(array, multiple, value):
+    rows = -(-array.shape[0] // multiple) * multiple
+    return np.concatenate([array, np.full((rows - array.shape[0], array.shape[1]), value, np.uint16)])
+
+
+def as_megatron(model, rank, ranks):
+    """What a rank of Megatron holds: groups of a key head's queries, key and value lie together."""
+    held = {"embedding.word_embeddings.weight": part(padded(model["embed"], 128 * ranks, 77), rank, ranks),
+            "output_layer.weight": part(padded(model["head"], 128 * ranks, 78), rank, ranks),
+            "decoder.final_layernorm.weight": model["norm"]}
+    for number, layer in enumerate(model["layers"]):
+        name = f"decoder.layers.{number}."
+        groups = np.concatenate([layer["q"].reshape(KV_HEADS, -1, HIDDEN), layer["k"].reshape(KV_HEADS, -1, HIDDEN),
+                                 layer["v"].reshape(KV_HEADS, -1, HIDDEN)], axis=1)
+        held.update({name + "self_attention.linear_qkv.layer_norm_weight": layer["norm1"],
+                     name + "self_attention.linear_qkv.weight": part(groups, rank, ranks).reshape(-1, HIDDEN),
+                     name + "self_attention.q_layernorm.weight": layer["q_norm"],
+                     name + "self_attention.k_layernorm.weight": layer["k_norm"],
+                     name + "self_attention.linear_proj.weight": part(layer["o"], rank, ranks, 1),
+                     name + "mlp.linear_fc1.layer_norm_weight": layer["norm2"],
+                     name + "mlp.linear_fc1.weight": np.concatenate([part(layer["gate"], rank, ranks),
+                                                                     part(layer["up"], rank, ranks)]),
+                     name + "mlp.linear_fc2.weight": part(layer["down"], rank, ranks, 1)})
+    return held
+
+
+def as_vllm(model, rank, ranks):
+    held = {"model.embed_tokens.weight": part(padded(model["embed"], 64 * ranks, 0), rank, ranks),
+            "lm_head.weight": part(padded(model["head"], 64 * ranks, 0), rank, ranks),
+            "model.norm.weight": model["norm"]}
+    for number, layer in enumerate(model["layers"]):
+        name = f"model.layers.{number}."
+        held.update({name + "input_layernorm.weight": layer["norm1"],
+                     name + "self_attn.qkv_proj.weight": np.concatenate([part(layer[one], rank, ranks)
+                                                                         for one in ("q", "k", "v")]),
+                     name + "self_attn.q_norm.weight": layer["q_norm"],
+                     name + "self_attn.k_norm.weight": layer["k_norm"],
+                     name + "self_attn.o_proj.weight": part(layer["o"], rank, ranks, 1),
+                     name + "post_attention_layernorm.weight": layer["norm2"],
+                     name + "mlp.gate_up_proj.weight": np.concatenate([part(layer["gate"], rank, ranks),
+                                                                       part(layer["up"], rank, ranks)]),
+                     name + "mlp.down_proj.weight": part(layer["down"], rank, ranks, 1)})
+    return held
