@@ -63,6 +63,26 @@ std::string base_directory() {
   return is_private ? path : "/tmp";
 }
 
+/// Calls `look` with each of this user's private directories, opened, where this process would
+/// make them.
+template <class Look>
+void for_each_private_directory(const Look& look) {
+  std::error_code unreadable;
+  std::filesystem::directory_iterator entry(base_directory(), unreadable);
+  for (; !unreadable && entry != std::filesystem::directory_iterator();
+       entry.increment(unreadable)) {
+    const auto path = entry->path().string();
+    if (!has_private_name(path)) continue;
+    const auto directory = open_directory(path);
+    if (directory.valid() && is_own_directory(directory)) look(path, directory);
+  }
+}
+
+/// Whether nobody who lives behind it keeps this process from the lock.
+bool can_lock(const UniqueFd& directory, int how) {
+  return ::flock(directory.get(), how | LOCK_NB) == 0;
+}
+
 }  // namespace
 
 std::string private_socket_path(const std::string& directory) {
@@ -84,8 +104,7 @@ PrivateDirectory make_private_directory() {
   path[path.rfind('.')] = kPrivateName.back();
   auto lock = open_directory(unlocked);
   if (!lock.valid() || !is_own_directory(lock) || ::fchmod(lock.get(), 0700) != 0 ||
-      ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0 ||
-      ::rename(unlocked.c_str(), path.c_str()) != 0) {
+      !can_lock(lock, LOCK_EX) || ::rename(unlocked.c_str(), path.c_str()) != 0) {
     const int failure = errno;
     ::rmdir(unlocked.c_str());
     throw cannot(fmt::format("lock the job's private directory \"{}\"", unlocked), failure);
@@ -96,7 +115,7 @@ PrivateDirectory make_private_directory() {
 bool is_abandoned(const std::string& path) {
   const auto directory = open_directory(path);
   if (!directory.valid()) return errno == ENOENT;
-  return ::flock(directory.get(), LOCK_SH | LOCK_NB) == 0;
+  return can_lock(directory, LOCK_SH);
 }
 
 void name_private_directory(const std::string& path, const std::string& target) {
@@ -108,19 +127,13 @@ void name_private_directory(const std::string& path, const std::string& target) 
 }
 
 std::vector<std::string> private_directory_targets() {
-  namespace fs = std::filesystem;
   std::vector<std::string> targets;
-  std::error_code failure;
-  fs::directory_iterator entry(base_directory(), failure);
-  for (; !failure && entry != fs::directory_iterator(); entry.increment(failure)) {
-    const auto& path = entry->path();
-    if (path.filename().string().rfind(kPrivateName, 0) != 0) continue;
+  for_each_private_directory([&](const std::string& path, const UniqueFd& directory) {
     std::error_code unnamed;
-    const auto target = fs::read_symlink(path / kTargetName, unnamed).string();
-    const auto directory = open_directory(path.string());
-    if (unnamed || !directory.valid() || !is_own_directory(directory)) continue;
-    if (!is_abandoned(path.string())) targets.push_back(target);
-  }
+    const auto target =
+        std::filesystem::read_symlink(std::filesystem::path(path) / kTargetName, unnamed);
+    if (!unnamed && !can_lock(directory, LOCK_SH)) targets.push_back(target.string());
+  });
   std::sort(targets.begin(), targets.end());
   targets.erase(std::unique(targets.begin(), targets.end()), targets.end());
   return targets;
@@ -137,17 +150,9 @@ void remove_private_directory(const std::string& path) noexcept {
 
 void remove_abandoned_directories() noexcept {
   try {
-    std::error_code unreadable;
-    std::filesystem::directory_iterator entry(base_directory(), unreadable);
-    for (; !unreadable && entry != std::filesystem::directory_iterator();
-         entry.increment(unreadable)) {
-      const auto path = entry->path().string();
-      if (!has_private_name(path)) continue;
-      const auto directory = open_directory(path);
-      const bool is_abandoned = directory.valid() && is_own_directory(directory) &&
-                                ::flock(directory.get(), LOCK_EX | LOCK_NB) == 0;
-      if (is_abandoned) remove_private_directory(path);
-    }
+    for_each_private_directory([](const std::string& path, const UniqueFd& directory) {
+      if (can_lock(directory, LOCK_EX)) remove_private_directory(path);
+    });
   } catch (const std::exception&) {  // whoever comes next tidies up
   }
 }
