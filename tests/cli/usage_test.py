@@ -128,6 +128,19 @@ class Usage(unittest.TestCase):
             self.refused("digest", out, says=out)
         self.refused("digest", says="digest needs a checkpoint")
 
+    def test_a_checkpoint_outlives_its_terminal_under_nohup(self):
+        with tempfile.TemporaryDirectory() as directory:
+            # The shell ignores SIGHUP as nohup does; the checkpoint inherits that.
+            command = ["bash", "-c", 'trap "" HUP; exec "$@"', "_", BINARY, "checkpoint", "-q"]
+            out = os.path.join(directory, "model")
+            with subprocess.Popen([*command, "--preset", "tiny-moe", "--out", out]) as process:
+                partial = out + ".partial"
+                while process.poll() is None:
+                    if os.path.exists(partial):
+                        process.send_signal(signal.SIGHUP)
+                    time.sleep(0.002)
+            self.assertEqual(process.returncode, 0)
+
     def test_checkpoint_is_digested_alike_in_any_form(self):
         with tempfile.TemporaryDirectory() as directory:
             digests = {run("digest", "preset:tiny-dense").stdout}
