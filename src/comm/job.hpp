@@ -199,8 +199,10 @@ class Job final : public WaitMonitor {
   void give_order(std::span<const std::byte> order);
   /// On all other ranks: the next order of rank 0, waited for without a deadline and at hardly any
   /// cost of processor time; it is there within about 2 ms. Throws what `poll` throws, and when
-  /// this rank was told to end but rank 0 gives no last order within 10 s. An order that this rank
-  /// has not taken when the job fails never comes.
+  /// this rank was told to end but rank 0 gives no last order within 10 s, or when rank 0 on
+  /// another host gives no sign of life for the job's timeout; `poll` between commands does the
+  /// same on rank 0 for other hosts. An order that this rank has not taken when the job fails never
+  /// comes.
   [[nodiscard]] std::vector<std::byte> await_order();
 
   /// Waits until `done()` for what other ranks take part in, without a message of MPI. When the

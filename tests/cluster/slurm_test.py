@@ -25,7 +25,8 @@ AT_ONCE = 4
 QUEUE_LIMIT_S = 300.0  # of a job whose place others have
 FIRST = ("test_out_of_time", "test_cancelled_in_phases", "test_batch_files", "test_what_is_typed", "test_every_way")
 MEMORY = ("--mem=2000",)
-# Of batch files that ask for whole nodes: then the jobs of one case would wait for those of all others.
+# Of batch files that ask for whole nodes, as they do for all memory: then the jobs of one case would wait for those
+# of all others.
 SHARED = ("--oversubscribe", "--mincpus=8")
 FINAL_STATES = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 COMMITTED = r"version 1 of \d+: committed"
@@ -370,7 +371,7 @@ class Guide(unittest.TestCase):
     def test_batch_files(self):
         """Which run side by side, except that what asks for whole nodes is told not to."""
         for block in self.blocks("sbatch"):
-            submitted = self.typed(re.sub("(?m)^sbatch ", f"sbatch {' '.join(SHARED)} ", block))
+            submitted = self.typed(re.sub("(?m)^sbatch ", f"sbatch {' '.join(SHARED + MEMORY)} ", block))
             jobs = lines_of(r"Submitted batch job (\d+)", submitted)
             self.assertEqual(len(jobs), len(lines_of("sbatch ", block)))
 

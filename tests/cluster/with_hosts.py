@@ -65,6 +65,10 @@ SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=10
+MessageTimeout=60
+SlurmdTimeout=0
+BatchStartTimeout=120
+UnkillableStepTimeout=300
 MinJobAge=3600
 GresTypes=gpu
 NodeName=n1,n2 CPUs=16 RealMemory=16000 Gres=gpu:8
