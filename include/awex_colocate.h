@@ -64,8 +64,9 @@ const char* awex_error(void);
 
 typedef struct awex_attach_options {
   size_t struct_size; /* sizeof(awex_attach_options) */
-  const char* job;    /* The DIR of `serve --job DIR`. NULL or "": what AWEX_COLOCATE_JOB says, else the
-                       * only job of this user on this host; of several AWEX_WRONG_REQUEST names all. */
+  /* The DIR of `serve --job DIR`. NULL or "": what AWEX_COLOCATE_JOB says, else the only job of
+   * this user on this host; of several AWEX_WRONG_REQUEST names all. */
+  const char* job;
   awex_role role;
   const char* name;     /* What people know the engine by: "vllm 0.32.0"; at most 31 bytes. */
   const char* gpu_uuid; /* "GPU-8f3c…" or the 32 hex digits, of the GPU that the engine uses; NULL
@@ -78,11 +79,11 @@ typedef struct awex_attach_options {
   double timeout_s; /* Of this call; 0: 600. */
 } awex_attach_options;
 
-/* Attaches: waits for the rank of this role on this GPU, also where its job has not begun yet (a line
- * on stderr tells so after 3 s, and what is there instead), takes addresses for all tags and maps what
- * is there. A trainer's memory is mapped on return, with undefined content at the first time; it is
- * not where a former trainer has gone while its memory was handed over: awex_take_back maps it.
- * Inference's weights are mapped only if the job admits engines by digest (it says so by
+/* Attaches: waits for the rank of this role on this GPU, also where its job has not begun yet (a
+ * line on stderr tells so after 3 s, and what is there instead), takes addresses for all tags and
+ * maps what is there. A trainer's memory is mapped on return, with undefined content at the first
+ * time; it is not where a former trainer has gone while its memory was handed over: awex_take_back
+ * maps it. Inference's weights are mapped only if the job admits engines by digest (it says so by
  * awex_memory's `is_mapped`); its KV cache is not. On failure `*engine` is NULL. */
 awex_status awex_attach(const awex_attach_options* options, awex_engine** engine);
 
