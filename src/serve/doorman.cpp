@@ -162,6 +162,7 @@ struct Doorman::State {
   void send(Client& client);
   void put(uint64_t id, Client& client, const Event& event);
   void drop(uint64_t id);
+  Visit take(std::deque<Visit>::iterator waiting);
   void note_queue();
   static UniqueFd open_spare() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
   static void refuse(const UniqueFd& socket, const Error& error);
@@ -453,6 +454,18 @@ void Doorman::State::drop(uint64_t id) {
   if (closed) sent_all.notify_all();
 }
 
+/// The visit is the one that runs from now on.
+Visit Doorman::State::take(std::deque<Visit>::iterator waiting) {
+  const Visit visit = *waiting;
+  orders.erase(waiting);
+  note_queue();
+  busy = true;
+  running_cancels = visit.request.cancel_on_disconnect;
+  cancelled = false;
+  running = visit.client;
+  return visit;
+}
+
 void Doorman::State::note_queue() {
   board.update([this](JobStatus& status) { status.queued = orders.size(); });
 }
@@ -476,21 +489,22 @@ std::optional<Visit> Doorman::next(Seconds longest) {
     if (state_->woken.exchange(false)) return std::nullopt;
     {
       const std::lock_guard lock(state_->mutex);
-      if (!state_->orders.empty()) {
-        const Visit first = state_->orders.front();
-        state_->orders.pop_front();
-        state_->note_queue();
-        state_->busy = true;
-        state_->running_cancels = first.request.cancel_on_disconnect;
-        state_->cancelled = false;
-        state_->running = first.client;
-        return first;
-      }
+      if (!state_->orders.empty()) return state_->take(state_->orders.begin());
     }
     if (Clock::now() >= until) return std::nullopt;
     pollfd ready{state_->order.fd(), POLLIN, 0};
     ::poll(&ready, 1, poll_timeout(until));
   }
+}
+
+std::optional<Visit> Doorman::next_stop() {
+  const std::lock_guard lock(state_->mutex);
+  auto& orders = state_->orders;
+  const auto stop = std::find_if(orders.begin(), orders.end(), [](const Visit& visit) {
+    return visit.request.errand == Errand::kStop;
+  });
+  if (stop == orders.end()) return std::nullopt;
+  return state_->take(stop);
 }
 
 void Doorman::wake() noexcept {

@@ -40,6 +40,9 @@ class Doorman {
   /// command counts as running until kDone is told to its client. A queued command whose client has
   /// gone away and wanted it cancelled never comes.
   [[nodiscard]] std::optional<Visit> next(Seconds longest);
+  /// A client's wish that the job end, also where commands wait before it; nothing without one.
+  /// It counts as running as `next` says. Does not wait.
+  [[nodiscard]] std::optional<Visit> next_stop();
   /// Ends a `next` early. May be called from a signal handler.
   void wake() noexcept;
   /// Sends an event to a client; nothing where it has gone. Does not wait: a client that reads

@@ -57,8 +57,9 @@ struct Resident::Door {
   JobDirectory directory;
   StatusBoard board;
   Doorman doorman;
-  std::optional<Visit> visit;  ///< Of the command that runs, or that ends the job.
-  bool runs = false;           ///< A command does, a client's or an engine's.
+  std::optional<Visit> visit;     ///< Of the command that runs, or that ends the job.
+  bool runs = false;              ///< A command does, a client's or an engine's.
+  bool is_stopped_early = false;  ///< By the client of the visit, as it wished.
   Deadline roll_call{kRollCall};
   bool others_want_back = false;  ///< Trainers wait for a take-back that rank 0's need not ask for.
   Stopwatch watch;                ///< Of the command that runs.
@@ -147,6 +148,7 @@ Resident::End Resident::serve() {
   } catch (const std::exception& error) {
     end.error = runtime_error(error.what());
   }
+  job_.set_interrupt(nullptr);
   end.in_order = end.in_order || job_.failure_is_agreed();
   if (!end.in_order) {
     end.error = job_.announce_failure(*end.error);
@@ -207,6 +209,7 @@ void Resident::open_to_engines() {
 const EngineFactory& Resident::engines() const { return attached_ ? *attached_ : engines_; }
 
 void Resident::start() {
+  if (door_) job_.set_interrupt([this] { end_if_stopped(); });
   session_ = std::make_unique<Session>(request_, job_, *relay_, report_, engines());
   if (door_) {
     door_->board.update([this](JobStatus& status) {
@@ -218,6 +221,7 @@ void Resident::start() {
     });
   }
   session_->start();
+  job_.set_interrupt(nullptr);
   if (session_->has_attached()) {
     job_.set_rest_hook([this] {
       session_->attend();
@@ -237,6 +241,15 @@ void Resident::start() {
                {"backend", report_.backend},
                {"seconds", door_->watch.seconds()}}});
   set_activity(JobStatus::Activity::kIdle);
+}
+
+/// While rank 0 starts, which may take long: engines are waited for, checkpoints read.
+void Resident::end_if_stopped() {
+  door_->visit = door_->doorman.next_stop();
+  if (!door_->visit) return;
+  job_.set_interrupt(nullptr);
+  door_->is_stopped_early = true;
+  throw runtime_error("stopped by a client before it served");
 }
 
 bool Resident::serve_one(std::optional<Error>& end) {
@@ -491,7 +504,7 @@ void Resident::end_job(const std::optional<Error>& error) {
   wake_on_signals(nullptr, nullptr);
   set_activity(JobStatus::Activity::kEnding);
   if (error) write_end(error->what(), error->code());
-  if (door_->visit) answer(*door_->visit, error);
+  if (door_->visit) answer(*door_->visit, door_->is_stopped_early ? std::nullopt : error);
   door_->doorman.close(error.value_or(runtime_error(
                            fmt::format("the job has ended: {}", door_->directory.record().end))),
                        kFarewell);

@@ -90,6 +90,7 @@ class Resident {
   void open_to_engines();
   [[nodiscard]] const EngineFactory& engines() const;
   void start();
+  void end_if_stopped();
   /// Whether another command follows.
   bool serve_one(std::optional<Error>& end);
   [[nodiscard]] bool somebody_is_told_to_end();

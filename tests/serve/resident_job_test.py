@@ -3,6 +3,7 @@
 usage: resident_job_test.py MPIEXEC BINARY
 """
 
+import json
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import unittest
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 # pylint: disable=wrong-import-position
 from resident_job import START_LIMIT_S, Client, ResidentJob, names_rank, text_of, undisturbed_digests, wait_until  # noqa: E402,E501
+from sessions import kill_session  # noqa: E402
 
 MPIEXEC = BINARY = ""
 TIMEOUT_S = 60
@@ -143,6 +145,30 @@ class Ends(Resident):
                 self.assertEqual(job.read_record()["end"], "told to end by a signal")
                 self.assertIn("the job ends: told to end by a signal", text_of(job.log))
                 self.assertNotRegex(text_of(job.errors), "(?m)^error:")
+
+    def test_a_client_ends_a_job_that_waits_for_its_engines(self):
+        command = [MPIEXEC, "--oversubscribe", "-n", "2", BINARY, "serve", "--job", self.directory, "--backend", "host",
+                   "--model", "preset:tiny-dense", "--limits", "off", "--attach", "inference"]
+        job = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.addCleanup(job.communicate)
+        self.addCleanup(kill_session, job.pid)
+        queued = Client(BINARY, "update", self.directory, ["--wait", f"{START_LIMIT_S:.0f}s"])
+        wait_until(lambda: list(pathlib.Path(self.directory).glob("engines/*")), START_LIMIT_S, "a rank waits for its engine")
+        wait_until(lambda: self.queue() == 1, START_LIMIT_S, "a command waits")
+        begin = time.monotonic()
+        stop = Client(BINARY, "stop", self.directory, [])
+        self.assertEqual(stop.end(), 0, stop.err)
+        log = job.communicate(timeout=TIMEOUT_S)[0]
+        self.assertLess(time.monotonic() - begin, 10)
+        self.assertEqual(job.returncode, 1, log)
+        self.assertEqual(len(re.findall(r"(?m)^error:.*stopped by a client before it served", log)), 1, log)
+        self.assertEqual(queued.end(), 1, queued.err)
+        self.assertIn("stopped by a client before it served", queued.err)
+
+    def queue(self):
+        """How many commands wait at the job of this directory."""
+        status = Client(BINARY, "status", self.directory, ["--json", "-"])
+        return json.loads(status.out)["queued"] if status.end() == 0 else 0
 
     def test_a_signal_shows_the_status(self):
         job = self.job()
