@@ -110,6 +110,11 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
   }
 }
 
+/// Whether engines of the other role alone have memory of the tag.
+bool Attachment::is_others(Tag tag) const {
+  return tag == (settings_.role == Role::kTrainer ? Tag::kKvCache : Tag::kOptimizer);
+}
+
 /// The first engine's wants have made the memory.
 void Attachment::check_bytes() const {
   const ToRank hello = door_.hello();
@@ -118,6 +123,12 @@ void Attachment::check_bytes() const {
     uint64_t has = region(tag) == nullptr ? 0 : region(tag)->bytes();
     if (tag == Tag::kWeights) has = own_bytes_;
     if (wanted <= has) continue;
+    if (is_others(tag)) {
+      throw request_error(
+          fmt::format("{} asks for {} of {}, which is none of a {} engine's", door_.describe(),
+                      format_bytes(wanted), tag_name(tag), role_name(settings_.role)),
+          fmt::format("leave {} out of what it asks for", tag_name(tag)));
+    }
     throw request_error(
         fmt::format("{} asks for {} of {}, and rank {} has {} for its engine", door_.describe(),
                     format_bytes(wanted), tag_name(tag), settings_.rank, format_bytes(has)),

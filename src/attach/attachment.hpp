@@ -86,6 +86,7 @@ class Attachment {
 
   void welcome(const Inheritance& inheritance, const Deadline& deadline, WaitMonitor& monitor);
   void check_bytes() const;
+  [[nodiscard]] bool is_others(Tag tag) const;
   [[nodiscard]] std::optional<Error> look_at_seal(const ToRank& seal) const;
   void accept(const ToRank& seal);
   [[nodiscard]] Mapped& mapped(Tag tag) { return mapped_.at(static_cast<size_t>(tag)); }

@@ -177,7 +177,7 @@ void Resident::open() {
   if (!door_) return;
   wake_on_signals([](void* doorman) { static_cast<Doorman*>(doorman)->wake(); }, &door_->doorman);
   if (const auto& former = door_->directory.former()) {
-    voice_.log(fmt::format("{} named {} before", options_.directory, describe(*former)),
+    voice_.log(fmt::format("{} is no longer that of {}", options_.directory, describe(*former)),
                {"former_job", {{"directory", options_.directory}}});
   }
   door_->board.update([this](JobStatus& status) {

@@ -636,6 +636,8 @@ class Lost(Attached):
         trainer.do("detach")
         more = self.player(job, "trainer", optimizer=64 * MIB)
         self.assertIn("asks for", self.fails(WRONG, more.end))
+        odd = self.player(job, "trainer", asks=(0, 0, MIB))
+        self.assertIn("kv_cache, which is none of a trainer engine's", self.fails(WRONG, odd.end))
         moved = self.player(job, "trainer")
         moved.end()
         layout = [dict(one) for one in self.layout]

@@ -42,14 +42,15 @@ class Player:
     """An engine's process."""
 
     def __init__(self, job, role, device=0, name=None, optimizer=MIB, kv_cache=MIB, weights=0, environment=None,
-                 errors=None, **named):
-        """`job`: a Job, or a directory; None names none. `errors`: a file that takes what it says on stderr."""
+                 errors=None, asks=None, **named):
+        """`job`: a Job, or a directory; None names none. `errors`: a file that takes what it says on stderr. `asks`:
+        bytes by tag in place of what its role has."""
         self.process = subprocess.Popen([sys.executable, os.path.join(HERE, "engine_process.py"), Programs.library],
                                         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                                         env={**os.environ, **(environment or {})})
         self.role, self.device = role, device
         self.name = name or f"a {role}"
-        self.bytes = (weights, optimizer, 0) if role == "trainer" else (weights, 0, kv_cache)
+        self.bytes = asks or ((weights, optimizer, 0) if role == "trainer" else (weights, 0, kv_cache))
         directory = job.directory if isinstance(job, Job) else job
         self.begin("attach", directory, role, device, name=self.name, bytes=self.bytes, **named)
 

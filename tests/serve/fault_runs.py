@@ -132,7 +132,7 @@ class Runs:
         self.job = ResidentJob(arguments.mpiexec, [arguments.job], arguments.client, self.directory, self.scratch,
                                arguments.ranks, arguments.timeout, self.fault_path, backend=arguments.backend)
         self.jobs += 1
-        if former and not re.search(rf"named a job of pid {former.record['pid']} .* before", text_of(self.job.log)):
+        if former and not re.search(rf"is no longer that of a job of pid {former.record['pid']} ", text_of(self.job.log)):
             raise Trouble(f"the new job does not tell what it has found: {text_of(self.job.log)}")
         self.steps = self.untold_steps = 0
         self.update()
