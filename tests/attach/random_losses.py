@@ -19,10 +19,8 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import uuid
@@ -33,8 +31,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
 from attached_job import (DEADLINE, LOST, OK, Answer, Job, Player, Programs, as_megatron, as_vllm, canonical)  # noqa: E402
 from mpi_run import processes_with, shared_files_of  # noqa: E402
+from random_runs import add_options, carry_out  # noqa: E402
 from resident_job import Trouble, text_of, wait_until  # noqa: E402
-from sessions import signals_as_exceptions  # noqa: E402
 
 PROMISE_S = 2.0  # beyond the timeout
 LOAD_S = 0.5
@@ -590,25 +588,10 @@ def main():
     parser.add_argument("mpiexec")
     parser.add_argument("binary", help="awex-colocate")
     parser.add_argument("library", help="libawex_colocate.so")
-    parser.add_argument("--runs", type=int, default=len(KINDS))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=2.0)
-    parser.add_argument("--only", type=int, help="the number of the one run to do")
+    add_options(parser, runs=len(KINDS), ranks=2)
     arguments = parser.parse_args()
     Programs.mpiexec, Programs.binary, Programs.library = arguments.mpiexec, arguments.binary, arguments.library
-    scratch = tempfile.mkdtemp(prefix="awex-random-losses-")
-    with signals_as_exceptions():
-        try:
-            runs = Runs(arguments, scratch)
-            try:
-                runs.all()
-            finally:
-                runs.end()
-                print(runs.figures(), flush=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return 1 if runs.failures else 0
+    return carry_out(Runs, arguments, "awex-random-losses-")
 
 
 if __name__ == "__main__":

@@ -18,18 +18,16 @@ import collections
 import os
 import random
 import re
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 # pylint: disable=wrong-import-position
+from random_runs import add_options, carry_out  # noqa: E402
 from resident_job import ResidentJob, Trouble, names_rank, send, text_of, undisturbed_digests, wait_until  # noqa: E402
-from sessions import signals_as_exceptions  # noqa: E402
 
 PROMISE_S = 2.0  # beyond the timeout
 LOAD_S = 0.5
@@ -445,25 +443,10 @@ def main():
     parser.add_argument("job", help="faulty_job")
     parser.add_argument("client", help="awex-colocate")
     parser.add_argument("--mpiexec", default="mpirun")
-    parser.add_argument("--runs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--backend", choices=["host", "cuda"], default="host")
-    parser.add_argument("--timeout", type=float, default=2.0)
-    parser.add_argument("--only", type=int, help="the number of the one run to do")
+    add_options(parser, runs=12, ranks=4)
     arguments = parser.parse_args()
-    scratch = tempfile.mkdtemp(prefix="awex-fault-runs-")
-    with signals_as_exceptions():
-        try:
-            runs = Runs(arguments, scratch)
-            try:
-                runs.all()
-            finally:
-                runs.end()
-                print(runs.figures(), flush=True)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return 1 if runs.failures else 0
+    return carry_out(Runs, arguments, "awex-fault-runs-")
 
 
 if __name__ == "__main__":
