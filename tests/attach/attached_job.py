@@ -83,6 +83,24 @@ class Player:
         self.process.stdout.close()
 
 
+def hand_over(trainers, servers, newer_than):
+    """All engines of a job take part; the versions that they tell."""
+    for player in servers:
+        player.begin("wait", newer_than)
+    for player in trainers:
+        player.begin("hand_over")
+    return [player.end() for player in trainers + servers]
+
+
+def take_back(trainers, servers):
+    for player in servers:
+        player.begin("release")
+    for player in trainers:
+        player.begin("take_back")
+    for player in trainers + servers:
+        player.end()
+
+
 class Job:
     """`serve` with engines to come."""
 

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from attached_job import Job, Player, Programs, as_megatron, canonical, usage_of  # noqa: E402
+from attached_job import Job, Player, Programs, as_megatron, canonical, hand_over, take_back, usage_of  # noqa: E402
 from sessions import signals_as_exceptions  # noqa: E402
 
 WARM_UP = 20
@@ -47,18 +47,9 @@ def update(trainers, servers, paths, version):
         player.begin("train", path, version)
     for player in trainers:
         player.end()
-    for player in servers:
-        player.begin("wait", version - 1)
-    for player in trainers:
-        player.begin("hand_over")
-    if {player.end() for player in trainers + servers} != {version}:
+    if set(hand_over(trainers, servers, version - 1)) != {version}:
         sys.exit(f"another version than {version}")
-    for player in servers:
-        player.begin("release")
-    for player in trainers:
-        player.begin("take_back")
-    for player in trainers + servers:
-        player.end()
+    take_back(trainers, servers)
 
 
 def measure(arguments, scratch):
