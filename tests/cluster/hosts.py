@@ -76,11 +76,11 @@ def must_be_gone(token):
 
 def left_behind():
     """Files that jobs have left on the hosts, when none runs any more. What Slurm itself leaves of a step that it
-    kills is not ours."""
-    return [f"{host}: {folder}/{name}" for host in NODES for folder in ("/tmp", "/dev/shm")
-            for name in subprocess.run(on(host, "ls", "-A", folder), capture_output=True, text=True,
-                                       check=True).stdout.split("\n")
-            if name and not name.startswith("spmix_appdir_")]
+    kills is not ours, and what is mounted is the machine's, such as sources in its /tmp."""
+    look = "find /tmp /dev/shm -mindepth 1 -maxdepth 1 ! -name 'spmix_appdir_*' ! -exec mountpoint -q {} ';' -print"
+    return [f"{host}: {path}" for host in NODES
+            for path in subprocess.run(on(host, "sh", "-c", look), capture_output=True, text=True,
+                                       check=True).stdout.split("\n") if path]
 
 
 def main_side_by_side(names, at_once, first=()):

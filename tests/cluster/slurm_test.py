@@ -347,8 +347,9 @@ class Guide(unittest.TestCase):
             "OMPI_MCA_plm_rsh_agent": os.environ["AWEX_AGENT"], **package()}
 
     def blocks(self, word):
-        """Those in which a word stands."""
-        text = text_of(f"{ROOT}/docs/cluster.md").replace("MODEL=/models/Qwen3-8B", "MODEL=preset:tiny-dense")
+        """Those in which a word stands, less those marked as not run."""
+        text = re.sub(r"(?ms)^<!-- not run: .*? -->\n```\n.*?^```$", "", text_of(f"{ROOT}/docs/cluster.md"))
+        text = text.replace("MODEL=/models/Qwen3-8B", "MODEL=preset:tiny-dense")
         text = text.replace("python3 $PWD/train.py", f"{engine_command('trainer')} --steps 2")
         text = text.replace("python3 $PWD/serve.py", engine_command("inference"))
         text = text.replace("TP=4", "TP=2").replace("--nodes=2 --gpus-per-node=8", "--nodes=2")
