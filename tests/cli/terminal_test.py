@@ -157,11 +157,11 @@ class Hints(unittest.TestCase):
                 ("preset:llama3", "no preset", "llama-3.1-8b"),
                 ("preset:", 'no preset ""', "known: "),
                 ("preset:nothing-like-it", "no preset", "known: "),
-                ("qwen3-8b", "no directory qwen3-8b", "--model preset:qwen3-8b"),
-                ("Qwen/Qwen3-8B", "no directory Qwen/Qwen3-8B", "--model preset:qwen3-8b"),
-                ("qwen3", "no directory qwen3", "--model preset:qwen3-0.6b, preset:qwen3-1.7b"),
-                ("Preset:qwen3-8b", "no directory", "--model preset:qwen3-8b"),
-                ("preset=qwen3-8b", "no directory", "--model preset:qwen3-8b"),
+                ("qwen3-8b", "no directory qwen3-8b", "weights: preset:qwen3-8b"),
+                ("Qwen/Qwen3-8B", "no directory Qwen/Qwen3-8B", "weights: preset:qwen3-8b"),
+                ("qwen3", "no directory qwen3", "weights: preset:qwen3-0.6b, preset:qwen3-1.7b"),
+                ("Preset:qwen3-8b", "no directory", "weights: preset:qwen3-8b"),
+                ("preset=qwen3-8b", "no directory", "weights: preset:qwen3-8b"),
                 ("/models/mine", "no directory /models/mine", "checkpoint directory or preset:NAME")):
             for command in ("update", "plan"):
                 self.refused(command, "--model", typed, says=says, hint=hint)

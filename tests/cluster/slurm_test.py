@@ -140,7 +140,7 @@ class Launches(SlurmTest):
         return report["world"]["nodes"], [version["digest"]["model"] for version in report["versions"]]
 
     def test_every_way_to_start_a_job_gives_the_digests_of_one_host(self):
-        job = update("--versions", "2", "--json", "-")
+        job = update("--json", "-")
         expected = self.digests(Ended([MPIEXEC, "--oversubscribe", "-n", "4", *job]))[1]
         two_hosts = ("-N2", "--ntasks-per-node=4")
         allocation = ["salloc", *MEMORY, *two_hosts]
@@ -250,8 +250,7 @@ class Ends(SlurmTest):
 
     def test_cancelled_in_phases(self):
         """At moments that differ, on one host and on two."""
-        for moment, options in ((0.0, ("-n4",)), (0.11, ("-N2", "--ntasks-per-node=2")), (0.23, ("-n4",)),
-                                (0.37, ("-n4",))):
+        for moment, options in ((0.11, ("-N2", "--ntasks-per-node=2")), (0.23, ("-n4",))):
             with self.subTest(moment):
                 job = self.started(options=options)
                 time.sleep(moment)
@@ -267,8 +266,10 @@ class Ends(SlurmTest):
         whole_report(job.directory / "report.json", job.text())
 
     def test_out_of_time(self):
-        """While it loads and in its phases. Slurm looks twice a minute."""
-        jobs = [self.started(), self.started(loading=True), self.started(options=("-N2", "--ntasks-per-node=2"))]
+        """While it loads and in its phases. Slurm looks twice a minute: until then others have the processors."""
+        nice = quoted([*srun(), "nice"])
+        jobs = [self.started(launch=nice), self.started(loading=True),
+                self.started(launch=nice, options=("-N2", "--ntasks-per-node=2"))]
         for job in jobs:
             Ended(["scontrol", "update", f"JobId={job.id}", "EndTime=now"]).must()
         for job in jobs:
@@ -474,8 +475,8 @@ class AttachedEngines(SlurmTest):
         return text_of(log) if log.exists() else ""
 
     def facts_of(self, job, role):
-        """What its engines have told: where they are, and versions."""
-        facts = [json.loads(line) for line in lines_of("{.*}$", self.log_of(job, role))]
+        """What its engines have told: where they are, and versions. Slurm may put two in one line."""
+        facts = [json.loads(fact) for fact in re.findall("{[^{}]*}", self.log_of(job, role))]
         return ([fact for fact in facts if "role" in fact],
                 [fact["version"] for fact in facts if "version" in fact])
 
@@ -497,7 +498,8 @@ class AttachedEngines(SlurmTest):
             places, versions = self.facts_of(job, role)
             self.assertEqual(sorted((place["rank"], place["role_rank"], place["host"]) for place in places),
                              [(0, 0, "n1"), (1, 1, "n1"), (2, 2, "n2"), (3, 3, "n2")])
-            self.assertEqual({(place["ranks"], place["master"], place["gpus"]) for place in places}, {(4, "n1", "0,1")})
+            self.assertEqual({(place["ranks"], place["master"]) for place in places}, {(4, "n1")})
+            self.assertEqual({len(place["gpus"].split(",")) for place in places}, {2})
             self.assertEqual(sorted(versions), sorted(4 * [1, 2, 3]))
             ports |= {place["port"] for place in places}
         self.assertEqual(len(ports), 2)
