@@ -27,10 +27,11 @@ uint64_t parse_count(std::string_view text) {
 CLI::Option* add_value(CLI::App& command, const std::string& name, const std::string& value_name,
                        const std::string& help, const std::string& shown_default,
                        std::function<void(const std::string&)> set) {
-  const auto set_and_name = [name, set = std::move(set)](const std::string& text) {
+  const bool needs_one = !value_name.starts_with('[');
+  const auto set_and_name = [name, set = std::move(set), needs_one](const std::string& text) {
     try {
       set(text);
-      if (text.empty()) {
+      if (text.empty() && needs_one) {
         throw request_error("its value is empty",
                             "is a variable of the shell not set? Give a value, or leave it out");
       }
@@ -40,7 +41,8 @@ CLI::Option* add_value(CLI::App& command, const std::string& name, const std::st
   };
   const auto full_help = shown_default.empty() ? help : fmt::format("{} [{}]", help, shown_default);
   return command.add_option_function<std::string>(name, set_and_name, full_help)
-      ->type_name(value_name);
+      ->type_name(value_name)
+      ->expected(needs_one ? 1 : 0, 1);
 }
 
 Color parse_color(std::string_view text) {

@@ -37,7 +37,8 @@ template <class T>
 [[nodiscard]] uint64_t parse_count(std::string_view text);
 
 /// Adds an option with one value to a command. `set` may throw request errors about the value: they
-/// then name the option. `shown_default` is for --help alone; empty for none.
+/// then name the option. An empty value is refused, unless `value_name` is in brackets: then the
+/// value may be left out. `shown_default` is for --help alone; empty for none.
 CLI::Option* add_value(CLI::App& command, const std::string& name, const std::string& value_name,
                        const std::string& help, const std::string& shown_default,
                        std::function<void(const std::string&)> set);

@@ -20,8 +20,7 @@ void add_watch(CLI::App& parser, StatusArguments& options) {
               // What the parser makes of none.
               const bool is_default = text.empty() || text == "true";
               options.interval = is_default ? kInterval : parse_duration(text);
-            })
-      ->expected(0, 1);
+            });
 }
 
 }  // namespace
