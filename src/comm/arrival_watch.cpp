@@ -67,9 +67,11 @@ bool ArrivalWatch::sleep(const Bell& bell) {
   found_ = true;
   sockets_.push_back({bell.fd(), POLLIN, 0});
   woken_ = ::poll(sockets_.data(), sockets_.size(), wakes_ ? kKnownToWakeMs : kUnknownMs) > 0;
-  if ((sockets_.back().revents & POLLIN) != 0) (void)bell.wait(Seconds(0));
+  const bool is_rung = (sockets_.back().revents & POLLIN) != 0;
+  if (is_rung) (void)bell.wait(Seconds(0));
   sockets_.pop_back();
-  if (woken_) found_ = false;  // others may have come, or gone
+  wakes_ = wakes_ || (woken_ && !is_rung);  // signs of life of other hosts come now and then
+  if (woken_) found_ = false;               // others may have come, or gone
   return woken_;
 }
 

@@ -22,7 +22,7 @@ class ArrivalWatch {
   /// for 2 ms where it is not known to wake. Returns whether something has come. MPI must have
   /// looked for arrivals since the last call: what it has left alone is not for it.
   [[nodiscard]] bool sleep(const Bell& bell);
-  /// What was waited for has come.
+  /// What was waited for has come: whether that has woken it is what counts from now on.
   void end() { wakes_ = slept_ ? woken_ : wakes_; }
 
  private:

@@ -7,6 +7,7 @@ usage: with_hosts.py hosts_test.py MPIEXEC BINARY [NAME...]
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -163,10 +164,12 @@ class Resident(unittest.TestCase):
             return [sum(int(text_of(task / "schedstat").split()[0]) for task in pathlib.Path(f"/proc/{pid}/task").iterdir())
                     for pid in pids]
 
-        before = ran_ns()
-        time.sleep(seconds)
-        shares = [(after - first) / 1e9 / seconds for first, after in zip(before, ran_ns())]
-        # 0.2 % of a core is promised.
+        for _ in range(3):  # what others do on the machine may wake them, too
+            before = ran_ns()
+            time.sleep(seconds)
+            shares = [(after - first) / 1e9 / seconds for first, after in zip(before, ran_ns())]
+            if max(shares) <= 0.006:  # 0.2 % of a core is promised
+                break
         self.assertLessEqual(max(shares), 0.006, shares)
         self.ask("stop").must()
         self.assertEqual(self.await_end(), 0)
@@ -245,7 +248,8 @@ class CutNetwork(unittest.TestCase):
         by(self.NAMED_S, lambda: lines_of(
             "error: rank 0 .*: host n2 has given no sign of life for 4.00 s while the job rests: "
             r"rank 2 \(trainer, host n2, gpu 0\), rank 3 \(inference, host n2, gpu 0\)", text_of(rests)), rests)
-        by(self.NAMED_S, lambda: lines_of(
+        # mpirun may put it in the midst of the report.
+        by(self.NAMED_S, lambda: re.search(
             r"error: rank 0 .*rank [23] \(\w+, host n2, gpu 0\).* after 4.00 s", text_of(works)), works)
         for told, token, _ in jobs:
             by(self.OTHERS_S, lambda token=token: not ranks_with(token), told)
