@@ -6,16 +6,14 @@
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <optional>
 
+#include "base/json_values.hpp"
 #include "base/log.hpp"
 #include "cli/launcher.hpp"
 
 namespace awex {
 namespace {
-
-using Json = nlohmann::json;
 
 Json member(const Json& report, const char* name) {
   return report.is_object() && report.contains(name) ? report[name] : Json();

@@ -162,7 +162,7 @@ struct Doorman::State {
   void send(Client& client);
   void put(uint64_t id, Client& client, const Event& event);
   void drop(uint64_t id);
-  Visit take(std::deque<Visit>::iterator waiting);
+  Visit take(size_t at);
   void note_queue();
   static UniqueFd open_spare() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
   static void refuse(const UniqueFd& socket, const Error& error);
@@ -455,9 +455,9 @@ void Doorman::State::drop(uint64_t id) {
 }
 
 /// The visit is the one that runs from now on.
-Visit Doorman::State::take(std::deque<Visit>::iterator waiting) {
-  const Visit visit = *waiting;
-  orders.erase(waiting);
+Visit Doorman::State::take(size_t at) {
+  const Visit visit = orders.at(at);
+  orders.erase(orders.begin() + static_cast<std::ptrdiff_t>(at));
   note_queue();
   busy = true;
   running_cancels = visit.request.cancel_on_disconnect;
@@ -489,7 +489,7 @@ std::optional<Visit> Doorman::next(Seconds longest) {
     if (state_->woken.exchange(false)) return std::nullopt;
     {
       const std::lock_guard lock(state_->mutex);
-      if (!state_->orders.empty()) return state_->take(state_->orders.begin());
+      if (!state_->orders.empty()) return state_->take(0);
     }
     if (Clock::now() >= until) return std::nullopt;
     pollfd ready{state_->order.fd(), POLLIN, 0};
@@ -504,7 +504,7 @@ std::optional<Visit> Doorman::next_stop() {
     return visit.request.errand == Errand::kStop;
   });
   if (stop == orders.end()) return std::nullopt;
-  return state_->take(stop);
+  return state_->take(static_cast<size_t>(stop - orders.begin()));
 }
 
 void Doorman::wake() noexcept {
