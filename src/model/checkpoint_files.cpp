@@ -160,7 +160,7 @@ fs::path checkpoint_below(const fs::path& directory, int levels) {
   names.resize(std::min(names.size(), kMostLooked));
   for (const auto& name : names) {
     std::error_code failure;
-    const auto inner = directory / name;
+    auto inner = directory / name;
     if (!fs::is_directory(fs::symlink_status(inner, failure))) continue;
     if (fs::exists(inner / kConfigFile, failure)) return inner;
     if (levels == 1) continue;
