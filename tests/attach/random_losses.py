@@ -17,12 +17,10 @@ import argparse
 import collections
 import json
 import os
-import random
 import re
 import signal
 import sys
 import time
-import traceback
 import uuid
 
 import numpy as np
@@ -31,21 +29,16 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
 from attached_job import (DEADLINE, LOST, OK, Answer, Job, Player, Programs, as_megatron, as_vllm, canonical)  # noqa: E402
 from mpi_run import processes_with, shared_files_of  # noqa: E402
-from random_runs import add_options, carry_out  # noqa: E402
+from random_runs import RandomRuns, add_options, allowance_s, carry_out  # noqa: E402
 from resident_job import Trouble, text_of, wait_until  # noqa: E402
 
 PROMISE_S = 2.0  # beyond the timeout
-LOAD_S = 0.5
 END_S = 5.0  # until nothing is left of a lost job
 PAUSE_S = 0.05  # of a trainer's step, several times
 MOMENTS = ("step", "between", "hand over", "rollout", "take back", "attach")
 KINDS = [(victim, how) for victim in ("trainer", "inference", "rank", "mpirun") for how in ("kill", "stop")]
 
 Loss = collections.namedtuple("Loss", "victim how moment index wait_s goes_on same_processes")
-
-
-def allowance_s():
-    return LOAD_S * int(os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def losses(dice, count, ranks):
@@ -86,15 +79,13 @@ class Actor(Player):
         return place
 
 
-class Runs:
+class Runs(RandomRuns):
     def __init__(self, arguments, scratch):
-        self.arguments, self.scratch = arguments, scratch
+        super().__init__(arguments, scratch)
         self.pairs = arguments.ranks // 2
-        self.job, self.actors, self.serial = None, [], 0
+        self.actors, self.serial = [], 0
         self.step = self.handed_over = 0  # The trainers' step, and that of the last hand-over.
         self.durations = {"hand over": 0.2, "take back": 0.2, "attach": 0.8}
-        self.counts, self.failures, self.slowest = collections.Counter(), [], {}
-        self.jobs = 0
 
     # ---- The job and its engines
 
@@ -550,27 +541,12 @@ class Runs:
 
     # ---- All
 
-    def all(self):
-        dice = random.Random(self.arguments.seed * 1000003 + self.arguments.ranks)
-        for number, loss in enumerate(losses(dice, self.arguments.runs, self.arguments.ranks)):
-            if self.arguments.only is not None and number != self.arguments.only:
-                continue
-            self.counts[f"{loss.victim}, {loss.how}"] += 1
-            told = f"run {number}: {loss.how} {loss.victim} {loss.index} in {loss.moment} at {loss.wait_s:.2f}"
-            start = time.monotonic()
-            try:
-                self.run(loss)
-                print(f"ok {told}: {time.monotonic() - start:.1f} s", flush=True)
-            except Exception as problem:  # pylint: disable=broad-except
-                self.fail(told, problem)
+    def draw(self, dice):
+        for loss in losses(dice, self.arguments.runs, self.arguments.ranks):
+            yield (f"{loss.victim}, {loss.how}",
+                   f"{loss.how} {loss.victim} {loss.index} in {loss.moment} at {loss.wait_s:.2f}", loss)
 
-    def fail(self, told, problem):
-        text = str(problem) if isinstance(problem, Trouble) else traceback.format_exc()
-        self.failures.append(f"{told}: {text}")
-        print(f"FAILED {told}: {text}", flush=True)
-        if self.job:
-            print("  the job's log:", text_of(self.job.log)[-3000:], "its errors:", text_of(self.job.errors)[-3000:],
-                  sep="\n", flush=True)
+    def forget(self):
         self.end()
         self.step = 0
 

@@ -16,21 +16,18 @@ cores, each of these ranks waits for its turn: for that LOAD_S is added for each
 import argparse
 import collections
 import os
-import random
 import re
 import socket
 import sys
 import threading
 import time
-import traceback
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 # pylint: disable=wrong-import-position
-from random_runs import add_options, carry_out  # noqa: E402
+from random_runs import RandomRuns, add_options, allowance_s, carry_out  # noqa: E402
 from resident_job import ResidentJob, Trouble, names_rank, send, text_of, undisturbed_digests, wait_until  # noqa: E402
 
 PROMISE_S = 2.0  # beyond the timeout
-LOAD_S = 0.5
 END_S = 5.0  # until nothing is left of a job whose client knows that it has ended: mpirun waits for a stopped rank
 
 MOST_STEPS = 80  # of one job
@@ -77,10 +74,6 @@ SAID = {"error": r"a fault on purpose", "kill": r"is gone|ended without an answe
 Fault = collections.namedtuple("Fault", "kind rank command place seconds")
 
 
-def allowance_s():
-    return LOAD_S * int(os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 def kinds(dice, count):
     """Every kind once, if there are as many runs, and then by chance."""
     deck = dice.sample(list(KINDS), len(KINDS))
@@ -107,19 +100,15 @@ def choose(dice, kind, ranks, timeout_s):
     return Fault(kind, rank, command, place, seconds)
 
 
-class Runs:
+class Runs(RandomRuns):
     def __init__(self, arguments, scratch):
-        self.arguments, self.scratch = arguments, scratch
+        super().__init__(arguments, scratch)
         self.directory = os.path.join(scratch, "job")
         self.fault_path = os.path.join(scratch, "fault")
         self.serial = 0
         self.digests = undisturbed_digests(arguments.mpiexec, arguments.client, min(3 * arguments.runs + 6, MOST_STEPS),
                                            scratch)
-        self.job = None
-        self.counts, self.failures = collections.Counter(), []
-        self.slowest = {}
         self.missed = 0  # faults whose phase did not come
-        self.jobs = 0
 
     # ---- The job
 
@@ -356,30 +345,15 @@ class Runs:
 
     # ---- All
 
-    def all(self):
-        dice = random.Random(self.arguments.seed * 1000003 + self.arguments.ranks)
-        for number, kind in enumerate(kinds(dice, self.arguments.runs)):
+    def draw(self, dice):
+        for kind in kinds(dice, self.arguments.runs):
             fault = choose(dice, kind, self.arguments.ranks, self.arguments.timeout)
-            if self.arguments.only is not None and number != self.arguments.only:
-                continue
-            self.counts[fault.kind] += 1
-            told = (f"run {number}: {fault.kind} of rank {fault.rank} in {'/'.join(fault.place)} of "
-                    f"{' '.join([fault.command.name, *fault.command.options])} after {fault.command.before}")
-            start = time.monotonic()
-            try:
-                self.run(fault)
-                print(f"ok {told}: {time.monotonic() - start:.1f} s", flush=True)
-            except Exception as problem:  # pylint: disable=broad-except
-                self.fail(told, problem)
+            yield (fault.kind, f"{fault.kind} of rank {fault.rank} in {'/'.join(fault.place)} of "
+                   f"{' '.join([fault.command.name, *fault.command.options])} after {fault.command.before}", fault)
 
-    def fail(self, told, problem):
-        text = str(problem) if isinstance(problem, Trouble) else traceback.format_exc()
-        self.failures.append(f"{told}: {text}")
-        print(f"FAILED {told}: {text}", flush=True)
-        job, self.job = self.job, None
-        if job:
-            print("  the job's log:", text_of(job.log)[-3000:], "its errors:", text_of(job.errors)[-3000:], sep="\n", flush=True)
-            job.__exit__()
+    def forget(self):
+        self.end()
+        self.job = None
 
     def figures(self):
         lines = [f"{self.arguments.runs} runs, seed {self.arguments.seed}, {self.arguments.ranks} ranks on "
