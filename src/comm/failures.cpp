@@ -19,6 +19,10 @@ namespace {
 
 // Another rank's failure may still be on its way; it says more than SIGTERM or that rank's end.
 constexpr Seconds kCauseGrace{0.1};
+// The same on rank 0 of several hosts: the ranks there wait for causes themselves before they tell
+// who is gone. Until then rank 0 must not write to their hosts: MPI ends a process that connects to
+// one that is gone. Open MPI kills all a second after SIGTERM.
+constexpr Seconds kOtherHostsGrace{0.5};
 
 }  // namespace
 
@@ -45,15 +49,17 @@ WireError Failures::verdict() const {
 }
 
 void Failures::listen() {
-  take_letters<WireError>(kFailureTag, world_.control(),
-                          [this](const WireError& wire, int /*from*/) { take(wire); });
+  take_letters<WireError>(kFailureTag, world_.control(), [this](const WireError& wire, int from) {
+    if (wire.telling == Telling::kToldToEnd) {
+      told_to_end_ = true;
+      ending_.insert(from);
+    } else {
+      take(wire);
+    }
+  });
 }
 
 void Failures::take(const WireError& wire) {
-  if (wire.telling == Telling::kToldToEnd) {
-    told_to_end_ = true;
-    return;
-  }
   if (wire.telling == Telling::kReported) {
     reported_ = true;
     return;
@@ -78,10 +84,12 @@ void Failures::take(const WireError& wire) {
   if (world_.is_first_of_node()) world_.ring_node();
 }
 
-/// Takes in what arrives for a moment; throws if it is a failure, which then is the cause.
-void Failures::listen_for_cause() {
-  const Deadline grace(kCauseGrace);
-  for (uint64_t spins = 0; !grace.expired(); ++spins) {
+/// Takes in what arrives for a moment, or until all others have told that a signal came; throws if
+/// it is a failure, which then is the cause.
+void Failures::listen_for_cause(Seconds longest) {
+  const Deadline grace(longest);
+  const auto all_others = static_cast<size_t>(world_.size() - 1);
+  for (uint64_t spins = 0; !grace.expired() && ending_.size() < all_others; ++spins) {
     listen();
     throw_known();
     pause_in_wait(spins);
@@ -103,7 +111,7 @@ void Failures::look_for_lost() {
   const auto gone = watch_.gone();
   if (gone.empty()) return;
   // It may have told its failure before it ended.
-  listen_for_cause();
+  listen_for_cause(kCauseGrace);
   give_up_on(gone);
   std::vector<std::string> names;
   for (const int other : gone) {
@@ -120,7 +128,9 @@ void Failures::look_for_lost() {
 int Failures::pending_signal() const { return signal_noted_ ? 0 : termination_signal(); }
 
 void Failures::look_into_signal(int signal_number) {
-  listen_for_cause();
+  look_for_lost();  // mpirun sends it when a rank is gone
+  const bool hears_hosts = world_.rank() == 0 && world_.nodes() > 1;
+  listen_for_cause(hears_hosts ? kOtherHostsGrace : kCauseGrace);
   look_for_lost();
   const auto error = told_to_end_by(signal_number);
   if (!resident_) end_job_with(error);

@@ -102,7 +102,7 @@ class Failures {
   void set_agreed(bool agreed) { agreed_ = agreed; }
 
  private:
-  void listen_for_cause();
+  void listen_for_cause(Seconds longest);
   void look_for_launcher();
   void take(const WireError& wire);
   void tell(int to, WireError wire);
@@ -131,6 +131,7 @@ class Failures {
   bool told_to_end_ = false;   ///< By a signal, this rank or another.
   bool reported_ = false;      ///< By another rank.
   bool signal_noted_ = false;  ///< This rank's own: rank 0 knows of it.
+  std::set<int> ending_;       ///< Ranks that have told rank 0 that a signal came.
   std::set<int> lost_;
   Outbox outbox_;
 };

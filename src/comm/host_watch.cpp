@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,7 @@ MpiWorld::Clock::duration as_duration(Seconds seconds) {
 
 }  // namespace
 
-/// Rank 0 hears of all other hosts, their first ranks of rank 0's, and all others of none.
+/// Rank 0 hears of all other hosts, their first ranks of rank 0 itself, and all others of none.
 void HostWatch::find_others() {
   knows_others_ = true;
   if (!world_.is_first_of_node()) return;
@@ -56,27 +57,31 @@ void HostWatch::look() {
   last_look_ = now;
   for (auto& other : others_) other.silent += step;
   hear();
-  if (now >= next_tell_) tell();
+  if (world_.rank() != 0 && now >= next_tell_) {
+    next_tell_ = now + as_duration(world_.timeout() / kTellsPerTimeout);
+    tell(0);
+  }
   const auto limit = world_.timeout() + (world_.rank() == 0 ? kRankZeroGrace : kOthersGrace);
   for (const auto& other : others_) {
     if (other.silent >= limit) fail_silent(other);
   }
 }
 
-void HostWatch::tell() {
-  next_tell_ = last_look_ + as_duration(world_.timeout() / kTellsPerTimeout);
-  for (const auto& other : others_) {
-    outbox_.send(bytes_of(std::byte{0}), other.ranks.front(), kHereTag, world_.control());
-  }
+void HostWatch::tell(int rank) {
+  outbox_.send(bytes_of(std::byte{0}), rank, kHereTag, world_.control());
 }
 
 void HostWatch::hear() {
   outbox_.push();
-  take_letters<std::byte>(kHereTag, world_.control(), [this](std::byte /*empty*/, int from) {
-    for (auto& other : others_) {
-      if (other.ranks.front() == from) other.silent = Seconds(0);
-    }
-  });
+  std::set<int> heard;
+  take_letters<std::byte>(kHereTag, world_.control(),
+                          [&](std::byte /*empty*/, int from) { heard.insert(from); });
+  for (auto& other : others_) {
+    const int first = other.ranks.front();
+    if (!heard.contains(first)) continue;
+    other.silent = Seconds(0);
+    if (world_.rank() == 0) tell(first);
+  }
 }
 
 void HostWatch::fail_silent(const Other& other) {

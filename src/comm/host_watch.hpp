@@ -10,8 +10,9 @@ namespace awex {
 
 /// Notices that the way to another host is gone while a resident job rests, when nobody waits for
 /// anybody: without it rank 0 would learn of that with the next command, and the ranks of the other
-/// host never. Rank 0 and the first rank of every other host tell each other now and then that they
-/// are there, ten times in the job's timeout.
+/// host never. The first rank of every other host tells rank 0 now and then that it is there, ten
+/// times in the job's timeout, and rank 0 answers: never does it write to a host that it has not
+/// just heard of, as MPI ends a process that connects to one that is gone.
 class HostWatch {
  public:
   HostWatch(MpiWorld& world, Failures& failures) : world_(world), failures_(failures) {}
@@ -26,14 +27,14 @@ class HostWatch {
  private:
   using Clock = MpiWorld::Clock;
 
-  /// A host that this rank hears of, by the first of its ranks.
+  /// A host that this rank hears of, from the first of its ranks.
   struct Other {
     std::vector<int> ranks;
     Seconds silent{0};
   };
 
   void find_others();
-  void tell();
+  void tell(int rank);
   void hear();
   [[noreturn]] void fail_silent(const Other& other);
 

@@ -49,7 +49,10 @@ void Progress::exchange() {
   take_letters<WireProgress>(
       kProgressTag, world_.control(),
       [this](const WireProgress& progress, int from) { hear(progress, from); });
-  if (world_.rank() == 0 && news_ && Clock::now() >= next_tell_) tell();
+  if (world_.rank() != 0 || !news_ || Clock::now() < next_tell_) return;
+  // Nobody waits in a job at rest, whose ranks on other hosts may have ended: MPI ends who writes
+  // to one of those.
+  if (!failures_.is_at_rest()) tell();
 }
 
 /// Rank 0 tells all what it knows to go on; the others tell rank 0.

@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 
 void Waits::poll() { poll({microseconds(20), milliseconds(5)}); }
 
-void Waits::poll_at_rest() { poll({milliseconds(10), milliseconds(200)}); }
+void Waits::poll_at_rest() { poll({milliseconds(10), milliseconds(50)}); }
 
 /// Returns whether something may have happened. A command often follows the last one soon.
 bool Waits::pause_at_rest(Clock::duration rested) {

@@ -44,6 +44,8 @@ def with_option(words, name, value):
 
 
 class Updates(unittest.TestCase):
+    MORE = 12  # versions, so that what two starts differ in does not count
+
     def measured(self, ranks, trainer, versions):
         """A job's report, and the bytes that went over the network."""
         before = network_bytes()
@@ -53,10 +55,10 @@ class Updates(unittest.TestCase):
 
     def bytes_of_a_version(self, ranks, trainer):
         """As planned, and as measured without what the start of a job takes."""
-        few, many = (self.measured(ranks, trainer, versions) for versions in (1, 4))
+        few, many = (self.measured(ranks, trainer, versions) for versions in (1, 1 + self.MORE))
         self.assertEqual(many[0]["world"], {"ranks": 2 * ranks, "gpus": ranks, "nodes": 2, "one_core_ranks": []})
         self.assertEqual({version["digest"]["mismatched"] for version in many[0]["versions"]}, {0})
-        return many[0]["plan"]["remote_bytes"], (many[1] - few[1]) / 3
+        return many[0]["plan"]["remote_bytes"], (many[1] - few[1]) / self.MORE
 
     def test_what_only_the_other_host_has_crosses_the_network_once(self):
         planned, measured = self.bytes_of_a_version(2, "megatron:tp=2")
@@ -215,7 +217,7 @@ class CutNetwork(unittest.TestCase):
             try:
                 wait_until(condition, max(0.0, begin + limit_s + self.BUSY_S - time.monotonic()), "as it should be")
             except Trouble as late:
-                raise Trouble(f"{late}\n{text_of(told)[-4000:]}") from late
+                raise Trouble(f"{late}\n{text_of(told)}") from late
 
         return by
 
@@ -248,9 +250,9 @@ class CutNetwork(unittest.TestCase):
         by(self.NAMED_S, lambda: lines_of(
             "error: rank 0 .*: host n2 has given no sign of life for 4.00 s while the job rests: "
             r"rank 2 \(trainer, host n2, gpu 0\), rank 3 \(inference, host n2, gpu 0\)", text_of(rests)), rests)
-        # mpirun may put it in the midst of the report.
+        # Whoever waits first tells it; mpirun may put it in the midst of the report.
         by(self.NAMED_S, lambda: re.search(
-            r"error: rank 0 .*rank [23] \(\w+, host n2, gpu 0\).* after 4.00 s", text_of(works)), works)
+            r"error: rank [01] .*rank [23] \(\w+, host n2, gpu 0\).* after 4.00 s", text_of(works)), works)
         for told, token, _ in jobs:
             by(self.OTHERS_S, lambda token=token: not ranks_with(token), told)
         # mpirun waits for its daemon, unless it has been told to look after it.
