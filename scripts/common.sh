@@ -1,6 +1,13 @@
 # What the scripts share; sourced by them, from the root of the repository.
 # shellcheck shell=bash
 set -euo pipefail
+
+# Every script tells in its first comment what it does and takes.
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  exit
+fi
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 die() {

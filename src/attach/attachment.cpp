@@ -48,14 +48,16 @@ void Attachment::loaded(const std::optional<Error>& refusal, const Deadline& dea
 void Attachment::attend(const Inherit& inherit, WaitMonitor& monitor) {
   const auto state = door_.state();
   const bool is_lost = state == Door::State::kLost;
-  if (is_lost && !told_of_loss_) log::warning(door_.lost_error().what());
+  if (is_lost && !told_of_loss_) {
+    (door_.has_detached() ? log::note : log::warning)(door_.lost_error().what());
+  }
   told_of_loss_ = is_lost;
   if (state != Door::State::kGreeted && state != Door::State::kAttached) return;
   try {
     if (state == Door::State::kGreeted) {
       welcome(inherit(monitor), Deadline(parts_.silence), monitor);
-      log::note(fmt::format("rank {}: {} has attached in place of the engine that was lost",
-                            settings_.rank, door_.describe()));
+      log::note(fmt::format("rank {}: {} has attached in place of the one before", settings_.rank,
+                            door_.describe()));
       return;
     }
     const auto seal = door_.next_seal();
@@ -241,7 +243,7 @@ Attendance Attachment::attendance() const {
       attendance.state = fixed_text<48>(door_.is_ready() ? "ready" : "busy");
       break;
     case Door::State::kLost:
-      attendance.state = fixed_text<48>("lost since " + door_.lost_at());
+      attendance.state = fixed_text<48>(door_.describe_loss());
       break;
   }
   return attendance;

@@ -53,8 +53,9 @@ class Door {
   [[nodiscard]] std::string describe() const;
   /// Its process; 0 before one has come.
   [[nodiscard]] int pid() const;
-  /// Since when it is lost, ISO 8601.
-  [[nodiscard]] std::string lost_at() const;
+  /// "lost since 2026-01-02T03:04:05Z", or "detached ..." where it has gone in order.
+  [[nodiscard]] std::string describe_loss() const;
+  [[nodiscard]] bool has_detached() const;
   /// Whether it consents now, and to what it wishes.
   [[nodiscard]] bool is_ready() const;
   [[nodiscard]] EngineWish wish() const;

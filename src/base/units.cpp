@@ -71,6 +71,13 @@ std::string three_digits(double value) {
 }  // namespace
 
 uint64_t parse_bytes(std::string_view text) {
+  // Nobody means so few bytes: the unit was forgotten.
+  constexpr double kFewestWithoutUnit = 0x1p20;
+  const auto parts = split(text);
+  if (parts && parts->unit.empty() && parts->number > 0 && parts->number < kFewestWithoutUnit) {
+    throw request_error(fmt::format("\"{}\" has no unit, and would be {} bytes", text, text),
+                        fmt::format("write {0}GiB, {0}MiB or, if it is meant, {0}B", text));
+  }
   const auto bytes = parse(text, kByteUnits);
   if (!bytes || *bytes >= 0x1p63) {
     throw request_error(fmt::format("\"{}\" is not a size", text),

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/log.hpp"
+#include "base/units.hpp"
 #include "cli/launcher.hpp"
 #include "cli/options.hpp"
 #include "cli/program.hpp"
@@ -108,6 +109,19 @@ TalkOptions talk_in(const std::vector<std::string_view>& arguments) {
   return talk;
 }
 
+/// How long readers of the report may take nothing: as usual where the option is wrong itself.
+Patience patience_in(const std::vector<std::string_view>& arguments) {
+  Patience patience;
+  auto text = value_in(arguments, "--timeout");
+  if (text.empty()) text = text_in_config(value_in(arguments, "--config"), "timeout");
+  try {
+    if (!text.empty()) patience.longest = parse_duration(text);
+  } catch (const Error&) {
+    return {};  // the parser tells
+  }
+  return patience;
+}
+
 /// Tells of options that are wrong, on stderr and, on rank 0, in the report: one of an earlier run
 /// must not stay there.
 void report_wrong_request(const Error& error, const std::vector<std::string_view>& arguments,
@@ -124,7 +138,7 @@ void report_wrong_request(const Error& error, const std::vector<std::string_view
       write_all(STDOUT_FILENO, render_json(report), "stdout");
     } else {
       ReportFiles files;
-      files.open(path, "", report);
+      files.open(path, "", report, patience_in(arguments));
       files.write(report);  // FIFOs and devices take nothing before
     }
   } catch (const Error& unwritable) {

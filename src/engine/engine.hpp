@@ -46,8 +46,9 @@ enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack };
 
 /// How an engine that is a process of its own stands. Plain data, to be gathered.
 struct Attendance {
-  int pid = 0;              ///< Its process; 0 for none, and for an engine that is built in.
-  FixedText<48> state{};    ///< "ready", "busy", "lost since …"; empty for one that is built in.
+  int pid = 0;  ///< Its process; 0 for none, and for an engine that is built in.
+  FixedText<48>
+      state{};  ///< "ready", "busy", "lost since …", "detached …"; empty for one that is built in.
   bool is_here = true;      ///< It takes part.
   bool is_torn = false;     ///< It was lost while it wrote: its memory is of no step.
   bool has_all = false;     ///< A trainer that has all its memory,

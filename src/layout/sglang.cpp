@@ -236,6 +236,12 @@ Options read(const EngineSpec& spec, const ModelConfig& config) {
                   .usual_embed = class_of(config).embed,
                   .dense_mlp = spec.choice("dense_mlp", {"tp", "replicated"}),
                   .shared_experts = spec.choice("shared_experts", {"tp", "replicated"})};
+  if (options.ep > options.tp) {
+    throw request_error(
+        fmt::format("\"{}\": ep={} is more than tp={}", spec.text(), options.ep, options.tp),
+        fmt::format("SGLang spreads the experts over its tp ranks: sglang:tp={0},ep={0}",
+                    options.ep));
+  }
   check_divides("tp", options.tp, "ep", options.ep);
   check_divides("tp", options.tp, "attn_dp", options.attn_dp);
   if (!spec.text_of("embed")) options.embed = options.usual_embed;

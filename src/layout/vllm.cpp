@@ -134,9 +134,21 @@ struct Options {
   }
 };
 
+/// vLLM's own option is a switch, unlike other engines'.
+void check_is_switch(const EngineSpec& spec) {
+  const auto ep = spec.text_of("ep");
+  if (!ep || ep->empty() || ep->find_first_not_of("0123456789") != std::string::npos) return;
+  throw request_error(
+      fmt::format("\"{}\": ep={}, but vLLM's expert parallelism is on or off", spec.text(), *ep),
+      fmt::format("it spreads the experts over all tp times dp ranks of a stage: "
+                  "vllm:tp={},ep=on",
+                  *ep));
+}
+
 Options read(const EngineSpec& spec, const ModelConfig& config) {
   spec.allow_only({"tp", "pp", "dp", "ep", "shared_experts", "version", "deep_gemm", "moe_backend",
                    "stored_head", "dtype", "router_dtype", "block"});
+  check_is_switch(spec);
   Options options{.tp = spec.count("tp", 1),
                   .pp = spec.count("pp", 1),
                   .dp = spec.count("dp", 1),

@@ -29,6 +29,14 @@ bool is_release_of(const std::string& preset, const std::string& word) {
          std::isdigit(static_cast<unsigned char>(word[preset.size()])) == 0;
 }
 
+/// "qwen3-" of "qwen3-9b": what stands before a size; empty where there is no size.
+std::string stem_of(std::string_view name) {
+  const auto dash = name.find_last_of('-');
+  const bool is_sized = dash != std::string_view::npos && dash > 0 && dash + 1 < name.size() &&
+                        std::isdigit(static_cast<unsigned char>(name[dash + 1])) != 0;
+  return is_sized ? std::string(name.substr(0, dash + 1)) : "";
+}
+
 /// Letters and digits alone, small.
 std::string squeezed(std::string_view text) {
   std::string out;
@@ -54,6 +62,12 @@ std::vector<std::string> presets_like(std::string_view word) {
   if (!found.empty()) return found;
   for (auto& preset : preset_names()) {
     if (is_release_of(squeezed(preset), start)) found.push_back(std::move(preset));
+  }
+  if (!found.empty()) return found;
+  if (const auto stem = stem_of(name); !stem.empty()) {
+    for (auto& preset : preset_names()) {
+      if (!stem_of(preset).empty() && preset.starts_with(stem)) found.push_back(std::move(preset));
+    }
   }
   if (!found.empty()) return found;
   auto nearest = nearest_name(name, preset_names());

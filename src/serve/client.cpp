@@ -37,8 +37,6 @@ constexpr Seconds kLongestSilence{30};
 constexpr Seconds kLongestStop{10};
 /// No event is longer; a job that sends more is another program.
 constexpr size_t kLongestEvent = size_t{1} << 30;
-constexpr const char* kStartHint =
-    "start one: mpirun … awex-colocate serve --job DIR …, and see its log";
 
 void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(kPollMs)); }
 
@@ -86,14 +84,19 @@ Error serves_elsewhere(const JobRecord& record, const std::string& directory) {
 }
 
 /// Why a job is not there, for the user.
-Error no_job(const std::optional<JobRecord>& record, const std::string& directory) {
+Error no_job(const std::optional<JobRecord>& record, const std::string& directory, Errand errand) {
   if (!record) {
-    return request_error(fmt::format("no job serves at \"{}\", and none ever has", directory),
-                         kStartHint);
+    return request_error(
+        fmt::format("no job serves at \"{}\", and none ever has", directory),
+        errand == Errand::kStop
+            ? "see whether this is the --job of the one to stop"
+            : "start one: mpirun … awex-colocate serve --job DIR …, and see its log");
   }
   return request_error(
       fmt::format("no job serves at \"{}\"; there was {}", directory, describe(*record)),
-      kStartHint);
+      errand == Errand::kStop ? "nothing is left to stop"
+                              : "see its log for why it ended; start it anew: mpirun … "
+                                "awex-colocate serve --job DIR …");
 }
 
 Error not_reached(const JobRecord& record, const std::string& directory, int failure) {
@@ -126,8 +129,12 @@ bool has_ended(const JobRecord& job, const std::string& directory) {
 /// Connects to the job, once there is one.
 class Door {
  public:
-  Door(const std::string& directory, Seconds patience, WaitMonitor& monitor)
-      : directory_(directory), patience_(patience), busy_(kBusyPatience), monitor_(monitor) {}
+  Door(const std::string& directory, Errand errand, Seconds patience, WaitMonitor& monitor)
+      : directory_(directory),
+        errand_(errand),
+        patience_(patience),
+        busy_(kBusyPatience),
+        monitor_(monitor) {}
 
   [[nodiscard]] UniqueFd open() {
     while (true) {
@@ -146,7 +153,7 @@ class Door {
     const bool last = patience_.expired();
     record_ = read_job_record(directory_);
     if (!record_ || !record_->ended_at.empty()) {
-      if (last) throw no_job(record_, directory_);
+      if (last) throw no_job(record_, directory_, errand_);
       return {};
     }
     if (!is_of_this_host(*record_)) throw serves_elsewhere(*record_, directory_);
@@ -163,11 +170,14 @@ class Door {
     if ((failure == EAGAIN || failure == EINTR) && (!last || is_patient())) return;
     if (failure == EACCES || failure == EPERM) throw not_reached(*record_, directory_, failure);
     if (!last) return;
-    if (has_ended(*record_, directory_)) throw no_job(read_job_record(directory_), directory_);
+    if (has_ended(*record_, directory_)) {
+      throw no_job(read_job_record(directory_), directory_, errand_);
+    }
     throw not_reached(*record_, directory_, failure);
   }
 
   const std::string& directory_;
+  Errand errand_;
   Deadline patience_;
   Deadline busy_;
   WaitMonitor& monitor_;
@@ -311,7 +321,7 @@ Error without_answer(const JobRecord& asked, const std::string& directory, WaitM
 
 Event ask_job(const std::string& directory, const ClientRequest& request, Seconds patience,
               const std::function<void(const Event&)>& hear, WaitMonitor& monitor) {
-  Door door(directory, patience, monitor);
+  Door door(directory, request.errand, patience, monitor);
   while (true) {
     auto socket = door.open();
     Conversation conversation(std::move(socket), SilenceWatch(*door.record(), directory), monitor);

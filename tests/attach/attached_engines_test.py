@@ -624,6 +624,7 @@ class Lost(Attached):
         self.hand_over(trainer, inference, 0)
         self.take_back(trainer, inference)
         trainer.do("detach")
+        wait_until(lambda: "detached 2" in job.client("status").stdout, 10, "status tells that it has left")
         more = self.player(job, "trainer", optimizer=64 * MIB)
         self.assertIn("asks for", self.fails(WRONG, more.end))
         odd = self.player(job, "trainer", asks=(0, 0, MIB))

@@ -152,7 +152,8 @@ TEST_CASE("an engine goes through its life") {
   CHECK_FALSE(rank.door.is_ready());
   engine.say(ToRank::Kind::kDetach);
   rank.await(Door::State::kLost);
-  CHECK_FALSE(rank.door.lost_at().empty());
+  CHECK(rank.door.has_detached());
+  CHECK(rank.door.describe_loss().starts_with("detached 2"));
   CHECK(rank.woken > 0);
 }
 

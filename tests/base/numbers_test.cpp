@@ -63,7 +63,7 @@ TEST_CASE("rounding up does not overflow on the way") {
 
 TEST_CASE("sizes are read with binary and decimal units") {
   CHECK(parse_bytes("0") == 0);
-  CHECK(parse_bytes("512") == 512);
+  CHECK(parse_bytes("1048576") == 1ULL << 20);
   CHECK(parse_bytes("512B") == 512);
   CHECK(parse_bytes("8GiB") == 8ULL << 30);
   CHECK(parse_bytes("8G") == 8ULL << 30);

@@ -153,6 +153,8 @@ class Hints(unittest.TestCase):
                 ("preset:qwen3", 'no preset "qwen3"', "qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b,"),
                 ("preset:Qwen3-8B", 'no preset "Qwen3-8B"', 'did you mean "qwen3-8b"?'),
                 ("preset:qwen3_8b", "no preset", 'did you mean "qwen3-8b"?'),
+                ("preset:qwen3-9b", "no preset", "one of qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b,"),
+                ("preset:qwem3-8b", "no preset", 'did you mean "qwen3-8b"?'),
                 ("preset:Qwen/Qwen3-8B", "no preset", 'did you mean "qwen3-8b"?'),
                 ("preset:llama3", "no preset", "llama-3.1-8b"),
                 ("preset:", 'no preset ""', "known: "),
@@ -193,7 +195,10 @@ class Hints(unittest.TestCase):
                 ("--trainer", ["mcore:tp=2"], "no trainer engine", 'did you mean "megatron"?'),
                 ("--trainer", ["sglang:tp=2"], "no trainer engine", "--inference sglang:tp=2"),
                 ("--inference", ["megatron:tp=2"], "no inference engine", "--trainer megatron:tp=2"),
-                ("--inference", ["SGLang:tp=2"], "no inference engine", 'did you mean "sglang"?')):
+                ("--inference", ["SGLang:tp=2"], "no inference engine", 'did you mean "sglang"?'),
+                ("--inference", ["vllm:ep=4"], "vLLM's expert parallelism is on or off", "vllm:tp=4,ep=on"),
+                ("--inference", ["sglang:ep=2"], "ep=2 is more than tp=1", "sglang:tp=2,ep=2"),
+                ("--inference", ["sglang:tp=3,ep=2"], "tp = 3 does not divide by ep=2", "an ep that divides 3")):
             self.refused("update", "--model", "preset:tiny-dense", option, *spec, says=says, hint=hint)
 
     def test_options(self):

@@ -18,7 +18,7 @@ import uuid
 from hosts import DISK, JOB, NODES, START_LIMIT_S, Ended, lines_of, main_side_by_side, must_be_gone, new_directory, on
 from hosts import text_of, whole_report
 # pylint: disable=wrong-import-order
-from mpi_run import processes_with
+from mpi_run import processes_with, runs_program
 from resident_job import Trouble, wait_until
 
 MPIEXEC = BINARY = ""
@@ -96,16 +96,16 @@ class Updates(unittest.TestCase):
 
 def ranks_with(token):
     """Pids of a job's ranks in the order of ranks: those of the first host first."""
-    def place(pid):
+    def rank_of(pid):
         try:
             with open(f"/proc/{pid}/environ", encoding="utf-8") as file:
                 return int(dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
                            ["OMPI_COMM_WORLD_RANK"])
         except (OSError, KeyError):
-            return -1  # it has just ended
+            return None  # it has just ended
 
-    return sorted((pid for pid in processes_with(token)
-                   if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(BINARY)), key=place)
+    ranks = {pid: rank_of(pid) for pid in processes_with(token) if runs_program(pid, BINARY)}
+    return sorted((pid for pid, rank in ranks.items() if rank is not None), key=ranks.get)
 
 
 class Resident(unittest.TestCase):

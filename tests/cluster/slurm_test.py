@@ -17,6 +17,7 @@ import uuid
 from hosts import DISK, JOB, START_LIMIT_S, Ended, lines_of, main_side_by_side, must_be_gone, new_directory, on
 from hosts import text_of, whole_report
 # pylint: disable=wrong-import-order
+from mpi_run import runs_program
 from resident_job import Trouble, wait_until
 from storage import build_storage, variables_of
 
@@ -112,7 +113,7 @@ def ranks_of(name, command="update"):
     """Pids of the ranks whose command line names a file."""
     found = subprocess.run(["pgrep", "--full", f"{BINARY} {command}.*{name}"], capture_output=True, text=True,
                            check=False).stdout.split()
-    return [int(pid) for pid in found if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(BINARY)]
+    return [int(pid) for pid in found if runs_program(pid, BINARY)]
 
 
 def hears_sigterm(pid):

@@ -46,6 +46,14 @@ def processes_with(token):
     return found
 
 
+def runs_program(pid, program):
+    """Whether the process runs the program, a path; False once it has ended."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe") == os.path.realpath(program)
+    except OSError:
+        return False
+
+
 def shared_files_of(pids):
     """Files in /dev/shm that the processes map."""
     files = set()
