@@ -18,13 +18,17 @@ namespace {
 constexpr Seconds kAbortGrace{1.5};
 // What MPI_Abort itself may take.
 constexpr Seconds kAbortAllowance{5};
-// How long a rank lets those before it report and end the job: all of them, then each one more.
+// How long a rank lets those before it report the failure: all of them, then each one more.
 constexpr Seconds kReportGrace{3};
 constexpr Seconds kNextReportGrace{0.2};
-// How long a launcher may take to end the ranks of a job that one of them aborts. A job that Slurm
-// cancels it does not end before its KillWait: then they end by themselves.
+// The same once a signal has come and nobody tells that it reports. Open MPI kills all a second
+// after its SIGTERM, and the ranks before this one may be gone: it ends those whose last messages
+// were to a rank that is.
+constexpr Seconds kHurriedReportGrace{0.4};
+constexpr Seconds kHurriedNextReportGrace{0.1};
+constexpr Seconds kListenInterval{0.05};
+// How long a launcher may take to end the ranks of a job that one of them aborts.
 constexpr Seconds kLauncherGrace{0.3};
-constexpr Seconds kListenInterval{0.1};
 // Signals that come together are one: only later ones say that the job is being ended by others.
 constexpr Seconds kSignalBurst{0.3};
 // How long the launcher may take to read what this process has written.
@@ -66,45 +70,62 @@ bool Ending::told_to_end_now() {
   return termination_signals() > known_signals_;
 }
 
-/// Sleeps until mpirun ends this process, or, if it heeds that, another rank has reported: at most
-/// `longest`. Returns whether that has come. Makes hardly any MPI call: peers may be gone.
-bool Ending::others_end_it_within(Seconds longest, bool heeds_reports) {
+/// Sleeps until mpirun ends this process: at most `longest`. Returns whether it does.
+bool Ending::others_end_it_within(Seconds longest) {
   const Deadline deadline(longest);
-  Deadline listen(kLauncherGrace);
   while (!told_to_end_now() && !deadline.expired()) {
-    if (heeds_reports && listen.expired()) {
-      failures_.listen();
-      if (failures_.is_reported()) return true;
-      listen = Deadline(kListenInterval);
-    }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return told_to_end_now();
 }
 
+/// Sleeps until another rank has reported: as long as it may take. Returns whether one has.
+bool Ending::others_report_within(Seconds patient, Seconds hurried) {
+  const Deadline last(patient);
+  const Deadline last_in_haste(hurried);
+  while (true) {
+    failures_.listen();
+    if (failures_.is_reported()) return true;
+    const bool in_haste = termination_signal() != 0 && !failures_.is_being_reported();
+    if (last.expired() || (in_haste && last_in_haste.expired())) return false;
+    std::this_thread::sleep_for(kListenInterval);
+  }
+}
+
 void Ending::await_turn_to_report(ExitCode code) {
   if (termination_signal() != 0) signal_burst_.emplace(kSignalBurst);
   failures_.push();
-  Seconds grace = kReportGrace;
+  Seconds patient = kReportGrace;
+  Seconds hurried = kHurriedReportGrace;
   for (int earlier = 0; earlier < world_.rank(); ++earlier) {
     if (failures_.is_lost(earlier)) continue;
-    if (others_end_it_within(grace, true)) std::_Exit(static_cast<int>(code));
+    if (others_report_within(patient, hurried)) end_reported(code);
     failures_.give_up_on(earlier);
-    grace = kNextReportGrace;
+    patient = kNextReportGrace;
+    hurried = kHurriedNextReportGrace;
   }
+  failures_.tell_reporting();
+}
+
+/// Leaves it to the rank that has reported, and to the launcher, to end the job: as this one's end
+/// would be the first, its code would be the job's. A job that Slurm cancels it does not end before
+/// its KillWait.
+void Ending::end_reported(ExitCode code) {
+  const bool mpirun_comes_first = code == ExitCode::kPeerLost;
+  static_cast<void>(others_end_it_within(mpirun_comes_first ? kAbortGrace : kLauncherGrace));
+  std::_Exit(static_cast<int>(code));
 }
 
 void Ending::abort(ExitCode code) {
   const Watchdog watchdog(
       kAbortGrace + kAbortAllowance, code,
       fmt::format("{}: MPI_Abort does not end the job", world_.describe(world_.rank())));
-  // A rank that is lost cannot be told: MPI would make a connection, in vain, or fail.
-  if (code != ExitCode::kPeerLost) failures_.tell_reported();
+  failures_.tell_reported();
   failures_.push();
   const bool mpirun_comes_first = code == ExitCode::kPeerLost;
   const bool reporter_comes_first = !is_reporter();
   if (mpirun_comes_first || reporter_comes_first) {
-    if (others_end_it_within(kAbortGrace, false)) std::_Exit(static_cast<int>(code));
+    if (others_end_it_within(kAbortGrace)) std::_Exit(static_cast<int>(code));
   }
   let_launcher_read();
   MPI_Abort(world_.control(), static_cast<int>(code));

@@ -23,7 +23,9 @@ class Ending {
 
  private:
   [[nodiscard]] bool told_to_end_now();
-  [[nodiscard]] bool others_end_it_within(Seconds longest, bool heeds_reports);
+  [[nodiscard]] bool others_end_it_within(Seconds longest);
+  [[nodiscard]] bool others_report_within(Seconds patient, Seconds hurried);
+  [[noreturn]] void end_reported(ExitCode code);
 
   MpiWorld& world_;
   Failures& failures_;

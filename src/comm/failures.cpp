@@ -19,10 +19,10 @@ namespace {
 
 // Another rank's failure may still be on its way; it says more than SIGTERM or that rank's end.
 constexpr Seconds kCauseGrace{0.1};
-// The same on rank 0 of several hosts: the ranks there wait for causes themselves before they tell
-// who is gone. Until then rank 0 must not write to their hosts: MPI ends a process that connects to
-// one that is gone. Open MPI kills all a second after SIGTERM.
-constexpr Seconds kOtherHostsGrace{0.5};
+// The same for a signal where there are several hosts: their ranks wait for causes themselves
+// before they tell who is gone. Until then nobody should write to them: Open MPI ends a process
+// that connects to one that is gone, and kills all a second after SIGTERM.
+constexpr Seconds kOtherHostsGrace{0.3};
 
 }  // namespace
 
@@ -60,11 +60,15 @@ void Failures::listen() {
 }
 
 void Failures::take(const WireError& wire) {
-  if (wire.telling == Telling::kReported) {
-    reported_ = true;
+  if (wire.telling == Telling::kReporting || wire.telling == Telling::kReported) {
+    being_reported_ = true;
+    reported_ = reported_ || wire.telling == Telling::kReported;
     return;
   }
   if (wire.rank_zero_lost) lost_.insert(0);
+  for (const int rank : wire.gone) {
+    if (rank >= 0) note_gone(rank);
+  }
   if (wire.epoch > world_.epoch() && !wire.ends_job) {
     if (wire.telling == Telling::kFailure && !next_) next_ = wire;
     return;
@@ -112,9 +116,9 @@ void Failures::look_for_lost() {
   if (gone.empty()) return;
   // It may have told its failure before it ended.
   listen_for_cause(kCauseGrace);
-  give_up_on(gone);
   std::vector<std::string> names;
   for (const int other : gone) {
+    note_gone(other);
     const auto& peer = world_.peers().at(static_cast<size_t>(other));
     names.push_back(fmt::format("{} pid {}", peer.describe(), peer.pid));
   }
@@ -129,8 +133,7 @@ int Failures::pending_signal() const { return signal_noted_ ? 0 : termination_si
 
 void Failures::look_into_signal(int signal_number) {
   look_for_lost();  // mpirun sends it when a rank is gone
-  const bool hears_hosts = world_.rank() == 0 && world_.nodes() > 1;
-  listen_for_cause(hears_hosts ? kOtherHostsGrace : kCauseGrace);
+  listen_for_cause(world_.nodes() > 1 ? kOtherHostsGrace : kCauseGrace);
   look_for_lost();
   const auto error = told_to_end_by(signal_number);
   if (!resident_) end_job_with(error);
@@ -190,19 +193,23 @@ void Failures::announce(const Error& error) {
   world_.ring_node();
 }
 
-void Failures::tell_reported() {
+void Failures::tell_all(Telling telling) {
   WireError wire;
-  wire.telling = Telling::kReported;
+  wire.telling = telling;
   tell_all(wire);
 }
 
 /// All whose processes are not known to be gone.
 void Failures::tell_all(const WireError& wire) {
-  const auto gone = watch_.gone();
+  for (const int rank : watch_.gone()) note_gone(rank);
   for (int other = 0; other < world_.size(); ++other) {
-    const bool hears = std::find(gone.begin(), gone.end(), other) == gone.end();
-    if (other != world_.rank() && hears) tell(other, wire);
+    if (other != world_.rank() && !gone_.contains(other)) tell(other, wire);
   }
+}
+
+void Failures::note_gone(int rank) {
+  gone_.insert(rank);
+  lost_.insert(rank);
 }
 
 void Failures::tell(int to, WireError wire) {
@@ -210,6 +217,7 @@ void Failures::tell(int to, WireError wire) {
   wire.ends_job = ends_job_;
   wire.recovers = recovering_;
   wire.rank_zero_lost = is_lost(0);
+  std::copy_n(gone_.begin(), std::min(gone_.size(), wire.gone.size()), wire.gone.begin());
   outbox_.send(bytes_of(wire), to, kFailureTag, world_.control());
 }
 

@@ -71,9 +71,12 @@ class Failures {
   [[noreturn]] void announce_and_fail(const Error& error);
   /// The same of a failure that nothing can be recovered from.
   [[noreturn]] void announce_and_end_job(const Error& error);
-  /// Tells all ranks that this one has reported the failure that is known, and ends the job.
-  void tell_reported();
+  /// Tells all ranks that this one reports the failure that is known, which ends the job; then that
+  /// it has reported it.
+  void tell_reporting() { tell_all(Telling::kReporting); }
+  void tell_reported() { tell_all(Telling::kReported); }
   /// Whether another rank has told so.
+  [[nodiscard]] bool is_being_reported() const { return being_reported_; }
   [[nodiscard]] bool is_reported() const { return reported_; }
   /// Lets MPI send what is still to be told.
   void push() { outbox_.push(); }
@@ -107,6 +110,8 @@ class Failures {
   void take(const WireError& wire);
   void tell(int to, WireError wire);
   void tell_all(const WireError& wire);
+  void tell_all(Telling telling);
+  void note_gone(int rank);
   [[nodiscard]] Error told_to_end_by(int signal_number) const;
   [[noreturn]] void end_job_with(const Error& error);
 
@@ -127,12 +132,14 @@ class Failures {
   bool ends_job_ = false;
   bool agreed_ = false;
   bool resident_ = false;
-  bool commanded_ = false;     ///< A command runs, of a resident job.
-  bool told_to_end_ = false;   ///< By a signal, this rank or another.
-  bool reported_ = false;      ///< By another rank.
+  bool commanded_ = false;       ///< A command runs, of a resident job.
+  bool told_to_end_ = false;     ///< By a signal, this rank or another.
+  bool being_reported_ = false;  ///< By another rank, as
+  bool reported_ = false;
   bool signal_noted_ = false;  ///< This rank's own: rank 0 knows of it.
   std::set<int> ending_;       ///< Ranks that have told rank 0 that a signal came.
-  std::set<int> lost_;
+  std::set<int> gone_;         ///< Ranks whose processes have ended, on any host.
+  std::set<int> lost_;         ///< Those, and those that do not answer.
   Outbox outbox_;
 };
 

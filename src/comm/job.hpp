@@ -237,9 +237,9 @@ class Job final : public WaitMonitor {
   [[nodiscard]] bool is_reporter() const;
 
   /// After a failure that is not agreed on: returns on the rank that is to report it. All others
-  /// are ended meanwhile, as mpirun tells them to or because another rank has reported, with
-  /// `code`. When those before a rank neither report nor end the job within 3 s, it is this rank's
-  /// turn.
+  /// end meanwhile, with `code`, as one has told that it has reported. When those before a rank do
+  /// not within 3 s it is this rank's turn; once a signal has come, upon which Open MPI kills all
+  /// in a second, within 0.4 s, unless one of them tells that it reports.
   void await_turn_to_report(ExitCode code);
 
   /// Ends the job in order: finalises MPI. All ranks must come. Collective.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <type_traits>
@@ -15,7 +16,8 @@ enum class Telling : uint8_t {
   kFailure,    ///< The job has failed.
   kQuestion,   ///< To rank 0: "I have waited too long for you; do you know who is missing?"
   kToldToEnd,  ///< To rank 0 of a resident job: "a signal has told me to end".
-  kReported,   ///< To all: "I have reported the failure that ends the job".
+  kReporting,  ///< To all: "I report the failure that ends the job: give me time".
+  kReported,   ///< To all: "I have reported it".
 };
 
 /// An Error as plain data of a fixed size, so that it travels through MPI. It is small enough to be
@@ -28,7 +30,9 @@ struct WireError {
   uint64_t epoch = 0;           ///< In which it was told.
   int32_t code = 0;             ///< ExitCode.
   int32_t rank = -1;            ///< Of the context; -1 when unknown.
-  double time_s = 0;            ///< When it happened, on the job's common clock.
+  /// Ranks whose processes have ended, as far as they find room; -1 for none.
+  std::array<int32_t, 8> gone{-1, -1, -1, -1, -1, -1, -1, -1};
+  double time_s = 0;  ///< When it happened, on the job's common clock.
   FixedText<1536> message{};
   FixedText<512> hint{};
   FixedText<64> host{};
