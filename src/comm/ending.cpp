@@ -25,8 +25,8 @@ constexpr Seconds kNextReportGrace{0.2};
 // after its SIGTERM, and the ranks before this one may be gone: it ends those whose last messages
 // were to a rank that is.
 constexpr Seconds kHurriedReportGrace{0.4};
-constexpr Seconds kHurriedNextReportGrace{0.1};
-constexpr Seconds kListenInterval{0.05};
+constexpr Seconds kHurriedNextReportGrace{0.03};
+constexpr Seconds kListenInterval{0.01};
 // How long a launcher may take to end the ranks of a job that one of them aborts.
 constexpr Seconds kLauncherGrace{0.3};
 // Signals that come together are one: only later ones say that the job is being ended by others.

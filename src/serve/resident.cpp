@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <span>
+#include <string_view>
 #include <utility>
 
 #include "attach/attached_engines.hpp"
@@ -46,6 +47,18 @@ bool is_waited_for_by_others(const std::vector<RankStatus>& ranks) {
   return std::any_of(ranks.begin(), ranks.end(), [](const RankStatus& rank) {
     return rank.attendance && rank.attendance->wants_back;
   });
+}
+
+/// How a job has ended that was told to while a command failed. What the launcher sends goes to its
+/// engines, too: so it may be one of them that fails it.
+Error end_amid(const Error& failure) {
+  const std::string_view what = failure.what();
+  if (what.starts_with("told to end by")) return failure;
+  Error end(failure.code(),
+            fmt::format("told to end by a signal, by which time a command failed: {}", what),
+            failure.hint());
+  end.context() = failure.context();
+  return end;
 }
 
 }  // namespace
@@ -275,7 +288,7 @@ bool Resident::serve_one(std::optional<Error>& end) {
   }
   come_to_rest(failure);
   conclude(failure);
-  if (failure && somebody_is_told_to_end()) end = failure;
+  if (failure && somebody_is_told_to_end()) end = end_amid(*failure);
   return !end;
 }
 

@@ -589,7 +589,7 @@ TEST_CASE("pieces cut for messages bring the same elements, with their scales") 
     }
     CHECK(execution.incomplete() == "");
   }
-  CHECK(quantised >= random_cases(30));
+  CHECK(quantised >= random_cases(20));
 }
 
 TEST_CASE("random plans between roles that are not, or only in part, on the same devices") {
