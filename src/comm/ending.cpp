@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "base/launch.hpp"
 #include "comm/signals.hpp"
 
 namespace awex {
@@ -21,10 +22,10 @@ constexpr Seconds kAbortAllowance{5};
 // How long a rank lets those before it report the failure: all of them, then each one more.
 constexpr Seconds kReportGrace{3};
 constexpr Seconds kNextReportGrace{0.2};
-// The same once a signal has come and nobody tells that it reports. Open MPI kills all a second
-// after its SIGTERM, and the ranks before this one may be gone: it ends those whose last messages
-// were to a rank that is.
-constexpr Seconds kHurriedReportGrace{0.4};
+// The same under mpirun once a signal has come and nobody tells that it reports: it kills all a
+// second after its SIGTERM, and the ranks before this one may be gone, for Open MPI ends those
+// whose last messages were to a rank that is. Slurm gives more time (KillWait, 30 s).
+constexpr Seconds kHurriedReportGrace{0.6};
 constexpr Seconds kHurriedNextReportGrace{0.03};
 constexpr Seconds kListenInterval{0.01};
 // How long a launcher may take to end the ranks of a job that one of them aborts.
@@ -83,10 +84,12 @@ bool Ending::others_end_it_within(Seconds longest) {
 bool Ending::others_report_within(Seconds patient, Seconds hurried) {
   const Deadline last(patient);
   const Deadline last_in_haste(hurried);
+  const auto launcher = this_launch().launcher;
+  const bool is_mpirun = launcher == Launcher::kMpirun || launcher == Launcher::kPmix;
   while (true) {
     failures_.listen();
     if (failures_.is_reported()) return true;
-    const bool in_haste = termination_signal() != 0 && !failures_.is_being_reported();
+    const bool in_haste = is_mpirun && termination_signal() != 0 && !failures_.is_being_reported();
     if (last.expired() || (in_haste && last_in_haste.expired())) return false;
     std::this_thread::sleep_for(kListenInterval);
   }

@@ -238,8 +238,8 @@ class Job final : public WaitMonitor {
 
   /// After a failure that is not agreed on: returns on the rank that is to report it. All others
   /// end meanwhile, with `code`, as one has told that it has reported. When those before a rank do
-  /// not within 3 s it is this rank's turn; once a signal has come, upon which Open MPI kills all
-  /// in a second, within 0.4 s, unless one of them tells that it reports.
+  /// not within 3 s it is this rank's turn; under mpirun, which kills all a second after its
+  /// signal, within 0.6 s after one has come, unless one of them tells that it reports.
   void await_turn_to_report(ExitCode code);
 
   /// Ends the job in order: finalises MPI. All ranks must come. Collective.
