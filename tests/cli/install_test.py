@@ -238,7 +238,7 @@ class Install(unittest.TestCase):
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "LD_LIBRARY_PATH": f"{prefix}/{library}"}
         tree = str(folder / "tree")
         found = (f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCMAKE_C_FLAGS={' '.join(flags)}")
-        output_of(CMAKE, "-S", str(folder), "-B", tree, *found)
+        output_of(CMAKE, "-G", "Ninja", "-S", str(folder), "-B", tree, *found)
         output_of(CMAKE, "--build", tree)
         by_cmake = output_of(f"{tree}/program", env={**environment, "LD_LIBRARY_PATH": ""})
         self.assertRegex(by_cmake, r"^0\.1\.0\+[gs][0-9a-f]{12}")
