@@ -92,6 +92,8 @@ def main():
     parser.add_argument("--code", type=int, default=0)
     player = Player(parser.parse_args())
     (player.train if player.options.role == "trainer" else player.serve)()
+    if player.options.ends_on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else Python's own end lets another kill it
     player.engine.close()
 
 
