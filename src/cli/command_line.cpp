@@ -91,34 +91,33 @@ std::string json_path_in(const std::vector<std::string_view>& arguments,
   return {};
 }
 
-/// How to tell of errors of options: as usual where these options are wrong themselves.
+/// Passes an option's value, from the command line or else from its --config, to `set`. One that is
+/// missing, or wrong itself, leaves things as usual.
+template <class Set>
+void read_option(const std::vector<std::string_view>& arguments, const char* name, const Set& set) {
+  auto text = value_in(arguments, std::string("--") + name);
+  if (text.empty()) text = text_in_config(value_in(arguments, "--config"), name);
+  try {
+    if (!text.empty()) set(text);
+  } catch (const Error&) {
+    return;  // the parser tells
+  }
+}
+
+/// How to tell of errors of options.
 TalkOptions talk_in(const std::vector<std::string_view>& arguments) {
   TalkOptions talk;
-  const auto config = value_in(arguments, "--config");
-  const auto read = [&](const char* name, const auto& set) {
-    auto text = value_in(arguments, std::string("--") + name);
-    if (text.empty()) text = text_in_config(config, name);
-    try {
-      if (!text.empty()) set(text);
-    } catch (const Error&) {
-      return;  // the parser tells
-    }
-  };
-  read("color", [&](const std::string& text) { talk.color = parse_color(text); });
-  read("log-format", [&](const std::string& text) { talk.format = parse_log_format(text); });
+  read_option(arguments, "color", [&](const std::string& text) { talk.color = parse_color(text); });
+  read_option(arguments, "log-format",
+              [&](const std::string& text) { talk.format = parse_log_format(text); });
   return talk;
 }
 
-/// How long readers of the report may take nothing: as usual where the option is wrong itself.
+/// How long readers of the report may take nothing.
 Patience patience_in(const std::vector<std::string_view>& arguments) {
   Patience patience;
-  auto text = value_in(arguments, "--timeout");
-  if (text.empty()) text = text_in_config(value_in(arguments, "--config"), "timeout");
-  try {
-    if (!text.empty()) patience.longest = parse_duration(text);
-  } catch (const Error&) {
-    return {};  // the parser tells
-  }
+  read_option(arguments, "timeout",
+              [&](const std::string& text) { patience.longest = parse_duration(text); });
   return patience;
 }
 
