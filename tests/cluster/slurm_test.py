@@ -285,6 +285,7 @@ class Ends(SlurmTest):
         must_be_gone(job.token)
         self.check_told_to_end(job)
         told = len(job.text())
+        time.sleep(1)  # credentials of the second in which a run was ended are revoked: a job begun within it fails
         Ended(["scontrol", "update", f"JobId={job.id}", "StartTime=now"]).must()
         job.await_text(COMMITTED, after=told)
         Ended(["scancel", job.id]).must()
