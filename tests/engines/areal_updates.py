@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from small_qwen3 import CONFIG, VOCAB
+from qwen3_shape import CONFIG, VOCAB
 
 if sys.argv[1] in ("actor", "rollout"):  # The controller needs neither, as AReaL's does not need weights.
     import torch

@@ -1,10 +1,14 @@
-"""Files by which the processes of a test wait for each other."""
+"""Where the processes of a test run, and the files by which they wait for each other."""
 
+import os
 import time
 from pathlib import Path
 
 #: Seconds that anybody waits for anybody else: engines take minutes to start where many share the processors.
 PATIENCE_S = 3600.0
+#: As `awex_colocate.attach` names it: host, or cuda:0.
+DEVICE = os.environ.get("ENGINES_DEVICE", "host")
+ON_GPU = DEVICE != "host"
 
 
 def put(path: Path) -> None:

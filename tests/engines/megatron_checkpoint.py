@@ -5,7 +5,7 @@ import re
 
 import torch
 from megatron.core import parallel_state
-from small_qwen3 import HEAD_DIM, HEADS, KV_HEADS
+from qwen3_shape import HEAD_DIM, HEADS, KV_HEADS
 
 OTHERS = {
     "embedding.word_embeddings": "model.embed_tokens",
@@ -52,19 +52,21 @@ def load(model, whole):
 def gather(model, shapes):
     """The checkpoint's tensors, of shapes by name: on all ranks. The numbers of a checkpoint's elements, cut as
     `part_of` cuts them, say where each element of this rank's goes."""
-    numbers = {name: torch.arange(shape.numel()).view(shape) for name, shape in shapes.items()}
+    device = next(model.parameters()).device
     starts, end = {}, 0
     for name, shape in shapes.items():
         starts[name], end = end, end + shape.numel()
-        numbers[name] += starts[name]
-    mine = torch.cat([p.detach().flatten() for _, p in model.named_parameters()])
-    places = torch.cat([part_of(name, numbers).flatten() for name, _ in model.named_parameters()])
+    everywhere = torch.arange(end, dtype=torch.int32, device=device)  # Fewer than two billion elements.
+    numbers = {name: everywhere[starts[name] :][: shape.numel()].view(shape) for name, shape in shapes.items()}
     group = parallel_state.get_tensor_model_parallel_group()
     ranks = range(parallel_state.get_tensor_model_parallel_world_size())
-    all_mine, all_places = [torch.empty_like(mine) for _ in ranks], [torch.empty_like(places) for _ in ranks]
-    torch.distributed.all_gather(all_mine, mine, group=group)
-    torch.distributed.all_gather(all_places, places, group=group)
-    flat = torch.full((end,), float("nan"), dtype=mine.dtype)
-    flat[torch.cat(all_places)] = torch.cat(all_mine)
+    flat = torch.full((end,), float("nan"), dtype=torch.bfloat16, device=device)
+    for name, parameter in model.named_parameters():
+        mine, places = parameter.detach().contiguous(), part_of(name, numbers).contiguous()
+        all_mine, all_places = [torch.empty_like(mine) for _ in ranks], [torch.empty_like(places) for _ in ranks]
+        torch.distributed.all_gather(all_mine, mine, group=group)
+        torch.distributed.all_gather(all_places, places, group=group)
+        for part, where in zip(all_mine, all_places, strict=True):
+            flat[where.flatten().long()] = part.flatten()
     assert not flat.isnan().any()
-    return {name: flat[starts[name] : starts[name] + shape.numel()].view(shape) for name, shape in shapes.items()}
+    return {name: flat[starts[name] :][: shape.numel()].view(shape) for name, shape in shapes.items()}

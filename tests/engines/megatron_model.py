@@ -1,4 +1,4 @@
-"""A small Qwen3 in megatron-core with DDP and DistributedOptimizer, on gloo; under torchrun or alone."""
+"""A Qwen3 in megatron-core with DDP and DistributedOptimizer, on gloo, or NCCL on a GPU; under torchrun or alone."""
 
 import os
 
@@ -9,8 +9,10 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
-from small_qwen3 import HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB
+from files import DEVICE, ON_GPU
+from qwen3_shape import HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, TIED, VOCAB
 
 
 def build(tp=1, learning_rate=1e-3):
@@ -19,8 +21,12 @@ def build(tp=1, learning_rate=1e-3):
     os.environ.setdefault("MASTER_PORT", "29555")
     torch.set_num_threads(1)
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        if ON_GPU:
+            torch.cuda.set_device(DEVICE)
+        torch.distributed.init_process_group("nccl" if ON_GPU else "gloo", rank=rank, world_size=world)
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
+        if ON_GPU:
+            model_parallel_cuda_manual_seed(0)
     torch.manual_seed(0)
     config = TransformerConfig(
         num_layers=LAYERS, hidden_size=HIDDEN, num_attention_heads=HEADS, num_query_groups=KV_HEADS,
@@ -30,13 +36,15 @@ def build(tp=1, learning_rate=1e-3):
         use_cpu_initialization=True, tensor_model_parallel_size=tp, pipeline_dtype=torch.bfloat16,
         gradient_accumulation_fusion=False, masked_softmax_fusion=False, bias_activation_fusion=False,
         bias_dropout_fusion=False, apply_rope_fusion=False, persist_layer_norm=False,
-        attention_softmax_in_fp32=True,
+        attention_softmax_in_fp32=True, deterministic_mode=ON_GPU,
     )  # fmt: skip
     model = GPTModel(
         config, get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm"), vocab_size=VOCAB,
         max_sequence_length=128, position_embedding_type="rope", rotary_base=1000000,
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=TIED,
     ).bfloat16()  # fmt: skip
+    if ON_GPU:
+        model.cuda()
     ddp = DistributedDataParallel(
         config,
         DistributedDataParallelConfig(
@@ -58,9 +66,11 @@ def build(tp=1, learning_rate=1e-3):
 def gradients(ddp, optimizer, step):
     """Forward and backward; returns the loss. The same for a step whoever asks."""
     generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(0, VOCAB, (2, 32), generator=generator)
+    tokens = torch.randint(0, min(VOCAB, 1024), (2, 32), generator=generator)
     positions = torch.arange(32).repeat(2, 1)
     mask = torch.tril(torch.ones(1, 1, 32, 32)) < 0.5
+    if ON_GPU:
+        tokens, positions, mask = tokens.to(DEVICE), positions.to(DEVICE), mask.to(DEVICE)
     optimizer.zero_grad()
     ddp.zero_grad_buffer()
     loss = ddp(tokens, positions, mask, labels=tokens.roll(-1, 1)).float().mean()

@@ -1,7 +1,7 @@
-"""A rank of a trainer: trainer.py KIND JOB WORK UPDATES READERS, with RANK and WORLD_SIZE in its environment. KIND is
+"""A rank of a trainer: trainer.py KIND JOB WORK UPDATES READERS FRESH, with RANK and WORLD_SIZE in its environment. KIND is
 hf (Transformers), fsdp2 (the same, sharded) or megatron:TP (megatron-core with DDP and DistributedOptimizer).
-Saves every version as a checkpoint, hands it over, waits until READERS processes have used it, and writes its
-losses to WORK/losses-RANK.json."""
+Saves the FRESH last versions as checkpoints, hands every version over, waits until READERS processes have used it, and
+writes its losses to WORK/losses-RANK.json. On a GPU it compares what NVML tells with what was handed over."""
 
 import json
 import os
@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import torch
-from files import PATIENCE_S, get, put
+from files import DEVICE, ON_GPU, PATIENCE_S, get, put
 
 import awex_colocate
 import awex_colocate.torch as support
 
 KIND, JOB, WORK = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-UPDATES, READERS = int(sys.argv[4]), int(sys.argv[5])
+UPDATES, READERS, FRESH = map(int, sys.argv[4:7])
 RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
@@ -25,7 +25,11 @@ class Transformers:
     def __init__(self):
         from transformers import Qwen3ForCausalLM
 
-        self.model = Qwen3ForCausalLM.from_pretrained(WORK / "initial")
+        # Attention of kernels whose gradients are the same each time.
+        how = {"attn_implementation": "eager", "dtype": torch.bfloat16} if ON_GPU else {}
+        self.model = Qwen3ForCausalLM.from_pretrained(WORK / "initial", **how)
+        if ON_GPU:
+            self.model.to(DEVICE)
         if KIND == "fsdp2":
             self.shard()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
@@ -57,18 +61,24 @@ class Transformers:
 
     def gradients(self, step):
         generator = torch.Generator().manual_seed(step * RANKS + RANK)
-        tokens = torch.randint(0, 1000, (4, 32), generator=generator)
+        tokens = torch.randint(0, 1000, (4, 32), generator=generator).to(self.model.device)
         loss = self.model(input_ids=tokens, labels=tokens).loss
-        self.optimizer.zero_grad()
         loss.backward()
         return loss.item()
+
+    def step(self):
+        self.optimizer.step()
+
+    def forget_gradients(self):
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 class Megatron:
     def __init__(self):
-        from on_cpu import pretend
+        if not ON_GPU:
+            from on_cpu import pretend
 
-        pretend()
+            pretend()
         import megatron_checkpoint
         import megatron_model
         from safetensors.torch import load_file
@@ -99,6 +109,12 @@ class Megatron:
     def gradients(self, step):
         return self.build.gradients(self.ddp, self.optimizer, step)
 
+    def step(self):
+        self.optimizer.step()
+
+    def forget_gradients(self):
+        """Its buffers of gradients stay."""
+
 
 def save_whole(tensors, folder):
     """As Transformers would, without a model of its own."""
@@ -109,27 +125,61 @@ def save_whole(tensors, folder):
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
 
 
+class Meter:
+    """What is in use of the whole GPU, as NVML tells it, against the memory that changes hands."""
+
+    #: Kernels' code and workspaces that come with a first use, and pages of 2 MiB.
+    SLACK_BYTES = 128 << 20
+
+    def __init__(self, engine, model):
+        import pynvml
+
+        pynvml.nvmlInit()
+        self.gpu, self.nvml = pynvml.nvmlDeviceGetHandleByIndex(torch.device(DEVICE).index), pynvml
+        mine = sum(engine.memory(tag).bytes for tag in ("weights", "optimizer"))
+        weights = sum(p.numel() * 2 for p in model.parameters())
+        self.freed = mine - weights - int(os.environ["ENGINES_KV_BYTES"])
+
+    def used(self):
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return self.nvml.nvmlDeviceGetMemoryInfo(self.gpu).used
+
+    def compare(self, before, after):
+        """Once inference has given its memory away: in the first version it is there all the time."""
+        print(f"NVML: {before / 1e9:.3f} GB in use, {after / 1e9:.3f} GB once handed over; the books say that "
+              f"{self.freed / 1e9:.3f} GB more are gone than came", flush=True)
+        if abs(before - after - self.freed) > self.SLACK_BYTES:
+            sys.exit("NVML does not tell what the books say")
+
+
 def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if ON_GPU:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     trainer = Megatron() if KIND.startswith("megatron") else Transformers()
     engine = awex_colocate.attach(
-        "trainer", JOB, device=f"host:{RANK}", memory=trainer.memory(), timeout=PATIENCE_S
+        "trainer", JOB, device=DEVICE if ON_GPU else f"host:{RANK}", memory=trainer.memory(), timeout=PATIENCE_S
     )
     trainer.adopt(engine)
     engine.seal(PATIENCE_S)
-    losses = []
+    losses, meter = [], Meter(engine, trainer.model) if ON_GPU and READERS else None
     for version in range(1, UPDATES + 1):
-        if READERS:
+        if READERS and version > UPDATES - FRESH:
             trainer.save(WORK / "checkpoints" / str(version))
+        before = meter and meter.used()
         served = engine.hand_over(PATIENCE_S)
         assert served == version, (served, version)
         for reader in range(READERS):
             get(WORK / f"served-{reader}" / str(version))
+        if meter and version > 1:
+            meter.compare(before, meter.used())
         engine.take_back(PATIENCE_S)
         losses.append(trainer.gradients(version))
         with engine.writing():
-            trainer.optimizer.step()
+            trainer.step()
+        trainer.forget_gradients()
         print("step", version, losses[-1], flush=True)
     (WORK / f"losses-{RANK}.json").write_text(json.dumps(losses))
     put(WORK / f"trained-{RANK}")

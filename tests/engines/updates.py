@@ -1,12 +1,13 @@
-"""A real trainer and a real inference engine in a real job, on a CPU:
+"""A real trainer and a real inference engine in a real job, on a CPU or a GPU:
 
-    updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10]
+    updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
 
 TRAINER: hf, fsdp2 (of two ranks), megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
-INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU) or vllm:tp=2. What inference says
-after each update must be what a fresh engine says on the trainer's checkpoint of that version, and the
-trainer's losses those of a job that offloads nothing, bit by bit. Needs the wheel installed, with the engines, in
-this Python."""
+INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU), vllm:tp=2 or sglang:tp=1. What
+inference says after each update must be what a fresh engine says on the trainer's checkpoint of that version, and
+the trainer's losses those of a job that offloads nothing, bit by bit; on a GPU what is in use, as NVML tells it,
+must fall and rise as the memory that is handed over does. Needs the wheel installed, with the engines, in this
+Python."""
 
 import argparse
 import json
@@ -17,11 +18,10 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from small_qwen3 import CONFIG
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 HERE = Path(__file__).parent
 #: By name: ranks, the trainer's kind, and the job's layout.
@@ -39,15 +39,37 @@ def parse():
     parser.add_argument("program")
     parser.add_argument("work", type=lambda text: Path(text).resolve())
     parser.add_argument("trainer", choices=TRAINERS)
-    parser.add_argument("inference", choices=("hf", "vllm:tp=1", "vllm:tp=2"))
+    parser.add_argument("inference", choices=("hf", "vllm:tp=1", "vllm:tp=2", "sglang:tp=1"))
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--fresh", type=int, default=10, help="versions, the last ones, that are compared")
+    parser.add_argument("--device", default="host", choices=("host", "cuda:0"), help="cuda:0: trainers of one rank")
+    parser.add_argument("--model", default="small", help="small, or Qwen3's published shapes 0.6b and 1.7b")
+    parser.add_argument("--graphs", action="store_true", help="vLLM with CUDA graphs; its KV cache is its own then")
     return parser.parse_args()
 
 
-def save_initial(folder, dtype):
+def engine_version(engine):
+    for package in (engine, f"{engine}-cpu"):
+        try:
+            return ".".join(version(package).split(".")[:2])
+        except PackageNotFoundError:
+            continue
+    sys.exit(f"{engine} is not installed")
+
+
+def inference_layout(inference):
+    if inference == "hf":
+        return "hf:dtype=bf16"
+    return f"{inference},version={engine_version('vllm')}" if inference.startswith("vllm") else inference
+
+
+def save_initial(folder, dtype, device):
+    from qwen3_shape import CONFIG
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     torch.manual_seed(1)
-    model = Qwen3ForCausalLM(Qwen3Config(**CONFIG)).to(dtype)
+    with torch.device("cpu" if device == "host" else device):
+        model = Qwen3ForCausalLM(Qwen3Config(**CONFIG)).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -67,11 +89,10 @@ class Run:
     def __init__(self, o, work, attach, *options):
         self.o, self.work, self.job, self.processes = o, work, str(work / "job"), {}
         self.ranks, kind, layout = TRAINERS[o.trainer]
-        inference = "hf:dtype=bf16" if o.inference == "hf" else f"{o.inference},version=0.32"
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
         self.start("serve", "mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(2 * self.ranks),
                    o.program, "serve", "--job", self.job, "--model", str(work / "initial"), "--trainer", layout,
-                   "--inference", inference, "--backend", "host", "--attach", attach, "--timeout", "60m",
+                   "--inference", inference_layout(o.inference), "--backend", "host" if o.device == "host" else "cuda", "--attach", attach, "--timeout", "60m",
                    "--attach-timeout", "60m", *options, **root)  # fmt: skip
         commands = self.inference_commands() if "inference" in attach else []
         for number, command in enumerate(commands):
@@ -81,13 +102,15 @@ class Run:
         place = {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         for rank in range(self.ranks):
             self.start(f"trainer-{rank}", sys.executable, str(HERE / "trainer.py"), kind, self.job, str(work),
-                       str(o.updates), str(readers), RANK=str(rank), LOCAL_RANK=str(rank), **place)  # fmt: skip
+                       str(o.updates), str(readers), str(o.fresh), RANK=str(rank), LOCAL_RANK=str(rank), **place)  # fmt: skip
 
     def inference_commands(self):
         o = self.o
         same = [self.job, str(self.work), str(o.updates), str(o.fresh)]
         if o.inference == "hf":
             return [[str(HERE / "hf_inference.py"), *same, str(self.ranks)]]
+        if o.inference.startswith("sglang"):
+            return [[str(HERE / "sglang_inference.py"), *same]]
         tp = int(o.inference[-1])
         count = self.ranks // tp
         return [[str(HERE / "vllm_inference.py"), *same, str(tp), str(n), str(count)] for n in range(count)]
@@ -137,10 +160,16 @@ def main():
     ranks = TRAINERS[o.trainer][0]
     if o.inference == "vllm:tp=2" and ranks < 2:
         sys.exit("vllm:tp=2 needs a trainer of two ranks: each GPU has one rank of either role")
+    if o.device != "host" and ranks > 1:
+        sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
+    if o.graphs and not o.inference.startswith("vllm"):
+        sys.exit("--graphs is for vLLM")
+    os.environ.update(ENGINES_DEVICE=o.device, ENGINES_MODEL=o.model, ENGINES_GRAPHS="1" if o.graphs else "",
+                      ENGINES_KV_BYTES=str(0 if o.graphs or not o.inference.startswith("vllm") else 1 << 30))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     initial = o.work / "both" / "initial"
     # FSDP2 shards fp32 and computes in bf16; the others hold bf16.
-    save_initial(initial, torch.float32 if o.trainer == "fsdp2" else torch.bfloat16)
+    save_initial(initial, torch.float32 if o.trainer == "fsdp2" else torch.bfloat16, o.device)
     with Run(o, o.work / "both", "trainer,inference") as run:
         losses = run.finish()
     print(f"{o.trainer} → {o.inference}: {o.updates} updates, the last {o.fresh} equal to fresh engines", flush=True)

@@ -1,6 +1,7 @@
-"""A real vLLM, on a CPU: vllm_inference.py JOB WORK UPDATES FRESH TP INSTANCE INSTANCES. Serves every version by the
+"""A real vLLM: vllm_inference.py JOB WORK UPDATES FRESH TP INSTANCE INSTANCES. Serves every version by the
 plugin. The first of INSTANCES then compares its greedy tokens with those of fresh engines of the same TP on the
-checkpoints that the trainer saved of the FRESH last versions; those of all instances must be the same."""
+checkpoints that the trainer saved of the FRESH last versions; those of all instances must be the same. On a GPU it
+may have CUDA graphs (ENGINES_GRAPHS=1): its workers attach while it loads then."""
 
 import gc
 import json
@@ -14,6 +15,11 @@ UPDATES, FRESH, TP, INSTANCE, INSTANCES = map(int, sys.argv[3:8])
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+GRAPHS = bool(os.environ.get("ENGINES_GRAPHS"))
+if GRAPHS:
+    os.environ["AWEX_COLOCATE_JOB"] = JOB
+    os.environ["AWEX_COLOCATE_TIMEOUT"] = "3600"
 if TP > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before a fork there may be no more.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # A compiler of C++ is started else, in spite of enforce_eager.
@@ -24,7 +30,7 @@ if TP * INSTANCES > 1:  # A core for each worker, as far as there are any.
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "vllm_rl"))
 import unpacked  # noqa: E402, F401: in vLLM's workers, too, which begin with this file
-from files import PATIENCE_S, get, put  # noqa: E402
+from files import ON_GPU, PATIENCE_S, get, put  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.v1.executor import multiproc_executor  # noqa: E402
@@ -38,11 +44,19 @@ PROMPTS = [
 ]
 
 
+#: Without vLLM's compiler, which takes longer than all the rest; whole steps of decoding are captured.
+CAPTURED = {
+    "enforce_eager": False,
+    "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4]},
+}
+
+
 def start(model, **options):
+    how = {"kv_cache_memory_bytes": int(os.environ["ENGINES_KV_BYTES"]) or 1 << 30} if ON_GPU else {"kv_cache_memory_bytes": 32 << 20, "block_size": 32}
     return LLM(
-        model=str(model), skip_tokenizer_init=True, dtype="bfloat16", enforce_eager=True, max_model_len=256,
-        max_num_seqs=4, kv_cache_memory_bytes=32 << 20, seed=0, enable_prefix_caching=True, block_size=32,
-        tensor_parallel_size=TP, **options,
+        model=str(model), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=256, max_num_seqs=4, seed=0,
+        enable_prefix_caching=True, tensor_parallel_size=TP, gpu_memory_utilization=0.2, **how, **(CAPTURED if GRAPHS else {"enforce_eager": True}),
+        **options,
     )  # fmt: skip
 
 
@@ -61,12 +75,13 @@ def end(llm):
 def serve():
     llm = start(WORK / "initial", weight_transfer_config={"backend": "awex"})
     first = tokens(llm)
-    plugin.attach(llm, JOB, kv_cache=True, first_position=TP * INSTANCE, timeout=PATIENCE_S)
+    plugin.attach(llm, JOB, kv_cache=not GRAPHS, first_position=TP * INSTANCE, timeout=PATIENCE_S)
     served = []
     for version in range(1, UPDATES + 1):
         plugin.update(llm, version=version, timeout=PATIENCE_S)
         served.append(tokens(llm))
-        assert str(llm.llm_engine.get_weight_version()) == str(version)
+        if hasattr(llm.llm_engine, "get_weight_version"):
+            assert str(llm.llm_engine.get_weight_version()) == str(version)
         print("served", version, served[-1][0][:6], flush=True)
         put(WORK / f"served-{INSTANCE}" / str(version))
     plugin.release(llm, timeout=PATIENCE_S)  # The trainer takes its memory back for its last step.

@@ -53,12 +53,12 @@ class Factory:
 
 class Llm:
     def __init__(self, failing=""):
-        self.calls, self.arguments, self.failing = [], {}, failing
+        self.calls, self.arguments, self.named, self.failing = [], {}, {}, failing
 
     def __getattr__(self, name):
-        def call(*arguments, **_):
+        def call(*arguments, **named):
             self.calls.append(name)
-            self.arguments[name] = arguments
+            self.arguments[name], self.named[name] = arguments, named
             if name == self.failing:
                 raise WrongRequest(name)
 
@@ -79,10 +79,18 @@ class Vllm(unittest.TestCase):
 
     def test_an_update_has_its_order(self):
         llm = Llm()
+        llm.llm_engine = types.SimpleNamespace(get_weight_version=None)
         vllm_plugin.update(llm, version=3)
         want = ["sleep", "start_weight_update", "update_weights", "finish_weight_update",
                 "reset_prefix_cache", "wake_up"]  # fmt: skip
         self.assertEqual(llm.calls, want)
+        self.assertEqual(llm.named["finish_weight_update"], {"weight_version": "3"})
+
+    def test_a_vllm_that_keeps_no_label_is_told_none(self):
+        llm = Llm()
+        llm.llm_engine = object()
+        vllm_plugin.update(llm, version=3)
+        self.assertEqual(llm.named["finish_weight_update"], {})
 
     def test_vllm_goes_on_after_a_failed_update(self):
         llm = Llm("update_weights")
@@ -113,14 +121,24 @@ class Vllm(unittest.TestCase):
             return types.SimpleNamespace(lora_config=lora, model_config=types.SimpleNamespace(**model))
 
         with mock.patch.dict(os.environ, AWEX_COLOCATE_ANY_VERSION="1"):
-            vllm_plugin._refuse(config(quantization="fp8"), False)
+            vllm_plugin._refuse(config(quantization="fp8"))
             for wrong, word in (
                 (config(lora=object()), "LoRA"),
                 (config(quantization="awq"), "awq"),
                 (config(quantization=None, enable_sleep_mode=True), "enable_sleep_mode"),
             ):
                 with self.assertRaisesRegex(WrongRequest, word):
-                    vllm_plugin._refuse(wrong, False)
+                    vllm_plugin._refuse(wrong)
+
+    def test_captured_graphs_keep_what_they_have_captured(self):
+        gpu, cpu = types.SimpleNamespace(type="cuda"), types.SimpleNamespace(type="cpu")
+        captured, eager = (
+            types.SimpleNamespace(model_config=types.SimpleNamespace(enforce_eager=eager)) for eager in (False, True)
+        )
+        vllm_plugin._refuse_graphs(captured, cpu)
+        vllm_plugin._refuse_graphs(eager, gpu)
+        with self.assertRaisesRegex(WrongRequest, "weights cannot move: vLLM's CUDA graphs"):
+            vllm_plugin._refuse_graphs(captured, gpu)
 
 
 class Registry:

