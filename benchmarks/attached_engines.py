@@ -1,0 +1,456 @@
+#!/usr/bin/env python3
+"""A real vLLM beside a trainer with AdamW's state on one GPU: by a job, and as users do it without one.
+
+usage: attached_engines.py BUILD_DIR OUT_DIR [--model 4b] [--sides ipc,ours,load] [--cycles N]
+       attached_engines.py --docs docs/benchmarks.md OUT_DIR
+
+The first form runs the sides one after the other (attached_sides.py says what each does), each in processes of its
+own, and leaves attached_engines.json, attached_engines.md and the processes' logs in OUT_DIR. It returns 1
+if a side failed, if a side's trainer held other weights or its vLLM said other tokens than another's, or if the
+tokens of all versions are the same. The second writes the tables into the docs; it needs no GPU.
+
+BUILD_DIR holds awex-colocate and libawex_colocate.so; the Python package is this repository's. This Python needs
+PyTorch and vLLM. `tight` is ours with a budget of GPU memory that is the trainer's own: nothing of inference comes
+before as much of the trainer's has gone.
+"""
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import attached_sides
+import markers
+import one_gpu
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "tests/support"))
+from sessions import session_of  # noqa: E402  pylint: disable=wrong-import-position
+
+BEGIN = "<!-- attached_engines.py: begin -->"
+END = "<!-- attached_engines.py: end -->"
+SIDES = {"ipc": "vLLM's IPC, sleep(2)", "load": "load_weights, sleep(2)", "ours": "ours",
+         "tight": "ours, tight"}
+TIGHT_SLACK_BYTES = 2 << 30
+LOG_END = 6000  # characters that are shown of a log where a side has failed
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+class NvmlMemory(ctypes.Structure):
+    _fields_ = [("total", ctypes.c_uint64), ("free", ctypes.c_uint64), ("used", ctypes.c_uint64)]
+
+
+class GpuMemory:
+    """What is used of the whole GPU, whoever uses it, asked of the driver every 2 ms while this is entered."""
+
+    EVERY_S = 0.002
+
+    def __init__(self):
+        self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        self._device = ctypes.c_void_p()
+        self._check(self._nvml.nvmlInit_v2())
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        if chosen.isdecimal():
+            status = self._nvml.nvmlDeviceGetHandleByIndex_v2(int(chosen),
+                                                              ctypes.byref(self._device))
+        else:
+            status = self._nvml.nvmlDeviceGetHandleByUUID(chosen.encode(),
+                                                          ctypes.byref(self._device))
+        self._check(status)
+        self._samples = [(time.monotonic(), self.used())]
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @staticmethod
+    def _check(status):
+        if status != 0:
+            sys.exit(f"error: NVML returned {status}")
+
+    def used(self):
+        memory = NvmlMemory()
+        self._check(self._nvml.nvmlDeviceGetMemoryInfo(self._device, ctypes.byref(memory)))
+        return memory.used
+
+    def _watch(self):
+        while not self._ending.wait(self.EVERY_S):
+            used = self.used()
+            if used != self._samples[-1][1]:
+                self._samples.append((time.monotonic(), used))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ending.set()
+        self._thread.join()
+
+    def peak(self, begin, end):
+        """Between two times of time.monotonic()."""
+        before = [used for at, used in self._samples if at <= begin][-1:]
+        return max(before + [used for at, used in self._samples if begin < at <= end])
+
+
+class NoGpu:
+    """On host memory there is nobody to ask."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def used(self):
+        return None
+
+    def peak(self, _begin, _end):
+        return None
+
+
+# Running a side
+
+
+def environment(options):
+    paths = [str(ROOT / "python/src"), os.environ.get("PYTHONPATH")]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+             "AWEX_COLOCATE_LIBRARY": str(options.build / "libawex_colocate.so")}
+    if os.geteuid() == 0:
+        found.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    return found
+
+
+def serve_command(options, side, job):
+    """The job that both engines of ours attach to. vLLM has weights that mean nothing, so there is nothing to admit."""
+    command = ["mpirun", "-np", "2", "--bind-to", "none", "--oversubscribe",
+               str(options.build / "awex-colocate"), "serve", "--job", str(job),
+               "--backend", options.backend, "--model", f"preset:qwen3-{options.model}",
+               "--trainer", "hf", "--inference", options.inference,
+               "--attach", "trainer,inference", "--admission", "off", "--warm-host-memory",
+               "--limits", "off", "--log-format", "json", "-v"]
+    if options.layers:
+        command += ["--layers", str(options.layers)]
+    if side == "tight":
+        model = attached_sides.model_of(options)
+        size = attached_sides.weights_bytes(model) + attached_sides.optimizer_bytes(model)
+        command += ["--gpu-memory", f"{(size + TIGHT_SLACK_BYTES) >> 20}MiB"]
+    return command
+
+
+class Failed(Exception):
+    """A side has failed; the text says how."""
+
+
+def log_ends(folder, names):
+    found = []
+    for name in names:
+        path = folder / f"{name}.log"
+        if path.is_file():
+            found.append(f"--- the end of {path}\n{path.read_text(errors='replace')[-LOG_END:]}")
+    return "\n".join(found)
+
+
+def run_side(options, side, limit_s):
+    """What the side's process has written. All of its processes have ended when this returns."""
+    with tempfile.TemporaryDirectory(prefix="attached-") as folder, contextlib.ExitStack() as stack:
+        folder = pathlib.Path(folder)
+        job, model, out = folder / "job", folder / "model", folder / "out.json"
+        model.mkdir()
+        config = attached_sides.config_of(attached_sides.model_of(options))
+        (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        told = {name: getattr(options, name) for name in
+                ("backend", "model", "layers", "cycles", "kv_cache_bytes", "first_step_s",
+                 "rollout_s")}
+        told.update(side=side, job=str(job), vllm_model=str(model))
+        (folder / "options.json").write_text(json.dumps(told), encoding="utf-8")
+
+        def start(name, command):
+            log = stack.enter_context(open(options.out / f"{name}.log", "wb"))
+            return stack.enter_context(session_of(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment(options)))
+
+        processes = {}
+        if side in ("ours", "tight"):
+            processes[f"{side}-serve"] = start(f"{side}-serve", serve_command(options, side, job))
+        processes[side] = start(side, [sys.executable, str(HERE / "attached_sides.py"),
+                                       str(folder / "options.json"), str(out)])
+        end = time.monotonic() + limit_s
+        while processes[side].poll() is None:
+            over = [name for name, one in processes.items() if name != side and one.poll() is not None]
+            if over or time.monotonic() > end:
+                why = f"{over[0]} has ended" if over else f"has not ended within {limit_s:.0f} s"
+                raise Failed(f"{why}\n{log_ends(options.out, processes)}")
+            time.sleep(0.05)
+        if processes[side].returncode != 0 or not out.is_file():
+            raise Failed(f"exit code {processes[side].returncode}\n"
+                         f"{log_ends(options.out, processes)}")
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def told_by_job(path):
+    """What a job's log says of its phases, a list of its lines' facts."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            said = json.loads(line)
+            if isinstance(said, dict) and said.get("level") == "info":
+                found.append(said)
+    return found
+
+
+def measure_side(options, side, memory, limit_s):
+    say(f"{SIDES[side]}: at most {limit_s:.0f} s")
+    start = time.monotonic()
+    idle = memory.used()
+    result = run_side(options, side, limit_s)
+    for cycle in result["cycles"]:
+        cycle["peak_bytes"] = memory.peak(cycle["begin"], cycle["end"])
+        cycle["rollout_bytes"] = memory.peak(cycle["rollout"], cycle["rollout"])
+    result.update(idle_bytes=idle, seconds=time.monotonic() - start)
+    if side in ("ours", "tight"):
+        result["job_log"] = told_by_job(options.out / f"{side}-serve.log")
+    say(f"{SIDES[side]}: took {result['seconds']:.0f} s")
+    return result
+
+
+def measure(options, failures):
+    results = {"model": options.model, "layers": options.layers, "backend": options.backend,
+               "cycles": options.cycles, "kv_cache_bytes": options.kv_cache_bytes,
+               "first_step_s": options.first_step_s,
+               "weights_bytes": attached_sides.weights_bytes(attached_sides.model_of(options)),
+               "cores": len(os.sched_getaffinity(0)),
+               "host_memory_bytes": one_gpu.host_memory_bytes(),
+               "gpu": one_gpu.first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+               if options.backend == "cuda" else "host memory",
+               "versions": one_gpu.versions(options.build), "sides": {}}
+    end = time.monotonic() + options.limit_s
+    if options.backend == "cuda":
+        size = min(one_gpu.MOST_TOUCHED_BYTES, one_gpu.available_bytes() // 2)
+        say(f"touching {size / 1e9:.0f} GB of host memory")
+        one_gpu.touch_host_memory(size)
+    with GpuMemory() if options.backend == "cuda" else NoGpu() as memory:
+        for side in options.sides:
+            try:
+                limit_s = min(options.side_limit_s, end - time.monotonic())
+                results["sides"][side] = measure_side(options, side, memory, limit_s)
+            except Failed as error:
+                failures.append(f"{SIDES[side]}: {error}")
+                say(f"error: {failures[-1]}")
+            keep(results, options.out)
+    failures += differences(results["sides"])
+    results["failures"] = failures
+    return results
+
+
+def differences(sides):
+    """All sides' trainers held the same weights, and all vLLMs said the same with them."""
+    found = []
+    said = {side: [cycle["tokens"] for cycle in result["cycles"]] for side, result in sides.items()}
+    held = {side: [cycle["digest"] for cycle in result["cycles"]] + [result["digest"]]
+            for side, result in sides.items()}
+    for side in list(sides)[1:]:
+        first = next(iter(sides))
+        if held[side] != held[first]:
+            found.append(f"the trainers' weights differ: {SIDES[first]} {held[first]}, "
+                         f"{SIDES[side]} {held[side]}")
+        for number, (one, other) in enumerate(zip(said[first], said[side], strict=True)):
+            if one != other:
+                found.append(f"tokens after update {number + 1} differ: {SIDES[first]} {one}, "
+                             f"{SIDES[side]} {other}")
+    for side, tokens in said.items():
+        if len({tuple(one) for one in tokens}) < 2:
+            found.append(f"{SIDES[side]}: the tokens of all versions are the same, and prove nothing")
+    return found
+
+
+# Telling
+
+
+def seconds(value):
+    return f"{value:.2f} s" if value >= 9.995 else f"{value * 1000:,.0f} ms"
+
+
+def spread(values):
+    """Of warm cycles."""
+    if not values:
+        return "–"
+    return f"{seconds(statistics.median(values))} ({seconds(min(values))} to {seconds(max(values))})"
+
+
+def size(value):
+    return "–" if value is None else f"{value / 1e9:.2f} GB"
+
+
+def row(*cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def table(heads, rows):
+    return "\n".join([row(*heads), row(*["---"] * len(heads)), *(row(*one) for one in rows)])
+
+
+def most(result, what):
+    found = [cycle[what] for cycle in result["cycles"]]
+    return None if None in found else max(found)
+
+
+def main_table(sides):
+    heads = ["what", *(f"{SIDES[side]}, {when}" for side in sides for when in ("first", "warm"))]
+
+    def timed(name, of):
+        cells = [name]
+        for result in sides.values():
+            found = [of(cycle) for cycle in result["cycles"]]
+            cells += [seconds(found[0]), spread(found[1:])]
+        return cells
+
+    def once(name, of):
+        cells = [name]
+        for result in sides.values():
+            cells += ["", of(result)]
+        return cells
+
+    return table(heads, [
+        timed("from the end of the step to the first token", lambda cycle: cycle["to_first_token"]),
+        timed("from the end of the rollouts to the trainer's next step", lambda cycle: cycle["back"]),
+        once("GPU memory, most in a cycle", lambda r: size(most(r, "peak_bytes"))),
+        once("GPU memory in the rollouts", lambda r: size(most(r, "rollout_bytes"))),
+        once("GPU memory used before", lambda r: size(r["idle_bytes"])),
+        once("to host memory, a cycle", lambda r: size(r["moved"]["to_host"])),
+        once("to the GPU, a cycle", lambda r: size(r["moved"]["to_device"])),
+        once("weights written on the GPU, a cycle, at least",
+             lambda r: size(r["moved"]["written_on_device"])),
+        once("host memory kept for it", lambda r: size(r["host_bytes"])),
+    ])
+
+
+def goals_table(sides):
+    """What was asked of ours for Qwen3-4B."""
+    cycles = sides["ours"]["cycles"]
+    warm = cycles[1:] or cycles
+    goals = [
+        ("to the first token, warm", 0.95, statistics.median(c["to_first_token"] for c in warm)),
+        ("to the first token, first, `--warm-host-memory`", 3.0, cycles[0]["to_first_token"]),
+        ("back to the trainer, warm", 1.05, statistics.median(c["back"] for c in warm)),
+    ]
+    rows = [(what, f"≤ {goal:.2f} s", f"{found:.3f} s",
+             "reached" if found <= goal else "**missed**") for what, goal, found in goals]
+    return table(["what", "goal", "reached", "verdict"], rows)
+
+
+def steps_table(sides):
+    rows = []
+    for side, result in sides.items():
+        for name in result["cycles"][0]["steps"]:
+            found = [cycle["steps"][name] for cycle in result["cycles"]]
+            rows.append((SIDES[side], name, seconds(found[0]), spread(found[1:])))
+    return table(["side", "of it", "first", "warm"], rows)
+
+
+def markdown(results):
+    sides = results["sides"]
+    of = f"Qwen3-{results['model'].upper()}"
+    if results["layers"]:
+        of += f", {results['layers']} layers"
+    found = results["versions"]
+    vllm = next((one["vllm"] for one in sides.values()), "none")
+    parts = [
+        f"{results['gpu']}, {results['cores']} cores, {results['host_memory_bytes'] / 2**30:.0f} GiB of host "
+        f"memory; {of}, weights {size(results['weights_bytes'])}; ours {found['ours']}, commit "
+        f"{found['commit']}, driver {found['driver']}, PyTorch {found['PyTorch']}, vLLM {vllm}. A first cycle "
+        f"and {results['cycles'] - 1} warm ones: median (least to most). Ours had "
+        f"{results['first_step_s']:.0f} s from the attaching of both to the first hand-over."]
+    if sides:
+        parts += [main_table(sides), steps_table(sides)]
+    if "ours" in sides and of == "Qwen3-4B" and results["backend"] == "cuda":
+        parts.insert(1, goals_table(sides))
+    if len(sides) > 1 and not results["failures"]:
+        parts.append("All sides' trainers held the same weights and their vLLMs said the same tokens, version by version.")
+    parts += [f"**Failed:** {one.splitlines()[0]}" for one in results["failures"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def keep(results, folder):
+    (folder / "attached_engines.json").write_text(json.dumps(results, indent=1) + "\n",
+                                                  encoding="utf-8")
+
+
+def write_docs(docs, folder):
+    results = json.loads((folder / "attached_engines.json").read_text(encoding="utf-8"))
+    docs.write_text(markers.replace_between(docs.read_text(encoding="utf-8"), BEGIN, END,
+                                            markdown(results)), encoding="utf-8")
+
+
+def sides_of(text):
+    chosen = text.split(",")
+    if unknown := [side for side in chosen if side not in SIDES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(SIDES)}")
+    return chosen
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build", type=pathlib.Path, nargs="?", metavar="BUILD_DIR")
+    parser.add_argument("out", type=pathlib.Path, metavar="OUT_DIR")
+    parser.add_argument("--docs", type=pathlib.Path, help="write OUT_DIR's figures into this text")
+    parser.add_argument("--model", choices=attached_sides.MODELS, default="4b")
+    parser.add_argument("--layers", type=int, default=0, help="keep the first N of the model")
+    parser.add_argument("--sides", type=sides_of, help="default: ipc,ours,load; on host ours,load")
+    parser.add_argument("--cycles", type=int, default=5, help="with the first one")
+    parser.add_argument("--backend", choices=("cuda", "host"), default="cuda",
+                        help="host tries ours and load without a GPU: nothing sleeps there")
+    parser.add_argument("--inference", default="vllm:tp=1",
+                        help="the job's layout of vLLM, with its version where that matters")
+    parser.add_argument("--first-step-s", type=float, default=15,
+                        help="how long ours trains before it hands over for the first time")
+    parser.add_argument("--rollout-s", type=float, default=0.2)
+    parser.add_argument("--limit-s", type=float, default=540, help="for all sides together")
+    parser.add_argument("--side-limit-s", type=float, default=240)
+    options = parser.parse_args()
+    if not options.docs and not options.build:
+        parser.error("BUILD_DIR is missing")
+    on_host = options.backend == "host"
+    options.sides = options.sides or (["ours", "load"] if on_host else ["ipc", "ours", "load"])
+    if on_host and "ipc" in options.sides:
+        parser.error("vLLM has no IPC weight transfer without a GPU: leave ipc out of --sides")
+    options.kv_cache_bytes = (64 << 20) if on_host else (4 << 30)
+    return options
+
+
+def main():
+    options = parse_options()
+    if options.docs:
+        write_docs(options.docs, options.out)
+        return
+    if not shutil.which("mpirun"):
+        sys.exit("error: mpirun is not on PATH: install Open MPI")
+    options.build, options.out = options.build.resolve(), options.out.resolve()
+    for name in ("awex-colocate", "libawex_colocate.so"):
+        if not (options.build / name).is_file():
+            sys.exit(f"error: no {name} in {options.build}: build it; see docs/benchmarks.md")
+    options.out.mkdir(parents=True, exist_ok=True)
+    start, failures = time.monotonic(), []
+    results = measure(options, failures)
+    keep(results, options.out)
+    text = markdown(results)
+    (options.out / "attached_engines.md").write_text(text, encoding="utf-8")
+    print(text)
+    say(f"took {time.monotonic() - start:.0f} s")
+    if failures:
+        sys.exit("error: failed: " + "; ".join(one.splitlines()[0] for one in failures))
+
+
+if __name__ == "__main__":
+    main()
