@@ -168,8 +168,8 @@ def run_side(options, side, limit_s):
         config = attached_sides.config_of(attached_sides.model_of(options))
         (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
         told = {name: getattr(options, name) for name in
-                ("backend", "model", "layers", "cycles", "kv_cache_bytes", "first_step_s",
-                 "rollout_s")}
+                ("backend", "model", "layers", "cycles", "kv_cache_bytes", "kv_cache_stays",
+                 "first_step_s", "rollout_s")}
         told.update(side=side, job=str(job), vllm_model=str(model))
         (folder / "options.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -205,6 +205,8 @@ def told_by_job(path):
             said = json.loads(line)
         except ValueError:
             continue  # mpirun's
+        if not isinstance(said, dict):
+            continue
         if said.get("event") == "detail" and "were prepared" in said["message"]:
             prepared.append(said["message"])
         if said.get("event") == "phase":
@@ -241,8 +243,8 @@ def measure(options, failures):
                if options.backend == "cuda" else "host memory",
                "versions": one_gpu.versions(options.build), "sides": {}}
     end = time.monotonic() + options.limit_s
-    if options.backend == "cuda":
-        size = min(one_gpu.MOST_TOUCHED_BYTES, one_gpu.available_bytes() // 2)
+    if options.backend == "cuda" and options.touch_bytes:
+        size = min(options.touch_bytes, one_gpu.available_bytes() // 2)
         say(f"touching {size / 1e9:.0f} GB of host memory")
         one_gpu.touch_host_memory(size)
     with GpuMemory() if options.backend == "cuda" else NoGpu() as memory:
@@ -318,7 +320,11 @@ def parse_options():
                         help="host tries ours and load without a GPU: nothing sleeps there")
     parser.add_argument("--inference", help="the job's layout of vLLM "
                         "[vllm:tp=1, with the version that is installed]")
-    parser.add_argument("--first-step-s", type=float, default=15,
+    parser.add_argument("--touch-bytes", type=int, default=one_gpu.MOST_TOUCHED_BYTES,
+                        help="of host memory, before anything is timed; 0 on a machine that was used")
+    parser.add_argument("--kv-cache-stays", action="store_true",
+                        help="leave vLLM's KV cache out of the job")
+    parser.add_argument("--first-step-s", type=float, default=20,
                         help="how long ours trains before it hands over for the first time")
     parser.add_argument("--rollout-s", type=float, default=0.2)
     parser.add_argument("--limit-s", type=float, default=540, help="for all sides together")

@@ -514,7 +514,7 @@ def run_ours(options):
     plugin.register()  # vLLM does so itself where the wheel is installed.
     rollout = Rollout(options, weight_transfer_config={"backend": "awex"})
     child.tell("attach")
-    plugin.attach(rollout.llm, options.job, kv_cache=True, timeout=PATIENCE_S)
+    plugin.attach(rollout.llm, options.job, kv_cache=not options.kv_cache_stays, timeout=PATIENCE_S)
     child.answer()
     time.sleep(options.first_step_s)
     cycles, asked = [], []
