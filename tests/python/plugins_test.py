@@ -181,7 +181,7 @@ class Sglang(unittest.TestCase):
             hooks = self.hooks()
         self.assertEqual(
             {name: kind for name, (_, kind) in hooks.items()},
-            {"load_model": "after", "release_memory_occupation": "around",
+            {"load_model": "after", "get_internal_state": "after", "release_memory_occupation": "around",
              "resume_memory_occupation": "around"},
         )  # fmt: skip
         release, resume = (hooks[f"{name}_memory_occupation"][0] for name in ("release", "resume"))
@@ -206,6 +206,14 @@ class Sglang(unittest.TestCase):
         with module("sglang.srt.managers", io_struct=types.SimpleNamespace(**self.ANSWERS)):
             with mock.patch.multiple(sglang_plugin, _engine=engine, _offer=None):
                 yield
+
+    def test_it_says_which_version_is_served(self):
+        answer = types.SimpleNamespace(internal_state={"model_path": "m"})
+        with self.attached(mock.Mock(version=3)):
+            self.assertIs(sglang_plugin._tell_version(answer, "scheduler", "request"), answer)
+        self.assertEqual(answer.internal_state, {"model_path": "m", "awex_colocate_version": 3})
+        with self.attached(None):
+            self.assertIs(sglang_plugin._tell_version(answer, "scheduler", "request"), answer)
 
     def test_a_release_does_not_wait_for_the_trainer(self):
         taken = threading.Event()

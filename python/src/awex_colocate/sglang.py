@@ -8,7 +8,8 @@
         engine.generate(…)
         engine.release_memory_occupation()    # from here the trainer may take the memory; returns at once
 
-Who releases and resumes before the trainer has taken the memory goes on with the version that it served.
+Who releases and resumes before the trainer has taken the memory goes on with the version that it served;
+`engine.get_server_info()["internal_states"][0]["awex_colocate_version"]` says which.
 
 Weights alone lie in the job's memory; SGLang's KV cache stays on the GPU. SGLang only logs what a plugin
 raises in its entry point, and answers for rank 0 alone: trust the job's commit (`awex-colocate status`).
@@ -35,6 +36,7 @@ OLDEST = "0.5.14"
 NEWEST = "0.5.23"
 
 _LOADED = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
+_STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
 #: Seconds that it takes at most to see that an offer is withdrawn.
@@ -82,6 +84,7 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(_LOADED, _after_load, HookType.AFTER)
+    HookRegistry.register(_STATE, _tell_version, HookType.AFTER)
     HookRegistry.register(f"{_MANAGER}.release_memory_occupation", _release, HookType.AROUND)
     HookRegistry.register(f"{_MANAGER}.resume_memory_occupation", _resume, HookType.AROUND)
 
@@ -118,6 +121,12 @@ def _after_load(result: Any, runner: Any, *_: Any, **__: Any) -> Any:
         raise
     _engine = attached
     return result
+
+
+def _tell_version(answer: Any, *_: Any) -> Any:
+    if _engine is not None:
+        answer.internal_state["awex_colocate_version"] = _engine.version
+    return answer
 
 
 def _names_weights(request: Any) -> bool:
