@@ -6,6 +6,7 @@ anything in S seconds, tokens are left out, and it says so: the checksums remain
 import argparse
 import contextlib
 import faulthandler
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from files import DEVICE, PATIENCE_S, get, put
 
-BEGIN = time.monotonic()
+BEGIN = float(os.environ.setdefault("ENGINES_BEGIN", str(time.monotonic())))  # The same in all processes.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["AWEX_COLOCATE_TIMEOUT"] = str(PATIENCE_S)
 # SGLang's processes begin with this file, too: asked by this signal, each says on stderr where it stands.
@@ -225,10 +226,11 @@ def serve(o, first):
 
 def resume(sglang, version):
     """Until it is this version: who resumes before the trainer has taken the memory goes on with the last one."""
-    while True:
+    for tries in itertools.count(1):
         sglang.engine.resume_memory_occupation()
         found = sglang.version()
         if found == version:
+            say(f"resumed {tries} times")
             return
         assert found == version - 1, (found, version)
         sglang.engine.release_memory_occupation()
