@@ -120,6 +120,10 @@ def compile_kernels(config):
         else:
             say(f"compiled {name} in {time.monotonic() - begin:.1f} s")
 
+    from sglang.jit_kernel.utils import get_jit_cuda_arch
+
+    # SGLang sets it around each compilation, and takes it away from those beside it.
+    os.environ["TVM_FFI_CUDA_ARCH_LIST"] = get_jit_cuda_arch().target_name
     todo = kernels(config)
     with ThreadPoolExecutor(len(todo)) as pool:
         list(pool.map(one, todo, todo.values()))
