@@ -40,6 +40,8 @@ OPTIONS = {
     "mem_fraction_static": 0.9,
     "watchdog_timeout": PATIENCE_S,
     "random_seed": 0,
+    # Its KV cache goes and comes, too.
+    "enable_memory_saver": bool(os.environ.get("ENGINES_SGLANG_SAVER")),
 }
 #: Seconds without an answer, after which everybody says where it stands.
 SILENCE_S = 60.0

@@ -495,6 +495,7 @@ class Rollout:
         engine.seal()
         sglang_plugin._engine = engine
         self.request = types.SimpleNamespace(tags=None)
+        self.memory_saver_adapter = types.SimpleNamespace(enabled=False)
 
     def is_fully_idle(self):
         return True

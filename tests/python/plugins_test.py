@@ -150,8 +150,9 @@ class Registry:
 
 
 class Manager:
-    def __init__(self):
-        self.calls = []
+    def __init__(self, saves=False):
+        self.calls, self.offload_tags = [], set()
+        self.memory_saver_adapter = types.SimpleNamespace(enabled=saves)
 
     def is_fully_idle(self):
         return True
@@ -162,7 +163,9 @@ class Manager:
 
 class Sglang(unittest.TestCase):
     ANSWERS = {"ReleaseMemoryOccupationReqOutput": lambda: "released",
-               "ResumeMemoryOccupationReqOutput": lambda: "resumed"}  # fmt: skip
+               "ResumeMemoryOccupationReqOutput": lambda: "resumed",
+               "ReleaseMemoryOccupationReqInput": types.SimpleNamespace,
+               "ResumeMemoryOccupationReqInput": types.SimpleNamespace}  # fmt: skip
 
     def hooks(self):
         registry = Registry()
@@ -181,7 +184,7 @@ class Sglang(unittest.TestCase):
             hooks = self.hooks()
         self.assertEqual(
             {name: kind for name, (_, kind) in hooks.items()},
-            {"load_model": "after", "get_internal_state": "after", "release_memory_occupation": "around",
+            {"load_model": "around", "get_internal_state": "after", "release_memory_occupation": "around",
              "resume_memory_occupation": "around"},
         )  # fmt: skip
         release, resume = (hooks[f"{name}_memory_occupation"][0] for name in ("release", "resume"))
@@ -257,17 +260,63 @@ class Sglang(unittest.TestCase):
         self.assertEqual(sglang_plugin._release(original, "manager", "request"), "its own")
         original.assert_called_once_with("manager", "request")
 
+    def test_its_own_saver_keeps_the_kv_cache_alone(self):
+        def release(manager, request):
+            manager.calls.append(("release", *request.tags))
+            manager.offload_tags |= set(request.tags)
+
+        def resume(manager, request):
+            manager.calls.append(("resume", *request.tags))
+            manager.offload_tags -= set(request.tags)
+
+        def asked(*tags):
+            return types.SimpleNamespace(tags=list(tags) or None)
+
+        engine, manager = mock.Mock(version=0), Manager(saves=True)
+        engine.wait.side_effect = lambda timeout: manager.calls.append("wait")
+        with self.attached(engine):
+            sglang_plugin._resume(resume, manager, asked())  # SGLang would fail on what was never released.
+            sglang_plugin._release(release, manager, asked())
+            sglang_plugin._release(release, manager, asked("kv_cache"))  # Once is enough.
+            sglang_plugin._resume(resume, manager, asked("weights"))
+            sglang_plugin._resume(resume, manager, asked("weights", "cuda_graph"))
+            sglang_plugin._resume(resume, manager, asked("kv_cache"))
+        self.assertEqual(
+            manager.calls,
+            ["wait", "flush", ("release", "kv_cache", "cuda_graph"), "wait", "flush", "wait",
+             ("resume", "cuda_graph"), "flush", ("resume", "kv_cache")],
+        )  # fmt: skip
+
+    def test_weights_are_not_loaded_into_its_savers_memory(self):
+        own, none = types.SimpleNamespace(enabled=True), types.SimpleNamespace(enabled=False)
+        adapter = types.SimpleNamespace(create=lambda enable: self.fail() if enable else none)
+        runner, seen = types.SimpleNamespace(memory_saver_adapter=own), []
+        with module("sglang.srt.utils.torch_memory_saver_adapter", TorchMemorySaverAdapter=adapter):
+            with self.assertRaises(OSError), sglang_plugin._without_saver(runner):
+                seen.append(runner.memory_saver_adapter)
+                raise OSError
+        self.assertEqual(seen, [none])
+        self.assertIs(runner.memory_saver_adapter, own)  # What is allocated later is SGLang's to save.
+
     def test_what_cannot_be_is_refused(self):
-        def runner(**arguments):
-            return types.SimpleNamespace(server_args=types.SimpleNamespace(**arguments), device="cpu")
+        def load(**arguments):
+            original = mock.Mock()
+            runner = types.SimpleNamespace(server_args=types.SimpleNamespace(**arguments))
+            with self.assertRaises(WrongRequest) as raised:
+                sglang_plugin._load(original, runner)
+            original.assert_not_called()
+            return str(raised.exception)
 
         with mock.patch.dict(os.environ, AWEX_COLOCATE_ANY_VERSION="1"):
-            with self.assertRaisesRegex(WrongRequest, "enable_memory_saver"):
-                sglang_plugin._after_load(None, runner(enable_memory_saver=True))
-            with self.assertRaisesRegex(WrongRequest, "LoRA"):
-                sglang_plugin._after_load(None, runner(enable_lora=True))
-        with self.assertRaisesRegex(WrongRequest, "this plugin is for SGLang"):
-            sglang_plugin._after_load(None, runner())
+            self.assertIn("LoRA", load(enable_lora=True))
+            with self.attached(mock.Mock()):
+                self.assertIn("attached already", load())
+        self.assertIn("this plugin is for SGLang", load())
+
+    def test_a_draft_model_is_sglangs_own(self):
+        original, runner = mock.Mock(return_value="loaded"), types.SimpleNamespace(is_draft_worker=True)
+        self.assertEqual(sglang_plugin._load(original, runner), "loaded")
+        original.assert_called_once_with(runner)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@
 Who releases and resumes before the trainer has taken the memory goes on with the version that it served;
 `engine.get_server_info()["internal_states"][0]["awex_colocate_version"]` says which.
 
-Weights alone lie in the job's memory; SGLang's KV cache stays on the GPU. SGLang only logs what a plugin
+Weights alone lie in the job's memory. SGLang's KV cache stays on the GPU, or goes and comes with the same calls
+by SGLang's own memory saver (`enable_memory_saver=True`). SGLang only logs what a plugin
 raises in its entry point, and answers for rank 0 alone: trust the job's commit (`awex-colocate status`).
 
 Written against the sources of SGLang 0.5.14 and 0.5.23; no SGLang has run with it yet.
@@ -19,9 +20,10 @@ Written against the sources of SGLang 0.5.14 and 0.5.23; no SGLang has run with 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ._behind import Behind
@@ -38,6 +40,9 @@ NEWEST = "0.5.23"
 _LOADED = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 _STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+
+#: What SGLang's memory saver gives away and takes back, besides weights.
+SAVED = ("kv_cache", "cuda_graph")
 
 #: Seconds that it takes at most to see that an offer is withdrawn.
 GLANCE_S = 0.2
@@ -83,28 +88,47 @@ def register() -> None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(_LOADED, _after_load, HookType.AFTER)
+    HookRegistry.register(_LOADED, _load, HookType.AROUND)
     HookRegistry.register(_STATE, _tell_version, HookType.AFTER)
     HookRegistry.register(f"{_MANAGER}.release_memory_occupation", _release, HookType.AROUND)
     HookRegistry.register(f"{_MANAGER}.resume_memory_occupation", _resume, HookType.AROUND)
 
 
-def _after_load(result: Any, runner: Any, *_: Any, **__: Any) -> Any:
-    """Attaches with what a model runner has loaded; an exception ends the start of SGLang."""
-    global _engine
+def _load(original: Callable[..., Any], runner: Any, *arguments: Any, **options: Any) -> Any:
+    """Attaches with what a model runner loads; an exception ends the start of SGLang."""
     if getattr(runner, "is_draft_worker", False):
-        return result
+        return original(runner, *arguments, **options)
+    _refuse(runner.server_args)
+    with _without_saver(runner):
+        result = original(runner, *arguments, **options)
+    _attach(runner)
+    return result
+
+
+def _refuse(arguments: Any) -> None:
     refuse_others("SGLang", found_version("sglang"), OLDEST, NEWEST)
     if _engine is not None:
         raise WrongRequest("this process is attached already", "one model for each process of SGLang")
-    arguments = runner.server_args
-    if getattr(arguments, "enable_memory_saver", False):
-        raise WrongRequest(
-            "SGLang is started with enable_memory_saver, whose pool would keep the weights' memory",
-            "leave it out: the job gives memory over itself",
-        )
     if getattr(arguments, "enable_lora", False) or getattr(arguments, "lora_paths", None):
         raise WrongRequest("SGLang is started with LoRA", "leave it out")
+
+
+@contextlib.contextmanager
+def _without_saver(runner: Any) -> Iterator[None]:
+    """Weights do not stay in SGLang's memory, and its memory saver would not give it back to the GPU."""
+    saver = runner.memory_saver_adapter
+    if saver.enabled:
+        from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
+
+        runner.memory_saver_adapter = TorchMemorySaverAdapter.create(enable=False)
+    try:
+        yield
+    finally:
+        runner.memory_saver_adapter = saver
+
+
+def _attach(runner: Any) -> None:
+    global _engine
     is_cuda = str(runner.device).startswith("cuda")
     attached = attach(
         "inference",
@@ -120,7 +144,6 @@ def _after_load(result: Any, runner: Any, *_: Any, **__: Any) -> Any:
         attached.close()
         raise
     _engine = attached
-    return result
 
 
 def _tell_version(answer: Any, *_: Any) -> Any:
@@ -134,16 +157,25 @@ def _names_weights(request: Any) -> bool:
     return not tags or "weights" in tags
 
 
+def _of_the_saver(manager: Any, request: Any) -> list[str]:
+    """What SGLang's own memory saver is asked for: nothing where it is off."""
+    if not manager.memory_saver_adapter.enabled:
+        return []
+    return [tag for tag in request.tags or SAVED if tag in SAVED]
+
+
 def _release(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     global _offer
     if _engine is None:
         return original(manager, request)
     if not manager.is_fully_idle():
         raise WrongRequest("SGLang has requests that run", "abort them, or wait for them, before releasing memory")
+    if tags := [tag for tag in _of_the_saver(manager, request) if tag not in manager.offload_tags]:
+        original(manager, _struct("ReleaseMemoryOccupationReqInput", tags=tags))
     if _names_weights(request) and _engine.version and _offer is None:
         manager.flush_cache()
         _offer = _Offer(_engine)
-    return _answer("ReleaseMemoryOccupationReqOutput")
+    return _struct("ReleaseMemoryOccupationReqOutput")
 
 
 def _resume(original: Callable[..., Any], manager: Any, request: Any) -> Any:
@@ -154,11 +186,14 @@ def _resume(original: Callable[..., Any], manager: Any, request: Any) -> Any:
         offer, _offer = _offer, None
         if offer is None or offer.withdraw():
             _engine.wait(timeout=patience())
+    if tags := [tag for tag in _of_the_saver(manager, request) if tag in manager.offload_tags]:
+        original(manager, _struct("ResumeMemoryOccupationReqInput", tags=tags))
+    if _names_weights(request):
         manager.flush_cache()
-    return _answer("ResumeMemoryOccupationReqOutput")
+    return _struct("ResumeMemoryOccupationReqOutput")
 
 
-def _answer(name: str) -> Any:
+def _struct(name: str, **fields: Any) -> Any:
     from sglang.srt.managers import io_struct
 
-    return getattr(io_struct, name)()
+    return getattr(io_struct, name)(**fields)
