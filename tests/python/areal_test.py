@@ -515,7 +515,7 @@ class Rollout:
 
 def serve(worker):
     """Calls what comes in by name, until there is no more."""
-    with mock.patch.object(sglang_plugin, "_answer", return_value="done"):
+    with mock.patch.object(sglang_plugin, "_struct", return_value="done"):
         for line in sys.stdin:
             name, *arguments = json.loads(line)
             if name == "update_weights":
