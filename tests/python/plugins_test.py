@@ -205,10 +205,32 @@ class Sglang(unittest.TestCase):
         self.assertEqual(manager.calls, ["flush", "flush", "flush"])
 
     @contextlib.contextmanager
-    def attached(self, engine):
+    def attached(self, engine, is_sealed=True):
         with module("sglang.srt.managers", io_struct=types.SimpleNamespace(**self.ANSWERS)):
-            with mock.patch.multiple(sglang_plugin, _engine=engine, _offer=None):
+            with mock.patch.multiple(sglang_plugin, _engine=engine, _offer=None, _is_sealed=is_sealed):
                 yield
+
+    def test_it_computes_with_what_it_has_loaded_until_it_is_told_to_give_it_away(self):
+        for told in (sglang_plugin._release, sglang_plugin._resume):
+            engine, manager = mock.Mock(version=0), Manager()
+            with self.attached(engine, is_sealed=False):
+                told(None, manager, types.SimpleNamespace(tags=["kv_cache"]))
+                engine.seal.assert_not_called()
+                for _ in range(2):
+                    told(None, manager, types.SimpleNamespace(tags=["weights"]))
+            engine.seal.assert_called_once()
+            names = [name for name, _, _ in engine.method_calls]
+            self.assertEqual(names, ["seal", "wait", "wait"] if told is sglang_plugin._resume else ["seal"])
+
+    def test_graphs_are_not_captured_without_weights(self):
+        arguments = types.SimpleNamespace(disable_cuda_graph=False)
+        attached = mock.Mock()
+        attached.memory.return_value.is_mapped = True
+        sglang_plugin._refuse_unmapped(attached, arguments)
+        attached.memory.return_value.is_mapped = False
+        with self.assertRaisesRegex(WrongRequest, "--admission off"):
+            sglang_plugin._refuse_unmapped(attached, arguments)
+        sglang_plugin._refuse_unmapped(attached, types.SimpleNamespace(disable_cuda_graph=True))
 
     def test_it_says_which_version_is_served(self):
         answer = types.SimpleNamespace(internal_state={"model_path": "m"})

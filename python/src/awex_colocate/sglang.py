@@ -2,7 +2,7 @@
 `--inference sglang:…`.
 
     AWEX_COLOCATE_JOB=DIR python …            # the job's directory, for every process of SGLang
-    engine = sglang.Engine(model_path=…)      # attaches while it loads, before CUDA graphs are captured
+    engine = sglang.Engine(model_path=…)      # adopts the job's memory while it loads, before CUDA graphs
     while True:
         engine.resume_memory_occupation()     # returns when SGLang serves a version that is newer
         engine.generate(…)
@@ -48,6 +48,7 @@ SAVED = ("kv_cache", "cuda_graph")
 GLANCE_S = 0.2
 
 _engine: Engine | None = None
+_is_sealed = False
 _offer: _Offer | None = None
 
 
@@ -139,11 +140,36 @@ def _attach(runner: Any) -> None:
     )
     try:
         attached.adopt(runner.model)
-        attached.seal(patience())
+        _refuse_unmapped(attached, runner.server_args)
     except BaseException:
         attached.close()
         raise
     _engine = attached
+
+
+def _refuse_unmapped(attached: Engine, arguments: Any) -> None:
+    """SGLang computes with its weights while it captures CUDA graphs."""
+    if not attached.memory("weights").is_mapped and not getattr(arguments, "disable_cuda_graph", False):
+        raise WrongRequest(
+            "the job takes no weights that inference has loaded (--admission off), and SGLang captures CUDA "
+            "graphs with them while it starts",
+            "leave --admission off out, or start SGLang with disable_cuda_graph",
+        )
+
+
+def _seal(manager: Any) -> None:
+    """When SGLang is first told to release or resume: from here to the first version the weights' memory is gone, and
+    until here SGLang computes with what it has loaded."""
+    global _is_sealed
+    if not _is_sealed:
+        manager.flush_cache()
+        _attached().seal(patience())
+        _is_sealed = True
+
+
+def _attached() -> Engine:
+    assert _engine is not None
+    return _engine
 
 
 def _tell_version(answer: Any, *_: Any) -> Any:
@@ -172,9 +198,11 @@ def _release(original: Callable[..., Any], manager: Any, request: Any) -> Any:
         raise WrongRequest("SGLang has requests that run", "abort them, or wait for them, before releasing memory")
     if tags := [tag for tag in _of_the_saver(manager, request) if tag not in manager.offload_tags]:
         original(manager, _struct("ReleaseMemoryOccupationReqInput", tags=tags))
-    if _names_weights(request) and _engine.version and _offer is None:
-        manager.flush_cache()
-        _offer = _Offer(_engine)
+    if _names_weights(request):
+        _seal(manager)
+        if _engine.version and _offer is None:
+            manager.flush_cache()
+            _offer = _Offer(_engine)
     return _struct("ReleaseMemoryOccupationReqOutput")
 
 
@@ -183,6 +211,7 @@ def _resume(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     if _engine is None:
         return original(manager, request)
     if _names_weights(request):
+        _seal(manager)
         offer, _offer = _offer, None
         if offer is None or offer.withdraw():
             _engine.wait(timeout=patience())
