@@ -33,6 +33,7 @@ import unpacked  # noqa: E402, F401: in vLLM's workers, too, which begin with th
 from files import ON_GPU, PATIENCE_S, get, put  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
 from vllm.v1.executor import multiproc_executor  # noqa: E402
 
 import awex_colocate.vllm as plugin  # noqa: E402
@@ -70,6 +71,8 @@ def end(llm):
     del llm
     gc.collect()
     cleanup_dist_env_and_memory()
+    # The memory pool of CUDA graphs went with the engine that first had it, and the next one would take it.
+    type(current_platform)._global_graph_pool = None
 
 
 def serve():
