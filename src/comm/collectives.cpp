@@ -15,21 +15,21 @@ std::vector<std::byte> Collectives::all_gather(std::span<const std::byte> send,
                                                const std::string& what) {
   agreement_.arrive(what);
   begin(Kind::kGather, send, send.size());
-  await(what);
+  waits_.wait_for_all([this] { return is_done(); }, what);
   return std::move(to_);
 }
 
 void Collectives::all_reduce(Kind kind, std::span<uint64_t> values, const std::string& what) {
   agreement_.arrive(what);
   begin(kind, std::as_bytes(values), values.size());
-  await(what);
+  waits_.wait_for_all([this] { return is_done(); }, what);
   std::memcpy(values.data(), to_.data(), values.size_bytes());
 }
 
 void Collectives::barrier(const std::string& what) {
   agreement_.arrive(what);
   begin(Kind::kBarrier, {}, 0);
-  await(what);
+  waits_.wait_for_all([this] { return is_done(); }, what);
 }
 
 void Collectives::begin(Kind kind, std::span<const std::byte> send, size_t count) {
@@ -70,21 +70,6 @@ bool Collectives::is_done() {
   int done = 0;
   AWEX_MPI(MPI_Test(&request_, &done, MPI_STATUS_IGNORE), "complete a collective call");
   return done != 0;
-}
-
-/// Waits for the call that has begun. Every rank has come to it, as far as rank 0 knows.
-void Collectives::await(const std::string& what) {
-  const auto done = [this] { return is_done(); };
-  if (world_.rank() != 0) {
-    return waits_.wait_for_rank_zero(done, fmt::format("completed '{}'", what));
-  }
-  waits_.wait(done, kRankZeroGrace, [&] {
-    failures_.announce_and_fail(
-        Error(ExitCode::kDeadline,
-              fmt::format("'{}' is not done after {}, though every rank came to it{}", what,
-                          format_seconds(world_.timeout().count()), world_.describe_stopped()),
-              kDeadlineHint));
-  });
 }
 
 void Collectives::join(const CollectiveCall& last) {

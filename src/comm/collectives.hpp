@@ -56,7 +56,6 @@ class Collectives {
   void begin(CollectiveCall::Kind kind, std::span<const std::byte> send, size_t count);
   void start();
   [[nodiscard]] bool is_done();
-  void await(const std::string& what);
 
   MpiWorld& world_;
   Failures& failures_;

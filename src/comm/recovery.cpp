@@ -147,7 +147,7 @@ void Recovery::end_messages(const Verdict& verdict) {
     const bool no_call = collectives_.settle();
     return world_.traffic().settle(verdict.sent_here) && no_call;
   };
-  wait(settled, "the end of the failed command's messages");
+  waits_.wait_for_all(settled, "the end of the failed command's messages");
 }
 
 MPI_Comm Recovery::make_communicator() {
@@ -159,18 +159,8 @@ MPI_Comm Recovery::make_communicator() {
     AWEX_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "make the next epoch's communicator");
     return done != 0;
   };
-  wait(made, "the next epoch's communicator");
+  waits_.wait_for_all(made, "the next epoch's communicator");
   return comm;
-}
-
-template <class Done>
-void Recovery::wait(const Done& done, const char* what) {
-  waits_.wait(done, kRankZeroGrace, [&] {
-    throw Error(ExitCode::kDeadline,
-                fmt::format("{} is not there after {}{}", what,
-                            format_seconds(world_.timeout().count()), world_.describe_stopped()),
-                kDeadlineHint);
-  });
 }
 
 }  // namespace awex

@@ -63,8 +63,6 @@ class Recovery {
   void give_up_on_lost(Meeting& meeting, const std::vector<int>& missing);
   void end_messages(const Verdict& verdict);
   [[nodiscard]] MPI_Comm make_communicator();
-  template <class Done>
-  void wait(const Done& done, const char* what);
 
   MpiWorld& world_;
   Failures& failures_;

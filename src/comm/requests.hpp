@@ -23,7 +23,8 @@ enum Tag : int {
   kProgressTag,
   kComingTag,
   kGoingTag,
-  kHereTag
+  kHereTag,
+  kRollCallTag
 };
 
 template <class T>

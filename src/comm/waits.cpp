@@ -13,7 +13,7 @@ using std::chrono::milliseconds;
 
 }  // namespace
 
-void Waits::poll() { poll({microseconds(20), milliseconds(5)}); }
+void Waits::poll() { poll(kInWait); }
 
 void Waits::poll_at_rest() { poll({milliseconds(10), milliseconds(50)}); }
 
@@ -32,7 +32,7 @@ bool Waits::pause_at_rest(Clock::duration rested) {
   return false;
 }
 
-void Waits::poll(const Intervals& intervals) {
+void Waits::poll(const Intervals& intervals, const std::function<void()>& when_asked) {
   failures_.throw_known();
   const int signal_number = failures_.pending_signal();
   const auto time = Clock::now();
@@ -40,13 +40,18 @@ void Waits::poll(const Intervals& intervals) {
   next_listen_ = time + intervals.listen;
   failures_.listen();
   failures_.throw_known();
-  failures_.answer_question();
+  if (!when_asked) {
+    failures_.answer_question();
+  } else if (failures_.take_question()) {
+    when_asked();
+  }
   progress_.exchange();
   progress_.look_for_silent();
   if (interrupt_ && !failures_.is_recovering()) interrupt();
   if (signal_number != 0 || time >= next_look_) {
     next_look_ = time + intervals.look;
     failures_.look_for_lost();
+    roll_call_.exchange();
   }
   if (signal_number != 0) failures_.look_into_signal(signal_number);
 }
@@ -81,12 +86,38 @@ void Waits::wait_for_others(Requests& requests, const std::string& deed,
   };
   const auto done = [&] {
     if (requests.test()) return true;
-    failures_.listen();
-    if (failures_.take_question()) give_up();
     if (look) look(requests.missing());
     return false;
   };
-  wait(done, kRankZeroGrace, give_up);
+  wait(done, kRankZeroGrace, give_up, give_up);
+}
+
+void Waits::wait_for_all(const std::function<bool()>& done, const std::string& what) {
+  roll_call_.begin(what);
+  if (world_.rank() != 0) {
+    wait_for_rank_zero(done, fmt::format("completed '{}'", what));
+  } else {
+    bool is_asked = false;
+    const auto is_done = [&] {
+      if (done()) return true;
+      roll_call_.call();
+      if (is_asked && roll_call_.has_had_time()) give_up_on_all(what);
+      return false;
+    };
+    wait(
+        is_done, kRankZeroGrace, [&] { give_up_on_all(what); }, [&] { is_asked = true; });
+  }
+  roll_call_.end();
+}
+
+void Waits::give_up_on_all(const std::string& what) {
+  const auto silent = roll_call_.silent();
+  failures_.give_up_on(silent);
+  failures_.announce_and_fail(
+      silent.empty()
+          ? world_.late(roll_call_.waiting(),
+                        fmt::format("completed '{}', though all ranks answer,", what))
+          : world_.late(silent, fmt::format("answered in '{}', to which all ranks came,", what)));
 }
 
 }  // namespace awex

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <optional>
 #include <span>
@@ -13,6 +14,7 @@
 #include "comm/mpi_world.hpp"
 #include "comm/progress.hpp"
 #include "comm/requests.hpp"
+#include "comm/roll_call.hpp"
 #include "comm/wire_error.hpp"
 
 namespace awex {
@@ -28,7 +30,7 @@ inline constexpr Seconds kAnswerGrace{0.4};
 class Waits {
  public:
   Waits(MpiWorld& world, Failures& failures, Progress& progress)
-      : world_(world), failures_(failures), progress_(progress) {}
+      : world_(world), failures_(failures), progress_(progress), roll_call_(world) {}
 
   /// Throws the failure that any rank announced, and what Failures and Progress find. Cheap: most
   /// calls only read the clock.
@@ -41,11 +43,14 @@ class Waits {
 
   /// Returns when `done()` is true. Once the job's timeout and `grace` have passed without any
   /// rank's progress, `when_late()` is called after every look: it throws, or lets the wait go on.
+  /// `when_asked`, if given, is called on rank 0 when another rank asks it who is missing;
+  /// otherwise it is this one, and the wait fails.
   template <class Done, class WhenLate>
-  void wait(const Done& done, Seconds grace, const WhenLate& when_late) {
+  void wait(const Done& done, Seconds grace, const WhenLate& when_late,
+            const std::function<void()>& when_asked = nullptr) {
     const Deadline limit(world_.timeout() + grace);
     for (uint64_t spins = 0; !done(); ++spins) {
-      poll();
+      poll(kInWait, when_asked);
       if (progress_.overdue(limit, grace)) when_late();
       pause_in_wait(spins);
     }
@@ -74,6 +79,10 @@ class Waits {
                        std::span<const WireError> verdicts,
                        const std::function<void(const std::vector<int>&)>& look = nullptr);
 
+  /// Waits for what MPI does on all ranks together, `what`, to which all have come as far as rank 0
+  /// knows. Rank 0 fails with the names of those who do not answer, or of those who wait, too.
+  void wait_for_all(const std::function<bool()>& done, const std::string& what);
+
   /// On the other ranks: waits for what rank 0 must do first. When it takes too long, asks rank 0
   /// who is missing, and names rank 0 if it does not answer.
   template <class Done>
@@ -96,23 +105,26 @@ class Waits {
   /// How often a poll does what is not cheap.
   struct Intervals {
     Clock::duration listen;
-    Clock::duration look;  ///< At processes.
+    Clock::duration look;  ///< At processes, and for calls.
   };
+  static constexpr Intervals kInWait{std::chrono::microseconds(20), std::chrono::milliseconds(5)};
 
   void interrupt();
   void call_rest_hook();
   void poll_at_rest();
   [[nodiscard]] bool pause_at_rest(Clock::duration rested);
-  void poll(const Intervals& intervals);
+  void poll(const Intervals& intervals, const std::function<void()>& when_asked = nullptr);
+  [[noreturn]] void give_up_on_all(const std::string& what);
 
   MpiWorld& world_;
   Failures& failures_;
   Progress& progress_;
+  RollCall roll_call_;
   std::function<void()> interrupt_;
   ArrivalWatch arrivals_;
   std::function<void()> rest_hook_;
   Clock::time_point next_listen_;
-  Clock::time_point next_look_;  ///< At processes.
+  Clock::time_point next_look_;
   Clock::time_point next_rest_;  ///< For the hook.
 };
 
