@@ -15,7 +15,7 @@ Weights alone lie in the job's memory. SGLang's KV cache stays on the GPU, or go
 by SGLang's own memory saver (`enable_memory_saver=True`). SGLang only logs what a plugin
 raises in its entry point, and answers for rank 0 alone: trust the job's commit (`awex-colocate status`).
 
-Written against the sources of SGLang 0.5.14 and 0.5.23; no SGLang has run with it yet.
+Run with SGLang 0.5.14; read in the sources of 0.5.23.
 """
 
 from __future__ import annotations
