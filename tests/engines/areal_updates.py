@@ -97,7 +97,6 @@ class Rollout:
         self.model = Qwen3ForCausalLM.from_pretrained(self.initial, dtype=torch.float32)
         self.engine = awex_colocate.attach("inference", os.environ["AWEX_COLOCATE_JOB"], device="host:0")
         self.engine.adopt(self.model)
-        self.engine.seal()
         sglang._engine = self.engine
         mock.patch.object(sglang, "_answer", return_value=None).start()
 

@@ -492,7 +492,6 @@ class Rollout:
     def __init__(self):
         engine = awex_colocate.attach("inference", plugin.job(), device="host:0")
         zero_and_declare(engine)
-        engine.seal()
         sglang_plugin._engine = engine
         self.request = types.SimpleNamespace(tags=None)
         self.memory_saver_adapter = types.SimpleNamespace(enabled=False)
