@@ -98,7 +98,8 @@ class Rollout:
         self.engine = awex_colocate.attach("inference", os.environ["AWEX_COLOCATE_JOB"], device="host:0")
         self.engine.adopt(self.model)
         sglang._engine = self.engine
-        mock.patch.object(sglang, "_answer", return_value=None).start()
+        mock.patch.object(sglang, "_struct", return_value=None).start()
+        self.memory_saver_adapter = SimpleNamespace(enabled=False)
 
     def is_fully_idle(self):
         return True
