@@ -63,8 +63,8 @@ def attach(
 
 def update(llm: Any, *, version: int | None = None, timeout: float = 600.0) -> None:
     """Gives vLLM's memory to the trainer and returns when vLLM serves a version newer than it served last.
-    No request may be running. version: its label in vLLM, where the caller knows it and vLLM keeps one (0.32
-    does, 0.25 does not)."""
+    No request may be running. version: its label in vLLM, where the caller knows it and vLLM keeps one (0.27
+    and newer)."""
     label = {} if version is None or not hasattr(llm.llm_engine, "get_weight_version") else {
         "weight_version": str(version)
     }
