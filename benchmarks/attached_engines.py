@@ -30,8 +30,8 @@ import time
 
 import attached_engines_tables as tables
 import attached_sides
-import markers
 import one_gpu
+import reports
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -256,40 +256,13 @@ def measure(options, failures):
             except Failed as error:
                 failures.append(f"{tables.SIDES[side]}: {error}")
                 say(f"error: {failures[-1]}")
-            keep(results, options.out)
+            reports.keep("attached_engines", results, options.out)
     failures += tables.differences(results["sides"])
     results["failures"] = failures
     return results
 
 
 # Telling
-
-
-def keep(results, folder):
-    (folder / "attached_engines.json").write_text(json.dumps(results, indent=1) + "\n",
-                                                  encoding="utf-8")
-
-
-def write_reports(results, folder):
-    keep(results, folder)
-    plotted = None
-    try:
-        if results["sides"]:
-            tables.plot(results, folder / "attached_engines.svg")
-            plotted = "attached_engines.svg"
-    except ImportError:
-        say("warning: no plot: matplotlib is not installed; --docs draws it later")
-    text = tables.markdown(results, plotted)
-    (folder / "attached_engines.md").write_text(text, encoding="utf-8")
-    print(text)
-
-
-def write_docs(docs, folder):
-    results = json.loads((folder / "attached_engines.json").read_text(encoding="utf-8"))
-    text = tables.markdown(results, "attached_engines.svg")
-    docs.write_text(markers.replace_between(docs.read_text(encoding="utf-8"), tables.BEGIN,
-                                            tables.END, text), encoding="utf-8")
-    tables.plot(results, docs.parent / "attached_engines.svg")
 
 
 def version_of_vllm():
@@ -345,7 +318,7 @@ def parse_options():
 def main():
     options = parse_options()
     if options.docs:
-        write_docs(options.docs, options.out)
+        reports.write_docs("attached_engines", tables, options.docs, options.out)
         return
     if not shutil.which("mpirun"):
         sys.exit("error: mpirun is not on PATH: install Open MPI")
@@ -355,7 +328,8 @@ def main():
             sys.exit(f"error: no {name} in {options.build}: build it; see docs/benchmarks.md")
     options.out.mkdir(parents=True, exist_ok=True)
     start, failures = time.monotonic(), []
-    write_reports(measure(options, failures), options.out)
+    results = measure(options, failures)
+    reports.write("attached_engines", tables, results, options.out, has_plot=bool(results["sides"]))
     say(f"took {time.monotonic() - start:.0f} s")
     if failures:
         sys.exit("error: failed: " + "; ".join(one.splitlines()[0] for one in failures))

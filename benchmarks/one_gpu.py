@@ -30,8 +30,8 @@ import sys
 import tempfile
 import time
 
-import markers
 import one_gpu_tables
+import reports
 from peer_shapes import MODELS, elements, inference_tensors
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -255,39 +255,14 @@ def measure(options, failures):
         if number < options.rounds:
             results["ours"].append({})
             ours.round(results["ours"][-1])
-            keep(results, options.out)
+            reports.keep("one_gpu", results, options.out)
         if number < options.peer_rounds:
             others.round()
-            keep(results, options.out)
+            reports.keep("one_gpu", results, options.out)
     for package, runs in others.results.items():
         results["versions"].update({package: run["version"] for run in runs if "version" in run})
     check_sizes(results, options.model, failures)
     return results
-
-
-def keep(results, folder):
-    (folder / "one_gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def write_reports(results, folder):
-    keep(results, folder)
-    plotted = None
-    try:
-        one_gpu_tables.plot(results, folder / "one_gpu.svg")
-        plotted = "one_gpu.svg"
-    except ImportError:
-        say("warning: no plot: matplotlib is not installed; --docs draws it later")
-    text = one_gpu_tables.markdown(results, plotted)
-    (folder / "one_gpu.md").write_text(text, encoding="utf-8")
-    print(text)
-
-
-def write_docs(docs, folder):
-    results = json.loads((folder / "one_gpu.json").read_text(encoding="utf-8"))
-    text = one_gpu_tables.markdown(results, "one_gpu.svg")
-    docs.write_text(markers.replace_between(docs.read_text(encoding="utf-8"), one_gpu_tables.BEGIN,
-                                            one_gpu_tables.END, text), encoding="utf-8")
-    one_gpu_tables.plot(results, docs.parent / "one_gpu.svg")
 
 
 def parse_options():
@@ -317,7 +292,7 @@ def parse_options():
 def main():
     options = parse_options()
     if options.docs:
-        write_docs(options.docs, options.out)
+        reports.write_docs("one_gpu", one_gpu_tables, options.docs, options.out)
         return
     if not shutil.which("mpirun"):
         sys.exit("error: mpirun is not on PATH: install Open MPI")
@@ -330,7 +305,7 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     failures = Failures()
-    write_reports(measure(options, failures), options.out)
+    reports.write("one_gpu", one_gpu_tables, measure(options, failures), options.out)
     say(f"took {time.monotonic() - start:.0f} s")
     if failures.messages:
         sys.exit("error: failed: " +

@@ -16,6 +16,7 @@ from unittest import mock
 sys.path.insert(0, sys.argv.pop(1))
 
 import one_gpu  # noqa: E402
+import reports  # noqa: E402
 import one_gpu_tables as tables  # noqa: E402
 from peer_shapes import MODELS, elements, inference_tensors, trainer_tensors  # noqa: E402
 
@@ -176,7 +177,7 @@ class Documents(unittest.TestCase):
             (out / "one_gpu.json").write_text("{}", encoding="utf-8")
             docs.write_text(old, encoding="utf-8")
             with mock.patch.multiple(tables, markdown=lambda *_: new, plot=lambda *_: None):
-                one_gpu.write_docs(docs, out)
+                reports.write_docs("one_gpu", tables, docs, out)
             return docs.read_text(encoding="utf-8")
 
     def test_what_is_around_the_markers_stays(self):
