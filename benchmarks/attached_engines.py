@@ -32,6 +32,7 @@ import attached_engines_tables as tables
 import attached_sides
 import one_gpu
 import reports
+from one_gpu import say
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -40,10 +41,6 @@ from sessions import session_of  # noqa: E402  pylint: disable=wrong-import-posi
 
 TIGHT_SLACK_BYTES = 2 << 30
 LOG_END = 6000  # characters that are shown of a log where a side has failed
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 class NvmlMemory(ctypes.Structure):

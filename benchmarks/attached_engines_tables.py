@@ -49,14 +49,6 @@ def size(value):
     return "–" if value is None else f"{value / 1e9:.2f} GB"
 
 
-def row(*cells):
-    return f"| {' | '.join(cells)} |"
-
-
-def table(heads, rows):
-    return "\n".join([row(*heads), row(*["---"] * len(heads)), *(row(*one) for one in rows)])
-
-
 def most(result, what):
     found = [cycle[what] for cycle in result["cycles"]]
     return None if None in found else max(found)
@@ -78,7 +70,8 @@ def main_table(sides):
             cells += ["", of(result)]
         return cells
 
-    return table(heads, [
+    return one_gpu_tables.table([
+        heads,
         timed("from the end of the step to the first token", lambda cycle: cycle["to_first_token"]),
         timed("from the end of the rollouts to the trainer's next step", lambda cycle: cycle["back"]),
         once("GPU memory, most in a cycle", lambda r: size(most(r, "peak_bytes"))),
@@ -103,7 +96,7 @@ def goals_table(sides):
     ]
     rows = [(what, f"≤ {goal:.2f} s", f"{found:.3f} s",
              "reached" if found <= goal else "**missed**") for what, goal, found in goals]
-    return table(["what", "goal", "reached", "verdict"], rows)
+    return one_gpu_tables.table([("what", "goal", "reached", "verdict"), *rows])
 
 
 def steps_table(sides):
@@ -114,7 +107,7 @@ def steps_table(sides):
             rows.append((SIDES[side], name, seconds(found[0]), spread(found[1:])))
         for name, found in result.get("phases", {}).items():
             rows.append((SIDES[side], f"the job: {name}", seconds(found[0]), spread(found[1:])))
-    return table(["side", "of it", "first", "warm"], rows)
+    return one_gpu_tables.table([("side", "of it", "first", "warm"), *rows])
 
 
 def markdown(results, plotted):

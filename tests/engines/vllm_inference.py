@@ -53,11 +53,14 @@ CAPTURED = {
 
 
 def start(model, **options):
-    how = {"kv_cache_memory_bytes": int(os.environ["ENGINES_KV_BYTES"]) or 1 << 30} if ON_GPU else {"kv_cache_memory_bytes": 32 << 20, "block_size": 32}
+    how = dict(CAPTURED) if GRAPHS else {"enforce_eager": True}
+    if ON_GPU:
+        how["kv_cache_memory_bytes"] = int(os.environ["ENGINES_KV_BYTES"]) or 1 << 30
+    else:
+        how.update(kv_cache_memory_bytes=32 << 20, block_size=32)
     return LLM(
         model=str(model), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=256, max_num_seqs=4, seed=0,
-        enable_prefix_caching=True, tensor_parallel_size=TP, gpu_memory_utilization=0.2, **how, **(CAPTURED if GRAPHS else {"enforce_eager": True}),
-        **options,
+        enable_prefix_caching=True, tensor_parallel_size=TP, gpu_memory_utilization=0.2, **how, **options,
     )  # fmt: skip
 
 

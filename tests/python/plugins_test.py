@@ -223,14 +223,22 @@ class Sglang(unittest.TestCase):
             self.assertEqual(names, ["seal", "wait", "wait"] if told is sglang_plugin._resume else ["seal"])
 
     def test_graphs_are_not_captured_without_weights(self):
-        arguments = types.SimpleNamespace(disable_cuda_graph=False)
-        attached = mock.Mock()
-        attached.memory.return_value.is_mapped = True
-        sglang_plugin._refuse_unmapped(attached, arguments)
-        attached.memory.return_value.is_mapped = False
-        with self.assertRaisesRegex(WrongRequest, "--admission off"):
-            sglang_plugin._refuse_unmapped(attached, arguments)
-        sglang_plugin._refuse_unmapped(attached, types.SimpleNamespace(disable_cuda_graph=True))
+        def load(is_mapped, disable_cuda_graph):
+            attached = mock.Mock()
+            attached.memory.return_value.is_mapped = is_mapped
+            runner = types.SimpleNamespace(
+                server_args=types.SimpleNamespace(disable_cuda_graph=disable_cuda_graph), device="cpu", model="model"
+            )
+            with mock.patch.dict(os.environ, AWEX_COLOCATE_JOB="dir"), self.attached(None):
+                with mock.patch.object(sglang_plugin, "attach", return_value=attached):
+                    sglang_plugin._attach(runner)
+                self.assertIs(sglang_plugin._engine, attached)
+            attached.adopt.assert_called_once_with("model")
+
+        load(True, False)
+        load(False, True)
+        with self.assertRaisesRegex(WrongRequest, "--admission off.*SGLang captures CUDA graphs with them"):
+            load(False, False)
 
     def test_it_says_which_version_is_served(self):
         answer = types.SimpleNamespace(internal_state={"model_path": "m"})

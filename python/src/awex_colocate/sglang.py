@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ._behind import Behind
-from ._job import JOB_VARIABLE, job, patience
+from ._job import JOB_VARIABLE, job, patience, refuse_unmapped
 from ._versions import found_version, refuse_others
 from .engine import Engine, attach
 from .errors import DeadlinePassed, WrongRequest
@@ -139,37 +139,23 @@ def _attach(runner: Any) -> None:
         timeout=patience(),
     )
     try:
+        if not getattr(runner.server_args, "disable_cuda_graph", False):
+            refuse_unmapped(attached, "SGLang captures CUDA graphs", "start SGLang with disable_cuda_graph")
         attached.adopt(runner.model)
-        _refuse_unmapped(attached, runner.server_args)
     except BaseException:
         attached.close()
         raise
     _engine = attached
 
 
-def _refuse_unmapped(attached: Engine, arguments: Any) -> None:
-    """SGLang computes with its weights while it captures CUDA graphs."""
-    if not attached.memory("weights").is_mapped and not getattr(arguments, "disable_cuda_graph", False):
-        raise WrongRequest(
-            "the job takes no weights that inference has loaded (--admission off), and SGLang captures CUDA "
-            "graphs with them while it starts",
-            "leave --admission off out, or start SGLang with disable_cuda_graph",
-        )
-
-
-def _seal(manager: Any) -> None:
+def _seal(manager: Any, attached: Engine) -> None:
     """When SGLang is first told to release or resume: from here to the first version the weights' memory is gone, and
     until here SGLang computes with what it has loaded."""
     global _is_sealed
     if not _is_sealed:
         manager.flush_cache()
-        _attached().seal(patience())
+        attached.seal(patience())
         _is_sealed = True
-
-
-def _attached() -> Engine:
-    assert _engine is not None
-    return _engine
 
 
 def _tell_version(answer: Any, *_: Any) -> Any:
@@ -199,7 +185,7 @@ def _release(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     if tags := [tag for tag in _of_the_saver(manager, request) if tag not in manager.offload_tags]:
         original(manager, _struct("ReleaseMemoryOccupationReqInput", tags=tags))
     if _names_weights(request):
-        _seal(manager)
+        _seal(manager, _engine)
         if _engine.version and _offer is None:
             manager.flush_cache()
             _offer = _Offer(_engine)
@@ -211,7 +197,7 @@ def _resume(original: Callable[..., Any], manager: Any, request: Any) -> Any:
     if _engine is None:
         return original(manager, request)
     if _names_weights(request):
-        _seal(manager)
+        _seal(manager, _engine)
         offer, _offer = _offer, None
         if offer is None or offer.withdraw():
             _engine.wait(timeout=patience())

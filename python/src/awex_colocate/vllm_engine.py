@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from . import vllm as plugin
-from ._job import JOB_VARIABLE, patience
+from ._job import JOB_VARIABLE, patience, refuse_unmapped
 from ._versions import found_version
 from .engine import Engine, attach
 from .errors import WrongRequest
@@ -51,8 +51,7 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         """vLLM makes it when the model is loaded, before it captures CUDA graphs."""
         super().__init__(*arguments, **named)
         if job := os.environ.get(JOB_VARIABLE):
-            self._adopt(AwexInitInfo(job=job, timeout=patience()))
-            self._refuse_unmapped()
+            self._adopt(AwexInitInfo(job=job, timeout=patience()), is_starting=True)
 
     def init_transfer_engine(self, init_info: AwexInitInfo) -> None:
         if not init_info.job:
@@ -69,11 +68,13 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
                 f"vLLM has attached while it loaded, as {JOB_VARIABLE} says, and its KV cache cannot follow",
                 f"leave kv_cache=True out, or {JOB_VARIABLE}",
             )
-        self._attached().seal(init_info.timeout)  # From here to the first version the weights' memory is gone.
+        engine = self._attached()
+        engine.seal(init_info.timeout)  # From here to the first version the weights' memory is gone.
         self.is_sealed = True
-        torch.cuda.is_available() and torch.cuda.empty_cache()  # What the weights lay in before.
+        if engine.place.backend == "cuda":
+            torch.cuda.empty_cache()  # What the weights lay in before.
 
-    def _adopt(self, init_info: AwexInitInfo) -> None:
+    def _adopt(self, init_info: AwexInitInfo, is_starting: bool = False) -> None:
         plugin._refuse(self.vllm_config)
         layers = self.vllm_config.compilation_config.static_forward_context
         caches = plugin._caches_of(layers) if init_info.kv_cache else []
@@ -89,23 +90,14 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
             timeout=init_info.timeout,
         )
         try:
+            if is_starting:  # It finds its peak, and captures graphs.
+                refuse_unmapped(engine, "vLLM computes", f"{JOB_VARIABLE} and say enforce_eager=True")
             engine.adopt(self.model)
             plugin._move_caches(engine, caches)
         except BaseException:
             engine.close()
             raise
         self.engine, self.job = engine, init_info.job
-
-    def _refuse_unmapped(self) -> None:
-        """vLLM computes with its weights while it starts: to find its peak, to capture graphs."""
-        engine = self._attached()
-        if not engine.memory("weights").is_mapped:
-            engine.close()
-            raise WrongRequest(
-                "the job takes no weights that inference has loaded (--admission off), and vLLM computes with "
-                "them while it starts",
-                f"leave --admission off out, or {JOB_VARIABLE} and say enforce_eager=True",
-            )
 
     def start_weight_update(self) -> None:
         if not self.is_sealed:
