@@ -261,6 +261,7 @@ class AttachedInference final : public Engine {
     if (is_take_back && attachment_->has_none()) return;
     attachment_->await_ready(deadline, monitor, inherit());
   }
+  void serve(uint64_t version) override { attachment_->serve(version); }
   void command_over(const CommandOutcome& end) override { attachment_->command_over(end); }
   [[nodiscard]] EngineWish wish() override { return attachment_->wish(); }
   [[nodiscard]] Attendance attendance() const override { return attachment_->attendance(); }

@@ -58,6 +58,10 @@ class Attachment {
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.
   void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
   void tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor);
+  /// To inference: the command is over as far as the engine is concerned, which has all its memory
+  /// and serves `version`.
+  void serve(uint64_t version);
+  /// Tells that a command is over, unless it was for this engine before.
   void command_over(const CommandOutcome& end);
   [[nodiscard]] EngineWish wish() const { return door_.wish(); }
   [[nodiscard]] Attendance attendance() const;
@@ -104,6 +108,7 @@ class Attachment {
   std::vector<Parameter> places_;
   bool has_sealed_ = false;
   bool told_of_loss_ = false;
+  bool serves_ = false;  ///< Since before the end of the command that runs.
   uint64_t version_ = 0;
   uint64_t weights_given_ = 0;
 };

@@ -77,8 +77,6 @@ bool serves_what_trainers_hold(std::span<const Holding> ranks) {
   });
 }
 
-bool any_has_mapped(std::span<const Holding> ranks) { return Holdings(ranks).any_has_mapped(); }
-
 Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   const Holdings all(ranks);
   Preparation needed;
@@ -111,6 +109,12 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   const bool restores = needed.restore_optimizer || needed.restore_weights;
   needed.discard_kv_cache = restores && all.inference_holds(Tag::kKvCache);
   needed.discard_weights = needed.restore_optimizer && all.inference_holds(Tag::kWeights);
+  return needed;
+}
+
+Preparation preparation_while_serving(std::span<const Holding> ranks) {
+  Preparation needed = preparation_for(Command::kOffload, ranks);
+  needed.discard_weights = false;
   return needed;
 }
 

@@ -42,14 +42,15 @@ struct Preparation {
 /// trained since the last commit, and no weights have gone since. Pure; the same on every rank.
 [[nodiscard]] bool serves_what_trainers_hold(std::span<const Holding> ranks);
 
-/// Whether some inference rank has its trainer's weights mapped.
-[[nodiscard]] bool any_has_mapped(std::span<const Holding> ranks);
-
 /// What a command finds missing when the ranks hold what they hold. An update needs all of the
 /// trainers' memory and their weights mapped, a transfer their weights, resident and mapped; an
 /// offload needs nobody to have them mapped, for what is mapped does not become free, and goes on
 /// only from what is whole; a resume needs inference to have given its memory back. Pure; the same
 /// on every rank.
 [[nodiscard]] Preparation preparation_for(Command command, std::span<const Holding> ranks);
+
+/// The same before the trainers' memory goes while inference serves what they hold: what failed
+/// midway is undone, and inference keeps its weights. Pure; the same on every rank.
+[[nodiscard]] Preparation preparation_while_serving(std::span<const Holding> ranks);
 
 }  // namespace awex

@@ -204,6 +204,10 @@ void Session::make_ready(Command command) {
   const auto ranks = holdings();
   const Preparation needed = preparation_for(command, ranks);
   if (needed.train_to > 0 && setup_.roster.trainers) refuse_unequal(ranks);
+  prepare(needed);
+}
+
+void Session::prepare(const Preparation& needed) {
   const auto steps_if = [](bool is_needed, Steps steps) {
     return is_needed ? std::move(steps) : Steps{};
   };
@@ -238,8 +242,11 @@ void Session::hand_over(const CommandOptions& command) {
     bring_weights(command);
   }
   has_given_over_ = true;
-  std::vector<Steps> lists{steps_->take(Tag::kKvCache)};
+  std::vector<Steps> lists{steps_->take(Tag::kKvCache),
+                           steps_->serve(report_.versions.back().version)};
   if (options_.offload) lists.push_back(steps_->offload(Tag::kWeights));
+  // What engines take of a GPU as they go on is no leak of the job's.
+  if (setup_.roster.inference) account_.others_were_at_work();
   run_steps(std::move(lists));
 }
 
@@ -253,7 +260,7 @@ bool Session::is_served_already() {
   version.version = content().committed().value();
   version.committed = true;
   if (!options_.offload) return true;
-  if (any_has_mapped(ranks)) run_steps({steps_->unmap()});
+  prepare(preparation_while_serving(ranks));
   run_steps({steps_->offload(Tag::kOptimizer)});
   return true;
 }

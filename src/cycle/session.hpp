@@ -74,6 +74,7 @@ class Session {
   void measure_limits();
   void describe_run();
   void make_ready(Command command);
+  void prepare(const Preparation& needed);
   void hand_over(const CommandOptions& command);
   [[nodiscard]] bool is_served_already();
   void take_back();

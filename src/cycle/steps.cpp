@@ -229,6 +229,15 @@ Steps CycleSteps::discard(Tag tag) {
            }}};
 }
 
+Steps CycleSteps::serve(uint64_t version) {
+  if (!roster_.inference) return {};
+  return {{{"serve", kInference, std::nullopt}, nullptr, [this, version]() -> uint64_t {
+             meet_inference();
+             engine().serve(version);
+             return 0;
+           }}};
+}
+
 Steps CycleSteps::transfer() {
   return {{{"transfer", kInference, Tag::kWeights, Link::kDeviceToDevice},
            region(Tag::kWeights),
@@ -406,6 +415,27 @@ bool CycleSteps::has(Tag tag) const {
 /// This rank's own memory of a tag, if its role has such.
 Region* CycleSteps::region(Tag tag) {
   return trainer_ ? trainer_->region(tag) : inference_->region(tag);
+}
+
+/// Returns when all inference ranks have come here: an engine of several must not begin with one
+/// that cannot.
+void CycleSteps::meet_inference() {
+  constexpr auto kWhat = "inference's return to service";
+  std::vector<int> ranks = ranks_of(job_.peers(), Role::kInference);
+  const int first = ranks.front();
+  if (job_.rank() != first) ranks = {first};
+  std::erase(ranks, job_.rank());
+  const std::byte here{};
+  std::vector<std::byte> heard(ranks.size());
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    sends.push_back({ranks[i], {&here, 1}});
+    receives.push_back({ranks[i], {&heard[i], 1}});
+  }
+  if (job_.rank() != first) job_.exchange(sends, {}, kWhat);
+  job_.exchange({}, receives, kWhat);
+  if (job_.rank() == first) job_.exchange(sends, {}, kWhat);
 }
 
 /// The transfer begins when the trainer on its GPU has digested: two processes' kernels would not

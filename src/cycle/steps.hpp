@@ -64,6 +64,9 @@ class CycleSteps {
   /// Inference takes, and gives back, its memory of a tag.
   [[nodiscard]] Steps take(Tag tag);
   [[nodiscard]] Steps discard(Tag tag);
+  /// All of inference has its memory and serves the version: engines that attach go on, whatever the
+  /// command does beside and after this; nothing where none attaches.
+  [[nodiscard]] Steps serve(uint64_t version);
   /// Trainers digest their weights, for `verify`.
   [[nodiscard]] Steps digest();
   /// Inference brings the trainers' weights here, and digests what it holds then; once the trainers
@@ -114,6 +117,7 @@ class CycleSteps {
   void compare_loaded();
   void discard_loaded();
   void swap_segments();
+  void meet_inference();
   void tell_of_digest();
   void hear_of_digest();
   void map_trainer();

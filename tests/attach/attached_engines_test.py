@@ -194,6 +194,19 @@ class TwoOfEach(Attached):
             self.assertIn("model.layers.3.mlp.", self.fails(MISMATCH, player.end))
         self.assertEqual(job.process.wait(30), MISMATCH)
 
+    def test_no_inference_rank_goes_on_before_all_can(self):
+        job, trainers, servers = self.attach(admission="off")
+        self.begin(job, trainers, servers)
+        servers[1].do("delay", "after_resume kv_cache", 0.5)
+        servers[1].do("fail", ["after_resume kv_cache"])
+        for player in servers + trainers:
+            player.begin("hand_over" if player in trainers else "ready")
+        for player in servers + trainers:
+            self.assertIn("after_resume", self.fails(FAILED, player.end))
+        servers[1].do("fail", [])
+        self.update(trainers, servers, 1)
+        self.check(servers, canonical(0))
+
     def test_trainers_that_have_come_unequally_far(self):
         job, trainers, servers = self.attach(admission="off")
         self.begin(job, trainers, servers)
@@ -304,20 +317,34 @@ class OneOfEach(Attached):
     def test_failed_callbacks_fail_the_command(self):
         _, trainer, inference = self.pair()
         for player, what in ((trainer, "before_release optimizer"), (inference, "after_resume weights"),
-                             (trainer, "before_release weights")):
+                             (inference, "after_resume kv_cache")):
             player.do("fail", [what])
             inference.begin("ready")
             text = self.fails(FAILED, trainer.do, "hand_over")
             self.assertIn(what.split()[0], text)
             self.assertIn("callback", self.fails(FAILED, inference.end))
             player.do("fail", [])
+        # However far the trainer's weights had come.
+        self.hand_over(trainer, inference, 0)
+        self.holds(inference, 1)
+
+    def test_a_version_serves_whatever_becomes_of_the_trainers_weights(self):
+        _, trainer, inference = self.pair()
+        trainer.do("delay", "before_release weights", 0.5)
+        trainer.do("fail", ["before_release weights"])
+        trainer.begin("hand_over")
+        self.assertEqual(inference.do("wait", 0), 1)
+        self.holds(inference, 1)
+        self.assertIn("before_release", self.fails(FAILED, trainer.end))
+        self.assertEqual(inference.do("wait", 0), 1)  # at once
+        trainer.do("fail", [])
         inference.begin("ready")
-        version = trainer.do("hand_over")
+        self.assertEqual(trainer.do("hand_over"), 1)
         inference.end()
         self.holds(inference, 1)
         self.take_back(trainer, inference)
         trainer.do("step", 2)
-        self.hand_over(trainer, inference, version)
+        self.hand_over(trainer, inference, 1)
         self.holds(inference, 2)
 
     def test_a_busy_engine_is_named(self):
@@ -391,6 +418,23 @@ class OneOfEach(Attached):
                     player.end()
                 self.assertEqual(job.client("stop").returncode, OK)
 
+
+    def test_inference_goes_on_while_the_trainers_weights_leave(self):
+        _, trainer, inference = self.pair()
+        trainer.do("delay", "before_release weights", 2.0)
+        for version in (1, 2):
+            trainer.begin("hand_over")
+            start = time.monotonic()
+            self.assertEqual(inference.do("wait", version - 1), version)
+            self.assertLess(time.monotonic() - start, 1.5)
+            self.holds(inference, version)
+            inference.begin("release")  # which the end of that update does not answer
+            self.assertEqual(trainer.end(), version)
+            self.assertGreater(time.monotonic() - start, 1.9)
+            trainer.do("take_back")
+            inference.end()
+            self.assertFalse(inference.do("memory")["is_mapped"])
+            trainer.do("step", version + 1)
 
     def test_no_memory_is_taken(self):
         """Without offloading nothing is to be given up, nor taken back."""
@@ -599,15 +643,30 @@ class Lost(Attached):
         self.hand_over(trainer, third, 1)
         self.holds(third, 2)
 
-    def test_in_the_midst_of_a_command(self):
+    def lose_in_hand_over(self, before):
+        """A trainer, before it gives a tag's memory."""
         job, trainer, inference = self.pair(timeout="20s")
         inference.begin("ready")
-        trainer.do("hang", "before_release weights")
+        trainer.do("delay", f"before_release {before}", 600)
         trainer.begin("hand_over")
         wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
         time.sleep(0.3)
         trainer.kill()
+        return job, inference
+
+    def test_before_the_version_serves(self):
+        job, inference = self.lose_in_hand_over(before="optimizer")
         self.assertIn("lost", self.fails(LOST, inference.end))
+        other, place = self.again(job, "trainer")
+        self.assertEqual(place["reattached"], 1)
+        self.trainer_holds(other, 1)
+        self.hand_over(other, inference, 0)
+        self.holds(inference, 1)
+
+    def test_in_the_midst_of_a_command(self):
+        job, inference = self.lose_in_hand_over(before="weights")
+        inference.end()
+        self.holds(inference, 1)
         wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
         other, place = self.again(job, "trainer")
         self.assertEqual(place["reattached"], 1)

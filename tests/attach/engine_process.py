@@ -1,7 +1,7 @@
 """Plays an engine in a process of its own: does what its parent asks for, a JSON object a line, and answers alike.
 
-The library is used by ctypes, tensors are numpy's views of what it maps. Weights are filled by a generator with
-known content (`pattern`), so that what comes elsewhere can be told from what is meant.
+The library is used by ctypes, and so is CUDA's driver where memory is a GPU's; tensors are numpy's. Weights are filled
+by a generator with known content (`pattern`), so that what comes elsewhere can be told from what is meant.
 """
 
 import argparse
@@ -47,6 +47,73 @@ class Failed(Exception):
         self.status = status
 
 
+class HostMemory:
+    """What lies at addresses on the `host` backend."""
+
+    uuid = None
+
+    def __init__(self, _device):
+        """No GPU has to be opened."""
+
+    @staticmethod
+    def read(address, count):
+        """Bytes, not copied."""
+        return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))
+
+    @staticmethod
+    def write(address, data):
+        """An array without gaps."""
+        ctypes.memmove(address, data.ctypes.data, data.nbytes)
+
+    @staticmethod
+    def is_mapped(address):
+        """Whether the kernel has a job's memory there."""
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            ranges = [line.split()[0].split("-") for line in maps if "memfd:awex" in line]
+        return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
+
+
+class GpuMemory:
+    """The same on a GPU, in its primary context, which an engine has before it attaches."""
+
+    def __init__(self, device):
+        self.lib = ctypes.CDLL("libcuda.so.1")
+        gpu, context, uuid = ctypes.c_int(), ctypes.c_void_p(), (ctypes.c_uint8 * 16)()
+        self.call("cuInit", ctypes.c_uint(0))
+        self.call("cuDeviceGet", ctypes.byref(gpu), ctypes.c_int(device))
+        self.call("cuDeviceGetUuid_v2", ctypes.byref(uuid), gpu)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), gpu)
+        self.call("cuCtxSetCurrent", context)
+        self.uuid = bytes(uuid).hex().encode()
+
+    def call(self, name, *arguments):
+        status = getattr(self.lib, name)(*arguments)
+        if status != 0:
+            raise Failed(1, f"{name}: error {status} of CUDA's driver")
+
+    def read(self, address, count):
+        data = np.empty(count, np.uint8)
+        self.call("cuMemcpyDtoH_v2", ctypes.c_void_p(data.ctypes.data), ctypes.c_uint64(address),
+                  ctypes.c_size_t(count))
+        return data
+
+    def write(self, address, data):
+        self.call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(data.ctypes.data),
+                  ctypes.c_size_t(data.nbytes))
+        self.call("cuCtxSynchronize")  # The copy may have returned before its bytes are there.
+
+    def is_mapped(self, address):
+        """Whether the driver has memory there: only then does it have a handle to give."""
+        handle = ctypes.c_uint64()
+        if self.lib.cuMemRetainAllocationHandle(ctypes.byref(handle), ctypes.c_void_p(address)) != 0:
+            return False
+        self.call("cuMemRelease", handle)
+        return True
+
+
+BACKENDS = {"host": HostMemory, "cuda": GpuMemory}
+
+
 def pattern(name, rank, rows, cols, dtype, seed):
     """What a tensor of a rank holds at a seed: bits that any dtype may have, and no NaN."""
     generator = np.random.default_rng([seed, rank] + list(name.encode()))
@@ -64,20 +131,25 @@ class Engine:
         self.callbacks = {}
         self.events = []
         self.failing = set()
-        self.hanging = ""
+        self.delays = {}
         self.tensors = []
+        self.addresses = {}  # Of tags, also once they are left.
 
     def call(self, name, *arguments):
         status = getattr(self.lib, "awex_" + name)(*arguments)
         if status != 0:
             raise Failed(status, self.lib.awex_error().decode())
 
-    def attach(self, job, role, device=0, name="player", bytes=(0, 0, 0), timeout=60.0):
+    def attach(self, job, role, device=0, name="player", bytes=(0, 0, 0), timeout=60.0, backend="host"):
+        self.backing = BACKENDS[backend](device)
         options = Options(ctypes.sizeof(Options), job.encode() if job else None, ("trainer", "inference").index(role), name.encode(),
-                          None, device, (ctypes.c_uint64 * 3)(*bytes), timeout)
+                          self.backing.uuid, device, (ctypes.c_uint64 * 3)(*bytes), timeout)
         self.call("attach", ctypes.byref(options), ctypes.byref(self.handle))
         place = Place()
         self.call("place", self.handle, ctypes.byref(place))
+        if place.backend.decode() != backend:
+            raise Failed(2, f"the job is one on {place.backend.decode()}, not on {backend}")
+        self.addresses = {tag: address for tag in TAGS if (address := self.memory(tag)["address"])}
         for what in ("before_release", "after_resume", "weights_changed"):
             self.callbacks[what] = CALLBACK(self._callback(what))
             self.call(what, self.handle, self.callbacks[what], None)
@@ -94,8 +166,7 @@ class Engine:
     def _callback(self, what):
         def called(_user, tag, version):
             self.events.append([what, TAGS[tag], version])
-            if what + " " + TAGS[tag] == self.hanging:
-                time.sleep(600)
+            time.sleep(self.delays.get(what + " " + TAGS[tag], 0))
             return 7 if what + " " + TAGS[tag] in self.failing else 0
         return called
 
@@ -104,18 +175,30 @@ class Engine:
         self.call("memory", self.handle, TAGS.index(tag), ctypes.byref(info))
         return dict(address=info.address, bytes=info.bytes, is_mapped=info.is_mapped)
 
-    def view(self, tag="weights"):
+    def read(self, tag, offset=0, count=None):
+        """Bytes of a tag's memory, all from `offset` on unless told how many."""
+        info = self.mapped(tag)
+        return self.backing.read(info["address"] + offset, info["bytes"] - offset if count is None else count)
+
+    def write_at(self, tag, offset, data):
+        self.backing.write(self.mapped(tag)["address"] + offset, np.ascontiguousarray(data))
+
+    def mapped(self, tag):
         info = self.memory(tag)
         if not info["is_mapped"]:
             raise Failed(1, f"{tag} is not mapped")
-        return np.ctypeslib.as_array((ctypes.c_uint8 * info["bytes"]).from_address(info["address"]))
+        return info
 
     def of(self, tensor):
         kind = ELEMENTS[tensor["dtype"]]
-        count = tensor["rows"] * tensor["cols"]
-        begin = tensor["offset"]
-        data = self.view()[begin:begin + count * kind().itemsize].view(kind)
-        return data.reshape(tensor["rows"], tensor["cols"])
+        count = tensor["rows"] * tensor["cols"] * kind().itemsize
+        return self.read("weights", tensor["offset"], count).view(kind).reshape(tensor["rows"], tensor["cols"])
+
+    def set(self, tensor, bits):
+        """`bits`: of all elements, or one for all."""
+        bits = np.asarray(bits, dtype=ELEMENTS[tensor["dtype"]])
+        shape = tensor["rows"], tensor["cols"]
+        self.write_at("weights", tensor["offset"], bits.reshape(shape) if bits.ndim else np.broadcast_to(bits, shape))
 
     def declare(self, tensors=None, optimizer=()):
         """`tensors` in place of the layout's."""
@@ -130,29 +213,28 @@ class Engine:
 
     def fill(self, seed):
         for tensor in self.tensors:
-            self.of(tensor)[:] = pattern(tensor["name"], self.rank, tensor["rows"], tensor["cols"], tensor["dtype"], seed)
+            self.set(tensor, pattern(tensor["name"], self.rank, tensor["rows"], tensor["cols"], tensor["dtype"], seed))
 
     def write(self, name, bits):
-        tensor = next(one for one in self.tensors if one["name"] == name)
-        self.of(tensor)[:] = np.asarray(bits, dtype=ELEMENTS[tensor["dtype"]]).reshape(tensor["rows"], tensor["cols"])
+        self.set(next(one for one in self.tensors if one["name"] == name), bits)
 
     def load(self, path):
         """Weights from an .npz, by name; what it does not have stays."""
         with np.load(path) as arrays:
             for tensor in self.tensors:
                 if tensor["name"] in arrays:
-                    self.of(tensor)[:] = arrays[tensor["name"]].reshape(tensor["rows"], tensor["cols"])
+                    self.set(tensor, arrays[tensor["name"]])
 
     def save(self, path):
         np.savez(path, **{tensor["name"]: self.of(tensor) for tensor in self.tensors})
 
     def fill_tag(self, tag, seed):
-        view = self.view(tag)
-        view[:] = np.random.default_rng(seed).integers(0, 120, size=view.size, dtype=np.uint8)
+        size = self.memory(tag)["bytes"]
+        self.write_at(tag, 0, np.random.default_rng(seed).integers(0, 120, size=size, dtype=np.uint8))
 
     def sum_of(self, tag):
-        view = self.view(tag)
-        return int(np.dot(view.astype(np.uint64), np.arange(1, view.size + 1, dtype=np.uint64) % np.uint64(65521)))
+        data = self.read(tag)
+        return int(np.dot(data.astype(np.uint64), np.arange(1, data.size + 1, dtype=np.uint64) % np.uint64(65521)))
 
     def step(self, seed):
         """A training step that writes everything."""
@@ -166,7 +248,7 @@ class Engine:
         """One that is never ended, half of it done."""
         self.call("writing", self.handle)
         for tensor in self.tensors[::2]:
-            self.of(tensor)[:] = 0x1111 + seed
+            self.set(tensor, 0x1111 + seed)
         return True
 
     def hand_over(self, timeout=60.0):
@@ -214,7 +296,7 @@ class Engine:
         self.call("writing", self.handle)
         with np.load(path) as arrays:
             for number, tensor in enumerate(self.tensors):
-                self.of(tensor)[:] = arrays[tensor["name"]].reshape(tensor["rows"], tensor["cols"])
+                self.set(tensor, arrays[tensor["name"]])
                 if number % 32 == 0:
                     time.sleep(pause / 4)
         self.fill_tag("optimizer", step)
@@ -227,8 +309,12 @@ class Engine:
     def all_mapped(self):
         return all(info["is_mapped"] for info in map(self.memory, TAGS) if info["bytes"])
 
-    def hang(self, what):
-        self.hanging = what
+    def truly_mapped(self):
+        """Tags that have memory at their addresses, whatever the library says; also after it was left."""
+        return [tag for tag, address in self.addresses.items() if self.backing.is_mapped(address)]
+
+    def delay(self, what, seconds):
+        self.delays[what] = seconds
 
     def fail(self, what):
         self.failing = set(what)

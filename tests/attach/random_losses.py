@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Random losses in a job whose engines attach, each followed by what docs/engines.md promises.
 
-usage: random_losses.py MPIEXEC AWEX_COLOCATE LIBRARY --runs N --seed S --ranks R
+usage: random_losses.py MPIEXEC AWEX_COLOCATE LIBRARY --runs N --seed S --ranks R [--backend cuda]
 
 Each run brings trainers and inference engines, processes of their own, to a moment (in a step, between steps, in a
 hand-over, in the rollout, in a take-back, while one attaches), kills or stops an engine, a rank or mpirun there, and
@@ -11,6 +11,8 @@ it ended, and may be followed by another whose engines are the same processes.
 
 Calls return within the timeout and PROMISE_S from the loss. On a machine that has more to do than it has cores LOAD_S
 is added for each whole load per core.
+
+With `--backend cuda` a trainer and an inference engine share each GPU: 2 ranks need one.
 """
 
 import argparse
@@ -35,6 +37,8 @@ from resident_job import Trouble, text_of, wait_until  # noqa: E402
 PROMISE_S = 2.0  # beyond the timeout
 END_S = 5.0  # until nothing is left of a lost job
 PAUSE_S = 0.05  # of a trainer's step, several times
+ATTACH_S = {"host": 0.8, "cuda": 2.0}  # of a new process, which opens the GPU first; until it has been measured
+MOST_ATTACH_S = {"host": 4.0, "cuda": 10.0}
 MOMENTS = ("step", "between", "hand over", "rollout", "take back", "attach")
 KINDS = [(victim, how) for victim in ("trainer", "inference", "rank", "mpirun") for how in ("kill", "stop")]
 
@@ -55,7 +59,7 @@ class Actor(Player):
     """A player, and what is known of it."""
 
     def __init__(self, job, role, device, pairs):
-        super().__init__(job, role, device, name=f"{role}-{device}")
+        super().__init__(job, role, device, name=f"{role}-{device}", backend=job.backend)
         self.rank = device + (pairs if role == "inference" else 0)
         self.pending = "attach"  # The call that is under way.
         self.step = 0  # A trainer's,
@@ -71,12 +75,20 @@ class Actor(Player):
         self.pending = ""
         return super().end()
 
+    def attach(self, job):
+        """Again, or to another job."""
+        self.begin("attach", job.directory, self.role, self.device, name=self.name, bytes=self.bytes,
+                   backend=job.backend)
+
     def take_part(self):
         """From attaching to the first command; what it found."""
         place = self.end()
+        self.declare()
+        return place
+
+    def declare(self):
         self.do("declare")
         self.do("seal")
-        return place
 
 
 class Runs(RandomRuns):
@@ -85,7 +97,7 @@ class Runs(RandomRuns):
         self.pairs = arguments.ranks // 2
         self.actors, self.serial = [], 0
         self.step = self.handed_over = 0  # The trainers' step, and that of the last hand-over.
-        self.durations = {"hand over": 0.2, "take back": 0.2, "attach": 0.8}
+        self.durations = {"hand over": 0.2, "take back": 0.2, "attach": ATTACH_S[arguments.backend]}
 
     # ---- The job and its engines
 
@@ -105,11 +117,11 @@ class Runs(RandomRuns):
         self.token = uuid.uuid4().hex
         self.job = Job(self.scratch, self.arguments.ranks, "--admission", "off", trainer=f"megatron:tp={self.pairs}",
                        inference=f"vllm:tp={self.pairs}", timeout=f"{self.arguments.timeout}s",
-                       environment={"AWEX_TEST_TOKEN": self.token})
+                       environment={"AWEX_TEST_TOKEN": self.token}, backend=self.arguments.backend)
         self.jobs += 1
         self.actors = list(actors)
         for actor in self.actors:
-            actor.begin("attach", self.job.directory, actor.role, actor.device, name=actor.name, bytes=actor.bytes)
+            actor.attach(self.job)
         if not self.actors:
             self.actors = [Actor(self.job, role, device, self.pairs)
                            for role in ("trainer", "inference") for device in range(self.pairs)]
@@ -319,7 +331,8 @@ class Runs(RandomRuns):
         new = self.replace(actor)
         place = new.take_part()
         self.durations["attach"] = time.monotonic() - start
-        self.note_time("attach again", self.durations["attach"], 4.0 + 4 * allowance_s())
+        self.note_time("attach again", self.durations["attach"],
+                       MOST_ATTACH_S[self.arguments.backend] + 4 * allowance_s())
         if new.role == "inference":
             new.version = self.found_version(new, place)
             return
@@ -466,7 +479,6 @@ class Runs(RandomRuns):
                 continue
             if actor.role == "trainer" and actor.step >= 0 and actor.do("all_mapped"):
                 self.check(actor, actor.step)
-            actor.do("detach")
             self.judge_mappings(actor)
         actors = self.actors
         if waits or not loss.same_processes:
@@ -477,13 +489,19 @@ class Runs(RandomRuns):
         self.step = max(self.step, *(actor.step for actor in self.trainers))
         self.start(actors)
 
-    @staticmethod
-    def has_attached(actor):
-        """Whether one that was about to attach had reached its rank."""
+    def has_attached(self, actor):
+        """Whether one that was about to attach had reached its rank. One that is lost on its way tries again."""
+        if not actor.answers_within(2.0 + allowance_s()):
+            return False
         try:
-            if not actor.answers_within(2.0 + allowance_s()):
-                return False
-            actor.take_part()
+            actor.end()
+        except Answer as error:
+            if error.status != LOST:
+                raise
+            actor.attach(self.job)
+            return False
+        try:
+            actor.declare()
         except Answer as error:
             if error.status != LOST:
                 raise
@@ -525,17 +543,22 @@ class Runs(RandomRuns):
         if status.returncode == OK or "no job serves" not in status.stderr:
             raise Trouble(f"status of a lost job: {status.returncode} {status.stderr}")
 
-    @staticmethod
-    def judge_mappings(actor):
-        """An engine that has left its job has nothing of it."""
+    def judge_mappings(self, actor):
+        """An engine that leaves its job has nothing of it any more."""
+        if self.is_mapped(actor) and "weights" not in actor.do("truly_mapped"):
+            raise Trouble(f"{actor.name} has no memory where its weights are mapped")
+        actor.do("detach")
         pid = actor.process.pid
-        held = re.findall(r"memfd:awex\S*", text_of(f"/proc/{pid}/maps"))
+        held = actor.do("truly_mapped") + re.findall(r"memfd:awex\S*", text_of(f"/proc/{pid}/maps"))
+        # One that is connected, and no more: CUDA's driver listens at sockets of its own, which have names.
+        sockets = [line.split() for line in text_of(f"/proc/{pid}/net/unix").splitlines()]
+        sockets = {f"socket:[{fields[6]}]" for fields in sockets if fields[4] == "0001" and len(fields) == 7}
         for fd in os.listdir(f"/proc/{pid}/fd"):
             try:
                 target = os.readlink(f"/proc/{pid}/fd/{fd}")
             except FileNotFoundError:
                 continue
-            held += [target] if "memfd:awex" in target or target.startswith("socket:") else []
+            held += [target] if "memfd:awex" in target or target in sockets else []
         if held:
             raise Trouble(f"{actor.name} has left, and holds {held}")
 
@@ -552,8 +575,8 @@ class Runs(RandomRuns):
 
     def figures(self):
         arguments = self.arguments
-        lines = [f"{arguments.runs} runs, seed {arguments.seed}, {arguments.ranks} ranks, timeout {arguments.timeout} s: "
-                 f"{len(self.failures)} failed; {self.jobs} jobs"]
+        lines = [f"{arguments.runs} runs, seed {arguments.seed}, {arguments.ranks} ranks on {arguments.backend}, "
+                 f"timeout {arguments.timeout} s: {len(self.failures)} failed; {self.jobs} jobs"]
         lines += [f"  {kind}: {count}" for kind, count in sorted(self.counts.items())]
         lines += [f"  {what}: {seconds:.2f} s at most" for what, seconds in sorted(self.slowest.items())]
         return "\n".join(lines)
@@ -564,6 +587,7 @@ def main():
     parser.add_argument("mpiexec")
     parser.add_argument("binary", help="awex-colocate")
     parser.add_argument("library", help="libawex_colocate.so")
+    parser.add_argument("--backend", choices=["host", "cuda"], default="host")
     add_options(parser, runs=len(KINDS), ranks=2)
     arguments = parser.parse_args()
     Programs.mpiexec, Programs.binary, Programs.library = arguments.mpiexec, arguments.binary, arguments.library

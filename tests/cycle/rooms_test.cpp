@@ -309,4 +309,13 @@ TEST_CASE("an offload that failed midway is undone before it is repeated") {
   }
 }
 
+TEST_CASE("inference keeps the weights that it serves while a failed offload is undone") {
+  const std::vector<Holding> ranks{trainer_with(State::kOffloading, State::kOffloading),
+                                   inference_with(State::kResident, State::kResident, true)};
+  CHECK(preparation_while_serving(ranks) == Preparation{.unmap = true,
+                                                        .discard_kv_cache = true,
+                                                        .restore_optimizer = true,
+                                                        .restore_weights = true});
+}
+
 }  // namespace awex

@@ -1,13 +1,15 @@
 """A real trainer and a real inference engine in a real job, on a CPU or a GPU:
 
     updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
+               [--killed 3]
 
 TRAINER: hf, fsdp2 (of two ranks), megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
 INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU), vllm:tp=2 or sglang:tp=1. What
 inference says after each update must be what a fresh engine says on the trainer's checkpoint of that version, and
 the trainer's losses those of a job that offloads nothing, bit by bit; on a GPU what is in use, as NVML tells it,
-must fall and rise as the memory that is handed over does. Needs the wheel installed, with the engines, in this
-Python."""
+must fall and rise as the memory that is handed over does. A vLLM that is killed while it generates must serve the
+same version when it is started again, without reading weights. Needs the wheel installed, with the engines, in
+this Python."""
 
 import argparse
 import json
@@ -46,6 +48,7 @@ def parse():
     parser.add_argument("--device", default="host", choices=("host", "cuda:0"), help="cuda:0: trainers of one rank")
     parser.add_argument("--model", default="small", help="small, or Qwen3's published shapes 0.6b and 1.7b")
     parser.add_argument("--graphs", action="store_true", help="vLLM with CUDA graphs; its KV cache is its own then")
+    parser.add_argument("--killed", type=int, default=0, metavar="VERSION", help="kills vLLM (SIGKILL) in this one's rollout")
     return parser.parse_args()
 
 
@@ -90,8 +93,9 @@ class Run:
                    "--inference", inference_layout(o.inference), "--backend", o.device.partition(":")[0],
                    "--attach", attach, "--timeout", "60m", "--attach-timeout", "60m", *options, **root)  # fmt: skip
         commands = self.inference_commands() if "inference" in attach else []
-        for number, command in enumerate(commands):
-            self.start(f"inference-{number}", sys.executable, *command)
+        self.rollouts = {f"inference-{number}": command for number, command in enumerate(commands)}
+        for name, command in self.rollouts.items():
+            self.start(name, sys.executable, *command)
         # The Transformers process serves all GPUs, and says so for each.
         readers = self.ranks if commands and o.inference == "hf" else len(commands)
         place = {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -130,6 +134,17 @@ class Run:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
 
+    def kill_rollouts(self):
+        """Kills each inference process once it generates, and starts it again."""
+        for number, (name, command) in enumerate(self.rollouts.items()):
+            while not (self.work / f"generates-{number}").exists():
+                if any(process.poll() is not None for process in self.processes.values()):
+                    self.fail()
+                time.sleep(0.02)
+            os.killpg(self.processes[name].pid, signal.SIGKILL)
+            self.processes[name].wait()
+            self.start(name, sys.executable, *command, ENGINES_KILLED="")
+
     def finish(self):
         """Waits until all engines are done, and ends the job. Returns each rank's losses."""
         serve, engines = self.processes["serve"], [p for n, p in self.processes.items() if n != "serve"]
@@ -159,13 +174,18 @@ def main():
         sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
     if o.graphs and not o.inference.startswith("vllm"):
         sys.exit("--graphs is for vLLM")
+    if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
+        sys.exit(f"--killed {o.killed}: a version of 1 to {o.updates}, and vLLM")
     os.environ.update(ENGINES_DEVICE=o.device, ENGINES_MODEL=o.model, ENGINES_GRAPHS="1" if o.graphs else "",
+                      ENGINES_KILLED=str(o.killed or ""),
                       ENGINES_KV_BYTES=str(0 if o.graphs or not o.inference.startswith("vllm") else 1 << 30))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     initial = o.work / "both" / "initial"
     # FSDP2 shards fp32 and computes in bf16; the others hold bf16.
     save_initial(initial, torch.float32 if o.trainer == "fsdp2" else torch.bfloat16, o.device)
     with Run(o, o.work / "both", "trainer,inference") as run:
+        if o.killed:
+            run.kill_rollouts()
         losses = run.finish()
     print(f"{o.trainer} → {o.inference}: {o.updates} updates, the last {o.fresh} equal to fresh engines", flush=True)
     (o.work / "alone").mkdir()

@@ -1,7 +1,10 @@
 """A real vLLM: vllm_inference.py JOB WORK UPDATES FRESH TP INSTANCE INSTANCES. Serves every version by the
 plugin. The first of INSTANCES then compares its greedy tokens with those of fresh engines of the same TP on the
 checkpoints that the trainer saved of the FRESH last versions; those of all instances must be the same. On a GPU it
-may have CUDA graphs (ENGINES_GRAPHS=1): its workers attach while it loads then."""
+may have CUDA graphs (ENGINES_GRAPHS=1): its workers attach while it loads then.
+
+With ENGINES_KILLED=VERSION it says that it generates with that version, and goes on until it is killed. Started again it
+loads no weights, and must say the same with those that the job has."""
 
 import gc
 import json
@@ -17,6 +20,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 GRAPHS = bool(os.environ.get("ENGINES_GRAPHS"))
+KILLED = int(os.environ.get("ENGINES_KILLED") or 0)
+SAID = WORK / f"said-{INSTANCE}.json"  # by one that is killed next
 if GRAPHS:
     os.environ["AWEX_COLOCATE_JOB"] = JOB
     os.environ["AWEX_COLOCATE_TIMEOUT"] = "3600"
@@ -78,17 +83,46 @@ def end(llm):
     type(current_platform)._global_graph_pool = None
 
 
-def serve():
-    llm = start(WORK / "initial", weight_transfer_config={"backend": "awex"})
-    first = tokens(llm)
+def attach(llm):
     plugin.attach(llm, JOB, kv_cache=not GRAPHS, first_position=TP * INSTANCE, timeout=PATIENCE_S)
-    served = []
-    for version in range(1, UPDATES + 1):
+
+
+def begin():
+    """An LLM that is attached, what it said with the weights that it loaded, and what was served before."""
+    again = SAID.exists()
+    how = {"load_format": "dummy"} if again else {}
+    llm = start(WORK / "initial", weight_transfer_config={"backend": "awex"}, **how)
+    first = tokens(llm)
+    attach(llm)
+    if not again:
+        return llm, first, []
+    before = json.loads(SAID.read_text())
+    assert first != before["first"], "a vLLM that was started again has read weights"
+    plugin.update(llm, version=len(before["served"]), timeout=PATIENCE_S)  # which is there
+    assert tokens(llm) == before["served"][-1], "a vLLM that was started again says the same"
+    print("serves again", len(before["served"]), flush=True)
+    return llm, before["first"], before["served"]
+
+
+def generate_until_killed(llm, first, served):
+    SAID.write_text(json.dumps({"first": first, "served": served}))
+    put(WORK / f"generates-{INSTANCE}")
+    while True:
+        tokens(llm)
+
+
+def serve():
+    llm, first, served = begin()
+    if served:
+        put(WORK / f"served-{INSTANCE}" / str(len(served)))
+    for version in range(len(served) + 1, UPDATES + 1):
         plugin.update(llm, version=version, timeout=PATIENCE_S)
         served.append(tokens(llm))
         if hasattr(llm.llm_engine, "get_weight_version"):
             assert str(llm.llm_engine.get_weight_version()) == str(version)
         print("served", version, served[-1][0][:6], flush=True)
+        if version == KILLED:
+            generate_until_killed(llm, first, served)
         put(WORK / f"served-{INSTANCE}" / str(version))
     plugin.release(llm, timeout=PATIENCE_S)  # The trainer takes its memory back for its last step.
     end(llm)

@@ -146,7 +146,10 @@ void Participant::attach(Seconds timeout) {
   };
   bool in_time = frame.has_value();
   while (in_time && wanted()) in_time = hear_request(until);
-  if (in_time) return;
+  if (in_time) {
+    if (memory(Tag::kWeights).has_content) note_served();
+    return;
+  }
   throw Error(ExitCode::kDeadline,
               fmt::format("the rank of this engine has not taken it in after {}: the job may wait "
                           "for engines of other ranks",
@@ -306,11 +309,11 @@ void Participant::take_back(Seconds timeout) {
 uint64_t Participant::wait(uint64_t newer_than, Seconds timeout) {
   expect_role(Role::kInference, "awex_wait");
   expect_sealed("awex_wait");
-  const auto serves = [&] { return version_ > newer_than && all_mapped(); };
-  if (serves()) return version_;
+  const auto serves = [&] { return served_ > newer_than; };
+  if (serves()) return served_;
   static_cast<void>(take_part("awex_wait", EngineWish::kNone, newer_than, timeout,
-                              [&](const ToEngine& end) { return !end.error && serves(); }));
-  return version_;
+                              [&](const ToEngine& /*end*/) { return serves(); }));
+  return served_;
 }
 
 void Participant::release(Seconds timeout) {
@@ -439,8 +442,16 @@ std::optional<ToEngine> Participant::take(Frame& frame) {
   if (message.kind == ToEngine::Kind::kEnd) {
     lose(message.error ? *message.error : Error(ExitCode::kPeerLost, "it was ended in order"));
   }
-  if (message.kind == ToEngine::Kind::kOver) version_ = message.version;
+  if (message.kind == ToEngine::Kind::kOver) {
+    version_ = message.version;
+    if (!message.error) note_served();
+  }
   return message;
+}
+
+/// Where all memory is here, the weights are those of the version, for all that the job says.
+void Participant::note_served() {
+  if (all_mapped()) served_ = version_;
 }
 
 /// Does what the rank asks for, and answers; false where it asks for nothing.
@@ -494,12 +505,14 @@ void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
   of_tag.come += count;
   if (!message.last) return;
   of_tag.mapped = true;
+  of_tag.has_content = message.has_content;
   of_tag.arena->set_mapped(true);
   call_back(callbacks_.after_resume, "after_resume", message.tag);
 }
 
 void Participant::release(Tag tag) {
   auto& of_tag = memory(tag);
+  served_ = 0;
   if (of_tag.mapped) call_back(callbacks_.before_release, "before_release", tag);
   if (of_tag.chunks) unmap(of_tag);
 }

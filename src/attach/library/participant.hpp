@@ -100,6 +100,7 @@ class Participant {
     std::shared_ptr<Arena> arena;
     uint64_t come = 0;  ///< Chunks that are mapped, from the first on.
     bool mapped = false;
+    bool has_content = false;  ///< When it was mapped.
   };
   class Call;
 
@@ -127,6 +128,7 @@ class Participant {
   [[nodiscard]] bool hear_request(Clock::time_point until);
   [[nodiscard]] std::optional<ToEngine> take(Frame& frame);
   [[nodiscard]] std::optional<Frame> receive(Clock::time_point until);
+  void note_served();
   [[nodiscard]] bool serve(const ToEngine& message, std::vector<UniqueFd>& fds);
   void map(const ToEngine& message, std::vector<UniqueFd> fds);
   void release(Tag tag);
@@ -151,6 +153,7 @@ class Participant {
   bool sealed_ = false;
   std::atomic<bool> in_call_{false};
   uint64_t version_ = 0;
+  uint64_t served_ = 0;  ///< By inference, with all memory here and on all ranks; 0 for none.
   std::string kept_;
   EngineCallbacks callbacks_;
   std::optional<Error> lost_;
