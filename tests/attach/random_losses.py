@@ -17,6 +17,7 @@ With `--backend cuda` a trainer and an inference engine share each GPU: 2 ranks 
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import re
@@ -80,6 +81,16 @@ class Actor(Player):
         self.begin("attach", job.directory, self.role, self.device, name=self.name, bytes=self.bytes,
                    backend=job.backend)
 
+    def found(self, job):
+        """What one that attaches has found; None where it was lost on its way: then it tries again."""
+        try:
+            return self.end()
+        except Answer as error:
+            if error.status != LOST:
+                raise
+            self.attach(job)
+            return None
+
     def take_part(self):
         """From attaching to the first command; what it found."""
         place = self.end()
@@ -95,7 +106,7 @@ class Runs(RandomRuns):
     def __init__(self, arguments, scratch):
         super().__init__(arguments, scratch)
         self.pairs = arguments.ranks // 2
-        self.actors, self.serial = [], 0
+        self.actors, self.rank_pids, self.serial = [], [], 0
         self.step = self.handed_over = 0  # The trainers' step, and that of the last hand-over.
         self.durations = {"hand over": 0.2, "take back": 0.2, "attach": ATTACH_S[arguments.backend]}
 
@@ -153,6 +164,8 @@ class Runs(RandomRuns):
         self.actors = []
         if self.job:
             self.job.end()
+            with contextlib.suppress(Trouble):  # The next job at the same place takes ranks that are left for serving.
+                wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in self.rank_pids), END_S, "no rank")
         self.job = None
 
     def weights(self, actor, step):
@@ -416,7 +429,8 @@ class Runs(RandomRuns):
         """All engines are there again: to rest, by a cycle whose bytes are checked."""
         for actor in self.actors:
             if actor.pending == "attach":
-                place = actor.take_part()
+                place = actor.found(self.job) or actor.end()  # It was stopped for so long that its rank refused it.
+                actor.declare()
                 if actor.role == "trainer":
                     actor.step = int(place["kept"])
                 else:
@@ -490,15 +504,8 @@ class Runs(RandomRuns):
         self.start(actors)
 
     def has_attached(self, actor):
-        """Whether one that was about to attach had reached its rank. One that is lost on its way tries again."""
-        if not actor.answers_within(2.0 + allowance_s()):
-            return False
-        try:
-            actor.end()
-        except Answer as error:
-            if error.status != LOST:
-                raise
-            actor.attach(self.job)
+        """Whether one that was about to attach had reached its rank."""
+        if not actor.answers_within(2.0 + allowance_s()) or not actor.found(self.job):
             return False
         try:
             actor.declare()

@@ -34,6 +34,7 @@ if TP * INSTANCES > 1:  # A core for each worker, as far as there are any.
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[n % len(cores)]) for n in workers)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "vllm_rl"))
+import torch  # noqa: E402
 import unpacked  # noqa: E402, F401: in vLLM's workers, too, which begin with this file
 from files import ON_GPU, PATIENCE_S, get, put  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
@@ -85,6 +86,8 @@ def end(llm):
 
 def attach(llm):
     plugin.attach(llm, JOB, kv_cache=not GRAPHS, first_position=TP * INSTANCE, timeout=PATIENCE_S)
+    if ON_GPU and not GRAPHS:  # PyTorch has neither what weights nor what the KV cache lay in before.
+        assert torch.cuda.memory_allocated() < int(os.environ["ENGINES_KV_BYTES"]), torch.cuda.memory_allocated()
 
 
 def begin():

@@ -6,7 +6,6 @@ Megatron's own offloading of these buffers must be off: memory of others cannot 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -164,7 +163,7 @@ def _move_buffer(engine: Engine, chunk: Any, buffer: Any, copies: bool) -> None:
         with torch.no_grad():
             new.copy_(old.view(-1))
     base = new.storage_offset() - old.storage_offset()
-    for tensor in _all_that_look_into(storage):
+    for tensor in support._all_that_look_into(storage):
         moved = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         moved.set_(new.untyped_storage(), base + tensor.storage_offset(), tensor.shape, tensor.stride())
         tensor.data = moved
@@ -172,20 +171,6 @@ def _move_buffer(engine: Engine, chunk: Any, buffer: Any, copies: bool) -> None:
     for group in groups:
         if hasattr(group, "cached_param_buffer_shard_list"):
             group.cached_param_buffer_shard_list = [None] * len(group.buckets)
-
-
-def _all_that_look_into(storage: int) -> list[torch.Tensor]:
-    """All tensors of this process whose storage begins at an address."""
-    found: dict[int, torch.Tensor] = {}
-    for one in gc.get_objects():
-        while issubclass(type(one), torch.Tensor) and id(one) not in found:
-            if one.layout != torch.strided or one.is_meta or type(one).__name__ == "FakeTensor":
-                break
-            if one.untyped_storage().data_ptr() != storage:
-                break
-            found[id(one)] = one
-            one = one._base
-    return list(found.values())
 
 
 def _move_alone(engine: Engine, tensor: torch.Tensor, copies: bool) -> None:

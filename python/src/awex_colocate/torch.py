@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -504,6 +505,21 @@ def adopt_optimizer(engine: Engine, optimizer: torch.optim.Optimizer) -> None:
             if "step" in state:
                 counted.append(parameter)
         _adopt_steps(engine, optimizer, counted, f"{prefix}steps")
+
+
+def _all_that_look_into(storage: int) -> list[torch.Tensor]:
+    """All tensors of this process whose storage begins at an address, and what they are views of: as long as one
+    does, its memory is kept."""
+    found: dict[int, torch.Tensor] = {}
+    for one in gc.get_objects():
+        while issubclass(type(one), torch.Tensor) and id(one) not in found:
+            if one.layout != torch.strided or one.is_meta or type(one).__name__ == "FakeTensor":
+                break
+            if one.untyped_storage().data_ptr() != storage:
+                break
+            found[id(one)] = one
+            one = one._base
+    return list(found.values())
 
 
 def _set_data(tensor: torch.Tensor, new: torch.Tensor) -> None:

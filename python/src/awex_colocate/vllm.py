@@ -89,32 +89,29 @@ def release(llm: Any, *, timeout: float = 600.0) -> None:
 
 @dataclass
 class _Cache:
-    """A storage of vLLM's KV cache, and the tensors that look into it."""
+    """A storage of vLLM's KV cache, its bytes, and all tensors that look into it."""
 
-    pointer: int
     count: int
     tensors: list[torch.Tensor]
 
 
 def _caches_of(layers: dict[str, Any]) -> list[_Cache]:
-    found: dict[int, _Cache] = {}
-    known: set[int] = set()
+    from . import torch as support
+
+    found: dict[int, int] = {}  # Bytes by address.
 
     def add(value: Any) -> None:
         if isinstance(value, (list, tuple)):
             for one in value:
                 add(one)
-            return
-        if not hasattr(value, "untyped_storage") or id(value) in known or not value.numel():
-            return
-        known.add(id(value))
-        storage = value.untyped_storage()
-        cache = found.setdefault(storage.data_ptr(), _Cache(storage.data_ptr(), storage.nbytes(), []))
-        cache.tensors.append(value)
+        elif hasattr(value, "untyped_storage") and value.numel():
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
 
     for layer in layers.values():
         add(getattr(layer, "kv_cache", None))
-    return list(found.values())
+    # Not the layers' alone: those are views, and what they are views of would keep the memory.
+    return [_Cache(count, support._all_that_look_into(pointer)) for pointer, count in found.items()]
 
 
 def _move_caches(engine: Engine, caches: list[_Cache]) -> None:
