@@ -67,8 +67,12 @@ class AttachedTrainer final : public TrainerEngine {
   }
 
   void await_ready(bool is_take_back, const Deadline& deadline, WaitMonitor& monitor) override {
-    if (is_take_back && attachment_->has_all()) return;
+    if (is_take_back && attachment_->has_all()) return attachment_->door().use_consent();
     attachment_->await_ready(deadline, monitor, inherit());
+  }
+  void go_on(const CommandOutcome& end) override {
+    if (attachment_->door().is_ready()) secure(parts_.common.monitor);
+    attachment_->go_on(end);
   }
   void command_over(const CommandOutcome& end) override {
     if (attachment_->door().is_ready()) secure(parts_.common.monitor);
@@ -258,10 +262,10 @@ class AttachedInference final : public Engine {
   }
 
   void await_ready(bool is_take_back, const Deadline& deadline, WaitMonitor& monitor) override {
-    if (is_take_back && attachment_->has_none()) return;
+    if (is_take_back && attachment_->has_none()) return attachment_->door().use_consent();
     attachment_->await_ready(deadline, monitor, inherit());
   }
-  void serve(uint64_t version) override { attachment_->serve(version); }
+  void go_on(const CommandOutcome& end) override { attachment_->go_on(end); }
   void command_over(const CommandOutcome& end) override { attachment_->command_over(end); }
   [[nodiscard]] EngineWish wish() override { return attachment_->wish(); }
   [[nodiscard]] Attendance attendance() const override { return attachment_->attendance(); }

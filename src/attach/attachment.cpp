@@ -201,15 +201,14 @@ void Attachment::tell_changed(uint64_t version, const Deadline& deadline, WaitMo
   door_.ask(message, {}, deadline, monitor);
 }
 
-void Attachment::serve(uint64_t version) {
-  command_over(
-      {.is_hand_over = true, .is_take_back = false, .version = version, .error = std::nullopt});
-  serves_ = true;
+void Attachment::go_on(const CommandOutcome& end) {
+  command_over(end);
+  goes_on_ = true;
 }
 
 void Attachment::command_over(const CommandOutcome& end) {
   // By now it may have consented to the next one.
-  if (std::exchange(serves_, false)) return;
+  if (std::exchange(goes_on_, false)) return;
   version_ = end.version;
   ToEngine message;
   message.kind = ToEngine::Kind::kOver;

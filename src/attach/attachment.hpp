@@ -58,9 +58,8 @@ class Attachment {
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.
   void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
   void tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor);
-  /// To inference: the command is over as far as the engine is concerned, which has all its memory
-  /// and serves `version`.
-  void serve(uint64_t version);
+  /// Tells the engine that the command is over before it is.
+  void go_on(const CommandOutcome& end);
   /// Tells that a command is over, unless it was for this engine before.
   void command_over(const CommandOutcome& end);
   [[nodiscard]] EngineWish wish() const { return door_.wish(); }
@@ -108,7 +107,7 @@ class Attachment {
   std::vector<Parameter> places_;
   bool has_sealed_ = false;
   bool told_of_loss_ = false;
-  bool serves_ = false;  ///< Since before the end of the command that runs.
+  bool goes_on_ = false;  ///< Since before the end of the command that runs.
   uint64_t version_ = 0;
   uint64_t weights_given_ = 0;
 };

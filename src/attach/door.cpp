@@ -282,6 +282,11 @@ void Door::await_ready(const Deadline& deadline, WaitMonitor& monitor,
   }
 }
 
+void Door::use_consent() {
+  const std::lock_guard guard(shared_->mutex);
+  shared_->in_command = shared_->ready;
+}
+
 void Door::ask(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
                WaitMonitor& monitor) {
   uint64_t engine = 0;
@@ -321,8 +326,9 @@ void Door::tell(const ToEngine& message) noexcept {
       const std::lock_guard guard(shared_->mutex);
       if (!shared_->is_here()) return;
       if (message.kind == ToEngine::Kind::kOver) {
-        // One that is in no call would take it for the end of what it asks for next.
-        if (!shared_->ready) return;
+        // One that is in no call, or has consented since, would take it for the end of what it asks
+        // for next.
+        if (!shared_->in_command) return;
         // First: its next consent may be there before the send returns.
         shared_->ready = shared_->in_command = false;
         shared_->wish = EngineWish::kNone;

@@ -82,10 +82,13 @@ class Door {
   /// looks; an engine that has been lost may come back meanwhile.
   void await_ready(const Deadline& deadline, WaitMonitor& monitor,
                    const std::function<void()>& meanwhile = {});
+  /// The same without waiting: if there is a consent, it holds until kOver is told.
+  void use_consent();
   /// Sends a kMap, kRelease or kChanged and waits for its kAck; throws the engine's error.
   void ask(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
            WaitMonitor& monitor);
-  /// Tells without an answer: kOver, to an engine that is ready, whose consent ends with it; kEnd.
+  /// Tells without an answer: kOver, to an engine whose consent was waited for, and ends with it;
+  /// kEnd.
   void tell(const ToEngine& message) noexcept;
   /// What the trainer wanted kept last; empty for nothing.
   [[nodiscard]] std::string kept() const;

@@ -1,6 +1,7 @@
 #include "cycle/readiness.hpp"
 
 #include <algorithm>
+#include <map>
 
 namespace awex {
 namespace {
@@ -109,6 +110,22 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   const bool restores = needed.restore_optimizer || needed.restore_weights;
   needed.discard_kv_cache = restores && all.inference_holds(Tag::kKvCache);
   needed.discard_weights = needed.restore_optimizer && all.inference_holds(Tag::kWeights);
+  return needed;
+}
+
+bool has_room_for_trainers(std::span<const Holding> ranks, std::span<const uint32_t> gpus) {
+  std::map<uint32_t, uint64_t> away;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) away[gpus[rank]] += ranks[rank].away_bytes;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    if (away[gpus[rank]] > ranks[rank].room_bytes) return false;
+  }
+  return true;
+}
+
+Preparation preparation_beside_inference(std::span<const Holding> ranks) {
+  Preparation needed = preparation_for(Command::kHandOver, ranks);
+  needed.discard_kv_cache = needed.discard_weights = false;
+  needed.train_to = 0;
   return needed;
 }
 

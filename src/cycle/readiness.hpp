@@ -22,6 +22,8 @@ struct Holding {
   bool is_changed = false;  ///< Its weights may have changed since, beside its steps.
   /// By Tag: the engine takes it for released, wherever its bytes are.
   std::array<bool, kTags> is_released{};
+  uint64_t away_bytes = 0;  ///< What a trainer's memory lacks of the device's.
+  uint64_t room_bytes = 0;  ///< What may still be taken of its GPU, and is free there.
 };
 static_assert(std::is_trivially_copyable_v<Holding>);
 
@@ -48,6 +50,14 @@ struct Preparation {
 /// only from what is whole; a resume needs inference to have given its memory back. Pure; the same
 /// on every rank.
 [[nodiscard]] Preparation preparation_for(Command command, std::span<const Holding> ranks);
+
+/// Whether every GPU has room for all that its trainers have away, whatever inference holds there.
+/// `gpus` by rank (DeviceMap::physical). Pure; the same on every rank.
+[[nodiscard]] bool has_room_for_trainers(std::span<const Holding> ranks,
+                                         std::span<const uint32_t> gpus);
+
+/// What an update needs where inference keeps its memory for now. Pure; the same on every rank.
+[[nodiscard]] Preparation preparation_beside_inference(std::span<const Holding> ranks);
 
 /// The same before the trainers' memory goes while inference serves what they hold: what failed
 /// midway is undone, and inference keeps its weights. Pure; the same on every rank.

@@ -243,7 +243,10 @@ void Session::hand_over(const CommandOptions& command) {
   }
   has_given_over_ = true;
   std::vector<Steps> lists{steps_->take(Tag::kKvCache),
-                           steps_->serve(report_.versions.back().version)};
+                           steps_->serve({.is_hand_over = true,
+                                          .is_take_back = false,
+                                          .version = report_.versions.back().version,
+                                          .error = std::nullopt})};
   if (options_.offload) lists.push_back(steps_->offload(Tag::kWeights));
   // What engines take of a GPU as they go on is no leak of the job's.
   if (setup_.roster.inference) account_.others_were_at_work();
@@ -266,8 +269,19 @@ bool Session::is_served_already() {
 }
 
 /// The second half, after which the trainers have all their memory, mapped for the next transfer.
+/// Memory that is given back is cleared by the driver, with the engine that copies to the GPU: where
+/// there is room, the trainers' comes first, and they do not wait for the rest.
 void Session::take_back() {
   if (!options_.offload) return;
+  const auto ranks = holdings();
+  if (has_room_for_trainers(ranks, world().devices.physical)) {
+    prepare(preparation_beside_inference(ranks));
+    steps_->let_trainer_go_on({.is_hand_over = false,
+                               .is_take_back = true,
+                               .version = content().committed().value_or(0),
+                               .error = std::nullopt});
+    if (setup_.roster.trainers) account_.others_were_at_work();
+  }
   make_ready(Command::kTakeBack);
   make_ready(Command::kHandOver);
 }

@@ -15,6 +15,9 @@ constexpr std::optional<Role> kTrainers = Role::kTrainer;
 constexpr std::optional<Role> kInference = Role::kInference;
 constexpr std::optional<Role> kEveryone = std::nullopt;
 
+/// Of a GPU's free memory left to what engines take beside the job.
+constexpr uint64_t kSpareBytes = 1ULL << 30;
+
 constexpr auto kEndOfDigest = "the end of the trainer's digest";
 
 }  // namespace
@@ -229,13 +232,17 @@ Steps CycleSteps::discard(Tag tag) {
            }}};
 }
 
-Steps CycleSteps::serve(uint64_t version) {
+Steps CycleSteps::serve(const CommandOutcome& end) {
   if (!roster_.inference) return {};
-  return {{{"serve", kInference, std::nullopt}, nullptr, [this, version]() -> uint64_t {
+  return {{{"serve", kInference, std::nullopt}, nullptr, [this, end]() -> uint64_t {
              meet_inference();
-             engine().serve(version);
+             inference_engine_->go_on(end);
              return 0;
            }}};
+}
+
+void CycleSteps::let_trainer_go_on(const CommandOutcome& end) {
+  if (trainer_engine_) trainer_engine_->go_on(end);
 }
 
 Steps CycleSteps::transfer() {
@@ -368,9 +375,12 @@ Holding CycleSteps::holding() {
     holding.is_changed = trainer_engine_->changes() != committed_changes_;
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
       holding.is_released.at(static_cast<size_t>(tag)) = trainer_->is_released(tag);
+      if (const Region* memory = region(tag)) holding.away_bytes += memory->lacking_bytes();
     }
   }
   holding.has_mapped = inference_ && inference_->has_mapped();
+  const uint64_t free_bytes = world_.device->memory().free_bytes;
+  holding.room_bytes = std::min(ledger_.room_bytes(), free_bytes - std::min(free_bytes, kSpareBytes));
   return holding;
 }
 

@@ -65,8 +65,10 @@ class CycleSteps {
   [[nodiscard]] Steps take(Tag tag);
   [[nodiscard]] Steps discard(Tag tag);
   /// All of inference has its memory and serves the version: engines that attach go on, whatever the
-  /// command does beside and after this; nothing where none attaches.
-  [[nodiscard]] Steps serve(uint64_t version);
+  /// command does beside and after this; nothing where none attaches. `end` is what they are told.
+  [[nodiscard]] Steps serve(const CommandOutcome& end);
+  /// The same for this rank's trainer, once all ranks agree that all trainers have their memory.
+  void let_trainer_go_on(const CommandOutcome& end);
   /// Trainers digest their weights, for `verify`.
   [[nodiscard]] Steps digest();
   /// Inference brings the trainers' weights here, and digests what it holds then; once the trainers

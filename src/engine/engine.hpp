@@ -103,9 +103,9 @@ class Engine {
   /// Error(kPeerLost) for one that has gone.
   virtual void await_ready(bool /*is_take_back*/, const Deadline& /*deadline*/,
                            WaitMonitor& /*monitor*/) {}
-  /// Within a command, of inference: all inference ranks have the version's weights and all other
-  /// memory, and the rest of the command leaves that alone. The engine may go on.
-  virtual void serve(uint64_t /*version*/) {}
+  /// Within a command: all engines of its role have the memory that it brings, and the rest of the
+  /// command leaves that alone. The engine may go on; `end` is as if the command were over.
+  virtual void go_on(const CommandOutcome& /*end*/) {}
   /// A command is over; nothing more of it touches the engine's memory.
   virtual void command_over(const CommandOutcome& /*end*/) {}
   /// The command that it waits for, if any; cheap.

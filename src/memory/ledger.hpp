@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <string>
@@ -35,6 +36,10 @@ class MemoryLedger {
   void release(uint64_t bytes) noexcept;
 
   [[nodiscard]] uint64_t budget_bytes() const { return budget_bytes_; }
+  /// What is left of it at this moment.
+  [[nodiscard]] uint64_t room_bytes() const {
+    return budget_bytes_ - std::min(budget_bytes_, words_.held.load());
+  }
   [[nodiscard]] uint64_t peak_bytes() const { return words_.peak.load(); }
 
  private:

@@ -246,6 +246,11 @@ void Region::enter(RegionState to) {
   state_ = to;
 }
 
+uint64_t Region::lacking_bytes() const {
+  const auto& chunking = range_->chunking();
+  return chunking.held_bytes(0, chunking.count()) - range_->held_bytes();
+}
+
 void Region::reserve(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor) {
   if (ledger_ == nullptr) return;
   ledger_->reserve(range_->chunking().held_bytes(chunk, 1), fmt::format("\"{}\"", name_), deadline,

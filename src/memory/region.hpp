@@ -99,6 +99,8 @@ class Region {
   [[nodiscard]] DeviceRange& range() { return *range_; }
   /// Device memory held now, by the books.
   [[nodiscard]] uint64_t held_bytes() const { return range_->held_bytes(); }
+  /// Device memory that it books when all of it is there, less that.
+  [[nodiscard]] uint64_t lacking_bytes() const;
   /// Host memory held now. May be asked from any thread.
   [[nodiscard]] uint64_t host_bytes() const { return host_bytes_.load(); }
 

@@ -71,6 +71,12 @@ class Attached(unittest.TestCase):
         trainer.do("take_back")
         inference.end()
 
+    def trainer_holds(self, trainer, seed):
+        path = os.path.join(self.scratch, "wanted.npz")
+        np.savez(path, **{tensor["name"]: pattern(tensor["name"], 0, tensor["rows"], tensor["cols"], tensor["dtype"],
+                                                  seed) for tensor in self.layout})
+        self.assertEqual(trainer.do("differing", path), [])
+
     def holds(self, inference, seed):
         """Inference holds what a trainer of the same layout has filled with a seed."""
         path = os.path.join(self.scratch, "held.npz")
@@ -436,6 +442,34 @@ class OneOfEach(Attached):
             self.assertFalse(inference.do("memory")["is_mapped"])
             trainer.do("step", version + 1)
 
+    def test_the_trainer_goes_on_while_inferences_memory_goes(self):
+        _, trainer, inference = self.pair()
+        inference.do("delay", "before_release weights", 2.0)
+        self.hand_over(trainer, inference, 0)
+        start = time.monotonic()
+        inference.begin("release")
+        trainer.do("take_back")
+        self.assertLess(time.monotonic() - start, 1.5)
+        self.trainer_holds(trainer, 1)
+        trainer.do("step", 2)
+        trainer.begin("hand_over")  # which the end of that take-back does not answer
+        inference.end()
+        self.assertGreater(time.monotonic() - start, 1.9)
+        self.assertEqual(inference.do("wait", 1), 2)
+        self.assertEqual(trainer.end(), 2)
+        self.holds(inference, 2)
+
+    def test_inference_gives_first_where_there_is_no_room(self):
+        _, trainer, inference = self.pair("--gpu-memory", "16MiB")
+        inference.do("delay", "before_release weights", 1.0)
+        self.hand_over(trainer, inference, 0)
+        start = time.monotonic()
+        inference.begin("release")
+        trainer.do("take_back")
+        self.assertGreater(time.monotonic() - start, 0.9)
+        inference.end()
+        self.trainer_holds(trainer, 1)
+
     def test_no_memory_is_taken(self):
         """Without offloading nothing is to be given up, nor taken back."""
         _, trainer, inference = self.pair("--no-offload")
@@ -563,12 +597,6 @@ class Lost(Attached):
         player.do("declare")
         player.do("seal")
         return player, place
-
-    def trainer_holds(self, trainer, seed):
-        path = os.path.join(self.scratch, "wanted.npz")
-        np.savez(path, **{tensor["name"]: pattern(tensor["name"], 0, tensor["rows"], tensor["cols"], tensor["dtype"],
-                                                  seed) for tensor in self.layout})
-        self.assertEqual(trainer.do("differing", path), [])
 
     def refuses(self, job, name):
         update = job.client("update")

@@ -228,8 +228,12 @@ TEST_CASE("a consent is given back unless a command uses it") {
   rank.door.tell(message(ToEngine::Kind::kOver));  // nobody consents: nothing is told
   engine.ready();
   wait_until([&] { return rank.door.is_ready(); }, "the consent", rank.later(), rank.nobody);
+  rank.door.tell(message(ToEngine::Kind::kOver));  // nobody has used it
+  CHECK(rank.door.is_ready());
+  rank.door.use_consent();
   rank.door.tell(message(ToEngine::Kind::kOver));
   CHECK(engine.hear().kind == ToEngine::Kind::kOver);
+  CHECK_FALSE(rank.door.is_ready());
 }
 
 TEST_CASE("who does not fit is refused, and harms nobody") {

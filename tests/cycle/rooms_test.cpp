@@ -309,6 +309,26 @@ TEST_CASE("an offload that failed midway is undone before it is repeated") {
   }
 }
 
+TEST_CASE("the trainers' memory comes before inference's goes where each GPU has room for it") {
+  auto trainer = trainer_with(State::kOffloaded, State::kOffloaded);
+  trainer.away_bytes = 100;
+  trainer.room_bytes = 150;
+  auto inference = inference_with(State::kResident, State::kResident, false);
+  inference.room_bytes = 100;
+  const std::vector<Holding> pair{trainer, inference};
+  const std::vector<uint32_t> one{0, 0};
+  CHECK(has_room_for_trainers(pair, one));
+  CHECK(preparation_beside_inference(pair) ==
+        Preparation{.restore_optimizer = true, .restore_weights = true, .map = true});
+  auto narrow = pair;
+  narrow[1].room_bytes = 99;  // other processes are on the GPU, too
+  CHECK(!has_room_for_trainers(narrow, one));
+  // Two pairs on one GPU want twice as much of it.
+  const std::vector<Holding> both{trainer, inference, trainer, inference};
+  CHECK(has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 1, 1}));
+  CHECK(!has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 0, 0}));
+}
+
 TEST_CASE("inference keeps the weights that it serves while a failed offload is undone") {
   const std::vector<Holding> ranks{trainer_with(State::kOffloading, State::kOffloading),
                                    inference_with(State::kResident, State::kResident, true)};

@@ -302,6 +302,9 @@ std::unique_ptr<Exchange> make_nccl_exchange(Job& job, Device& device, Kernels& 
   const auto id = share_unique_id(job, ranks.front());
   if (me.role != Role::kInference) return nullptr;
   AWEX_CHECK(cudaSetDevice(device.identity().index), "open gpu {}", device.identity().index);
+  // NCCL's kernels have one. Were it first made for one of them, it would wait for those that run.
+  constexpr size_t kStackBytes = 1024;
+  AWEX_CHECK(cudaDeviceSetLimit(cudaLimitStackSize, kStackBytes), "make a stack for NCCL");
   return std::make_unique<NcclExchange>(job, device, kernels, id, static_cast<int>(me.role_rank));
 }
 
