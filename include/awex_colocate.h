@@ -147,8 +147,8 @@ awex_status awex_seal(awex_engine* engine, double timeout_s);
  * nothing is lost, and another hand_over may follow. The trainer of world rank 0 begins the
  * update; where that is not an engine, a shell does (`awex-colocate update --job DIR`). */
 awex_status awex_hand_over(awex_engine* engine, double timeout_s, uint64_t* version);
-/* A trainer: wants its memory back. Returns when all of it is mapped, with its bytes; at once where
- * it is. */
+/* A trainer: wants its memory back. Returns when all of it is mapped, with its bytes, and that of
+ * the other trainers; at once where its own is. Inference's may still be on its way out. */
 awex_status awex_take_back(awex_engine* engine, double timeout_s);
 /* Inference: gives its memory to whoever needs it and returns when it serves a version that is
  * newer than `newer_than`: weights and KV cache are mapped, the KV cache with undefined content, on

@@ -253,7 +253,6 @@ class TwoOfEach(Attached):
         self.update(again, servers, 2)
         self.check(servers, canonical(3))
 
-
     def test_one_trainers_memory_that_has_not_come_back(self):
         fault = os.path.join(self.scratch, "fault")
         job, trainers, servers = self.attach(admission="off", fault=fault)
@@ -268,7 +267,11 @@ class TwoOfEach(Attached):
         for player in trainers + servers:
             self.assertIn("a fault on purpose", self.fails(FAILED, player.end))
         self.assertEqual([player.do("all_mapped") for player in trainers], [True, False])
-        trainers[1].do("take_back", 10.0)  # while the others are busy
+        for player in servers:
+            player.begin("release")
+        trainers[1].do("take_back", 10.0)  # while the other trainer is busy
+        for player in servers:
+            player.end()
         self.check_trainers(trainers, 0)
         for rank, player in enumerate(trainers):
             player.do("step_from", self.store(as_megatron(canonical(2), rank, 2)))
