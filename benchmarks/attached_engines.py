@@ -39,7 +39,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "tests/support"))
 from sessions import session_of  # noqa: E402  pylint: disable=wrong-import-position
 
-TIGHT_SLACK_BYTES = 256 << 20
+TIGHT_SLACK_BYTES = 64 << 20
 LOG_END = 6000  # characters that are shown of a log where a side has failed
 
 

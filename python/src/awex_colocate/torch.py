@@ -507,11 +507,22 @@ def adopt_optimizer(engine: Engine, optimizer: torch.optim.Optimizer) -> None:
         _adopt_steps(engine, optimizer, counted, f"{prefix}steps")
 
 
+def _all_objects() -> list[Any]:
+    """All that the garbage collector knows; what was frozen (gc.freeze), as vLLM does once it is up, too."""
+    is_frozen = gc.get_freeze_count() > 0
+    if is_frozen:
+        gc.unfreeze()
+    found = gc.get_objects()
+    if is_frozen:
+        gc.freeze()
+    return found
+
+
 def _all_that_look_into(storage: int) -> list[torch.Tensor]:
     """All tensors of this process whose storage begins at an address, and what they are views of: as long as one
     does, its memory is kept."""
     found: dict[int, torch.Tensor] = {}
-    for one in gc.get_objects():
+    for one in _all_objects():
         while issubclass(type(one), torch.Tensor) and id(one) not in found:
             if one.layout != torch.strided or one.is_meta or type(one).__name__ == "FakeTensor":
                 break

@@ -26,6 +26,7 @@ from .errors import WrongRequest
 
 if TYPE_CHECKING:
     import torch
+    from torch.multiprocessing.reductions import StorageWeakRef
 
     from .engine import Engine
 
@@ -91,14 +92,17 @@ def release(llm: Any, *, timeout: float = 600.0) -> None:
 class _Cache:
     """A storage of vLLM's KV cache, its bytes, and all tensors that look into it."""
 
+    storage: StorageWeakRef
     count: int
     tensors: list[torch.Tensor]
 
 
 def _caches_of(layers: dict[str, Any]) -> list[_Cache]:
+    from torch.multiprocessing.reductions import StorageWeakRef
+
     from . import torch as support
 
-    found: dict[int, int] = {}  # Bytes by address.
+    found: dict[int, tuple[StorageWeakRef, int]] = {}  # By address.
 
     def add(value: Any) -> None:
         if isinstance(value, (list, tuple)):
@@ -106,12 +110,12 @@ def _caches_of(layers: dict[str, Any]) -> list[_Cache]:
                 add(one)
         elif hasattr(value, "untyped_storage") and value.numel():
             storage = value.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            found[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
 
     for layer in layers.values():
         add(getattr(layer, "kv_cache", None))
     # Not the layers' alone: those are views, and what they are views of would keep the memory.
-    return [_Cache(count, support._all_that_look_into(pointer)) for pointer, count in found.items()]
+    return [_Cache(*known, support._all_that_look_into(pointer)) for pointer, known in found.items()]
 
 
 def _move_caches(engine: Engine, caches: list[_Cache]) -> None:
@@ -127,6 +131,12 @@ def _move_caches(engine: Engine, caches: list[_Cache]) -> None:
             offset = new.storage_offset() // size + tensor.storage_offset()
             moved.set_(storage, offset, tensor.shape, tensor.stride())
             tensor.data = moved
+        if not cache.storage.expired():
+            raise WrongRequest(
+                f"vLLM's KV cache cannot move: more of vLLM's process than its tensors holds the {cache.count} bytes "
+                "that it lies in",
+                "leave kv_cache=True out",
+            )
 
 
 def _device(device: Any, parallel: Any, first_position: int) -> str:
