@@ -122,7 +122,7 @@ bool has_room_for_trainers(std::span<const Holding> ranks, std::span<const uint3
   return true;
 }
 
-Preparation preparation_beside_inference(std::span<const Holding> ranks) {
+Preparation preparation_to_train(std::span<const Holding> ranks) {
   Preparation needed = preparation_for(Command::kHandOver, ranks);
   needed.discard_kv_cache = needed.discard_weights = false;
   needed.train_to = 0;

@@ -56,8 +56,9 @@ struct Preparation {
 [[nodiscard]] bool has_room_for_trainers(std::span<const Holding> ranks,
                                          std::span<const uint32_t> gpus);
 
-/// What an update needs where inference keeps its memory for now. Pure; the same on every rank.
-[[nodiscard]] Preparation preparation_beside_inference(std::span<const Holding> ranks);
+/// What the trainers need to train on, and the update after that: their memory, mapped. Whatever
+/// inference holds stays, and trainers need not have come equally far. Pure; the same on every rank.
+[[nodiscard]] Preparation preparation_to_train(std::span<const Holding> ranks);
 
 /// The same before the trainers' memory goes while inference serves what they hold: what failed
 /// midway is undone, and inference keeps its weights. Pure; the same on every rank.

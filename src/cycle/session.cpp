@@ -275,7 +275,7 @@ void Session::take_back() {
   if (!options_.offload) return;
   const auto ranks = holdings();
   if (has_room_for_trainers(ranks, world().devices.physical)) {
-    prepare(preparation_beside_inference(ranks));
+    prepare(preparation_to_train(ranks));
     steps_->let_trainer_go_on({.is_hand_over = false,
                                .is_take_back = true,
                                .version = content().committed().value_or(0),
@@ -283,7 +283,7 @@ void Session::take_back() {
     if (setup_.roster.trainers) account_.others_were_at_work();
   }
   make_ready(Command::kTakeBack);
-  make_ready(Command::kHandOver);
+  prepare(preparation_to_train(holdings()));
 }
 
 /// The memory of a scope goes: the trainers' to host memory, inference's for good.

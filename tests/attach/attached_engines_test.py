@@ -224,6 +224,8 @@ class TwoOfEach(Attached):
             self.assertRegex(text, r"rank 0 .*has taken 0, rank 1 .*has taken 1")
         for player in servers:
             self.fails(FAILED, player.end)
+        back = job.client("resume")  # they may train on
+        self.assertEqual(back.returncode, OK, back.stderr)
         trainers[0].do("step_from", self.store({}))
         self.update(trainers, servers, 1)
         self.check(servers, canonical(0))

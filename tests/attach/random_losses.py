@@ -357,13 +357,9 @@ class Runs(RandomRuns):
         new.step = int(place["kept"])
 
     def found_version(self, new, place):
-        """What another inference engine finds: nothing, or the committed version."""
+        """What another inference engine finds: the committed version, or memory with nothing in it, if any."""
         version = place["version"]
-        if not place["reattached"]:
-            if self.is_mapped(new):
-                raise Trouble(f"{new.name} has weights mapped that are none")
-            return version
-        if self.is_mapped(new):
+        if place["reattached"] and self.is_mapped(new):
             self.check(new, self.step_of_version(version))
         return version
 

@@ -318,7 +318,7 @@ TEST_CASE("the trainers' memory comes before inference's goes where each GPU has
   const std::vector<Holding> pair{trainer, inference};
   const std::vector<uint32_t> one{0, 0};
   CHECK(has_room_for_trainers(pair, one));
-  CHECK(preparation_beside_inference(pair) ==
+  CHECK(preparation_to_train(pair) ==
         Preparation{.restore_optimizer = true, .restore_weights = true, .map = true});
   auto narrow = pair;
   narrow[1].room_bytes = 99;  // other processes are on the GPU, too
