@@ -57,7 +57,8 @@ struct Preparation {
                                          std::span<const uint32_t> gpus);
 
 /// What the trainers need to train on, and the update after that: their memory, mapped. Whatever
-/// inference holds stays, and trainers need not have come equally far. Pure; the same on every rank.
+/// inference holds stays, and trainers need not have come equally far. Pure; the same on every
+/// rank.
 [[nodiscard]] Preparation preparation_to_train(std::span<const Holding> ranks);
 
 /// The same before the trainers' memory goes while inference serves what they hold: what failed

@@ -269,8 +269,8 @@ bool Session::is_served_already() {
 }
 
 /// The second half, after which the trainers have all their memory, mapped for the next transfer.
-/// Memory that is given back is cleared by the driver, with the engine that copies to the GPU: where
-/// there is room, the trainers' comes first, and they do not wait for the rest.
+/// Memory that is given back is cleared by the driver, with the engine that copies to the GPU:
+/// where there is room, the trainers' comes first, and they do not wait for the rest.
 void Session::take_back() {
   if (!options_.offload) return;
   const auto ranks = holdings();

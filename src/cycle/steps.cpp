@@ -380,7 +380,8 @@ Holding CycleSteps::holding() {
   }
   holding.has_mapped = inference_ && inference_->has_mapped();
   const uint64_t free_bytes = world_.device->memory().free_bytes;
-  holding.room_bytes = std::min(ledger_.room_bytes(), free_bytes - std::min(free_bytes, kSpareBytes));
+  holding.room_bytes =
+      std::min(ledger_.room_bytes(), free_bytes - std::min(free_bytes, kSpareBytes));
   return holding;
 }
 

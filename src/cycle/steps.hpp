@@ -64,8 +64,9 @@ class CycleSteps {
   /// Inference takes, and gives back, its memory of a tag.
   [[nodiscard]] Steps take(Tag tag);
   [[nodiscard]] Steps discard(Tag tag);
-  /// All of inference has its memory and serves the version: engines that attach go on, whatever the
-  /// command does beside and after this; nothing where none attaches. `end` is what they are told.
+  /// All of inference has its memory and serves the version: engines that attach go on, whatever
+  /// the command does beside and after this; nothing where none attaches. `end` is what they are
+  /// told.
   [[nodiscard]] Steps serve(const CommandOutcome& end);
   /// The same for this rank's trainer, once all ranks agree that all trainers have their memory.
   void let_trainer_go_on(const CommandOutcome& end);

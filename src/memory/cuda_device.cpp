@@ -97,8 +97,8 @@ class PinnedBlock final : public HostBlock {
 /// Opens the device's primary context and makes it the calling thread's.
 void make_current(int index) { AWEX_CHECK(cudaSetDevice(index), "open gpu {}", index); }
 
-/// What the driver sets aside for threads' stacks is half of a context, 264 MiB on an H200, and this
-/// product's kernels need none.
+/// What the driver sets aside for threads' stacks is half of a context, 264 MiB on an H200, and
+/// this product's kernels need none.
 void take_no_stack(int index) {
   AWEX_CHECK(cudaDeviceSetLimit(cudaLimitStackSize, 0), "take no stack on gpu {}", index);
 }

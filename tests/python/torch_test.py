@@ -2,7 +2,9 @@
 Skipped (77) where PyTorch is not there."""
 
 import copy
+import gc
 import sys
+import types
 import unittest
 
 try:
@@ -14,6 +16,7 @@ except ImportError:
 import fake_engine
 
 import awex_colocate.torch as support
+import awex_colocate.vllm as vllm
 from awex_colocate import WrongRequest
 
 nn = torch.nn
@@ -293,6 +296,43 @@ class AdoptOptimizer(unittest.TestCase):
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         with self.assertRaisesRegex(WrongRequest, "exp_avg.* has left"):
             engine._check()
+
+
+class Storages(unittest.TestCase):
+    """What vLLM's KV cache and Megatron's buffers are moved by."""
+
+    def setUp(self):
+        with torch.no_grad():
+            raw = torch.zeros(64, dtype=torch.int8)
+            self.views = [raw.view(torch.bfloat16).view(2, -1)[row] for row in range(2)]
+
+    def found(self):
+        return support._all_that_look_into(self.views[0].untyped_storage().data_ptr())
+
+    def test_all_that_look_into_one_are_found(self):
+        gc.freeze()  # as vLLM does
+        try:
+            found = {id(tensor) for tensor in self.found()}
+            self.assertGreater(gc.get_freeze_count(), 0)
+        finally:
+            gc.unfreeze()
+        bases = [view._base for view in self.views]
+        self.assertLessEqual({id(tensor) for tensor in self.views + bases}, found)
+
+    def test_vllms_kv_cache_moves_and_leaves_nothing_behind(self):
+        caches = vllm._caches_of({"layer": types.SimpleNamespace(kv_cache=self.views)})
+        engine = fake_engine.make([], kv_cache=4096)
+        vllm._move_caches(engine, caches)
+        for row, view in enumerate(self.views):
+            self.assertEqual(view.data_ptr(), engine.memory("kv_cache").address + 32 * row)
+
+    def test_vllms_kv_cache_that_something_else_holds_is_refused(self):
+        caches = vllm._caches_of({"layer": types.SimpleNamespace(kv_cache=self.views)})
+        held = self.views[0].untyped_storage()
+        engine = fake_engine.make([], kv_cache=4096)
+        with self.assertRaisesRegex(WrongRequest, "64 bytes"):
+            vllm._move_caches(engine, caches)
+        self.assertEqual(held.nbytes(), 64)
 
 
 class Random(unittest.TestCase):
