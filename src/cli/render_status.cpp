@@ -139,14 +139,28 @@ std::string memory_line(const Json& memory) {
                      format_bytes(*pinned));
 }
 
-std::string leak_line(const Json& memory, const TextStyle& style) {
+/// "rank 0 (pid 41), rank 1 (pid 42)": whose processes a leak may be of.
+std::string leaking_ranks(const Json& status, uint64_t tolerance) {
+  std::vector<std::string> ranks;
+  for (const auto& rank : list_of(status, "ranks")) {
+    if (count(rank, "leaked_bytes").value_or(0) <= tolerance) continue;
+    ranks.push_back(
+        fmt::format("rank {} (pid {})", count_text(rank, "rank"), count_text(rank, "pid")));
+  }
+  return fmt::format("{}", fmt::join(ranks, ", "));
+}
+
+std::string leak_line(const Json& status, const TextStyle& style) {
+  const auto& memory = member(status, "memory");
   const auto& leaked = member(memory, "leaked_bytes");
   if (!leaked.is_number_integer()) return "unknown: not compared with the books yet";
   // Less than the books say is no leak.
   const auto bytes = count(memory, "leaked_bytes").value_or(0);
-  if (bytes > count(memory, "leak_tolerance_bytes").value_or(0)) {
-    return bad(format_bytes(bytes) + " leaked", style) +
-           ": a device holds this much more than the books say";
+  const auto tolerance = count(memory, "leak_tolerance_bytes").value_or(0);
+  if (bytes > tolerance) {
+    const auto ranks = leaking_ranks(status, tolerance);
+    return bad(format_bytes(bytes) + " leaked", style) + ": more than the books say" +
+           (ranks.empty() ? "" : ", in " + ranks);
   }
   return good("none", style) + ": the devices hold what the books say" +
          (bytes > 0 ? fmt::format(", within {} of the driver's own", format_bytes(bytes)) : "");
@@ -288,7 +302,7 @@ std::string job_lines(const Json& status, const TextStyle& style) {
   add("inference", text(status, "inference"));
   add("content", content_line(status, style));
   add("memory", memory_line(memory));
-  add("leak", leak_line(memory, style));
+  add("leak", leak_line(status, style));
   add("gpus", gpus_line(status));
   return out + host_lines(status, style) + last_error_lines(status, style);
 }

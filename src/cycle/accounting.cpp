@@ -24,6 +24,13 @@ std::optional<Leak> MemoryAccount::add(const std::vector<MemorySample>& samples)
   return Leak{gpu, static_cast<int>(rank - devices_.physical.begin()), *worst};
 }
 
+std::optional<int64_t> MemoryAccount::leaked_bytes(int rank) const {
+  if (last_.empty() || baseline_.empty()) return std::nullopt;
+  const auto at = static_cast<size_t>(rank);
+  if (backend_ == BackendKind::kHost) return gone_bytes(at, last_[at]);
+  return unexplained(last_)[devices_.physical[at]];
+}
+
 void MemoryAccount::others_were_at_work() {
   if (backend_ == BackendKind::kCuda) baseline_.clear();
 }
@@ -32,6 +39,13 @@ int64_t MemoryAccount::booked_bytes(const MemorySample& sample) const {
   const uint64_t host = sample.host[0] + sample.host[1] + sample.host[2];
   const uint64_t tables = backend_ == BackendKind::kCuda ? page_table_bytes(host) : 0;
   return static_cast<int64_t>(sample.all_held() + tables);
+}
+
+/// By what a rank sees: memory gone since the baseline, less what its own books account for.
+int64_t MemoryAccount::gone_bytes(size_t rank, const MemorySample& sample) const {
+  const auto taken =
+      static_cast<int64_t>(baseline_[rank].free_bytes) - static_cast<int64_t>(sample.free_bytes);
+  return taken - (booked_bytes(sample) - booked_bytes(baseline_[rank]));
 }
 
 /// By GPU: memory gone since the baseline, less what the books account for.

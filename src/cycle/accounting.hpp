@@ -58,10 +58,15 @@ class MemoryAccount {
   void others_were_at_work();
 
   [[nodiscard]] MemoryReport report() const;
+  /// Device memory that was gone at the last sample beyond what the books say: on host of this
+  /// rank's process, on cuda of its GPU, whose processes the driver does not tell apart. Nothing
+  /// before a sample.
+  [[nodiscard]] std::optional<int64_t> leaked_bytes(int rank) const;
 
  private:
   [[nodiscard]] int64_t booked_bytes(const MemorySample& sample) const;
   [[nodiscard]] std::vector<int64_t> unexplained(const std::vector<MemorySample>& samples) const;
+  [[nodiscard]] int64_t gone_bytes(size_t rank, const MemorySample& sample) const;
   void note_peaks(const std::vector<MemorySample>& samples);
 
   BackendKind backend_;

@@ -26,7 +26,8 @@ struct RankStatus {
   uint64_t staging_bytes = 0;                         ///< Device memory beside the tags'.
   uint64_t device_free_bytes = 0;                     ///< Of its GPU, as the driver says.
   uint64_t device_total_bytes = 0;
-  uint64_t resident_set_bytes = 0;             ///< The process's own memory (VmRSS).
+  std::optional<int64_t> leaked_bytes{};  ///< MemoryAccount::leaked_bytes, after the last command.
+  uint64_t resident_set_bytes = 0;        ///< The process's own memory (VmRSS).
   std::optional<uint64_t> host_limit_bytes{};  ///< Of the cgroup above it that has least left.
   std::optional<uint64_t> host_used_bytes{};   ///< In it, by all.
   std::optional<uint64_t> lock_limit_bytes{};  ///< RLIMIT_MEMLOCK; absent: none.

@@ -170,7 +170,9 @@ void Session::conclude() {
 }
 
 std::vector<RankStatus> Session::statuses() {
-  auto ranks = job_.all_gather_value(steps_->status(), "the status of all ranks");
+  auto status = steps_->status();
+  status.leaked_bytes = account_.leaked_bytes(job_.rank());
+  auto ranks = job_.all_gather_value(status, "the status of all ranks");
   if (setup_.roster.trainers) steps_->hear_of_trainers(ranks);
   return ranks;
 }

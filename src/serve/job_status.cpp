@@ -43,6 +43,7 @@ Json rank_json(int number, const RankInfo* info, const RankStatus* rank) {
                {"staging_bytes", nullptr},
                {"device_free_bytes", nullptr},
                {"device_total_bytes", nullptr},
+               {"leaked_bytes", nullptr},
                {"resident_set_bytes", nullptr},
                {"host_limit_bytes", nullptr},
                {"host_used_bytes", nullptr},
@@ -55,6 +56,7 @@ Json rank_json(int number, const RankInfo* info, const RankStatus* rank) {
   json["staging_bytes"] = rank->staging_bytes;
   json["device_free_bytes"] = rank->device_free_bytes;
   json["device_total_bytes"] = rank->device_total_bytes;
+  json["leaked_bytes"] = value_or_null(rank->leaked_bytes);
   json["resident_set_bytes"] = rank->resident_set_bytes;
   json["host_limit_bytes"] = value_or_null(rank->host_limit_bytes);
   json["host_used_bytes"] = value_or_null(rank->host_used_bytes);

@@ -154,6 +154,10 @@ TEST_CASE("a leak is one beyond what the driver may take for itself") {
   CHECK(shown_line(status, "leak").find("within 32.0 MB") != std::string::npos);
   status.memory.leaked_bytes = 32'000'001;
   CHECK(shown_line(status, "leak").rfind("32.0 MB leaked: ", 0) == 0);
+  status.ranks[0].leaked_bytes = 32'000'000;
+  status.ranks[1].leaked_bytes = 32'000'001;
+  CHECK(shown_line(status, "leak") ==
+        "32.0 MB leaked: more than the books say, in rank 1 (pid 4712)");
   status.memory.leaked_bytes = -5;
   CHECK(shown_line(status, "leak") == "none: the devices hold what the books say");
 }

@@ -32,6 +32,7 @@ MemorySample sample(uint64_t weights, uint64_t free_bytes, uint64_t host = 0) {
 TEST_CASE("on host every rank sees its own pages, and one page too many is a leak") {
   const OneGpu gpu;
   MemoryAccount account(BackendKind::kHost, gpu.peers, gpu.devices);
+  CHECK_FALSE(account.leaked_bytes(0));
   CHECK_FALSE(account.add({sample(8 * kMiB, 992 * kMiB), sample(0, 1000 * kMiB)}));
   CHECK_FALSE(account.add({sample(8 * kMiB, 992 * kMiB), sample(6 * kMiB, 994 * kMiB)}));
   CHECK_FALSE(account.add({sample(0, 1000 * kMiB), sample(6 * kMiB, 994 * kMiB)}));
@@ -39,6 +40,8 @@ TEST_CASE("on host every rank sees its own pages, and one page too many is a lea
   REQUIRE(leak);
   CHECK(leak->bytes == 4096);
   CHECK(leak->rank == 0);
+  CHECK(account.leaked_bytes(0) == 4096);
+  CHECK(account.leaked_bytes(1) == 0);
   const auto report = account.report();
   CHECK(report.device_peak_bytes == kPeak);
   CHECK(report.leaked_bytes == 4096);
@@ -57,6 +60,7 @@ TEST_CASE("on cuda both ranks see the whole device, and a chunk that stays is a 
   const auto leak = add(0, 640 * kMiB, 9000 * kMiB - 40 * kMiB - 64 * kMiB, 20480 * kMiB);
   REQUIRE(leak);
   CHECK(leak->bytes == static_cast<int64_t>(64 * kMiB));
+  for (const int rank : {0, 1}) CHECK(account.leaked_bytes(rank) == leak->bytes);
 }
 
 TEST_CASE("what others took between two commands is theirs, and in a command it is a leak") {

@@ -72,6 +72,7 @@ TEST_CASE("all that is known of a job and its ranks is told") {
   first.memory[static_cast<size_t>(Tag::kKvCache)] = RankStatus::Memory{};
   first.staging_bytes = 3;
   first.device_free_bytes = 4;
+  first.leaked_bytes = -3;
   first.device_total_bytes = 5;
   first.resident_set_bytes = 6;
   first.host_limit_bytes = 7;
@@ -130,6 +131,7 @@ TEST_CASE("all that is known of a job and its ranks is told") {
                                     {"host_bytes", 0}}}},
                                  {"staging_bytes", 3},
                                  {"device_free_bytes", 4},
+                                 {"leaked_bytes", -3},
                                  {"device_total_bytes", 5},
                                  {"resident_set_bytes", 6},
                                  {"host_limit_bytes", 7},

@@ -68,6 +68,7 @@ class Commands(Resident):
         status = job.status()
         self.assertEqual((status["content"], status["committed_version"], status["failures"]), ("committed", 3, 0))
         self.assertEqual(status["memory"]["leaked_bytes"], 0)
+        self.assertEqual({rank["leaked_bytes"] for rank in status["ranks"]}, {0})
         self.assertEqual({rank["engine"] for rank in status["ranks"]}, {"built in"})
         self.assertEqual(job.stop(), 0)
         self.assertEqual(job.read_record()["end"], "stopped by a client")
