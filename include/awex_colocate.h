@@ -35,7 +35,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct or a call changes its meaning. */
-#define AWEX_ABI_VERSION 1
+#define AWEX_ABI_VERSION 2
 
 /* Statuses: the exit codes of `awex-colocate`. */
 typedef enum awex_status {
@@ -51,6 +51,14 @@ typedef enum awex_role { AWEX_TRAINER = 0, AWEX_INFERENCE = 1 } awex_role;
 
 typedef enum awex_tag { AWEX_WEIGHTS = 0, AWEX_OPTIMIZER = 1, AWEX_KV_CACHE = 2 } awex_tag;
 #define AWEX_TAGS 3
+
+/* Whether a trainer's weights lie in memory that it has taken itself, which the job reads where it
+ * is (awex_declare_own), and what becomes of that when the trainer's memory is to go. */
+typedef enum awex_own {
+  AWEX_OWN_NONE = 0,  /* They lie in the job's memory. */
+  AWEX_OWN_STAYS = 1, /* It stays on the GPU, beside whatever inference has there. */
+  AWEX_OWN_MOVES = 2  /* The engine moves it away in before_release, and back in after_resume. */
+} awex_own;
 
 /* An attached engine. Made by awex_attach, freed by awex_detach. */
 typedef struct awex_engine awex_engine;
@@ -77,6 +85,7 @@ typedef struct awex_attach_options {
    * none. They are the rank's from then on: given to other roles and brought back. */
   uint64_t bytes[AWEX_TAGS];
   double timeout_s; /* Of this call; 0: 600. */
+  awex_own own_weights;
 } awex_attach_options;
 
 /* Attaches: waits for the rank of this role on this GPU, also where its job has not begun yet (a
@@ -135,6 +144,14 @@ awex_status awex_layout_tensor(awex_engine* engine, uint64_t index, awex_tensor*
  * Weights: all of the layout's must be declared before awex_seal. Optimizer state: what is declared
  * is proven over an offload; what is not is moved all the same. */
 awex_status awex_declare(awex_engine* engine, const awex_tensor* tensor);
+/* Says where a tensor of weights lies in memory of the trainer's own, attached with `own_weights`;
+ * its offset and tag do not matter. On cuda what cudaMalloc has given, or virtual memory that was
+ * taken with a handle type of POSIX file descriptors; on host a shared mapping of a file that the
+ * process has a descriptor of. AWEX_WRONG_REQUEST, with the remedy, for memory that no other
+ * process can map. The memory must stay what it is until awex_detach or, where it moves, until the
+ * callback before_release; the callback after_resume then declares all tensors again where they lie
+ * elsewhere. If the process dies, what is in this memory is gone. */
+awex_status awex_declare_own(awex_engine* engine, const awex_tensor* tensor, const void* address);
 /* Ends the declaration. The rank compares it with its layout: AWEX_WRONG_REQUEST names what is
  * missing, unknown or of another shape, and the likely cause; then declare all again, as the next
  * awex_declare begins a new list, and seal again. After AWEX_DEADLINE the answer is still to come:
@@ -187,6 +204,10 @@ awex_status awex_weights_changed(awex_engine* engine, awex_callback callback, vo
 awex_status awex_use(awex_engine* engine, awex_tag tag);
 void* awex_alloc(ssize_t bytes, int device, void* stream);
 void awex_free(void* memory, ssize_t bytes, int device, void* stream);
+
+/* Tells that `bytes` of the GPU are the engine's own, for `what` (1 to 31 bytes: "KV cache", "CUDA
+ * graphs", "NCCL"), for `awex-colocate status`; again under the same name replaces it. */
+awex_status awex_book(awex_engine* engine, const char* what, uint64_t bytes);
 
 /* Up to 16 MiB of the trainer's own (step, random state, place in the data) that the rank keeps
  * with the next version that is handed over, and gives to the next engine in its place. */

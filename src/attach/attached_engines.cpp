@@ -24,43 +24,64 @@ Attachment::Settings settings_for(const AttachSettings& settings, Role role) {
   return {role, settings.here.rank, settings.here.host, settings.patience, settings.takes_memory};
 }
 
-/// A trainer whose process is its own. The rank has its memory, maps it too, and moves it.
+/// A trainer's weights may be its own; scales that inference is to get with them are the rank's.
+void refuse_scales_beside_own(const TrainerParts& parts) {
+  if (!parts.common.needs.lends_weights || parts.weights_bytes == parts.common.layout.bytes) return;
+  throw request_error(
+      "the trainer lends weights of its own, and inference is quantised: its scales lie with the "
+      "trainer's weights in the job's memory",
+      "let the job have the trainer's weights (adopt)");
+}
+
+/// A trainer whose process is its own. The rank has its memory, maps it too, and moves it; what the
+/// engine lends of its own memory it opens.
 class AttachedTrainer final : public TrainerEngine {
  public:
   AttachedTrainer(Door& door, const AttachSettings& settings, const TrainerParts& parts)
-      : parts_(parts),
-        own_bytes_(room_for_weights(parts.common.layout.bytes, parts.common.needs)),
-        weights_(parts.common.device, "trainer weights", Tag::kWeights,
-                 own_bytes_ + parts.weights_bytes - parts.common.layout.bytes,
-                 &parts.common.ledger) {
+      : parts_(parts), own_bytes_(room_for_weights(parts.common.layout.bytes, parts.common.needs)) {
+    refuse_scales_beside_own(parts);
+    if (!parts.common.needs.lends_weights) {
+      weights_.emplace(parts.common.device, "trainer weights", Tag::kWeights,
+                       own_bytes_ + parts.weights_bytes - parts.common.layout.bytes,
+                       &parts.common.ledger);
+    }
     if (const uint64_t bytes = parts.common.needs.optimizer; bytes > 0) {
       optimizer_.emplace(parts.common.device, "trainer optimizer", Tag::kOptimizer, bytes,
                          &parts.common.ledger);
     }
-    attachment_.emplace(door, settings_for(settings, Role::kTrainer), parts.common,
-                        std::array<Region*, 3>{&weights_, region(Tag::kOptimizer), nullptr},
-                        own_bytes_);
+    attachment_.emplace(
+        door, settings_for(settings, Role::kTrainer), parts.common,
+        std::array<Region*, 3>{region(Tag::kWeights), region(Tag::kOptimizer), nullptr},
+        own_bytes_);
     auto& monitor = parts.common.monitor;
-    weights_.take(Deadline(parts.common.silence), monitor);
-    if (optimizer_) optimizer_->take(Deadline(parts.common.silence), monitor);
+    for (const Tag tag : kTags) {
+      if (region(tag) != nullptr) region(tag)->take(Deadline(parts.common.silence), monitor);
+    }
     attachment_->begin(monitor);
-    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) attachment_->set_content(tag, true);
+    for (const Tag tag : kTags) attachment_->set_content(tag, true);
   }
 
   [[nodiscard]] std::string name() const override { return attachment_->name(); }
   [[nodiscard]] Region* region(Tag tag) override {
-    if (tag == Tag::kWeights) return &weights_;
-    return tag == Tag::kOptimizer && optimizer_ ? &*optimizer_ : nullptr;
+    auto& held = tag == Tag::kWeights ? weights_ : optimizer_;
+    return tag != Tag::kKvCache && held ? &*held : nullptr;
   }
   [[nodiscard]] PlacedMemory placed(Tag tag) override {
     if (tag != Tag::kWeights) return TrainerEngine::placed(tag);
-    const auto& layout = parts_.common.layout;
-    auto segments = segments_of(layout, attachment_->places(), weights_.data());
-    if (const uint64_t scales = parts_.weights_bytes - layout.bytes; scales > 0) {
-      segments.push_back({layout.bytes, weights_.data() + own_bytes_, scales});
+    if (!weights_) {
+      const auto* borrowed = attachment_->borrowed();
+      return borrowed == nullptr ? PlacedMemory() : borrowed->placed();
     }
-    return {weights_.name(), std::move(segments)};
+    const auto& layout = parts_.common.layout;
+    auto segments = segments_of(layout, attachment_->places(), weights_->data());
+    if (const uint64_t scales = parts_.weights_bytes - layout.bytes; scales > 0) {
+      segments.push_back({layout.bytes, weights_->data() + own_bytes_, scales});
+    }
+    return {weights_->name(), std::move(segments)};
   }
+  [[nodiscard]] uint64_t moves() const override { return attachment_->loans(); }
+  [[nodiscard]] const LentMemory* lent() const override { return attachment_->lent(); }
+  [[nodiscard]] bool moves_lent() const override { return attachment_->moves_lent(); }
   [[nodiscard]] std::vector<Parameter> tensors(Tag tag) const override {
     if (tag == Tag::kWeights) return parts_.common.layout.parameters;
     return attachment_->declared(tag);
@@ -71,10 +92,12 @@ class AttachedTrainer final : public TrainerEngine {
     attachment_->await_ready(deadline, monitor, inherit());
   }
   void go_on(const CommandOutcome& end) override {
+    ++released_from_consent_;
     if (attachment_->door().is_ready()) secure(parts_.common.monitor);
     attachment_->go_on(end);
   }
   void command_over(const CommandOutcome& end) override {
+    ++released_from_consent_;
     if (attachment_->door().is_ready()) secure(parts_.common.monitor);
     attachment_->command_over(end);
   }
@@ -108,6 +131,7 @@ class AttachedTrainer final : public TrainerEngine {
   }
   void before_release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) override {
     attachment_->release(tag, deadline, monitor);
+    if (region(tag) == nullptr) return;  // what is its own, it copies itself
     copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
   }
   void after_change(Tag tag, const Change& /*change*/, const Deadline& deadline,
@@ -120,10 +144,14 @@ class AttachedTrainer final : public TrainerEngine {
   [[nodiscard]] uint64_t steps() const override { return page().steps.load(); }
   [[nodiscard]] uint64_t changes() const override {
     const uint64_t counted = steps();
-    return counted > 0 ? counted : attachment_->weights_given();
+    if (counted > 0) return counted;
+    // What is its own it may have written whenever it did not consent.
+    return weights_ ? attachment_->weights_given() : released_from_consent_;
   }
 
  private:
+  static constexpr std::array kTags{Tag::kWeights, Tag::kOptimizer};
+
   /// What the host copy of a tag is of.
   struct Copy {
     uint64_t steps = 0;
@@ -140,13 +168,17 @@ class AttachedTrainer final : public TrainerEngine {
     return copy && copy->steps == steps() && region(tag)->has_copy();
   }
 
-  /// Whether host memory has all of one step.
-  [[nodiscard]] bool is_whole() {
-    const auto& weights = copies_.at(static_cast<size_t>(Tag::kWeights));
-    const auto& optimizer = copies_.at(static_cast<size_t>(Tag::kOptimizer));
-    if (!weights || !weights_.has_copy()) return false;
-    return !optimizer_ ||
-           (optimizer && optimizer_->has_copy() && optimizer->steps == weights->steps);
+  /// What host memory has of all that is the job's, if that is of one step.
+  [[nodiscard]] const Copy* whole_copy() {
+    const Copy* whole = nullptr;
+    for (const Tag tag : kTags) {
+      if (region(tag) == nullptr) continue;
+      const auto& copy = copies_.at(static_cast<size_t>(tag));
+      if (!copy || !region(tag)->has_copy()) return nullptr;
+      if (whole != nullptr && whole->steps != copy->steps) return nullptr;
+      whole = &*copy;
+    }
+    return whole;
   }
 
   /// Where a hand-over has failed halfway, host memory has parts of several steps. Before the
@@ -154,12 +186,12 @@ class AttachedTrainer final : public TrainerEngine {
   void secure(WaitMonitor& monitor) {
     const bool has_any = std::any_of(copies_.begin(), copies_.end(),
                                      [](const auto& copy) { return copy.has_value(); });
-    if (!has_any || is_whole() || !by_.back_up || page().writing.load() != 0) return;
-    for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+    if (!has_any || whole_copy() != nullptr || !by_.back_up || page().writing.load() != 0) return;
+    for (const Tag tag : kTags) {
       if (region(tag) != nullptr && region(tag)->state() != RegionState::kResident) return;
     }
     try {
-      for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
+      for (const Tag tag : kTags) {
         if (region(tag) == nullptr || has_copy(tag)) continue;
         by_.back_up(tag, monitor);
         copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
@@ -174,14 +206,25 @@ class AttachedTrainer final : public TrainerEngine {
   /// writing.
   Attachment::Inheritance inheritance(WaitMonitor& monitor) {
     const bool is_torn = page().writing.load() != 0;
+    if (!weights_) {
+      log::warning(
+          fmt::format("rank {}: the weights were the lost engine's own memory and are "
+                      "gone: the next one brings them from a checkpoint",
+                      attachment_->rank()));
+      if (!optimizer_) {
+        page().steps = 0;
+        page().writing = 0;
+        return {};
+      }
+    }
     Attachment::Inheritance as_it_is{true, attachment_->door().kept()};
     if (!is_torn && !must_return_.value_or(false)) {
       secure(monitor);
       return as_it_is;
     }
-    const auto& weights = copies_.at(static_cast<size_t>(Tag::kWeights));
-    if (!is_torn && (!is_whole() || weights->steps == steps())) return as_it_is;
-    if (!is_whole() || !by_.restore) {
+    const Copy* whole = whole_copy();
+    if (!is_torn && (whole == nullptr || whole->steps == steps())) return as_it_is;
+    if (whole == nullptr || !by_.restore) {
       log::warning(fmt::format(
           "rank {}: the engine was writing when it was lost, and nothing whole has been handed "
           "over before: the next one begins anew",
@@ -194,18 +237,19 @@ class AttachedTrainer final : public TrainerEngine {
     log::note(
         fmt::format("rank {}: weights and optimizer state are those of step {} again, which "
                     "were handed over last",
-                    attachment_->rank(), weights->steps));
-    page().steps = weights->steps;
+                    attachment_->rank(), whole->steps));
+    page().steps = whole->steps;
     page().writing = 0;
-    return {true, weights->kept};
+    return {true, whole->kept};
   }
 
   TrainerParts parts_;
-  uint64_t own_bytes_;  ///< What lies behind them are scales.
-  Region weights_;
+  uint64_t own_bytes_;             ///< What lies behind them are scales.
+  std::optional<Region> weights_;  ///< Absent where the engine lends its own.
   std::optional<Region> optimizer_;
   std::optional<Attachment> attachment_;
   std::array<std::optional<Copy>, 3> copies_;
+  uint64_t released_from_consent_ = 0;  ///< How often.
   Copies by_;
   bool asks_of_others_ = false;      ///< One has come in place of the lost one,
   std::optional<bool> must_return_;  ///< and this is what all trainers say.
@@ -358,10 +402,11 @@ EngineNeeds AttachedEngines::await_engine(Role role, uint32_t position, const De
   log::note(fmt::format("rank {} waits for its {} engine: attach it with --job {}", record.rank,
                         role_name(role), settings.job_directory));
   door->await_hello(settings.patience, monitor);
-  const auto bytes = door->hello().bytes;
-  const auto of = [&](Tag tag) { return bytes.at(static_cast<size_t>(tag)); };
+  const auto hello = door->hello();
+  const auto of = [&](Tag tag) { return hello.bytes.at(static_cast<size_t>(tag)); };
   return {of(Tag::kWeights), role == Role::kTrainer ? of(Tag::kOptimizer) : 0,
-          role == Role::kInference ? of(Tag::kKvCache) : 0};
+          role == Role::kInference ? of(Tag::kKvCache) : 0,
+          role == Role::kTrainer && hello.own_weights != OwnWeights::kNone};
 }
 
 std::unique_ptr<TrainerEngine> AttachedEngines::make_trainer(const TrainerParts& parts) const {

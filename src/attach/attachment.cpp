@@ -14,7 +14,9 @@ Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
       settings_(std::move(settings)),
       parts_(parts),
       regions_(regions),
-      own_bytes_(own_bytes) {}
+      own_bytes_(own_bytes) {
+  if (region(Tag::kWeights) == nullptr) own_weights_ = door_.hello().own_weights;
+}
 
 void Attachment::begin(WaitMonitor& monitor) {
   const Deadline patience(settings_.patience);
@@ -52,6 +54,7 @@ void Attachment::attend(const Inherit& inherit, WaitMonitor& monitor) {
     (door_.has_detached() ? log::note : log::warning)(door_.lost_error().what());
   }
   told_of_loss_ = is_lost;
+  if (is_lost) forget_lent();
   if (state != Door::State::kGreeted && state != Door::State::kAttached) return;
   try {
     if (state == Door::State::kGreeted) {
@@ -81,7 +84,9 @@ void Attachment::attend(const Inherit& inherit, WaitMonitor& monitor) {
 void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadline,
                          WaitMonitor& monitor) {
   mapped_ = {};
+  if (lends(Tag::kWeights)) mapped(Tag::kWeights) = Mapped::kYes;
   try {
+    check_own_weights();
     check_bytes();
   } catch (const Error& error) {
     door_.refuse(error);
@@ -138,10 +143,32 @@ void Attachment::check_bytes() const {
   }
 }
 
+/// So have they been reckoned with.
+void Attachment::check_own_weights() const {
+  const auto own = door_.hello().own_weights;
+  if (own == own_weights_) return;
+  const auto kind = [](OwnWeights which) {
+    return which == OwnWeights::kNone    ? "in the job's memory"
+           : which == OwnWeights::kStays ? "in memory of its own that stays"
+                                         : "in memory of its own that it moves";
+  };
+  throw request_error(
+      fmt::format("{} has its weights {}, and the engine that attached first to rank {} {}",
+                  door_.describe(), kind(own), settings_.rank, kind(own_weights_)),
+      "attach it as that one, or start the job anew");
+}
+
+std::optional<Error> Attachment::differences_of(const std::vector<Parameter>& weights) const {
+  // Memory of the engine's own is where it is: places are addresses.
+  const bool is_own = lends(Tag::kWeights);
+  const WantedWeights wanted{parts_.catalogue, parts_.layout, parts_.spec,
+                             is_own ? UINT64_MAX : own_bytes_,
+                             has_sealed_ && !is_own ? places_ : std::vector<Parameter>()};
+  return differences(weights, wanted);
+}
+
 std::optional<Error> Attachment::look_at_seal(const ToRank& seal) const {
-  const WantedWeights wanted{parts_.catalogue, parts_.layout, parts_.spec, own_bytes_,
-                             has_sealed_ ? places_ : std::vector<Parameter>()};
-  if (auto error = differences(seal.declared.at(static_cast<size_t>(Tag::kWeights)), wanted)) {
+  if (auto error = differences_of(seal.declared.at(static_cast<size_t>(Tag::kWeights)))) {
     return error;
   }
   for (const Tag tag : {Tag::kOptimizer, Tag::kKvCache}) {
@@ -154,11 +181,29 @@ std::optional<Error> Attachment::look_at_seal(const ToRank& seal) const {
 void Attachment::accept(const ToRank& seal) {
   declared_ = seal.declared;
   places_ = in_order_of(parts_.layout, declared(Tag::kWeights));
+  if (lends(Tag::kWeights)) borrow(door_.take_loan());
   has_sealed_ = true;
+}
+
+/// Opens what the engine lends.
+void Attachment::borrow(Loan loan) {
+  forget_lent();
+  if (auto error = differences_of(loan.tensors)) throw std::move(*error);
+  places_ = in_order_of(parts_.layout, loan.tensors);
+  LentMemory lent{++loans_, own_weights_ == OwnWeights::kStays, std::move(loan.lendings),
+                  segments_of(parts_.layout, places_, nullptr)};
+  borrowed_.emplace(parts_.device, "the weights that " + door_.describe() + " lends", lent);
+  lent_.emplace(std::move(lent));
+}
+
+void Attachment::forget_lent() {
+  borrowed_.reset();
+  lent_.reset();
 }
 
 void Attachment::release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
   if (mapped(tag) == Mapped::kNo) return;
+  if (lends(tag)) forget_lent();
   ToEngine message;
   message.kind = ToEngine::Kind::kRelease;
   message.tag = tag;
@@ -172,9 +217,23 @@ void Attachment::map(Tag tag, bool has_content, const Deadline& deadline, WaitMo
   if (mapped(tag) == Mapped::kYes) return;
   release(tag, deadline, monitor);
   mapped(tag) = Mapped::kUnsure;
-  send_chunks(tag, has_content, deadline, monitor);
+  if (lends(tag)) {
+    ask_for_own(deadline, monitor);
+  } else {
+    send_chunks(tag, has_content, deadline, monitor);
+  }
   mapped(tag) = Mapped::kYes;
   if (tag == Tag::kWeights) ++weights_given_;
+}
+
+/// The engine brings its own memory back, and lends it anew.
+void Attachment::ask_for_own(const Deadline& deadline, WaitMonitor& monitor) {
+  ToEngine message;
+  message.kind = ToEngine::Kind::kMap;
+  message.tag = Tag::kWeights;
+  message.version = version_;
+  door_.ask(message, {}, deadline, monitor);
+  borrow(door_.take_loan());
 }
 
 void Attachment::send_chunks(Tag tag, bool has_content, const Deadline& deadline,
@@ -223,7 +282,8 @@ void Attachment::command_over(const CommandOutcome& end) {
 bool Attachment::has_all() const {
   return door_.state() == Door::State::kSealed &&
          std::all_of(kAllTags.begin(), kAllTags.end(), [this](Tag tag) {
-           return region(tag) == nullptr || mapped_.at(static_cast<size_t>(tag)) == Mapped::kYes;
+           return (region(tag) == nullptr && !lends(tag)) ||
+                  mapped_.at(static_cast<size_t>(tag)) == Mapped::kYes;
          });
 }
 
@@ -237,7 +297,8 @@ Attendance Attachment::attendance() const {
   const auto state = door_.state();
   Attendance attendance{.pid = door_.pid(),
                         .is_here = state == Door::State::kSealed,
-                        .wants_back = door_.wish() == EngineWish::kTakeBack};
+                        .wants_back = door_.wish() == EngineWish::kTakeBack,
+                        .own_bytes = door_.booked_bytes() + (lent_ ? lent_->bytes() : 0)};
   switch (state) {
     case Door::State::kAbsent:
       attendance.state = fixed_text<48>("awaited");

@@ -10,6 +10,7 @@
 #include "attach/declared.hpp"
 #include "attach/door.hpp"
 #include "engine/engine.hpp"
+#include "memory/lent_memory.hpp"
 #include "memory/region.hpp"
 
 namespace awex::attach {
@@ -34,7 +35,7 @@ class Attachment {
   using Inherit = std::function<Inheritance(WaitMonitor&)>;
 
   /// All that it refers to outlives it. `regions` by tag, null where there is none; `own_bytes` of
-  /// the weights' region are the engine's.
+  /// the weights' region are the engine's. Without such a region the engine lends its own memory.
   Attachment(Door& door, Settings settings, const EngineParts& parts,
              std::array<Region*, 3> regions, uint64_t own_bytes);
 
@@ -57,6 +58,16 @@ class Attachment {
   void release(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.
   void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
+  /// What the engine lends of its own memory, and where that is open here; null where it lends
+  /// nothing, or has moved it away.
+  [[nodiscard]] const LentMemory* lent() const { return lent_ ? &*lent_ : nullptr; }
+  [[nodiscard]] const BorrowedMemory* borrowed() const { return borrowed_ ? &*borrowed_ : nullptr; }
+  [[nodiscard]] bool moves_lent() const { return own_weights_ == OwnWeights::kMoves; }
+  /// How often it has lent.
+  [[nodiscard]] uint64_t loans() const { return loans_; }
+  /// Lets go of what a lost engine has lent.
+  void forget_lent();
+
   void tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor);
   /// Tells the engine that the command is over before it is.
   void go_on(const CommandOutcome& end);
@@ -89,11 +100,18 @@ class Attachment {
 
   void welcome(const Inheritance& inheritance, const Deadline& deadline, WaitMonitor& monitor);
   void check_bytes() const;
+  void check_own_weights() const;
+  [[nodiscard]] bool lends(Tag tag) const {
+    return tag == Tag::kWeights && own_weights_ != OwnWeights::kNone;
+  }
+  [[nodiscard]] std::optional<Error> differences_of(const std::vector<Parameter>& weights) const;
+  void borrow(Loan loan);
   [[nodiscard]] bool is_others(Tag tag) const;
   [[nodiscard]] std::optional<Error> look_at_seal(const ToRank& seal) const;
   void accept(const ToRank& seal);
   [[nodiscard]] Mapped& mapped(Tag tag) { return mapped_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] Region* region(Tag tag) const { return regions_.at(static_cast<size_t>(tag)); }
+  void ask_for_own(const Deadline& deadline, WaitMonitor& monitor);
   void send_chunks(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
 
   Door& door_;
@@ -101,6 +119,10 @@ class Attachment {
   EngineParts parts_;
   std::array<Region*, 3> regions_;
   uint64_t own_bytes_;
+  OwnWeights own_weights_ = OwnWeights::kNone;  ///< Of the first engine, and of all after it.
+  std::optional<LentMemory> lent_;
+  std::optional<BorrowedMemory> borrowed_;  ///< The same, open here.
+  uint64_t loans_ = 0;
   std::array<Mapped, 3> mapped_{};
   std::array<bool, 3> has_content_{};
   std::array<std::vector<Parameter>, 3> declared_;

@@ -219,6 +219,18 @@ std::optional<ToRank> Door::next_seal() {
   return std::exchange(shared_->seal, std::nullopt);
 }
 
+Loan Door::take_loan() {
+  const std::lock_guard guard(shared_->mutex);
+  return std::exchange(shared_->loan, {});
+}
+
+uint64_t Door::booked_bytes() const {
+  const std::lock_guard guard(shared_->mutex);
+  uint64_t bytes = 0;
+  for (const auto& [what, booked] : shared_->booked) bytes += booked;
+  return bytes;
+}
+
 ToRank Door::await_seal(Seconds patience, WaitMonitor& monitor) {
   const Deadline deadline(patience);
   Patience going_on(fmt::format("an engine loads ({})", role_name(shared_->record.role)), monitor);

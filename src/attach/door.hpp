@@ -7,14 +7,23 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "attach/channel.hpp"
 #include "attach/control_page.hpp"
 #include "attach/engine_record.hpp"
 #include "attach/message.hpp"
 #include "base/wait.hpp"
+#include "memory/lent_memory.hpp"
 
 namespace awex::attach {
+
+/// What an engine lends of its own memory, and where its tensors of weights lie in it: their places
+/// are addresses in its process.
+struct Loan {
+  std::vector<Lending> lendings;
+  std::vector<Parameter> tensors;
+};
 
 /// The rank's side of the conversation with its engine: a socket in a private directory, at which
 /// one engine at a time attaches (peer credentials checked: this user's alone), and a thread that
@@ -73,6 +82,10 @@ class Door {
   void refuse(const Error& error) noexcept;
   /// What it declares, once it has; each is told once.
   [[nodiscard]] std::optional<ToRank> next_seal();
+  /// What it has lent last, once: with a seal, or with its answer to a kMap.
+  [[nodiscard]] Loan take_loan();
+  /// The bytes of the device that it has told of as its own.
+  [[nodiscard]] uint64_t booked_bytes() const;
   /// Waits for it, while the monitor is told of progress.
   [[nodiscard]] ToRank await_seal(Seconds patience, WaitMonitor& monitor);
   /// Without an error it takes part from then on; else it may declare anew.

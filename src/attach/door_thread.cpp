@@ -6,6 +6,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <filesystem>
@@ -150,6 +151,8 @@ void Door::Shared::let_in(Guest& guest, const Frame& frame) {
       state = State::kGreeted;
       ++engine_number;
       seal.reset();
+      loan = {};
+      booked.clear();
       ready = in_command = false;
       wish = EngineWish::kNone;
       asked = acked = 0;
@@ -171,7 +174,7 @@ void Door::Shared::hear() {
   }
   if (!engine) return;
   try {
-    while (const auto frame = engine->receive()) take(*frame);
+    while (auto frame = engine->receive()) take(*frame);
   } catch (const Error& error) {
     const std::lock_guard guard(mutex);
     if (channel == engine) note_loss(error.code() == ExitCode::kPeerLost ? "" : error.what());
@@ -189,13 +192,15 @@ void Door::Shared::note_loss(const std::string& why) {
   wish = EngineWish::kNone;
 }
 
-void Door::Shared::take(const Frame& frame) {
+void Door::Shared::take(Frame& frame) {
   ToRank message = decode_to_rank(frame.text);
   switch (message.kind) {
     case ToRank::Kind::kHello:
       throw request_error("it has said hello already");
     case ToRank::Kind::kWithdraw:
       return take_withdrawal();
+    case ToRank::Kind::kLend:
+      return take_loan(std::move(message), frame.fds);
     case ToRank::Kind::kKeep: {
       auto bytes = read_kept(message, frame.fds);
       const std::lock_guard guard(mutex);
@@ -209,6 +214,10 @@ void Door::Shared::take(const Frame& frame) {
   switch (message.kind) {
     case ToRank::Kind::kSeal:
       seal = std::move(message);
+      return;
+    case ToRank::Kind::kBook:
+      booked[message.name] = message.booked_bytes;
+      if (booked.size() > kMostBooked) throw request_error("it books too many kinds of memory");
       return;
     case ToRank::Kind::kReady:
       ready = true;
@@ -224,6 +233,26 @@ void Door::Shared::take(const Frame& frame) {
       return;
     default:
       return;
+  }
+}
+
+void Door::Shared::take_loan(ToRank message, std::vector<UniqueFd>& fds) {
+  const auto needed = std::count_if(message.blocks.begin(), message.blocks.end(),
+                                    [](const LentBlock& block) { return block.has_fd; });
+  const std::lock_guard guard(mutex);
+  if (message.begins) {
+    loan = {};
+    loan.tensors = std::move(message.declared.at(static_cast<size_t>(Tag::kWeights)));
+  }
+  if (static_cast<size_t>(needed) != fds.size() ||
+      loan.lendings.size() + message.blocks.size() > kMostLentBlocks) {
+    throw request_error(fmt::format("it lends {} blocks beside {}, with {} descriptors for {}",
+                                    message.blocks.size(), loan.lendings.size(), fds.size(),
+                                    needed));
+  }
+  auto next = fds.begin();
+  for (const auto& block : message.blocks) {
+    loan.lendings.push_back({block, block.has_fd ? std::move(*next++) : UniqueFd()});
   }
 }
 

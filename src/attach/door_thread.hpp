@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,6 +25,8 @@ namespace awex::attach {
 
 /// How long an engine may take to say who it is.
 inline constexpr Seconds kSlowestHello{10};
+/// Kinds of memory that an engine tells of as its own.
+inline constexpr size_t kMostBooked = 64;
 /// How long one may take to read what needs no answer.
 inline constexpr Seconds kSlowestReader{5};
 
@@ -51,7 +54,8 @@ struct Door::Shared {
   void look_at(Guest& guest);
   void let_in(Guest& guest, const Frame& frame);
   void hear();
-  void take(const Frame& frame);
+  void take(Frame& frame);
+  void take_loan(ToRank message, std::vector<UniqueFd>& fds);
   void take_withdrawal();
   void note_loss(const std::string& why);
 
@@ -93,6 +97,8 @@ struct Door::Shared {
   std::string why_lost;
   bool has_detached = false;  ///< In order, rather than died.
   std::optional<ToRank> seal;
+  Loan loan;                               ///< As far as it has come.
+  std::map<std::string, uint64_t> booked;  ///< The engine's own bytes, by what they are for.
   bool ready = false;
   bool in_command = false;  ///< Its consent is in use.
   EngineWish wish = EngineWish::kNone;

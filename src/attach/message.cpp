@@ -19,11 +19,13 @@ constexpr size_t kLongestName = 31;
 using FromEngine = ToRank::Kind;
 constexpr std::array kFromEngine{
     Named<FromEngine>{"hello", FromEngine::kHello},
+    Named<FromEngine>{"lend", FromEngine::kLend},
     Named<FromEngine>{"seal", FromEngine::kSeal},
     Named<FromEngine>{"ready", FromEngine::kReady},
     Named<FromEngine>{"withdraw", FromEngine::kWithdraw},
     Named<FromEngine>{"ack", FromEngine::kAck},
     Named<FromEngine>{"keep", FromEngine::kKeep},
+    Named<FromEngine>{"book", FromEngine::kBook},
     Named<FromEngine>{"detach", FromEngine::kDetach},
 };
 
@@ -43,6 +45,10 @@ constexpr std::array kFromRank{
 constexpr std::array kWishes{Named<EngineWish>{"none", EngineWish::kNone},
                              Named<EngineWish>{"hand_over", EngineWish::kHandOver},
                              Named<EngineWish>{"take_back", EngineWish::kTakeBack}};
+
+constexpr std::array kOwn{Named<OwnWeights>{"none", OwnWeights::kNone},
+                          Named<OwnWeights>{"stays", OwnWeights::kStays},
+                          Named<OwnWeights>{"moves", OwnWeights::kMoves}};
 
 Json optional_error(const std::optional<Error>& error) {
   return error ? error_json(*error) : Json();
@@ -161,6 +167,7 @@ void add_hello(Json& message, const ToRank& hello) {
   message["role"] = name_of(kNamedRoles, hello.role);
   message["name"] = hello.name;
   message["bytes"] = by_tag_json(hello.bytes);
+  message["own_weights"] = name_of(kOwn, hello.own_weights);
 }
 
 void read_hello(JsonFields& fields, ToRank& hello) {
@@ -169,6 +176,67 @@ void read_hello(JsonFields& fields, ToRank& hello) {
   hello.role = fields.choice("role", kNamedRoles);
   hello.name = read_name(fields, "name");
   hello.bytes = read_bytes(fields, "bytes");
+  hello.own_weights = fields.choice("own_weights", kOwn);
+}
+
+/// As rows of a table: [address, bytes, offset, handle], the handle null where a descriptor comes.
+Json blocks_json(const std::vector<LentBlock>& blocks) {
+  Json rows = Json::array();
+  for (const auto& block : blocks) {
+    Json handle;
+    if (!block.has_fd) handle = fmt::format("{:02x}", fmt::join(block.ipc, ""));
+    rows.push_back({block.address, block.bytes, block.offset_bytes, handle});
+  }
+  return rows;
+}
+
+std::optional<IpcHandle> ipc_of_hex(const std::string& digits) {
+  IpcHandle handle{};
+  if (digits.size() != 2 * handle.size() ||
+      digits.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    return std::nullopt;
+  }
+  for (size_t i = 0; i < handle.size(); ++i) {
+    handle.at(i) = static_cast<uint8_t>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
+  }
+  return handle;
+}
+
+LentBlock read_block(const json& row) {
+  constexpr size_t kColumns = 4;
+  const auto refuse = [&] {
+    return request_error(
+        fmt::format("what is lent: {} is no [address, bytes, offset, handle or null]", shown(row)));
+  };
+  if (!row.is_array() || row.size() != kColumns || !row[0].is_number_unsigned() ||
+      !row[1].is_number_unsigned() || !row[2].is_number_unsigned()) {
+    throw refuse();
+  }
+  LentBlock block{
+      row[0].get<uint64_t>(), row[1].get<uint64_t>(), row[2].get<uint64_t>(), row[3].is_null(), {}};
+  if (block.bytes == 0) throw refuse();
+  static_cast<void>(checked_add(block.address, block.bytes, "a block's end"));
+  static_cast<void>(checked_add(block.offset_bytes, block.bytes, "a block's end"));
+  if (block.has_fd) return block;
+  const auto handle = row[3].is_string() ? ipc_of_hex(row[3].get<std::string>()) : std::nullopt;
+  if (!handle) throw refuse();
+  block.ipc = *handle;
+  return block;
+}
+
+void add_lend(Json& message, const ToRank& lend) {
+  message["begins"] = lend.begins;
+  message["blocks"] = blocks_json(lend.blocks);
+  message["tensors"] = parameters_json(lend.declared.at(static_cast<size_t>(Tag::kWeights)));
+}
+
+void read_lend(JsonFields& fields, ToRank& lend) {
+  lend.begins = fields.boolean("begins");
+  const auto& rows = fields.get("blocks");
+  if (!rows.is_array()) throw fields.is_not("blocks", rows, "a list");
+  for (const auto& row : rows) lend.blocks.push_back(read_block(row));
+  lend.declared.at(static_cast<size_t>(Tag::kWeights)) =
+      read_parameters(fields.get("tensors"), "the tensors that are lent");
 }
 
 void add_declared(Json& message, const ToRank& seal) {
@@ -242,6 +310,9 @@ std::string encode(const ToRank& message) {
     case Kind::kHello:
       add_hello(json, message);
       break;
+    case Kind::kLend:
+      add_lend(json, message);
+      break;
     case Kind::kSeal:
       add_declared(json, message);
       break;
@@ -254,6 +325,10 @@ std::string encode(const ToRank& message) {
       break;
     case Kind::kKeep:
       json["kept_bytes"] = message.kept_bytes;
+      break;
+    case Kind::kBook:
+      json["name"] = message.name;
+      json["booked_bytes"] = message.booked_bytes;
       break;
     case Kind::kWithdraw:
     case Kind::kDetach:
@@ -272,6 +347,9 @@ ToRank decode_to_rank(std::string_view text) {
     case Kind::kHello:
       read_hello(fields, message);
       break;
+    case Kind::kLend:
+      read_lend(fields, message);
+      break;
     case Kind::kSeal:
       read_declared(fields, message);
       break;
@@ -284,6 +362,10 @@ ToRank decode_to_rank(std::string_view text) {
       break;
     case Kind::kKeep:
       message.kept_bytes = read_kept(fields);
+      break;
+    case Kind::kBook:
+      message.name = read_name(fields, "name");
+      message.booked_bytes = fields.count("booked_bytes");
       break;
     case Kind::kWithdraw:
     case Kind::kDetach:

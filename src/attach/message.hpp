@@ -12,6 +12,7 @@
 #include "base/role.hpp"
 #include "engine/engine.hpp"
 #include "layout/layout.hpp"
+#include "memory/lent_memory.hpp"
 #include "memory/region.hpp"
 
 /// What an engine's library and its rank say to each other: one message a frame
@@ -23,21 +24,32 @@
 namespace awex::attach {
 
 /// Raised with every change that an older library or rank would misread.
-inline constexpr int kProtocolVersion = 1;
+inline constexpr int kProtocolVersion = 2;
 inline constexpr uint64_t kMostKeptBytes = 16 << 20;
 
 /// By tag (memory/region.hpp): bytes.
 using BytesByTag = std::array<uint64_t, 3>;
 
+/// Whether a trainer's weights lie in memory of its own, and what becomes of that when the
+/// trainer's memory is to go.
+enum class OwnWeights : uint8_t {
+  kNone,   ///< They lie in the job's memory.
+  kStays,  ///< It stays where it is.
+  kMoves,  ///< The engine moves it away and back, in its callbacks.
+};
+
 /// From the library.
 struct ToRank {
   enum class Kind : uint8_t {
     kHello,     ///< First of all.
+    kLend,      ///< Blocks of the engine's own memory, which what it declares next lies in, or
+                ///< lies in now; with descriptors.
     kSeal,      ///< All that the engine declares.
     kReady,     ///< Consents to commands, and may wish for one. Holds until kOver or kWithdrawn.
     kWithdraw,  ///< Would like to have its consent back; kWithdrawn or a command's kOver follows.
     kAck,       ///< What was asked is done, or `error`.
     kKeep,      ///< With one descriptor of `bytes` bytes: a blob of the trainer's own.
+    kBook,      ///< So many bytes of the device are the engine's own, for what `name` says.
     kDetach,    ///< Leaves; nothing of its memory is mapped any more.
   };
   Kind kind = Kind::kAck;
@@ -46,14 +58,22 @@ struct ToRank {
   int protocol = kProtocolVersion;
   std::string build;  ///< build_identity() of the library.
   Role role = Role::kTrainer;
-  std::string name;
+  std::string name;  ///< Also of kBook.
   BytesByTag bytes{};
+  OwnWeights own_weights = OwnWeights::kNone;
 
-  std::array<std::vector<Parameter>, 3> declared;  ///< kSeal, by tag.
-  EngineWish wish = EngineWish::kNone;             ///< kReady.
-  uint64_t newer_than = 0;                         ///< kReady: see awex_wait.
-  uint64_t kept_bytes = 0;                         ///< kKeep.
-  std::optional<Error> error;                      ///< kAck.
+  // kLend
+  bool begins = true;             ///< What was lent before is no more; `declared` weights follow.
+  std::vector<LentBlock> blocks;  ///< Those with `has_fd` have a descriptor each, in their order.
+
+  /// kSeal, by tag; kLend that begins: the weights. Places of weights that are the engine's own are
+  /// addresses in its process.
+  std::array<std::vector<Parameter>, 3> declared;
+  uint64_t booked_bytes = 0;            ///< kBook.
+  EngineWish wish = EngineWish::kNone;  ///< kReady.
+  uint64_t newer_than = 0;              ///< kReady: see awex_wait.
+  uint64_t kept_bytes = 0;              ///< kKeep.
+  std::optional<Error> error;           ///< kAck.
 };
 
 /// From the rank.

@@ -363,15 +363,20 @@ std::string rank_tables(const Json& status, const TextStyle& style) {
 /// Of engines that attach; nothing where none does.
 std::string engine_table(const Json& status, const TextStyle& style) {
   constexpr auto kLeft = TextColumn::Align::kLeft;
-  TextTable table(
-      {{"rank", ""}, {"engine", "", kLeft}, {"pid", ""}, {"steps", ""}, {"state", "", kLeft}});
+  TextTable table({{"rank", ""},
+                   {"engine", "", kLeft},
+                   {"pid", ""},
+                   {"steps", ""},
+                   {"own", ""},
+                   {"state", "", kLeft}});
   bool any = false;
   for (const auto& rank : list_of(status, "ranks")) {
     const auto state = text(rank, "engine_state");
     if (state.empty()) continue;
     any = true;
     table.add_row({count_text(rank, "rank"), text(rank, "engine"), count_text(rank, "engine_pid"),
-                   text(rank, "role") == "trainer" ? count_text(rank, "steps") : kUnknown, state});
+                   text(rank, "role") == "trainer" ? count_text(rank, "steps") : kUnknown,
+                   bytes_text(count(rank, "engine_own_bytes")), state});
   }
   return any ? "\nengines\n" + table.text(style.width) : "";
 }

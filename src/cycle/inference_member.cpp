@@ -56,7 +56,8 @@ void InferenceMember::prepare() {
 }
 
 void InferenceMember::prove() {
-  if (!std::exchange(proves_, true) && trainer_weights_) prepare_proof();
+  const bool is_prepared = trainer_weights_ || borrowed_;
+  if (!std::exchange(proves_, true) && is_prepared) prepare_proof();
 }
 
 void InferenceMember::prepare_proof() {
@@ -94,6 +95,16 @@ uint64_t InferenceMember::discard(Tag tag) {
 }
 
 void InferenceMember::map_trainer(ReceivedRange received) {
+  if (received.is_lent) {
+    if (received.lent) {
+      forget_borrowed();
+      borrowed_.emplace(device_, "trainer weights", *received.lent);
+      trainer_placed_ = borrowed_->placed();
+      prepare();
+    }
+    has_mapped_ = true;
+    return;
+  }
   if (received.bytes != trainer_bytes_ || received.chunk_bytes != chunk_bytes_for(trainer_bytes_)) {
     throw runtime_error(
         fmt::format("the trainer offers {} bytes of weights in chunks of {}, its layout has {}",
@@ -105,7 +116,15 @@ void InferenceMember::map_trainer(ReceivedRange received) {
 }
 
 void InferenceMember::unmap_trainer() {
-  trainer_weights_->unmap();
+  if (trainer_weights_) trainer_weights_->unmap();
+  if (borrowed_ && !borrowed_->stays()) forget_borrowed();
+  has_mapped_ = false;
+}
+
+void InferenceMember::forget_borrowed() {
+  if (!borrowed_) return;
+  trainer_placed_ = {};
+  borrowed_.reset();
   has_mapped_ = false;
 }
 

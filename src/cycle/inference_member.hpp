@@ -29,7 +29,7 @@ class InferenceMember {
  public:
   /// All referred objects must outlive it. Throws a request error when the engine does not hold
   /// what its layout says. Where the trainer attaches, `place_trainer` is to follow before anything
-  /// else is done with its weights.
+  /// else is done with its weights, unless its engine lends them.
   InferenceMember(Job& job, Engine& engine, const World& world, const HandOver& hand_over,
                   Kernels& kernels, RemoteCopies& remote, bool trainer_attaches);
 
@@ -46,9 +46,14 @@ class InferenceMember {
   /// Takes a tag's memory, if it is not there.
   uint64_t take(Tag tag);
   uint64_t discard(Tag tag);
-  /// Maps the weights of the trainer on this device.
+  /// Maps the weights of the trainer on this device, or opens what its engine lends.
   void map_trainer(ReceivedRange received);
+  /// What is lent and stays where it is stays open.
   void unmap_trainer();
+  /// LentMemory::number of what is open; 0 for nothing.
+  [[nodiscard]] uint64_t borrowed() const { return borrowed_ ? borrowed_->number() : 0; }
+  /// The trainer's engine is lost, and with it what it lent.
+  void forget_borrowed();
   [[nodiscard]] bool has_mapped() const { return has_mapped_; }
   /// Brings all weights here, to where the engine has them now; the trainer must be mapped. All
   /// inference ranks together.
@@ -69,9 +74,10 @@ class InferenceMember {
   RemoteCopies& remote_;
   const HandOver& hand_over_;
   Device& device_;
-  uint64_t trainer_bytes_;       ///< Of the memory that is mapped.
-  PlacedMemory trainer_placed_;  ///< The trainer's weights in it.
-  std::unique_ptr<MappedChunks> trainer_weights_;
+  uint64_t trainer_bytes_;                         ///< Of the memory that is mapped.
+  PlacedMemory trainer_placed_;                    ///< The trainer's weights in it.
+  std::unique_ptr<MappedChunks> trainer_weights_;  ///< Null where its engine lends them,
+  std::optional<BorrowedMemory> borrowed_;         ///< and what it lends.
   std::unique_ptr<WeightTransfer> transfer_;
   std::set<Tag> untold_;  ///< Taken, or about to be released, which the engine may not know.
   bool has_mapped_ = false;

@@ -43,6 +43,10 @@ class Holdings {
     return any(Role::kInference, tag,
                [](RegionState state) { return state == RegionState::kResident; });
   }
+  [[nodiscard]] bool any_lends() const {
+    return std::any_of(ranks_.begin(), ranks_.end(),
+                       [](const Holding& rank) { return rank.lends; });
+  }
   [[nodiscard]] bool any_has_mapped() const { return some_inference(true); }
   [[nodiscard]] bool any_has_not_mapped() const { return some_inference(false); }
 
@@ -63,9 +67,10 @@ class Holdings {
   std::span<const Holding> ranks_;
 };
 
-/// Weights that come back lie in other chunks than those that are mapped.
+/// Weights that come back lie in other chunks than those that are mapped; whether what is lent is
+/// what is open, the swap of handles finds.
 void prepare_mapping(const Holdings& ranks, Preparation& needed) {
-  needed.map = needed.restore_weights || ranks.any_has_not_mapped();
+  needed.map = needed.restore_weights || ranks.any_has_not_mapped() || ranks.any_lends();
   needed.unmap = needed.map && ranks.any_has_mapped();
 }
 

@@ -16,6 +16,7 @@ namespace awex {
 struct Holding {
   Role role = Role::kTrainer;
   std::array<std::optional<RegionState>, kTags> regions{};  ///< By Tag; absent: holds none of it.
+  bool lends = false;       ///< A trainer: weights of its own, which may be others at any time.
   bool has_mapped = false;  ///< An inference rank: its trainer's weights.
   uint64_t trained = 0;     ///< A trainer's steps,
   uint64_t committed = 0;   ///< and how many of them are in the version that was committed last.

@@ -71,6 +71,7 @@ CycleSteps::CycleSteps(Job& job, const World& world, const Roster& roster,
   }
   verifier_ = std::make_unique<WeightVerifier>(job, hand_over, kernels, weights);
   committed_changes_ = trainer_ ? trainer_engine_->changes() : 0;
+  verified_moves_ = trainer_ ? trainer_engine_->moves() : 0;
 }
 
 void CycleSteps::prove(Verify verify) {
@@ -89,7 +90,8 @@ void CycleSteps::stop_warm_up() {
 void CycleSteps::load(bool with_mapping) {
   if (inference_) inference_->load();
   if (trainer_) trainer_->load();
-  if (roster_.trainers) swap_segments();
+  const int trainer = trainer_ ? job_.rank() : world_.devices.partner;
+  if (roster_.trainers && !lends(trainer)) swap_segments();
   if (roster_.any()) admit();
   if (with_mapping) map_trainer();
 }
@@ -118,7 +120,7 @@ void CycleSteps::compare_loaded() {
   if (scales_) scales_->run();
   std::vector<uint64_t> sums;
   if (trainer_) {
-    verifier_->digest();
+    digest_trainer();
     sums.assign(verifier_->sums().begin(), verifier_->sums().end());
   } else {
     sums = verifier_->digest_once(inference_engine_->placed(Tag::kWeights));
@@ -174,7 +176,11 @@ Steps CycleSteps::ready(bool is_take_back) {
 void CycleSteps::command_over(const CommandOutcome& end) { engine().command_over(end); }
 
 void CycleSteps::hear_of_trainers(std::span<const RankStatus> ranks) {
-  if (!trainer_engine_) return;
+  if (!trainer_engine_) {
+    const auto& partner = ranks[static_cast<size_t>(world_.devices.partner)].attendance;
+    if (partner && !partner->is_here) inference_->forget_borrowed();
+    return;
+  }
   bool must_return = false;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     if (job_.peers()[rank].role != Role::kTrainer) continue;
@@ -263,10 +269,19 @@ Steps CycleSteps::transfer() {
 Steps CycleSteps::digest() {
   if (!proves()) return {};
   return {{{"digest", kTrainers, Tag::kWeights}, region(Tag::kWeights), [this] {
-             const uint64_t bytes = verifier_->digest();
+             const uint64_t bytes = digest_trainer();
              tell_of_digest();
              return bytes;
            }}};
+}
+
+/// Where the trainer's weights are now.
+uint64_t CycleSteps::digest_trainer() {
+  if (const uint64_t moves = trainer_engine_->moves(); moves != verified_moves_) {
+    verifier_->place(trainer_engine_->placed(Tag::kWeights));
+    verified_moves_ = moves;
+  }
+  return verifier_->digest();
 }
 
 Steps CycleSteps::compare() {
@@ -373,6 +388,7 @@ Holding CycleSteps::holding() {
     holding.trained = trainer_->steps();
     holding.committed = committed_steps_;
     holding.is_changed = trainer_engine_->changes() != committed_changes_;
+    holding.lends = lends(job_.rank());
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
       holding.is_released.at(static_cast<size_t>(tag)) = trainer_->is_released(tag);
       if (const Region* memory = region(tag)) holding.away_bytes += memory->lacking_bytes();
@@ -465,8 +481,15 @@ void CycleSteps::hear_of_digest() {
 
 /// Collective.
 void CycleSteps::map_trainer() {
-  auto* offered = trainer_ ? &region(Tag::kWeights)->range().owned() : nullptr;
-  auto received = swap_handles(job_, world_.backend, offered, world_.devices.partner,
+  HandlesHere here;
+  if (trainer_ && region(Tag::kWeights) != nullptr) {
+    here.owned = &region(Tag::kWeights)->range().owned();
+  } else if (trainer_) {
+    here.lent = trainer_engine_->lent();
+  } else {
+    here.borrowed = inference_->borrowed();
+  }
+  auto received = swap_handles(job_, world_.backend, here, world_.devices.partner,
                                hand_over_.model.fingerprint);
   if (inference_) inference_->map_trainer(std::move(received));
 }

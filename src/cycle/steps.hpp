@@ -116,6 +116,8 @@ class CycleSteps {
   [[nodiscard]] bool proves() const { return verify_ != Verify::kOff; }
   [[nodiscard]] Region* region(Tag tag);
   [[nodiscard]] Engine& engine();
+  [[nodiscard]] bool lends(int rank) const { return roster_.of(rank).lends_weights; }
+  uint64_t digest_trainer();
   void admit();
   void compare_loaded();
   void discard_loaded();
@@ -142,6 +144,7 @@ class CycleSteps {
   Content content_;
   uint64_t transfers_ = 0;             ///< That have begun,
   uint64_t written_transfer_ = 0;      ///< and the last of them that has written here.
+  uint64_t verified_moves_ = 0;        ///< Engine::moves that a trainer's verifier looks at.
   uint64_t committed_steps_ = 0;       ///< A trainer's, when its weights were committed last,
   uint64_t committed_changes_ = 0;     ///< and how often they had become others then.
   std::optional<WrongElement> wrong_;  ///< What the last comparison of bytes found here.

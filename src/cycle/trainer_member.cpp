@@ -26,8 +26,9 @@ std::vector<ProvenRun> runs_of(TrainerEngine& engine, Tag tag) {
   return runs;
 }
 
-/// What others map of a trainer is its region.
+/// What others map of a trainer is its region, unless it lends its own memory.
 void check_in_region(TrainerEngine& engine) {
+  if (engine.region(Tag::kWeights) == nullptr) return;
   const Region& weights = *engine.region(Tag::kWeights);
   const PlacedMemory placed = engine.placed(Tag::kWeights);
   for (const auto& segment : placed.segments()) {
@@ -84,7 +85,12 @@ void TrainerMember::finish_warm_up(const Region& region) {
 
 uint64_t TrainerMember::offload(Tag tag, bool proven) {
   Region* held = region(tag);
-  if (held == nullptr) return 0;
+  if (held == nullptr) {
+    if (!moves_lent(tag) || is_released(tag)) return 0;
+    released_.insert(tag);
+    engine_.before_release(tag, job_.deadline(), job_);
+    return 0;
+  }
   finish_warm_up(*held);
   if (held->state() == RegionState::kResident) {
     released_.insert(tag);
@@ -98,14 +104,19 @@ uint64_t TrainerMember::offload(Tag tag, bool proven) {
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {
   Region* held = region(tag);
-  if (held == nullptr) return 0;
+  if (held == nullptr) {
+    if (is_released(tag)) tell_of_return(tag);
+    return 0;
+  }
   const auto change = proven ? proofs_.at(tag).resume(queue_, job_.deadline(), job_)
                              : held->resume(queue_, job_.deadline(), job_);
-  if (change.changed || is_released(tag)) {
-    engine_.after_change(tag, {Change::Kind::kResumed}, job_.deadline(), job_);
-    released_.erase(tag);
-  }
+  if (change.changed || is_released(tag)) tell_of_return(tag);
   return change.moved_bytes;
+}
+
+void TrainerMember::tell_of_return(Tag tag) {
+  engine_.after_change(tag, {Change::Kind::kResumed}, job_.deadline(), job_);
+  released_.erase(tag);
 }
 
 uint64_t TrainerMember::check_backup(Tag tag) {

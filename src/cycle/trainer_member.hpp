@@ -52,6 +52,11 @@ class TrainerMember {
 
  private:
   void finish_warm_up(const Region& region);
+  /// Whether the engine moves its memory of a tag itself.
+  [[nodiscard]] bool moves_lent(Tag tag) const {
+    return tag == Tag::kWeights && engine_.moves_lent();
+  }
+  void tell_of_return(Tag tag);
 
   Job& job_;
   TrainerEngine& engine_;

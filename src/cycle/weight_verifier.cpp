@@ -22,10 +22,14 @@ WeightVerifier::WeightVerifier(Job& job, const HandOver& hand_over, Kernels& ker
   role_ = me.role;
   const bool trains = role_ == Role::kTrainer;
   replicas_ = held_replicas(trains ? hand_over.trainer_here : hand_over.inference_here);
-  if (!trains) return;
-  const auto views = shard_views(*model_.held, hand_over.trainer_here, trainer_weights);
+  if (trains) place(trainer_weights);
+}
+
+void WeightVerifier::place(const PlacedMemory& trainer_weights) {
+  const auto views = shard_views(*model_.held, hand_over_.trainer_here, trainer_weights);
+  bytes_ = 0;
   for (const auto& view : views) bytes_ += view.rows * view.cols * view.element_size;
-  batch_ = kernels.prepare_digests(views, narrow<uint32_t>(replicas_.size()));
+  batch_ = kernels_.prepare_digests(views, narrow<uint32_t>(replicas_.size()));
 }
 
 uint64_t WeightVerifier::digest() {

@@ -26,6 +26,8 @@ class WeightVerifier {
   WeightVerifier(Job& job, const HandOver& hand_over, Kernels& kernels,
                  const PlacedMemory& trainer_weights);
 
+  /// A trainer's weights lie here now.
+  void place(const PlacedMemory& trainer_weights);
   /// Digests this trainer's weights, which must be resident. Returns the bytes read.
   uint64_t digest();
   /// What an inference rank holds at `weights`, digested once, as `sums` of a trainer.

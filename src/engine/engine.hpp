@@ -16,6 +16,7 @@
 #include "layout/layout.hpp"
 #include "memory/device.hpp"
 #include "memory/ledger.hpp"
+#include "memory/lent_memory.hpp"
 #include "memory/placed_memory.hpp"
 #include "memory/region.hpp"
 #include "model/weights.hpp"
@@ -39,6 +40,7 @@ struct EngineNeeds {
   uint64_t weights = 0;  ///< 0: what its layout holds.
   uint64_t optimizer = 0;
   uint64_t kv_cache = 0;
+  bool lends_weights = false;  ///< A trainer's are in memory of its own: it needs none.
 };
 
 /// A command that an engine asks for.
@@ -53,6 +55,7 @@ struct Attendance {
   bool is_torn = false;     ///< It was lost while it wrote: its memory is of no step.
   bool has_all = false;     ///< A trainer that has all its memory,
   bool wants_back = false;  ///< or waits for a take-back.
+  uint64_t own_bytes = 0;  ///< Of the GPU that are its own: what it lends, and what it has told of.
 };
 
 /// How a command has ended, the same on every rank.
@@ -83,14 +86,15 @@ class Engine {
 
   /// What people know it by, for `status`: "built in". At most 31 bytes.
   [[nodiscard]] virtual std::string name() const = 0;
-  /// Its memory of a tag, the same for life; null where it holds none. Every engine has weights.
+  /// Its memory of a tag, the same for life; null where it holds none. Every engine has weights,
+  /// but for a trainer that lends its own (TrainerEngine::lent).
   [[nodiscard]] virtual Region* region(Tag tag) = 0;
   /// Where its memory of a tag lies; all its bytes are there while the region is resident. As a
   /// rule it is the region; an inference engine's weights may also be pieces of any memory, which
   /// its region then stands for, and a trainer's pieces of its region, as others map that.
   [[nodiscard]] virtual PlacedMemory placed(Tag tag);
-  /// How often what `placed` says has become another: when an inference engine has moved its
-  /// weights, the next transfer goes there. Nothing moves while the cycle works on it.
+  /// How often what `placed` says has become another: when an engine has moved its weights, the
+  /// next transfer is from or to there. Nothing moves while the cycle works on it.
   [[nodiscard]] virtual uint64_t moves() const { return 0; }
   /// The tensors that it declares in its memory of a tag, by its own names; places are those that
   /// `placed` is asked for. What no tensor covers is not proven over an offload. None for a tag
@@ -149,6 +153,12 @@ class TrainerEngine : public Engine {
     std::function<void(Tag, WaitMonitor&)> back_up;
   };
   virtual void copy_by(const Copies& /*copies*/) {}
+  /// What it lends of its own memory, where it keeps its weights in place of a region; null for one
+  /// that does not, or has moved them away. `before_release` and `after_change` of weights are
+  /// called for one whose lent memory does not stay: it moves it itself.
+  [[nodiscard]] virtual const LentMemory* lent() const { return nullptr; }
+  /// Whether it moves what it lends when its memory is to go.
+  [[nodiscard]] virtual bool moves_lent() const { return false; }
   /// At rest, the same on every trainer: whether those that are lost return to what they handed
   /// over last, as not all of them have come equally far.
   virtual void hear_of_others(bool /*must_return*/) {}
@@ -170,8 +180,9 @@ struct EngineParts {
 };
 
 /// The room that weights take which a layout of `layout_bytes` holds: an engine may place them in
-/// more.
+/// more, or in memory of its own.
 [[nodiscard]] constexpr uint64_t room_for_weights(uint64_t layout_bytes, const EngineNeeds& needs) {
+  if (needs.lends_weights) return 0;
   return std::max(layout_bytes, round_up(needs.weights, kParameterAlignment));
 }
 

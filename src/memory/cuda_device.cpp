@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "memory/cuda_lent.hpp"
 #include "memory/cuda_owners.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/device.hpp"
@@ -140,6 +141,12 @@ class CudaDevice final : public Device {
                                                               uint64_t bytes, uint64_t chunk_bytes,
                                                               MappedAccess access) override {
     return make_cuda_mapping(source_, name, bytes, chunk_bytes, access);
+  }
+
+  [[nodiscard]] std::unique_ptr<OpenedBlock> open_lent(const std::string& name,
+                                                       const LentBlock& block,
+                                                       const UniqueFd& fd) override {
+    return open_cuda_block(source_, name, block, fd);
   }
 
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {

@@ -51,6 +51,8 @@ inline constinit const DriverFunction<PFN_cuDeviceGetUuid_v11040> cuDeviceGetUui
                                                                                   11040};
 inline constinit const DriverFunction<PFN_cuMemGetAllocationGranularity_v10020>
     cuMemGetAllocationGranularity{"cuMemGetAllocationGranularity", 10020};
+inline constinit const DriverFunction<PFN_cuMemGetAddressRange_v3020> cuMemGetAddressRange{
+    "cuMemGetAddressRange", 3020};
 inline constinit const DriverFunction<PFN_cuMemAddressReserve_v10020> cuMemAddressReserve{
     "cuMemAddressReserve", 10020};
 inline constinit const DriverFunction<PFN_cuMemAddressFree_v10020> cuMemAddressFree{
@@ -61,6 +63,8 @@ inline constinit const DriverFunction<PFN_cuMemMap_v10020> cuMemMap{"cuMemMap", 
 inline constinit const DriverFunction<PFN_cuMemUnmap_v10020> cuMemUnmap{"cuMemUnmap", 10020};
 inline constinit const DriverFunction<PFN_cuMemSetAccess_v10020> cuMemSetAccess{"cuMemSetAccess",
                                                                                 10020};
+inline constinit const DriverFunction<PFN_cuMemRetainAllocationHandle_v11000>
+    cuMemRetainAllocationHandle{"cuMemRetainAllocationHandle", 11000};
 inline constinit const DriverFunction<PFN_cuMemExportToShareableHandle_v10020>
     cuMemExportToShareableHandle{"cuMemExportToShareableHandle", 10020};
 inline constinit const DriverFunction<PFN_cuMemImportFromShareableHandle_v10020>

@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "memory/cuda_lent.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/gpu_facts.hpp"
 #include "memory/gpu_uuid.hpp"
@@ -17,6 +18,10 @@ class CudaMappingDevice final : public MappingDevice {
   [[nodiscard]] std::unique_ptr<MappedChunks> reserve(const std::string& name, uint64_t bytes,
                                                       uint64_t chunk_bytes) override {
     return make_cuda_mapping(source_, name, bytes, chunk_bytes, MappedAccess::kReadWrite);
+  }
+
+  [[nodiscard]] Lending lend(const std::byte* address) override {
+    return lend_cuda_memory(address);
   }
 
  private:

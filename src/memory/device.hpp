@@ -11,6 +11,7 @@
 
 #include "base/wait.hpp"
 #include "memory/chunking.hpp"
+#include "memory/lent_memory.hpp"
 #include "memory/mapped_chunks.hpp"
 #include "memory/numa.hpp"
 #include "memory/owned_chunks.hpp"
@@ -136,6 +137,11 @@ class Device {
   [[nodiscard]] virtual std::unique_ptr<MappedChunks> reserve_mapping(
       const std::string& name, uint64_t bytes, uint64_t chunk_bytes,
       MappedAccess access = MappedAccess::kRead) = 0;
+  /// Opens a block that another process lends, on this device, for reading; `fd` stays the
+  /// caller's.
+  [[nodiscard]] virtual std::unique_ptr<OpenedBlock> open_lent(const std::string& name,
+                                                               const LentBlock& block,
+                                                               const UniqueFd& fd) = 0;
   /// Reserves addresses for `bytes` (> 0) and takes no physical memory yet.
   [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name, uint64_t bytes);
   [[nodiscard]] virtual std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) = 0;

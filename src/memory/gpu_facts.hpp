@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "memory/device.hpp"
+#include "memory/lent_memory.hpp"
 
 /// What the CUDA driver says of itself and of its GPUs, for those who look whether an update can
 /// run. Without CUDA in the build, or without a driver, there is nothing to be said.
@@ -41,9 +42,6 @@ struct GpuFacts {
 /// Whether device `index` can map memory of the GPU `other` of this host: it is the same one, or
 /// this process sees it and a link for such accesses joins them. Throws Error(kRuntime).
 [[nodiscard]] bool gpu_reaches(int index, const DeviceIdentity& other);
-
-/// A cudaIpcMemHandle_t.
-using IpcHandle = std::array<uint8_t, 64>;
 
 /// A few bytes from cudaMalloc that another process may open by their handle, as engines offer the
 /// memory that they have not taken by VMM. Freed on destruction.

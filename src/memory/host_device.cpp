@@ -13,6 +13,7 @@
 #include "base/error.hpp"
 #include "base/thread_pool.hpp"
 #include "memory/device.hpp"
+#include "memory/host_lent.hpp"
 #include "memory/host_mapping.hpp"
 #include "memory/host_ranges.hpp"
 
@@ -159,6 +160,12 @@ class HostDevice final : public Device {
                                                               uint64_t bytes, uint64_t chunk_bytes,
                                                               MappedAccess access) override {
     return make_host_mapping(name, bytes, chunk_bytes, access, pages_);
+  }
+
+  [[nodiscard]] std::unique_ptr<OpenedBlock> open_lent(const std::string& name,
+                                                       const LentBlock& block,
+                                                       const UniqueFd& fd) override {
+    return open_host_block(name, block, fd);
   }
 
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {

@@ -1,3 +1,4 @@
+#include "memory/host_lent.hpp"
 #include "memory/host_ranges.hpp"
 #include "memory/mapping_device.hpp"
 
@@ -9,6 +10,10 @@ class HostMappingDevice final : public MappingDevice {
   [[nodiscard]] std::unique_ptr<MappedChunks> reserve(const std::string& name, uint64_t bytes,
                                                       uint64_t chunk_bytes) override {
     return make_host_mapping(name, bytes, chunk_bytes, MappedAccess::kReadWrite, pages_);
+  }
+
+  [[nodiscard]] Lending lend(const std::byte* address) override {
+    return lend_host_memory(address);
   }
 
  private:

@@ -1,17 +1,19 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 
+#include "memory/lent_memory.hpp"
 #include "memory/mapped_chunks.hpp"
 
 namespace awex {
 
-/// What maps memory of a device that other processes own, and does no more: it has no threads, no
-/// stream and no context of its own. For processes that are not ours. Every mapping must be
-/// destroyed before it.
+/// What maps memory of a device that other processes own, and lends this one's, and does no more:
+/// it has no threads, no stream and no context of its own. For processes that are not ours. Every
+/// mapping must be destroyed before it.
 class MappingDevice {
  public:
   MappingDevice() = default;
@@ -26,6 +28,9 @@ class MappingDevice {
   [[nodiscard]] virtual std::unique_ptr<MappedChunks> reserve(const std::string& name,
                                                               uint64_t bytes,
                                                               uint64_t chunk_bytes) = 0;
+  /// The block of memory of this process's own that `address` lies in, for others to open. Throws a
+  /// request error, with the remedy, for memory that no other process can map.
+  [[nodiscard]] virtual Lending lend(const std::byte* address) = 0;
 };
 
 /// Of the host devices of this node, which all map alike.

@@ -66,6 +66,7 @@ Json rank_json(int number, const RankInfo* info, const RankStatus* rank) {
     const auto& engine = *rank->attendance;
     json["engine_pid"] = engine.pid > 0 ? Json(engine.pid) : Json();
     json["engine_state"] = text_or_null(text_of(engine.state));
+    json["engine_own_bytes"] = engine.own_bytes;
   }
   return json;
 }

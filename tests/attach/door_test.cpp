@@ -295,6 +295,43 @@ TEST_CASE("what was kept is given to the next") {
   CHECK(::ftruncate(next.fds[0].get(), 0) != 0);  // nobody shortens the page under the rank
 }
 
+TEST_CASE("what an engine lends comes in parts, with its descriptors") {
+  Rank rank;
+  auto engine = rank.attach();
+  UniqueFd file(::memfd_create("own", MFD_CLOEXEC));
+  ToRank lend;
+  lend.kind = ToRank::Kind::kLend;
+  lend.declared[0] = {{"a", DType::kBf16, 2, 3, 4096}};
+  lend.blocks = {{4096, 512, 0, true, {}}, {8192, 512, 0, false, {}}};
+  engine.say(lend, {file.get()});
+  lend.begins = false;
+  lend.declared[0].clear();
+  lend.blocks = {{16384, 512, 0, true, {}}};
+  engine.say(lend, {file.get()});
+  ToRank book;
+  book.kind = ToRank::Kind::kBook;
+  for (const uint64_t bytes : {5, 7}) {
+    book.name = "graphs";
+    book.booked_bytes = bytes;
+    engine.say(book);
+  }
+  book.name = "NCCL";
+  engine.say(book);
+  wait_until([&] { return rank.door.booked_bytes() == 14; }, "books", rank.later(), rank.nobody);
+  const Loan loan = rank.door.take_loan();
+  REQUIRE(loan.tensors.size() == 1);
+  CHECK(loan.tensors[0].name == "a");
+  REQUIRE(loan.lendings.size() == 3);
+  CHECK(loan.lendings[0].fd.valid());
+  CHECK_FALSE(loan.lendings[1].fd.valid());
+  CHECK(loan.lendings[2].fd.valid());
+  CHECK(rank.door.take_loan().lendings.empty());
+  engine.say(lend);  // without its descriptor
+  rank.await(Door::State::kLost);
+  CHECK(std::string(rank.door.lost_error().what()).find("with 0 descriptors for 1") !=
+        std::string::npos);
+}
+
 TEST_CASE("patience has an end, and so has the job") {
   Rank rank;
   const auto absent = test::failure_of([&] { rank.door.await_hello(Seconds(0.1), rank.nobody); });

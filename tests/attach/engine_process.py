@@ -7,6 +7,7 @@ by a generator with known content (`pattern`), so that what comes elsewhere can 
 import argparse
 import ctypes
 import json
+import mmap
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ ELEMENTS = {"bf16": np.uint16, "f16": np.uint16, "f32": np.uint32, "f8_e4m3": np
 class Options(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_size_t), ("job", ctypes.c_char_p), ("role", ctypes.c_int),
                 ("name", ctypes.c_char_p), ("gpu_uuid", ctypes.c_char_p), ("device", ctypes.c_int32),
-                ("bytes", ctypes.c_uint64 * 3), ("timeout_s", ctypes.c_double)]
+                ("bytes", ctypes.c_uint64 * 3), ("timeout_s", ctypes.c_double), ("own_weights", ctypes.c_int)]
 
 
 class Place(ctypes.Structure):
@@ -72,6 +73,17 @@ class HostMemory:
             ranges = [line.split()[0].split("-") for line in maps if "memfd:awex" in line]
         return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
 
+    @staticmethod
+    def take(count, kind):
+        """Memory of the process's own, and what holds it: "shared" with others, or "private"."""
+        if kind == "private":
+            block = mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            fd = os.memfd_create("own")
+            os.ftruncate(fd, count)
+            block = mmap.mmap(fd, count, mmap.MAP_SHARED)
+        return ctypes.addressof(ctypes.c_char.from_buffer(block)), block
+
 
 class GpuMemory:
     """The same on a GPU, in its primary context, which an engine has before it attaches."""
@@ -111,6 +123,13 @@ class GpuMemory:
         return True
 
 
+    def take(self, count, _kind):
+        """Memory from cudaMalloc."""
+        address = ctypes.c_uint64()
+        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(count))
+        return address.value, None
+
+
 BACKENDS = {"host": HostMemory, "cuda": GpuMemory}
 
 
@@ -134,16 +153,22 @@ class Engine:
         self.delays = {}
         self.tensors = []
         self.addresses = {}  # Of tags, also once they are left.
+        self.own = {}  # Addresses of weights that are the process's own, by name.
+        self.blocks = []  # What holds them.
+        self.moves = False
 
     def call(self, name, *arguments):
         status = getattr(self.lib, "awex_" + name)(*arguments)
         if status != 0:
             raise Failed(status, self.lib.awex_error().decode())
 
-    def attach(self, job, role, device=0, name="player", bytes=(0, 0, 0), timeout=60.0, backend="host"):
+    def attach(self, job, role, device=0, name="player", bytes=(0, 0, 0), timeout=60.0, backend="host", own=None):
+        """`own`: "stays" or "moves" for weights of its own."""
+        self.moves = own == "moves"
         self.backing = BACKENDS[backend](device)
         options = Options(ctypes.sizeof(Options), job.encode() if job else None, ("trainer", "inference").index(role), name.encode(),
-                          self.backing.uuid, device, (ctypes.c_uint64 * 3)(*bytes), timeout)
+                          self.backing.uuid, device, (ctypes.c_uint64 * 3)(*bytes), timeout,
+                          (None, "stays", "moves").index(own))
         self.call("attach", ctypes.byref(options), ctypes.byref(self.handle))
         place = Place()
         self.call("place", self.handle, ctypes.byref(place))
@@ -167,8 +192,51 @@ class Engine:
         def called(_user, tag, version):
             self.events.append([what, TAGS[tag], version])
             time.sleep(self.delays.get(what + " " + TAGS[tag], 0))
-            return 7 if what + " " + TAGS[tag] in self.failing else 0
+            if what + " " + TAGS[tag] in self.failing:
+                return 7
+            if self.moves and TAGS[tag] == "weights":
+                self.move(what)
+            return 0
         return called
+
+    def take_own(self, kind="shared", blocks=2):
+        """Room for all of the layout's weights in memory of the process's own, in so many blocks; declares them."""
+        self.tensors = self.layout
+        self.blocks, self.own = [], {}
+        size = sum(-(-self.size_of(one) // 512) * 512 for one in self.tensors)
+        share = -(-size // blocks // 4096) * 4096
+        begin = end = 0
+        for one in self.tensors:
+            room = -(-self.size_of(one) // 512) * 512
+            if begin + room > end:
+                begin, block = self.backing.take(max(share, room), kind)
+                end = begin + max(share, room)
+                self.blocks.append(block)
+            self.own[one["name"]] = begin
+            begin += room
+        self.declare_own()
+
+    def declare_own(self):
+        for one in self.tensors:
+            tensor = Tensor(one["name"].encode(), one["dtype"].encode(), one["rows"], one["cols"], 0, 0)
+            self.call("declare_own", self.handle, ctypes.byref(tensor), ctypes.c_void_p(self.own[one["name"]]))
+
+    def move(self, what):
+        """As an engine that offloads its weights itself."""
+        if what == "before_release":
+            self.away = {one["name"]: self.of(one).copy() for one in self.tensors}
+            self.blocks, self.own = [], {}
+        elif what == "after_resume":
+            self.take_own(blocks=3)
+            for one in self.tensors:
+                self.set(one, self.away[one["name"]])
+
+    @staticmethod
+    def size_of(tensor):
+        return tensor["rows"] * tensor["cols"] * np.dtype(ELEMENTS[tensor["dtype"]]).itemsize
+
+    def book(self, what, count):
+        self.call("book", self.handle, what.encode(), ctypes.c_uint64(count))
 
     def memory(self, tag="weights"):
         info = MemoryInfo()
@@ -190,15 +258,22 @@ class Engine:
         return info
 
     def of(self, tensor):
-        kind = ELEMENTS[tensor["dtype"]]
-        count = tensor["rows"] * tensor["cols"] * kind().itemsize
-        return self.read("weights", tensor["offset"], count).view(kind).reshape(tensor["rows"], tensor["cols"])
+        kind, count = ELEMENTS[tensor["dtype"]], self.size_of(tensor)
+        if tensor["name"] in self.own:
+            data = self.backing.read(self.own[tensor["name"]], count)
+        else:
+            data = self.read("weights", tensor["offset"], count)
+        return data.view(kind).reshape(tensor["rows"], tensor["cols"])
 
     def set(self, tensor, bits):
         """`bits`: of all elements, or one for all."""
         bits = np.asarray(bits, dtype=ELEMENTS[tensor["dtype"]])
         shape = tensor["rows"], tensor["cols"]
-        self.write_at("weights", tensor["offset"], bits.reshape(shape) if bits.ndim else np.broadcast_to(bits, shape))
+        bits = bits.reshape(shape) if bits.ndim else np.broadcast_to(bits, shape)
+        if tensor["name"] in self.own:
+            self.backing.write(self.own[tensor["name"]], np.ascontiguousarray(bits))
+        else:
+            self.write_at("weights", tensor["offset"], bits)
 
     def declare(self, tensors=None, optimizer=()):
         """`tensors` in place of the layout's."""

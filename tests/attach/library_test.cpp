@@ -864,7 +864,7 @@ TEST_CASE("wrong arguments are errors, whatever they are") {
         std::memcpy(&options.role, &none, sizeof(none));
       },
       "no such role");
-  refuse([](auto& options) { options.name = nullptr; }, "a name of 1 to 31 bytes");
+  refuse([](auto& options) { options.name = nullptr; }, "a name needs 1 to 31 bytes");
   refuse([](auto& options) { options.name = "12345678901234567890123456789012"; }, "31 bytes");
   refuse([](auto& options) { options.name = "a\nb"; }, "31 bytes");
   refuse([](auto& options) { options.device = -1; }, "counted from 0");

@@ -27,6 +27,13 @@ const std::vector<Parameter> kParameters = {
     {"gr\xc3\xb6\xc3\x9f\x65 \"quoted\"\n", DType::kF8E4M3, 1, uint64_t{1} << 40, 1},
     {"", DType::kF32, 0, 0, 0}};
 
+/// Every byte of its handle another one.
+const LentBlock kBlock = [] {
+  LentBlock block{uint64_t{7} << 40, 2 << 20, 512, false, {}};
+  for (size_t i = 0; i < block.ipc.size(); ++i) block.ipc.at(i) = static_cast<uint8_t>(4 * i + 3);
+  return block;
+}();
+
 ToRank hello() {
   ToRank message;
   message.kind = ToRank::Kind::kHello;
@@ -73,6 +80,27 @@ TEST_CASE("what an engine says arrives as it was sent") {
   CHECK(got.role == Role::kInference);
   CHECK(got.name == "vllm 0.32.0");
   CHECK(got.bytes == hello().bytes);
+  for (const auto own : {OwnWeights::kNone, OwnWeights::kStays, OwnWeights::kMoves}) {
+    ToRank owner = hello();
+    owner.own_weights = own;
+    CHECK(sent(owner).own_weights == own);
+  }
+
+  ToRank lend;
+  lend.kind = ToRank::Kind::kLend;
+  lend.begins = false;
+  lend.blocks = {kBlock, {1, UINT64_MAX - 1, 0, true, {}}};
+  lend.declared[0] = kParameters;
+  CHECK_FALSE(sent(lend).begins);
+  CHECK(sent(lend).blocks == lend.blocks);
+  CHECK(same(sent(lend).declared[0], kParameters));
+
+  ToRank book;
+  book.kind = ToRank::Kind::kBook;
+  book.name = "CUDA graphs";
+  book.booked_bytes = 5;
+  CHECK(sent(book).name == "CUDA graphs");
+  CHECK(sent(book).booked_bytes == 5);
 
   ToRank seal;
   seal.kind = ToRank::Kind::kSeal;
@@ -212,8 +240,8 @@ TEST_CASE("what no engine says is refused, and why is said") {
   refuse(R"({"message":"keep","kept_bytes":16777217})", "not at most 16 MiB");
   refuse(R"({"message":"ready","wish":"rest","newer_than":0})", "\"wish\" is \"rest\"");
   refuse(R"({"message":"ready","wish":"none","newer_than":-1})", "not a count");
-  refuse(changed(said, "\"protocol\":1", "\"protocol\":2,\"news\":0"),
-         "the engine's library speaks version 2 of the protocol, this rank version 1");
+  refuse(changed(said, "\"protocol\":2", "\"protocol\":3,\"news\":0"),
+         "the engine's library speaks version 3 of the protocol, this rank version 2");
   refuse(changed(said, "\"inference\"", "\"inferrence\""), "\"role\" is \"inferrence\"");
   refuse(changed(said, "vllm 0.32.0", ""), "not a name of 1 to 31 bytes");
   refuse(changed(said, "vllm 0.32.0", std::string(32, 'x')), "not a name of 1 to 31 bytes");
@@ -246,6 +274,28 @@ TEST_CASE("tensors that cannot be are refused") {
   check_refusal(decode_to_rank, changed(said, R"([["m","F32",2,3,4]])", "{}"), "is no list");
 }
 
+TEST_CASE("blocks that cannot be are refused") {
+  ToRank lend;
+  lend.kind = ToRank::Kind::kLend;
+  lend.blocks = {{16, 32, 64, true, {}}};
+  const auto said = encode(lend);
+  const auto refuse = [&](const std::string& row, const std::string& why) {
+    check_refusal(decode_to_rank, changed(said, "[16,32,64,null]", row), why);
+  };
+  const std::string handle(128, 'a');
+  CHECK(decode_to_rank(changed(said, "null", '"' + handle + '"')).blocks[0].ipc[63] == 0xAA);
+  refuse("7", "what is lent: 7 is no [address, bytes, offset, handle or null]");
+  refuse("[16,32,64]", "is no [address");
+  refuse("[16,32,64,7]", "is no [address");
+  refuse("[-16,32,64,null]", "is no [address");
+  refuse("[16,0,64,null]", "is no [address");
+  refuse("[16,32,64,\"" + handle.substr(1) + "\"]", "is no [address");
+  refuse("[16,32,64,\"" + handle.substr(1) + "g\"]", "is no [address");
+  refuse("[18446744073709551610,32,64,null]", "does not fit 64 bits");
+  refuse("[16,32,18446744073709551610,null]", "does not fit 64 bits");
+  check_refusal(decode_to_rank, changed(said, "[[16,32,64,null]]", "{}"), "not a list");
+}
+
 TEST_CASE("what no rank says is refused, and why is said") {
   const auto refuse = [](const std::string& text, const std::string& why) {
     check_refusal(decode_to_engine, text, why);
@@ -257,8 +307,8 @@ TEST_CASE("what no rank says is refused, and why is said") {
   refuse(R"({"message":"map","tag":"moments"})", "\"tag\" is \"moments\"");
   refuse(R"({"message":"map","tag":"weights","first":0,"last":1})", "not true or false");
   refuse(R"({"message":"over","version":1,"gave":true})", "\"brought\" is missing");
-  refuse(changed(said, "\"protocol\":1", "\"protocol\":0"),
-         "the rank speaks version 0 of the protocol, this library version 1");
+  refuse(changed(said, "\"protocol\":2", "\"protocol\":0"),
+         "the rank speaks version 0 of the protocol, this library version 2");
   refuse(changed(said, "\"rank\":7", "\"rank\":2147483648"), "not a number that can be");
   refuse(changed(said, "\"role_rank\":3", "\"role_rank\":4294967296"), "not a number that can be");
   refuse(changed(said, "\"silence_s\":0.5", "\"silence_s\":-1"), "not a time");

@@ -30,13 +30,13 @@ void train(GpuBench& bench, DeviceRange& range, int partner, uint64_t cycle,
   CHECK(cudaMemcpy(range.data(), bytes.data(), bytes.size(), cudaMemcpyDefault) == cudaSuccess);
   CHECK(cudaDeviceSynchronize() == cudaSuccess);
   bench.wait();
-  (void)swap_handles(job(), BackendKind::kCuda, &range.owned(), partner, 42, transport);
+  (void)swap_handles(job(), BackendKind::kCuda, {.owned = &range.owned()}, partner, 42, transport);
 }
 
 /// Maps the trainer's range and copies it with the kernels, straight from the trainer's memory.
 void infer(GpuBench& bench, MappedChunks& import, int partner, uint64_t cycle,
            FdTransport transport) {
-  auto received = swap_handles(job(), BackendKind::kCuda, nullptr, partner, 42, transport);
+  auto received = swap_handles(job(), BackendKind::kCuda, {}, partner, 42, transport);
   CHECK(received.bytes == kBytes);
   import.map(std::move(received.fds));
   const GpuBuffer own(*bench.device, std::vector<std::byte>(kBytes, std::byte{0xee}));

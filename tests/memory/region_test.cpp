@@ -171,6 +171,11 @@ class FakeDevice final : public Device {
                                                               MappedAccess /*access*/) override {
     return std::make_unique<FakeMapping>(bytes, script_);
   }
+  [[nodiscard]] std::unique_ptr<OpenedBlock> open_lent(const std::string& /*name*/,
+                                                       const LentBlock& /*block*/,
+                                                       const UniqueFd& /*fd*/) override {
+    throw runtime_error("nobody lends to a fake device");
+  }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     script_.call("host", bytes);
     std::this_thread::sleep_for(host_delay);

@@ -29,6 +29,11 @@ class HostBlocksDevice final : public Device {
                                                               MappedAccess access) override {
     return host_->reserve_mapping(name, bytes, chunk_bytes, access);
   }
+  [[nodiscard]] std::unique_ptr<OpenedBlock> open_lent(const std::string& name,
+                                                       const LentBlock& block,
+                                                       const UniqueFd& fd) override {
+    return host_->open_lent(name, block, fd);
+  }
   [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
     return allocate_(*host_, bytes);
   }

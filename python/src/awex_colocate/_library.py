@@ -11,11 +11,12 @@ from pathlib import Path
 
 from .errors import WrongRequest
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 NAME = "libawex_colocate.so"
 VARIABLE = "AWEX_COLOCATE_LIBRARY"
 TAGS = ("weights", "optimizer", "kv_cache")
 ROLES = ("trainer", "inference")
+OWN_WEIGHTS = (None, "stays", "moves")
 MOST_KEPT_BYTES = 16 << 20
 
 
@@ -29,6 +30,7 @@ class AttachOptions(ctypes.Structure):
         ("device", c_int32),
         ("bytes", c_uint64 * len(TAGS)),
         ("timeout_s", c_double),
+        ("own_weights", c_int),
     ]
 
 
@@ -73,6 +75,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "awex_layout_size": (c_uint64, [c_void_p]),
     "awex_layout_tensor": (c_int, [c_void_p, c_uint64, POINTER(CTensor)]),
     "awex_declare": (c_int, [c_void_p, POINTER(CTensor)]),
+    "awex_declare_own": (c_int, [c_void_p, POINTER(CTensor), c_void_p]),
     "awex_seal": (c_int, [c_void_p, c_double]),
     "awex_hand_over": (c_int, [c_void_p, c_double, POINTER(c_uint64)]),
     "awex_take_back": (c_int, [c_void_p, c_double]),
@@ -87,6 +90,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "awex_use": (c_int, [c_void_p, c_int]),
     "awex_alloc": (c_void_p, [c_ssize_t, c_int, c_void_p]),
     "awex_free": (None, [c_void_p, c_ssize_t, c_int, c_void_p]),
+    "awex_book": (c_int, [c_void_p, c_char_p, c_uint64]),
     "awex_keep": (c_int, [c_void_p, c_char_p, c_size_t]),
     "awex_kept": (c_int, [c_void_p, POINTER(c_void_p), POINTER(c_size_t)]),
 }

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import _library
-from ._library import MOST_KEPT_BYTES, ROLES, TAGS
+from ._library import MOST_KEPT_BYTES, OWN_WEIGHTS, ROLES, TAGS
 from .errors import AwexError, Failed, Status, WrongRequest, error_of
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def attach(
     *,
     device: str | int | torch.device | None = None,
     memory: Mapping[str, int] | None = None,
+    own_weights: str | None = None,
     name: str = "",
     gpu_uuid: str | None = None,
     before_release: MemoryHook | None = None,
@@ -92,7 +93,10 @@ def attach(
     "cpu:1") for a job without GPUs, where the number is the engine's position among those of its role on
     this host; None takes the current CUDA device where PyTorch has one, else the host at the position that
     LOCAL_RANK says. memory: bytes by tag ("weights", "optimizer", "kv_cache") that the engine needs; what
-    is left out is none, for weights what the job's layout holds. name: what people know the engine by, at
+    is left out is none, for weights what the job's layout holds. own_weights: a trainer whose weights stay in
+    memory that it has taken itself (`Engine.register`): "stays" where that stays on the GPU, "moves" where its
+    hooks before_release and after_resume move it away and back; None for weights in the job's memory.
+    name: what people know the engine by, at
     most 31 bytes. gpu_uuid: of the GPU, where PyTorch is not there to be asked. The hooks are those of the
     Engine's methods of the same name. timeout: seconds.
 
@@ -102,7 +106,7 @@ def attach(
     call `take_back` before the first touch, which returns at once where all is mapped. Raises AwexError:
     WrongRequest for what does not fit the job, DeadlinePassed when the rank does not answer.
     """
-    engine = Engine._attached(role, job, device, memory or {}, name, gpu_uuid, timeout)
+    engine = Engine._attached(role, job, device, memory or {}, own_weights, name, gpu_uuid, timeout)
     for hook, method in (
         (before_release, engine.before_release),
         (after_resume, engine.after_resume),
@@ -212,6 +216,7 @@ class Engine:
         job: str | os.PathLike[str] | None,
         device: str | int | torch.device | None,
         memory: Mapping[str, int],
+        own_weights: str | None,
         name: str,
         gpu_uuid: str | None,
         timeout: float,
@@ -220,6 +225,8 @@ class Engine:
             raise WrongRequest(f"role {role!r} is not one of {', '.join(ROLES)}")
         if unknown := [tag for tag in memory if tag not in TAGS]:
             raise WrongRequest(f"memory {unknown[0]!r} is not one of {', '.join(TAGS)}")
+        if own_weights not in OWN_WEIGHTS:
+            raise WrongRequest(f"own_weights {own_weights!r} is not one of None, 'stays', 'moves'")
         kind, index = _device(device, gpu_uuid)
         if kind == "cuda" and gpu_uuid is None:
             gpu_uuid = _uuid_of(index)
@@ -234,6 +241,7 @@ class Engine:
             gpu_uuid=gpu_uuid.encode() if gpu_uuid else None,
             device=index,
             timeout_s=timeout,
+            own_weights=OWN_WEIGHTS.index(own_weights),
         )
         for tag, count in memory.items():
             options.bytes[TAGS.index(tag)] = count
@@ -247,6 +255,7 @@ class Engine:
         self.role = role
         self.name = name
         self.device_index = index
+        self.own_weights = own_weights
         self._served = 0
         self._hooks: dict[str, list[Callable[..., None]]] = {}
         self._c_callbacks: dict[str, Any] = {}
@@ -298,6 +307,19 @@ class Engine:
         )
         self._call("awex_declare", ctypes.byref(tensor))
 
+    def declare_own(self, name: str, dtype: str, rows: int, cols: int, address: int) -> None:
+        """Says at which address a tensor of weights lies that is in this process's own memory (attached with
+        `own_weights`). Raises WrongRequest, with the remedy, for memory that no other process can map. The memory
+        stays what it is from then on, or until the hook before_release where it moves; the hook after_resume
+        declares all tensors again where they lie elsewhere."""
+        tensor = _library.CTensor(name.encode(), dtype.encode(), rows, cols, 0, TAGS.index("weights"))
+        self._call("awex_declare_own", ctypes.byref(tensor), address)
+
+    def book(self, what: str, count: int) -> None:
+        """Tells that `count` bytes of the GPU are this engine's own, for `what` ("CUDA graphs", "NCCL"), so that
+        `awex-colocate status` knows whose they are. Again under the same name replaces it."""
+        self._call("awex_book", what.encode(), count)
+
     def seal(self, timeout: float = PATIENCE_S) -> None:
         """Ends the declaration. Raises WrongRequest that names what is missing, unknown or of another shape,
         and the likely cause; declare it again and seal again then. Inference that is admitted by digest has
@@ -314,6 +336,14 @@ class Engine:
         from . import torch as support
 
         support.adopt(self, module, copy=copy, skip=skip)
+
+    def register(self, module: torch.nn.Module, *, skip: Sequence[str] = ()) -> None:
+        """Declares the module's parameters and buffers that the layout names where PyTorch has them, in place of
+        moving them (attached with `own_weights`): see awex_colocate.torch.register for errors. Megatron-core's:
+        awex_colocate.megatron.register."""
+        from . import torch as support
+
+        support.register(self, module, skip=skip)
 
     def adopt_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Moves an optimizer's state into the job's memory, and declares it: see

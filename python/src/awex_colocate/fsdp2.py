@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .engine import Engine
+from .engine import Engine, Tensor
 from .errors import WrongRequest
 
 __all__ = ["Shard", "adopt_shards", "shards_of"]
@@ -91,19 +91,26 @@ def adopt_shards(
     Padding moves along, so ask for weights_bytes(module) where parts differ in size."""
     from . import torch as support
 
-    places = {place.name: place for place in engine.layout()}
-    chosen = {id(s): next((n for n in s.names if n in places), s.names[0]) for s in shards}
-    support.refuse(engine, _differences(shards, chosen, places), _HINT)
-    plain = [shard for shard in shards if shard.local.numel()]
-    is_padded = any(s.padded_bytes != s.local.numel() * s.local.element_size() for s in plain)
+    chosen = matched(engine, shards)
+    is_padded = any(s.padded_bytes != s.local.numel() * s.local.element_size() for _, s in chosen)
     memory = engine.memory("weights")
-    for shard in plain:
-        place = places[chosen[id(shard)]]
+    for place, shard in chosen:
         offset = memory.alloc(shard.padded_bytes) - memory.address if is_padded else place.offset
         _move(engine, shard, offset, copies)
         engine.declare(place.name, place.dtype, place.rows, place.cols, offset)
         engine._support.setdefault("names", {})[id(shard.dtensor)] = place.name
         support.watch(engine, place.name, shard.local.data_ptr(), lambda s=shard: s.local)
+
+
+def matched(engine: Engine, shards: list[Shard]) -> list[tuple[Tensor, Shard]]:
+    """The shards that hold anything here, each with its place in the layout. Raises WrongRequest that lists what
+    differs."""
+    from . import torch as support
+
+    places = {place.name: place for place in engine.layout()}
+    chosen = {id(s): next((n for n in s.names if n in places), s.names[0]) for s in shards}
+    support.refuse(engine, _differences(shards, chosen, places), _HINT)
+    return [(places[chosen[id(s)]], s) for s in shards if s.local.numel()]
 
 
 _HINT = "compare --trainer of the job (fsdp:shard=N) with the mesh, and its model's dtype with the parameters'"

@@ -15,7 +15,7 @@ from . import torch as support
 from .engine import Engine, Tensor
 from .errors import WrongRequest
 
-__all__ = ["adopt", "optimizer_bytes", "weights_bytes"]
+__all__ = ["adopt", "optimizer_bytes", "register", "weights_bytes"]
 
 
 def weights_bytes(chunks: Any) -> int:
@@ -69,6 +69,20 @@ def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | No
         _declare(engine, place, tensor)
         support.watch(engine, place.name, tensor.data_ptr(), lambda t=tensor: t)
     for one in optimizers:
+        _mark_views(engine, one)
+        _create_state(one)
+        support.adopt_optimizer(engine, one.optimizer)
+
+
+def register(engine: Engine, chunks: Any, optimizer: Any = None) -> None:
+    """Declares the parameters that Megatron's DDP holds where they are, in memory of PyTorch's own, in place of
+    moving them (attached with `own_weights`). With the optimizer, its state moves into the job's memory as `adopt`
+    has it. Raises WrongRequest that lists what differs from the layout."""
+    tensors = _named_tensors(_list(chunks))
+    _refuse_differences(engine, tensors)
+    places = engine.layout()
+    support.register_tensors(engine, [(p, tensors[p.name], lambda t=tensors[p.name]: t) for p in places])
+    for one in _chained(optimizer):
         _mark_views(engine, one)
         _create_state(one)
         support.adopt_optimizer(engine, one.optimizer)

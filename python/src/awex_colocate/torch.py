@@ -24,6 +24,7 @@ __all__ = [
     "memory_pool",
     "optimizer_bytes",
     "random_state",
+    "register",
     "restore_random_state",
     "tensor_at",
     "weights_bytes",
@@ -148,14 +149,21 @@ class _Watched:
     name: str
     address: int
     current: Callable[[], torch.Tensor | None]
+    where: str
 
 
-def watch(engine: Engine, name: str, address: int, current: Callable[[], torch.Tensor | None]) -> None:
+def watch(
+    engine: Engine,
+    name: str,
+    address: int,
+    current: Callable[[], torch.Tensor | None],
+    where: str = "the job's memory since it was adopted",
+) -> None:
     """Has the engine check, before each consent, that what `current` returns still lies at `address`."""
     watched = engine._support.setdefault("watched", [])
     if not watched:
         engine._checks.append(lambda: _check_watched(watched))
-    watched.append(_Watched(name, address, current))
+    watched.append(_Watched(name, address, current, where))
 
 
 def _check_watched(watched: list[_Watched]) -> None:
@@ -163,7 +171,7 @@ def _check_watched(watched: list[_Watched]) -> None:
         tensor = one.current()
         if tensor is None or tensor.data_ptr() != one.address:
             raise WrongRequest(
-                f"{one.name} has left the job's memory since it was adopted",
+                f"{one.name} has left {one.where}",
                 "module.to(), load_state_dict(assign=True) and optimizer.load_state_dict() replace tensors: "
                 "call them before adopting, or copy into the tensors",
             )
@@ -273,6 +281,44 @@ def adopt(
             watch(engine, one.name, new.data_ptr(), one.current)
         engine.declare(place.name, place.dtype, place.rows, place.cols, place.offset)
         engine._support.setdefault("names", {})[id(first.current())] = place.name
+
+
+def register(engine: Engine, module: torch.nn.Module, *, skip: Sequence[str] = ()) -> None:
+    """Declares a module's parameters and buffers that the job's layout names where they are, in memory of
+    PyTorch's own: what cudaMalloc gave (its default) or expandable segments; without a GPU what
+    `module.share_memory()` has made shared. Nothing is moved or copied. Where that memory moves
+    (`own_weights="moves"`) the hook after_resume calls it again.
+
+    skip: names of parameters that are not of the layout. Raises WrongRequest as `adopt` does, and for memory
+    that no other process can map.
+    """
+    from . import fsdp2
+
+    if shards := fsdp2.shards_of(module):
+        chosen = fsdp2.matched(engine, shards)
+        found = [(place, shard.local, lambda s=shard: s.local) for place, shard in chosen]
+    else:
+        held = _match(engine, _held_of(module), set(skip))
+        firsts = [(place, held[place.name][0]) for place in engine.layout()]
+        found = [(place, one.tensor, one.current) for place, one in firsts]
+    register_tensors(engine, found)
+
+
+def register_tensors(
+    engine: Engine, found: Sequence[tuple[Tensor, torch.Tensor, Callable[[], torch.Tensor | None]]]
+) -> None:
+    """Declares tensors where they are, each with its place in the layout and a way to look at it again."""
+    if engine.own_weights is None:
+        raise WrongRequest(
+            "this engine was attached for weights in the job's memory",
+            'attach(…, own_weights="stays"), or engine.adopt(module)',
+        )
+    names = engine._support.setdefault("names", {})
+    for place, tensor, current in found:
+        engine.declare_own(place.name, place.dtype, place.rows, place.cols, tensor.data_ptr())
+        names[id(current())] = place.name
+        if engine.own_weights == "stays":
+            watch(engine, place.name, tensor.data_ptr(), current, "where it was when it was registered")
 
 
 def _resolve_copy(engine: Engine, copy: bool | None) -> bool:

@@ -30,6 +30,8 @@ static_assert(AWEX_TAGS == std::tuple_size_v<BytesByTag>);
 static_assert(AWEX_KV_CACHE == static_cast<int>(Tag::kKvCache));
 static_assert(AWEX_INFERENCE == static_cast<int>(Role::kInference));
 static_assert(AWEX_MOST_KEPT_BYTES == kMostKeptBytes);
+static_assert(AWEX_OWN_STAYS == static_cast<int>(OwnWeights::kStays));
+static_assert(AWEX_OWN_MOVES == static_cast<int>(OwnWeights::kMoves));
 
 /// What this thread's last call said.
 std::string& last_error() {
@@ -105,12 +107,13 @@ Parameter parameter_of(const awex_tensor& tensor) {
   return {tensor.name, dtype_of(tensor.dtype), tensor.rows, tensor.cols, tensor.offset_bytes};
 }
 
-std::string name_of_engine(const char* name) {
+/// Of an engine, or of memory that is its own.
+std::string checked_name(const char* name) {
   std::string text(name == nullptr ? "" : name);
   const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
   require(!text.empty() && text.size() <= kLongestName &&
               std::none_of(text.begin(), text.end(), is_control),
-          "an engine needs a name of 1 to 31 bytes");
+          "a name needs 1 to 31 bytes");
   return text;
 }
 
@@ -127,8 +130,14 @@ ParticipantOptions options_of(const awex_attach_options& options) {
   result.rank.role = static_cast<Role>(role);
   result.rank.device = options.device;
   if (options.gpu_uuid != nullptr) result.rank.gpu = parse_gpu_uuid(options.gpu_uuid);
-  result.name = name_of_engine(options.name);
+  result.name = checked_name(options.name);
   std::copy(std::begin(options.bytes), std::end(options.bytes), result.bytes.begin());
+  int own = 0;
+  std::memcpy(&own, &options.own_weights, sizeof(own));
+  require(own >= AWEX_OWN_NONE && own <= AWEX_OWN_MOVES, "there is no such kind of own weights");
+  require(own == AWEX_OWN_NONE || (role == AWEX_TRAINER && options.bytes[AWEX_WEIGHTS] == 0),
+          "only a trainer has weights of its own, and then asks for none of the job's");
+  result.own_weights = static_cast<OwnWeights>(own);
   const auto timeout = timeout_of(options.timeout_s);
   result.timeout = timeout.count() > 0 ? timeout : kUsualAttachTimeout;
   return result;
@@ -283,6 +292,17 @@ awex_status awex_declare(awex_engine* engine, const awex_tensor* tensor) {
   });
 }
 
+awex_status awex_declare_own(awex_engine* engine, const awex_tensor* tensor, const void* address) {
+  return guarded([&] {
+    auto& participant = participant_of(engine);
+    require(tensor != nullptr, "awex_declare_own: an argument is NULL");
+    require(tensor->tag == AWEX_WEIGHTS, "awex_declare_own is for weights");
+    auto parameter = parameter_of(*tensor);
+    parameter.offset_bytes = reinterpret_cast<uintptr_t>(address);
+    participant.declare_own(parameter);
+  });
+}
+
 awex_status awex_seal(awex_engine* engine, double timeout_s) {
   return guarded([&] { participant_of(engine).seal(timeout_of(timeout_s)); });
 }
@@ -365,6 +385,10 @@ void awex_free(void* memory, ssize_t /*bytes*/, int /*device*/, void* /*stream*/
     require(arena != nullptr && arena->free(at),
             "awex_free: the memory is not of awex_alloc, was freed before, or its engine left");
   });
+}
+
+awex_status awex_book(awex_engine* engine, const char* what, uint64_t bytes) {
+  return guarded([&] { participant_of(engine).book(checked_name(what), bytes); });
 }
 
 awex_status awex_keep(awex_engine* engine, const void* bytes, size_t count) {

@@ -97,7 +97,8 @@ class Participant::Call {
 };
 
 Participant::Participant(const ParticipantOptions& options)
-    : role_(options.rank.role), job_(options.rank.job) {
+    : role_(options.rank.role), job_(options.rank.job), own_weights_(options.own_weights) {
+  if (has_own_weights()) expect_role(Role::kTrainer, "lending weights of its own");
   const Stopwatch watch;
   const Deadline deadline(std::min(options.timeout, kLongestWait));
   auto found = find_rank(options.rank, deadline);
@@ -110,6 +111,7 @@ Participant::Participant(const ParticipantOptions& options)
   hello.role = role_;
   hello.name = options.name;
   hello.bytes = options.bytes;
+  hello.own_weights = own_weights_;
   say(hello);
   attach(Seconds(std::max(0.0, deadline.allowed().count() - watch.seconds())));
   for (const auto tag : kAllTags) {
@@ -202,13 +204,17 @@ std::byte* Participant::address(Tag tag) const {
   return chunks ? chunks->data() : nullptr;
 }
 
-bool Participant::is_mapped(Tag tag) const { return memory(tag).mapped; }
+bool Participant::is_mapped(Tag tag) const {
+  if (tag == Tag::kWeights && has_own_weights()) return !own_is_away_;
+  return memory(tag).mapped;
+}
 
 std::shared_ptr<Arena> Participant::arena(Tag tag) const { return memory(tag).arena; }
 
 bool Participant::all_mapped() const {
-  return std::all_of(memory_.begin(), memory_.end(),
-                     [](const Memory& of_tag) { return !of_tag.chunks || of_tag.mapped; });
+  return !own_is_away_ && std::all_of(memory_.begin(), memory_.end(), [](const Memory& of_tag) {
+    return !of_tag.chunks || of_tag.mapped;
+  });
 }
 
 bool Participant::none_mapped() const {
@@ -227,6 +233,9 @@ void Participant::declare(Tag tag, const Parameter& parameter) {
   if (sealed_) throw refuse("what this engine holds is sealed");
   if (seal_pending_) throw refuse("awex_seal is still to be answered", "call awex_seal again");
   const auto bytes = welcome_.bytes.at(static_cast<size_t>(tag));
+  if (tag == Tag::kWeights && has_own_weights()) {
+    throw refuse("its weights are its own", "declare them by awex_declare_own");
+  }
   if (bytes == 0) throw refuse(fmt::format("this engine has no {}", tag_name(tag)));
   const auto element = element_bytes(parameter.dtype);
   const auto size =
@@ -239,21 +248,130 @@ void Participant::declare(Tag tag, const Parameter& parameter) {
   if (end > bytes) {
     throw refuse(fmt::format("it ends at byte {}, and {} has {}", end, tag_name(tag), bytes));
   }
+  add(tag, parameter);
+}
+
+void Participant::add(Tag tag, const Parameter& parameter) {
   if (std::exchange(begins_declaring_, false)) {
-    declared_ = {};
-    names_ = {};
+    if (!sealed_) {
+      declared_ = {};
+      names_ = {};
+    }
+    declared_.at(static_cast<size_t>(Tag::kWeights)).clear();
+    names_.at(static_cast<size_t>(Tag::kWeights)).clear();
+    lends_.clear();
   }
   if (!names_.at(static_cast<size_t>(tag)).insert(parameter.name).second) {
-    throw refuse(fmt::format("{} has it already", tag_name(tag)),
-                 "a tensor is declared once; awex_seal begins a new list");
+    throw request_error(fmt::format("cannot declare {}: {} has it already",
+                                    in_quotes(parameter.name), tag_name(tag)),
+                        "a tensor is declared once; awex_seal begins a new list")
+        .about_tensor(parameter.name);
   }
   declared_.at(static_cast<size_t>(tag)).push_back(parameter);
+}
+
+// ---- Lending
+
+void Participant::declare_own(const Parameter& parameter) {
+  const auto refuse = [&](const std::string& why, const std::string& hint = {}) {
+    return request_error(fmt::format("cannot declare {}: {}", in_quotes(parameter.name), why), hint)
+        .about_tensor(parameter.name);
+  };
+  if (lost_) throw Error(*lost_);
+  if (!has_own_weights()) {
+    throw refuse("this engine's weights lie in the job's memory",
+                 "say own_weights when it attaches, or declare them by awex_declare");
+  }
+  if (!may_declare_ && (sealed_ || seal_pending_)) {
+    throw refuse("what this engine holds is sealed",
+                 "weights that move are declared anew in the callback after_resume");
+  }
+  if (parameter.offset_bytes % element_bytes(parameter.dtype) != 0) {
+    throw refuse(
+        fmt::format("its address {:#x} is no multiple of its element", parameter.offset_bytes));
+  }
+  add(Tag::kWeights, parameter);
+  try {
+    find_blocks(parameter);
+  } catch (const Error& error) {
+    throw refuse(error.what(), error.hint());
+  }
+}
+
+/// The blocks that a tensor lies in, of which others may be known already.
+void Participant::find_blocks(const Parameter& parameter) {
+  const uint64_t end = checked_add(parameter.offset_bytes, parameter.bytes(), "a tensor's end");
+  for (uint64_t at = parameter.offset_bytes; at < end;) {
+    auto after = lends_.upper_bound(at);
+    if (after == lends_.begin() ||
+        at - std::prev(after)->first >= std::prev(after)->second.block.bytes) {
+      auto lending = device_->lend(reinterpret_cast<const std::byte*>(at));
+      const auto& block = lending.block;
+      if (at < block.address || at - block.address >= block.bytes) {
+        throw runtime_error(fmt::format("{} at {:#x} are no block that holds {:#x}",
+                                        format_bytes(block.bytes), block.address, at));
+      }
+      after = std::next(lends_.insert_or_assign(block.address, std::move(lending)).first);
+    }
+    const auto& block = std::prev(after)->second.block;
+    at = block.address + block.bytes;
+  }
+}
+
+/// Tells the rank what this engine lends; what it declares lies in that.
+void Participant::lend() {
+  auto next = lends_.begin();
+  bool begins = true;
+  while (begins || next != lends_.end()) {
+    ToRank message;
+    message.kind = ToRank::Kind::kLend;
+    message.begins = begins;
+    if (begins) {
+      const auto weights = static_cast<size_t>(Tag::kWeights);
+      message.declared.at(weights) = declared_.at(weights);
+    }
+    std::vector<int> fds;
+    for (; next != lends_.end() && message.blocks.size() < kMostFds; ++next) {
+      message.blocks.push_back(next->second.block);
+      if (next->second.block.has_fd) fds.push_back(next->second.fd.get());
+    }
+    say(message, fds);
+    begins = false;
+  }
+  lends_.clear();  // The rank has the descriptors now.
+}
+
+/// The engine's callback brings its own memory back, and may declare it at other places.
+void Participant::bring_back_own() {
+  begins_declaring_ = may_declare_ = true;
+  try {
+    call_back(callbacks_.after_resume, "after_resume", Tag::kWeights);
+  } catch (...) {
+    begins_declaring_ = may_declare_ = false;
+    throw;
+  }
+  may_declare_ = false;
+  if (std::exchange(begins_declaring_, false)) {  // Nothing was: all lies where it was.
+    for (const auto& tensor : declared_.at(static_cast<size_t>(Tag::kWeights))) {
+      find_blocks(tensor);
+    }
+  }
+  lend();
+  own_is_away_ = false;
 }
 
 void Participant::seal(Seconds timeout) {
   const Call call(*this);
   if (sealed_) throw request_error("what this engine holds is sealed already");
+  if (own_weights_ == OwnWeights::kMoves &&
+      !(callbacks_.before_release && callbacks_.after_resume)) {
+    throw request_error(
+        "weights that the engine moves itself need the callbacks before_release "
+        "and after_resume",
+        "set them before awex_seal, or attach with weights that stay");
+  }
   if (!seal_pending_) {
+    if (has_own_weights()) lend();
     ToRank message;
     message.kind = ToRank::Kind::kSeal;
     message.declared = declared_;
@@ -485,6 +603,7 @@ bool Participant::serve(const ToEngine& message, std::vector<UniqueFd>& fds) {
 void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
   auto& of_tag = memory(message.tag);
   const auto what = tag_name(message.tag);
+  if (message.tag == Tag::kWeights && has_own_weights()) return bring_back_own();
   if (!of_tag.chunks) throw runtime_error(fmt::format("this engine has no {}", what), kOtherBuild);
   const uint64_t all = of_tag.chunks->chunking().count();
   const uint64_t count = fds.size();
@@ -513,7 +632,10 @@ void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
 void Participant::release(Tag tag) {
   auto& of_tag = memory(tag);
   served_ = 0;
-  if (of_tag.mapped) call_back(callbacks_.before_release, "before_release", tag);
+  const bool is_own = tag == Tag::kWeights && has_own_weights();
+  const bool is_here = is_own ? !own_is_away_ : of_tag.mapped;
+  if (is_here) call_back(callbacks_.before_release, "before_release", tag);
+  if (is_own) own_is_away_ = true;
   if (of_tag.chunks) unmap(of_tag);
 }
 
@@ -575,6 +697,15 @@ void Participant::end_writing() {
   }
   page.steps.fetch_add(1);
   page.writing.store(0);
+}
+
+void Participant::book(const std::string& what, uint64_t bytes) {
+  if (lost_) throw Error(*lost_);
+  ToRank message;
+  message.kind = ToRank::Kind::kBook;
+  message.name = what;
+  message.booked_bytes = bytes;
+  say(message);
 }
 
 void Participant::keep(std::string bytes) {

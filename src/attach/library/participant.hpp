@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -16,6 +17,7 @@
 #include "attach/library/arena.hpp"
 #include "attach/library/find_rank.hpp"
 #include "attach/message.hpp"
+#include "memory/lent_memory.hpp"
 #include "memory/mapping_device.hpp"
 
 namespace awex::attach {
@@ -24,6 +26,7 @@ struct ParticipantOptions {
   RankWanted rank;
   std::string name;  ///< Of the engine.
   BytesByTag bytes{};
+  OwnWeights own_weights = OwnWeights::kNone;
   Seconds timeout{0};
 };
 
@@ -79,6 +82,8 @@ class Participant {
   EngineCallbacks& callbacks() { return callbacks_; }
 
   void declare(Tag tag, const Parameter& parameter);
+  /// A tensor of weights in memory of this engine's own; its place is an address.
+  void declare_own(const Parameter& parameter);
   void seal(Seconds timeout);
 
   /// The version that was committed.
@@ -90,6 +95,7 @@ class Participant {
 
   void begin_writing();
   void end_writing();
+  void book(const std::string& what, uint64_t bytes);
   void keep(std::string bytes);
   [[nodiscard]] const std::string& kept() const { return kept_; }
 
@@ -107,8 +113,13 @@ class Participant {
   void attach(Seconds timeout);
   void take_welcome(Frame frame);
   void reserve_memory();
+  void add(Tag tag, const Parameter& parameter);
+  void find_blocks(const Parameter& parameter);
+  void lend();
+  void bring_back_own();
   [[nodiscard]] Memory& memory(Tag tag) { return memory_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] const Memory& memory(Tag tag) const { return memory_.at(static_cast<size_t>(tag)); }
+  [[nodiscard]] bool has_own_weights() const { return own_weights_ != OwnWeights::kNone; }
   [[nodiscard]] bool all_mapped() const;
   [[nodiscard]] bool none_mapped() const;
 
@@ -146,6 +157,10 @@ class Participant {
   GpuUuid uuid_{};
   int rank_pid_ = 0;
   std::array<Memory, 3> memory_;
+  OwnWeights own_weights_;
+  bool own_is_away_ = false;           ///< The engine has moved what it lends.
+  bool may_declare_ = false;           ///< It brings that back just now, maybe to other places.
+  std::map<uint64_t, Lending> lends_;  ///< By address.
   std::array<std::vector<Parameter>, 3> declared_;
   std::array<std::set<std::string>, 3> names_;  ///< Of what is declared.
   bool begins_declaring_ = false;               ///< The next declaration begins a new list.

@@ -2,6 +2,7 @@
 
 #include "base/fixed_text.hpp"
 #include "memory/gpu_uuid.hpp"
+#include "transfer/share/lent_exchange.hpp"
 
 namespace awex {
 namespace {
@@ -56,7 +57,8 @@ void check_offer(const HandleRecord& record) {
 }
 
 void check_kinds(const HandleRecord& trainer, const HandleRecord& inference) {
-  if (trainer.offered.kind == inference.maps) return;
+  const auto kind = trainer.offered.kind;
+  if (kind == inference.maps || kind == HandleKind::kLent) return;
   throw request_error(fmt::format("{} offers its weights by {}, {} maps {}", describe(trainer),
                                   handle_kind_name(trainer.offered.kind), describe(inference),
                                   handle_kind_name(inference.maps)),
@@ -65,7 +67,7 @@ void check_kinds(const HandleRecord& trainer, const HandleRecord& inference) {
                       "has taken");
 }
 
-HandleRecord make_record(Job& job, BackendKind backend, OwnedChunks* offered, int partner_rank,
+HandleRecord make_record(Job& job, BackendKind backend, const HandlesHere& here, int partner_rank,
                          uint64_t fingerprint) {
   const auto& me = job.peers().at(static_cast<size_t>(job.rank()));
   HandleRecord record;
@@ -77,7 +79,9 @@ HandleRecord make_record(Job& job, BackendKind backend, OwnedChunks* offered, in
   record.device_uuid = me.device.uuid;
   record.fingerprint = fingerprint;
   record.maps = handle_kind_of(backend);
-  if (offered != nullptr) record.offered = offer(*offered, backend);
+  record.borrowed = here.borrowed;
+  if (here.owned != nullptr) record.offered = offer(*here.owned, backend);
+  if (here.lent != nullptr) record.offered = offer(*here.lent);
   return record;
 }
 
@@ -103,20 +107,36 @@ void check_handles(std::span<const HandleRecord> records) {
   }
 }
 
-ReceivedRange swap_handles(Job& job, BackendKind backend, OwnedChunks* offered, int partner_rank,
+ReceivedRange swap_handles(Job& job, BackendKind backend, const HandlesHere& here, int partner_rank,
                            uint64_t fingerprint, FdTransport transport) {
-  const auto record = make_record(job, backend, offered, partner_rank, fingerprint);
+  const auto record = make_record(job, backend, here, partner_rank, fingerprint);
   const auto records = job.all_gather_value(record, "the swap of memory handles");
   // Every rank sees the same records, so every rank comes to the same verdict.
   job.do_and_agree([&] { check_handles(records); });
-  if (offered != nullptr) {
+  const auto& partner = records[static_cast<size_t>(partner_rank)];
+  if (here.owned != nullptr) {
     hand_out_fds(job, partner_rank, record.offered.numbers(), weights_of(job, record.rank));
     return {};
   }
-  const auto& trainer = records[static_cast<size_t>(partner_rank)];
+  if (here.lent != nullptr) {
+    const bool is_open = partner.borrowed == here.lent->number;
+    if (!is_open) hand_out_lent(job, partner_rank, *here.lent, weights_of(job, record.rank));
+    return {};
+  }
+  const auto& trainer = partner;
+  if (trainer.offered.kind == HandleKind::kLent) {
+    ReceivedRange received{.bytes = trainer.offered.bytes, .is_lent = true};
+    if (trainer.offered.lent_number != here.borrowed) {
+      received.lent =
+          take_lent(job, trainer.rank, trainer.offered, weights_of(job, trainer.rank), transport);
+    }
+    return received;
+  }
   auto fds = take_fds(job, trainer.rank, trainer.offered.numbers(), weights_of(job, trainer.rank),
                       transport);
-  return {trainer.offered.bytes, trainer.offered.chunk_bytes, std::move(fds)};
+  return {.bytes = trainer.offered.bytes,
+          .chunk_bytes = trainer.offered.chunk_bytes,
+          .fds = std::move(fds)};
 }
 
 }  // namespace awex

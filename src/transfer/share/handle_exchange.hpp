@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -24,13 +25,14 @@ struct HandleRecord {
   Role role = Role::kTrainer;
   NodeIdentity node;
   std::array<uint8_t, 16> device_uuid{};
-  uint64_t fingerprint = 0;             ///< Of model, both layouts and program version.
+  uint64_t fingerprint = 0;  ///< Of model, both layouts and program version.
+  uint64_t borrowed = 0;     ///< LentMemory::number of what this rank has open; 0 for nothing.
   HandleKind maps = HandleKind::kNone;  ///< What this rank can map.
   OfferedRange offered;
 };
 static_assert(std::is_trivially_copyable_v<HandleRecord>);
 
-inline constexpr uint32_t kHandleProtocol = 4;
+inline constexpr uint32_t kHandleProtocol = 5;
 
 /// Checks all ranks' records, in rank order, against each other: one protocol and fingerprint for
 /// all, partners that name each other, are of different roles and share host and device, offers
@@ -38,24 +40,33 @@ inline constexpr uint32_t kHandleProtocol = 4;
 /// sides and what differs. Pure.
 void check_handles(std::span<const HandleRecord> records);
 
-/// Descriptors of a trainer's range, opened in this process.
+/// What a rank brings to a swap of handles. A trainer offers either its range, whose chunks are all
+/// taken, or what its engine lends; inference says which lent memory it has open still.
+struct HandlesHere {
+  OwnedChunks* owned = nullptr;
+  const LentMemory* lent = nullptr;
+  uint64_t borrowed = 0;  ///< LentMemory::number, 0 for none.
+};
+
+/// Descriptors of a trainer's range, opened in this process; or what its engine lends.
 struct ReceivedRange {
   uint64_t bytes = 0;
   uint64_t chunk_bytes = 0;
-  std::vector<UniqueFd> fds;
+  std::vector<UniqueFd> fds{};
+  bool is_lent = false;
+  std::optional<LentMemory> lent{};  ///< Absent where what is open here is it still.
 };
 
 /// Swaps the handles of all trainers' weights: one all-gather of HandleRecords, then every
 /// inference rank fetches the descriptors of the trainer on its own device. Collective over all
 /// ranks.
 ///
-/// `offered` owns the range that a trainer offers (every chunk taken), null on inference ranks.
 /// `partner_rank` is the world rank of the trainer whose range an inference rank wants, and of the
 /// inference rank that will fetch on a trainer; both are on `backend`. Returns an empty
 /// ReceivedRange on trainers. When the records do not fit each other (check_handles) every rank
 /// throws that request error, agreed on. Other failures happen on one rank, in the midst of its
 /// work.
-[[nodiscard]] ReceivedRange swap_handles(Job& job, BackendKind backend, OwnedChunks* offered,
+[[nodiscard]] ReceivedRange swap_handles(Job& job, BackendKind backend, const HandlesHere& here,
                                          int partner_rank, uint64_t fingerprint,
                                          FdTransport transport = FdTransport::kAuto);
 

@@ -1,25 +1,11 @@
 #include "transfer/share/offered_range.hpp"
 
 #include <algorithm>
-#include <optional>
 
 #include "base/checked.hpp"
 #include "base/error.hpp"
 
 namespace awex {
-namespace {
-
-/// Nothing where a part is empty or all are more than there can be.
-std::optional<uint64_t> bytes_of(std::span<const LegacyHandle> parts) {
-  uint64_t bytes = 0;
-  for (const auto& part : parts) {
-    if (part.bytes == 0 || part.bytes > ~uint64_t{0} - bytes) return std::nullopt;
-    bytes += part.bytes;
-  }
-  return bytes;
-}
-
-}  // namespace
 
 const char* handle_kind_name(HandleKind kind) {
   switch (kind) {
@@ -29,8 +15,8 @@ const char* handle_kind_name(HandleKind kind) {
       return "VMM descriptors";
     case HandleKind::kMemfd:
       return "memfds";
-    case HandleKind::kLegacyIpc:
-      return "legacy IPC handles";
+    case HandleKind::kLent:
+      return "lent blocks";
   }
   return "unknown handles";
 }
@@ -38,10 +24,6 @@ const char* handle_kind_name(HandleKind kind) {
 std::span<const int32_t> OfferedRange::numbers() const {
   const bool has_fds = kind == HandleKind::kVmmDescriptor || kind == HandleKind::kMemfd;
   return std::span(fds).first(has_fds ? count : 0);
-}
-
-std::span<const LegacyHandle> OfferedRange::parts() const {
-  return std::span(legacy).first(kind == HandleKind::kLegacyIpc ? count : 0);
 }
 
 bool OfferedRange::makes_sense() const {
@@ -52,8 +34,8 @@ bool OfferedRange::makes_sense() const {
     case HandleKind::kMemfd:
       return bytes > 0 && chunk_bytes > 0 && count <= kMaxChunks &&
              count == ceil_div(bytes, chunk_bytes);
-    case HandleKind::kLegacyIpc:
-      return bytes > 0 && count <= kMostLegacyHandles && bytes_of(parts()) == bytes;
+    case HandleKind::kLent:
+      return bytes > 0 && count > 0 && count <= kMostLentBlocks && lent_number > 0;
   }
   return false;  // a kind of another version of the program
 }
@@ -70,6 +52,15 @@ OfferedRange offer(OwnedChunks& owned, BackendKind backend) {
   offered.chunk_bytes = owned.chunking().chunk_bytes;
   offered.count = static_cast<uint32_t>(fds.size());
   std::copy(fds.begin(), fds.end(), offered.fds.begin());
+  return offered;
+}
+
+OfferedRange offer(const LentMemory& lent) {
+  OfferedRange offered;
+  offered.kind = HandleKind::kLent;
+  offered.bytes = lent.bytes();
+  offered.count = narrow<uint32_t>(lent.lendings.size());
+  offered.lent_number = lent.number;
   return offered;
 }
 

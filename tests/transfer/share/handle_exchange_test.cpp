@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <string>
@@ -87,6 +89,10 @@ uint64_t wrong_bytes(awex::Device& device, awex::ReceivedRange received, int tra
   return wrong;
 }
 
+awex::HandlesHere here(const std::unique_ptr<awex::DeviceRange>& offered) {
+  return {.owned = offered ? &offered->owned() : nullptr};
+}
+
 void check_swap(FdTransport transport) {
   const int me = job().rank();
   const auto& peer = job().peers()[static_cast<size_t>(me)];
@@ -94,9 +100,8 @@ void check_swap(FdTransport transport) {
   constexpr uint64_t kBytes = (65ULL << 20) + 123;  // two chunks, the last in part
   const bool trains = peer.role == Role::kTrainer;
   const auto offered = trains ? offer(*device, kBytes) : nullptr;
-  auto received =
-      awex::swap_handles(job(), awex::BackendKind::kHost, offered ? &offered->owned() : nullptr,
-                         partner_of(me), kFingerprint, transport);
+  auto received = awex::swap_handles(job(), awex::BackendKind::kHost, here(offered), partner_of(me),
+                                     kFingerprint, transport);
   if (trains) {
     CHECK(received.fds.empty());
   } else {
@@ -124,8 +129,8 @@ TEST_CASE("another fingerprint on one rank stops all of them, with both sides na
   const auto offered = trains ? offer(*device, 4096) : nullptr;
   std::string what;
   try {
-    (void)awex::swap_handles(job(), awex::BackendKind::kHost, offered ? &offered->owned() : nullptr,
-                             partner_of(me), me == odd ? kFingerprint + 1 : kFingerprint);
+    (void)awex::swap_handles(job(), awex::BackendKind::kHost, here(offered), partner_of(me),
+                             me == odd ? kFingerprint + 1 : kFingerprint);
   } catch (const awex::Error& e) {
     CHECK(e.code() == awex::ExitCode::kRequest);
     what = e.what();
@@ -210,28 +215,94 @@ TEST_CASE("what is offered must be of the kind that the partner maps, and both a
   CHECK(verdict(records).empty());
 }
 
-TEST_CASE("legacy handles are parts of allocations that make up the range") {
+TEST_CASE("what is lent is mapped by whoever shares the device") {
   auto records = good_records(1);
-  records[1].maps = HandleKind::kLegacyIpc;
   auto& offered = records[0].offered;
   offered = {};
-  offered.kind = HandleKind::kLegacyIpc;
+  offered.kind = HandleKind::kLent;
   offered.bytes = 100;
   offered.count = 3;
-  offered.legacy[0].bytes = 10;
-  offered.legacy[1].bytes = 60;
-  offered.legacy[2].bytes = 30;
-  offered.legacy[3].bytes = 5;
+  offered.lent_number = 1;
   CHECK(verdict(records).empty());
-  CHECK(offered.parts().size() == 3);
   CHECK(offered.numbers().empty());
-  offered.count = 2;
-  CHECK(contains(verdict(records), "offers 100 B by 2 legacy IPC handles"));
-  offered.count = awex::kMostLegacyHandles + 1;
+  offered.count = 0;
+  CHECK(contains(verdict(records), "offers 100 B by 0 lent blocks"));
+  offered.count = awex::kMostLentBlocks + 1;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
   offered.count = 3;
-  offered.legacy[1].bytes = 0;
+  offered.lent_number = 0;
   CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
-  offered.legacy[1].bytes = ~uint64_t{0} - 20;
-  CHECK(contains(verdict(records), "rank 0 (trainer, host a) offers"));
+}
+
+namespace {
+
+/// Memory of an engine's own in three blocks, two of which lie one behind the other in one file,
+/// with the pattern of its rank in 100,000 bytes from the middle of the first block on.
+class Own {
+ public:
+  static constexpr uint64_t kBlock = 64 << 10;
+  static constexpr uint64_t kBytes = 100000;
+  static constexpr uint64_t kBefore = 4096 + 8;
+
+  Own() : fd_(::memfd_create("own", MFD_CLOEXEC)) {
+    REQUIRE(::ftruncate(fd_.get(), 2 * kBlock) == 0);
+    void* data = ::mmap(nullptr, 2 * kBlock, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0);
+    REQUIRE(data != MAP_FAILED);
+    data_ = static_cast<std::byte*>(data);
+  }
+  Own(const Own&) = delete;
+  Own& operator=(const Own&) = delete;
+  ~Own() { ::munmap(data_, 2 * kBlock); }
+
+  void fill(int rank) const {
+    for (uint64_t at = 0; at < kBytes; ++at) data_[kBefore + at] = pattern(rank, at);
+  }
+  /// As if each half were a block of its own.
+  [[nodiscard]] awex::LentMemory lent(uint64_t number) const {
+    awex::LentMemory lent;
+    lent.number = number;
+    for (const uint64_t half : {1, 0}) {
+      awex::UniqueFd fd(::fcntl(fd_.get(), F_DUPFD_CLOEXEC, 0));
+      const auto address = reinterpret_cast<uintptr_t>(data_) + half * kBlock;
+      lent.lendings.push_back({{address, kBlock, half * kBlock, true, {}}, std::move(fd)});
+    }
+    lent.segments.push_back({8, data_ + kBefore, kBytes});
+    return lent;
+  }
+
+ private:
+  awex::UniqueFd fd_;
+  std::byte* data_ = nullptr;
+};
+
+}  // namespace
+
+TEST_CASE("what an engine lends is learnt once, and again when it is another") {
+  const int me = job().rank();
+  const auto& peer = job().peers()[static_cast<size_t>(me)];
+  const auto device = awex::make_host_device(peer.device.index, 1);
+  const bool trains = peer.role == Role::kTrainer;
+  const Own own;
+  own.fill(me);
+  uint64_t open = 0;
+  for (const uint64_t number : {1, 1, 2}) {
+    const awex::LentMemory lent = own.lent(number);
+    const awex::HandlesHere mine{.lent = trains ? &lent : nullptr, .borrowed = open};
+    const auto received = awex::swap_handles(job(), awex::BackendKind::kHost, mine, partner_of(me),
+                                             kFingerprint, FdTransport::kAuto);
+    CHECK(received.is_lent == !trains);
+    CHECK(received.lent.has_value() == (!trains && number != open));
+    if (received.lent) {
+      const awex::BorrowedMemory here(*device, "weights", *received.lent);
+      CHECK(here.number() == number);
+      REQUIRE(here.placed().segments().size() == 2);  // they lie apart here
+      uint64_t wrong = 0;
+      for (uint64_t at = 0; at < Own::kBytes; ++at) {
+        wrong += *here.placed().at(8 + at, 1) != pattern(partner_of(me), at) ? 1 : 0;
+      }
+      CHECK(wrong == 0);
+      open = number;
+    }
+    job().agree(nullptr);  // what is lent stays until it has been read
+  }
 }
