@@ -21,7 +21,7 @@
  *   A callback may ask (awex_memory, awex_alloc, …) but not wait. A child of fork has no engine.
  * - Once the rank has gone, calls that speak to it return AWEX_LOST. awex_memory, awex_place,
  *   awex_kept, awex_alloc and awex_detach go on as before, so that a trainer can save what is
- *   mapped.
+ *   mapped; awex_restore brings back what was not.
  */
 #ifndef AWEX_COLOCATE_H
 #define AWEX_COLOCATE_H
@@ -178,6 +178,16 @@ awex_status awex_wait(awex_engine* engine, uint64_t newer_than, double timeout_s
 awex_status awex_release(awex_engine* engine, double timeout_s);
 /* Either: consents to one command of the job, whichever comes, and returns when it is over. */
 awex_status awex_ready(awex_engine* engine, double timeout_s);
+
+/* A trainer whose rank, or job, is lost (AWEX_LOST): brings back what was away then, from the host
+ * memory that the rank has shared, to the same addresses, in memory of this process's own; what was
+ * mapped is there anyway. All of it is then as it was handed over, and is compared with the digests
+ * that were taken on the way out; `*proven` (may be NULL) is 0 where some were not taken (`--verify
+ * off`). The engine can save it, detach, and attach to another job. AWEX_FAILED where some of it
+ * was on its way out at that moment, AWEX_MISMATCH where bytes differ: start from a checkpoint;
+ * AWEX_WRONG_REQUEST while the rank is there. Memory needs as much room on the GPU as it has bytes.
+ * The callback after_resume is called for each tag. */
+awex_status awex_restore(awex_engine* engine, int32_t* proven);
 
 /* A trainer, around what writes its weights and optimizer state (an optimizer's step): if the
  * process dies in between, the memory counts as torn, and the next engine gets that of the last

@@ -43,11 +43,11 @@ class AttachedTrainer final : public TrainerEngine {
     if (!parts.common.needs.lends_weights) {
       weights_.emplace(parts.common.device, "trainer weights", Tag::kWeights,
                        own_bytes_ + parts.weights_bytes - parts.common.layout.bytes,
-                       &parts.common.ledger);
+                       &parts.common.ledger, HostSharing::kShared);
     }
     if (const uint64_t bytes = parts.common.needs.optimizer; bytes > 0) {
       optimizer_.emplace(parts.common.device, "trainer optimizer", Tag::kOptimizer, bytes,
-                         &parts.common.ledger);
+                         &parts.common.ledger, HostSharing::kShared);
     }
     attachment_.emplace(
         door, settings_for(settings, Role::kTrainer), parts.common,
@@ -133,6 +133,15 @@ class AttachedTrainer final : public TrainerEngine {
     attachment_->release(tag, deadline, monitor);
     if (region(tag) == nullptr) return;  // what is its own, it copies itself
     copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
+  }
+  void after_offload(Tag tag, const std::vector<DigestedRun>& runs, const Deadline& deadline,
+                     WaitMonitor& monitor) override {
+    try {
+      attachment_->tell_copied(tag, runs, deadline, monitor);
+    } catch (const Error& error) {
+      monitor.poll();  // the bytes are safe, whatever becomes of the engine
+      log::warning(fmt::format("rank {}: {}", attachment_->rank(), error.what()));
+    }
   }
   void after_change(Tag tag, const Change& /*change*/, const Deadline& deadline,
                     WaitMonitor& monitor) override {

@@ -84,6 +84,7 @@ void Attachment::attend(const Inherit& inherit, WaitMonitor& monitor) {
 void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadline,
                          WaitMonitor& monitor) {
   mapped_ = {};
+  has_copies_ = {};
   if (lends(Tag::kWeights)) mapped(Tag::kWeights) = Mapped::kYes;
   try {
     check_own_weights();
@@ -114,6 +115,10 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
   for (const Tag tag : kAllTags) {
     if (region(tag) == nullptr || region(tag)->state() != RegionState::kResident) continue;
     map(tag, inheritance.is_left && has_content_.at(static_cast<size_t>(tag)), deadline, monitor);
+  }
+  for (const Tag tag : kAllTags) {
+    if (region(tag) == nullptr || region(tag)->state() != RegionState::kOffloaded) continue;
+    send_copies(tag, deadline, monitor);
   }
 }
 
@@ -250,6 +255,29 @@ void Attachment::send_chunks(Tag tag, bool has_content, const Deadline& deadline
     message.has_content = has_content;
     door_.ask(message, std::span(fds).subspan(first, count), deadline, monitor);
   }
+}
+
+void Attachment::tell_copied(Tag tag, std::vector<DigestedRun> runs, const Deadline& deadline,
+                             WaitMonitor& monitor) {
+  copied_.at(static_cast<size_t>(tag)) = std::move(runs);
+  send_copies(tag, deadline, monitor);
+}
+
+/// The descriptors are of memory that is kept for life, so an engine gets them once.
+void Attachment::send_copies(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
+  ToEngine message;
+  message.kind = ToEngine::Kind::kCopied;
+  message.tag = tag;
+  bool& has_copies = has_copies_.at(static_cast<size_t>(tag));
+  const auto fds = has_copies ? std::vector<int>() : region(tag)->backup_fds();
+  for (size_t first = 0; first == 0 || first < fds.size(); first += kMostFds) {
+    const size_t count = std::min(kMostFds, fds.size() - first);
+    message.first = first;
+    message.last = first + count == fds.size();
+    if (message.last) message.runs = copied_.at(static_cast<size_t>(tag));
+    door_.ask(message, std::span(fds).subspan(first, count), deadline, monitor);
+  }
+  has_copies = true;
 }
 
 void Attachment::tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor) {

@@ -68,6 +68,11 @@ class Attachment {
   /// Lets go of what a lost engine has lent.
   void forget_lent();
 
+  /// A tag's memory has gone to host memory, whole: the engine may bring it back without the rank,
+  /// should that be lost. Told to those that attach later, too, as long as it is so.
+  void tell_copied(Tag tag, std::vector<DigestedRun> runs, const Deadline& deadline,
+                   WaitMonitor& monitor);
+
   void tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor);
   /// Tells the engine that the command is over before it is.
   void go_on(const CommandOutcome& end);
@@ -111,6 +116,7 @@ class Attachment {
   void accept(const ToRank& seal);
   [[nodiscard]] Mapped& mapped(Tag tag) { return mapped_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] Region* region(Tag tag) const { return regions_.at(static_cast<size_t>(tag)); }
+  void send_copies(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
   void ask_for_own(const Deadline& deadline, WaitMonitor& monitor);
   void send_chunks(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
 
@@ -125,6 +131,8 @@ class Attachment {
   uint64_t loans_ = 0;
   std::array<Mapped, 3> mapped_{};
   std::array<bool, 3> has_content_{};
+  std::array<std::vector<DigestedRun>, 3> copied_;  ///< What host memory holds of a tag.
+  std::array<bool, 3> has_copies_{};                ///< The engine has its descriptors.
   std::array<std::vector<Parameter>, 3> declared_;
   std::vector<Parameter> places_;
   bool has_sealed_ = false;

@@ -235,6 +235,11 @@ void Channel::check_fds() const {
                       kOtherBuild);
 }
 
+bool Channel::has_ended() const {
+  pollfd ended{socket_.get(), POLLRDHUP, 0};
+  return ::poll(&ended, 1, 0) > 0 && (ended.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
 void Channel::wait_readable(Seconds longest) const {
   const auto wait = std::chrono::ceil<std::chrono::milliseconds>(longest).count();
   constexpr int64_t kLongest = 1 << 30;

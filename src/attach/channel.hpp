@@ -44,6 +44,8 @@ class Channel {
   /// The next frame, if all of it is there; does not wait. Throws Error(kPeerLost) when the other
   /// end has gone and nothing is left to read, and request errors for what is no frame.
   [[nodiscard]] std::optional<Frame> receive();
+  /// Whether the other end has gone, maybe with something left to read.
+  [[nodiscard]] bool has_ended() const;
   /// Sleeps until something may be there to read, or for `longest`.
   void wait_readable(Seconds longest) const;
 

@@ -20,6 +20,8 @@ const char* deed_of(const ToEngine& request) {
       return "mapped";
     case ToEngine::Kind::kRelease:
       return "given up";
+    case ToEngine::Kind::kCopied:
+      return "taken note of the copy of";
     default:
       return "taken the new version of";
   }

@@ -37,6 +37,7 @@ constexpr std::array kFromRank{
     Named<FromRank>{"map", FromRank::kMap},
     Named<FromRank>{"release", FromRank::kRelease},
     Named<FromRank>{"changed", FromRank::kChanged},
+    Named<FromRank>{"copied", FromRank::kCopied},
     Named<FromRank>{"withdrawn", FromRank::kWithdrawn},
     Named<FromRank>{"over", FromRank::kOver},
     Named<FromRank>{"end", FromRank::kEnd},
@@ -254,6 +255,40 @@ void read_declared(JsonFields& fields, ToRank& seal) {
       });
 }
 
+/// As rows of a table: [name, offset, bytes, element size, digest].
+Json runs_json(const std::vector<DigestedRun>& runs) {
+  Json rows = Json::array();
+  for (const auto& run : runs) {
+    rows.push_back({run.name, run.offset_bytes, run.bytes, run.element_size, run.digest});
+  }
+  return rows;
+}
+
+DigestedRun read_run(const json& row) {
+  constexpr size_t kColumns = 5;
+  const auto is_number = [](const json& value) { return value.is_number_unsigned(); };
+  const bool is_run = row.is_array() && row.size() == kColumns && row[0].is_string() &&
+                      std::all_of(row.begin() + 1, row.end(), is_number);
+  const uint64_t element = is_run ? row[3].get<uint64_t>() : 0;
+  if (element != 1 && element != 2 && element != 4) {
+    throw request_error(fmt::format(
+        "what was copied: {} is no [name, offset, bytes, element size, digest]", shown(row)));
+  }
+  DigestedRun run{row[0].get<std::string>(), row[1].get<uint64_t>(), row[2].get<uint64_t>(),
+                  static_cast<uint32_t>(element), row[4].get<uint64_t>()};
+  static_cast<void>(checked_add(run.offset_bytes, run.bytes, "a run's end"));
+  return run;
+}
+
+void read_copied(JsonFields& fields, ToEngine& copied) {
+  copied.tag = fields.choice("tag", kNamedTags);
+  copied.first = fields.count("first");
+  copied.last = fields.boolean("last");
+  const auto& rows = fields.get("runs");
+  if (!rows.is_array()) throw fields.is_not("runs", rows, "a list");
+  for (const auto& row : rows) copied.runs.push_back(read_run(row));
+}
+
 void add_welcome(Json& message, const ToEngine& welcome) {
   message["protocol"] = welcome.protocol;
   message["rank"] = welcome.rank;
@@ -395,6 +430,12 @@ std::string encode(const ToEngine& message) {
       json["tag"] = name_of(kNamedTags, message.tag);
       json["version"] = message.version;
       break;
+    case Kind::kCopied:
+      json["tag"] = name_of(kNamedTags, message.tag);
+      json["first"] = message.first;
+      json["last"] = message.last;
+      json["runs"] = runs_json(message.runs);
+      break;
     case Kind::kOver:
       json["version"] = message.version;
       json["gave"] = message.gave;
@@ -434,6 +475,9 @@ ToEngine decode_to_engine(std::string_view text) {
     case Kind::kChanged:
       message.tag = fields.choice("tag", kNamedTags);
       message.version = fields.count("version");
+      break;
+    case Kind::kCopied:
+      read_copied(fields, message);
       break;
     case Kind::kOver:
       message.version = fields.count("version");

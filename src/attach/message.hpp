@@ -17,9 +17,9 @@
 
 /// What an engine's library and its rank say to each other: one message a frame
 /// (attach/channel.hpp), a JSON object, some with descriptors. The rank asks one thing at a time
-/// (kMap, kRelease, kChanged), each of which the library answers with kAck while the engine is in a
-/// call that consents; the library's kHello and kSeal are answered with kWelcome, kSealed or
-/// kRefused.
+/// (kMap, kRelease, kChanged, kCopied), each of which the library answers with kAck while the
+/// engine is in a call that consents; the library's kHello and kSeal are answered with kWelcome,
+/// kSealed or kRefused.
 
 namespace awex::attach {
 
@@ -85,6 +85,8 @@ struct ToEngine {
     kMap,        ///< Chunks of a tag, a descriptor each: map them. `last` comes with the last ones.
     kRelease,    ///< A tag's memory is about to go: call before_release, unmap it.
     kChanged,    ///< Inference's weights are those of `version`.
+    kCopied,     ///< A trainer's memory of a tag is in host memory, whole, with the descriptors of
+                 ///< that, chunk by chunk, unless the engine has them.
     kWithdrawn,  ///< The consent is given back.
     kOver,       ///< A command is over, `error` if it failed; the consent has ended. Both are sent
                  ///< only while a consent holds, so that they end the one that was given last.
@@ -111,10 +113,12 @@ struct ToEngine {
   double silence_s = 0;          ///< How long the rank waits for an answer.
   bool takes_memory = true;      ///< False where no command takes any of it (--no-offload).
 
-  Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged.
-  uint64_t first = 0;       ///< kMap: first chunk.
+  Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged, kCopied.
+  uint64_t first = 0;       ///< kMap, kCopied: first chunk; `last` comes with the last ones.
   bool last = true;
   bool has_content = true;  ///< kMap: false where the content is undefined.
+
+  std::vector<DigestedRun> runs;  ///< kCopied: what it holds; none where that is not proven.
 
   bool gave = false;  ///< kOver: the command was one that takes this engine's memory (an update for
                       ///< trainers, a take-back for inference).

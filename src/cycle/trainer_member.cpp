@@ -99,7 +99,18 @@ uint64_t TrainerMember::offload(Tag tag, bool proven) {
   if (!proven && held->state() == RegionState::kResident) proofs_.at(tag).forget();
   const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_)
                              : held->offload(queue_, job_.deadline(), job_);
+  engine_.after_offload(tag, digested_runs(tag), job_.deadline(), job_);
   return change.moved_bytes;
+}
+
+std::vector<DigestedRun> TrainerMember::digested_runs(Tag tag) const {
+  const auto& proof = proofs_.at(tag);
+  std::vector<DigestedRun> runs;
+  for (size_t i = 0; i < proof.recorded().size(); ++i) {
+    const auto& run = proof.runs()[i];
+    runs.push_back({run.name, run.offset_bytes, run.bytes, run.element_size, proof.recorded()[i]});
+  }
+  return runs;
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {

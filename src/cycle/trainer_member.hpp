@@ -57,6 +57,7 @@ class TrainerMember {
     return tag == Tag::kWeights && engine_.moves_lent();
   }
   void tell_of_return(Tag tag);
+  [[nodiscard]] std::vector<DigestedRun> digested_runs(Tag tag) const;
 
   Job& job_;
   TrainerEngine& engine_;

@@ -135,6 +135,15 @@ class Engine {
                             WaitMonitor& monitor) = 0;
 };
 
+/// A named run of whole elements of a tag's memory, and the digest of its bits (model/digest.hpp).
+struct DigestedRun {
+  std::string name;
+  uint64_t offset_bytes = 0;
+  uint64_t bytes = 0;
+  uint32_t element_size = 4;
+  uint64_t digest = 0;
+};
+
 /// An engine that trains.
 class TrainerEngine : public Engine {
  public:
@@ -153,6 +162,10 @@ class TrainerEngine : public Engine {
     std::function<void(Tag, WaitMonitor&)> back_up;
   };
   virtual void copy_by(const Copies& /*copies*/) {}
+  /// Its memory of a tag has gone to host memory, whole; the digests of what has gone, none where
+  /// that was not proven.
+  virtual void after_offload(Tag /*tag*/, const std::vector<DigestedRun>& /*runs*/,
+                             const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) {}
   /// What it lends of its own memory, where it keeps its weights in place of a region; null for one
   /// that does not, or has moved them away. `before_release` and `after_change` of weights are
   /// called for one whose lent memory does not stay: it moves it itself.

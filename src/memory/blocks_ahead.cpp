@@ -14,8 +14,8 @@ constexpr size_t kAtATime = 2;
 
 }  // namespace
 
-BlocksAhead::BlocksAhead(Device& device, std::vector<uint64_t> sizes_bytes)
-    : device_(device), sizes_bytes_(std::move(sizes_bytes)) {
+BlocksAhead::BlocksAhead(Device& device, std::vector<uint64_t> sizes_bytes, HostSharing sharing)
+    : device_(device), sizes_bytes_(std::move(sizes_bytes)), sharing_(sharing) {
   for (size_t i = 0; i < kAtATime; ++i) begin();
 }
 
@@ -35,8 +35,8 @@ void BlocksAhead::begin() {
   if (begun_ == sizes_bytes_.size()) return;
   const uint64_t bytes = sizes_bytes_[begun_];
   try {
-    making_.push_back(
-        std::async(std::launch::async, [this, bytes] { return device_.allocate_host(bytes); }));
+    making_.push_back(std::async(std::launch::async,
+                                 [this, bytes] { return device_.allocate_host(bytes, sharing_); }));
   } catch (const std::system_error& error) {
     throw runtime_error(
         fmt::format("cannot start the thread that prepares {} of host memory: {}",

@@ -15,7 +15,8 @@ namespace awex {
 class BlocksAhead {
  public:
   /// Begins with the first blocks of these `sizes_bytes`. `device` must outlive it.
-  BlocksAhead(Device& device, std::vector<uint64_t> sizes_bytes);
+  BlocksAhead(Device& device, std::vector<uint64_t> sizes_bytes,
+              HostSharing sharing = HostSharing::kPrivate);
   BlocksAhead(const BlocksAhead&) = delete;
   BlocksAhead& operator=(const BlocksAhead&) = delete;
   BlocksAhead(BlocksAhead&&) = delete;
@@ -33,6 +34,7 @@ class BlocksAhead {
 
   Device& device_;
   std::vector<uint64_t> sizes_bytes_;
+  HostSharing sharing_;
   size_t begun_ = 0;
   std::deque<std::future<std::unique_ptr<HostBlock>>> making_;
 };

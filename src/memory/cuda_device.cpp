@@ -89,6 +89,7 @@ class PinnedBlock final : public HostBlock {
       : memory_(std::move(memory)), registration_(memory_->bytes()) {}
 
   [[nodiscard]] std::span<std::byte> bytes() const override { return memory_->bytes(); }
+  [[nodiscard]] int fd() const override { return memory_->fd(); }
 
  private:
   std::unique_ptr<HostBlock> memory_;
@@ -149,9 +150,10 @@ class CudaDevice final : public Device {
     return open_cuda_block(source_, name, block, fd);
   }
 
-  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
+  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes,
+                                                         HostSharing sharing) override {
     make_current(identity_.index);  // host memory may be prepared on a thread of its own
-    return std::make_unique<PinnedBlock>(host_->allocate_host(bytes));
+    return std::make_unique<PinnedBlock>(host_->allocate_host(bytes, sharing));
   }
 
   [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override {

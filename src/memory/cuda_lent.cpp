@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -25,8 +26,13 @@ CUdeviceptr number_of(const std::byte* address) { return reinterpret_cast<CUdevi
 LentBlock extent_of(CUdeviceptr address) {
   CUdeviceptr base = 0;
   size_t bytes = 0;
-  AWEX_CHECK(cuMemGetAddressRange(&base, &bytes, address), "learn what memory {:#x} is of",
-             address);
+  const auto result = cuMemGetAddressRange(&base, &bytes, address);
+  if (result != CUDA_SUCCESS) {
+    throw request_error(fmt::format("what lies at {:#x} is no memory of the GPU: "
+                                    "cuMemGetAddressRange: {}",
+                                    address, CallResult<CUresult>::describe(result)),
+                        kRemedy);
+  }
   return {base, bytes, 0, false, {}};
 }
 
@@ -36,7 +42,7 @@ class RetainedHandle {
   /// Not valid where the address is of no virtual memory management.
   explicit RetainedHandle(CUdeviceptr address) {
     is_valid_ =
-        cuMemRetainAllocationHandle(&handle_, reinterpret_cast<void*>(address)) == CUDA_SUCCESS;
+        cuMemRetainAllocationHandle(&handle_, std::bit_cast<void*>(address)) == CUDA_SUCCESS;
   }
   RetainedHandle(const RetainedHandle&) = delete;
   RetainedHandle& operator=(const RetainedHandle&) = delete;
@@ -125,7 +131,7 @@ Lending lend_cuda_memory(const std::byte* address) {
         kRemedy);
   }
   cudaIpcMemHandle_t handle{};
-  const auto result = cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(lending.block.address));
+  const auto result = cudaIpcGetMemHandle(&handle, std::bit_cast<void*>(lending.block.address));
   if (result != cudaSuccess) {
     throw request_error(fmt::format("the memory at {:#x} cannot be exported: cudaIpcGetMemHandle: "
                                     "{}",

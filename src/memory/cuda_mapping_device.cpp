@@ -1,6 +1,8 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/units.hpp"
+#include "memory/cuda_check.hpp"
 #include "memory/cuda_lent.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/gpu_facts.hpp"
@@ -18,6 +20,22 @@ class CudaMappingDevice final : public MappingDevice {
   [[nodiscard]] std::unique_ptr<MappedChunks> reserve(const std::string& name, uint64_t bytes,
                                                       uint64_t chunk_bytes) override {
     return make_cuda_mapping(source_, name, bytes, chunk_bytes, MappedAccess::kReadWrite);
+  }
+
+  [[nodiscard]] std::unique_ptr<OwnedChunks> make_chunks(const std::string& name,
+                                                         uint64_t bytes) override {
+    return make_cuda_chunks(source_, name, bytes);
+  }
+
+  void copy_in(std::byte* to, std::span<std::byte> from) override {
+    const auto what = format_bytes(from.size());
+    AWEX_CHECK(cudaHostRegister(from.data(), from.size(), cudaHostRegisterDefault),
+               "pin {} of host memory", what);
+    const auto copied = cudaMemcpy(to, from.data(), from.size(), cudaMemcpyHostToDevice);
+    const auto synchronized = cudaDeviceSynchronize();
+    cudaHostUnregister(from.data());
+    AWEX_CHECK(copied, "copy {} to the GPU", what);
+    AWEX_CHECK(synchronized, "copy {} to the GPU", what);
   }
 
   [[nodiscard]] Lending lend(const std::byte* address) override {

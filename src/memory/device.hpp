@@ -71,8 +71,12 @@ class DeviceRange {
   std::unique_ptr<MappedChunks> mapped_;
 };
 
+/// Whether other processes can map host memory. What they cannot is faster to make: the kernel has
+/// huge pages for it.
+enum class HostSharing : uint8_t { kPrivate, kShared };
+
 /// Host memory that the device copies from and to at the link's full speed (pinned on cuda). A copy
-/// must not span two of them. Freed on destruction.
+/// must not span two of them. Freed on destruction, unless another process maps it.
 class HostBlock {
  public:
   HostBlock() = default;
@@ -83,6 +87,8 @@ class HostBlock {
   virtual ~HostBlock() = default;
 
   [[nodiscard]] virtual std::span<std::byte> bytes() const = 0;
+  /// A descriptor that another process can map it by, from the start on; -1 for a private one.
+  [[nodiscard]] virtual int fd() const = 0;
 };
 
 /// A point in a queue's work, to wait for. Numbers grow by one with every event of that queue.
@@ -144,7 +150,8 @@ class Device {
                                                                const UniqueFd& fd) = 0;
   /// Reserves addresses for `bytes` (> 0) and takes no physical memory yet.
   [[nodiscard]] std::unique_ptr<DeviceRange> reserve(const std::string& name, uint64_t bytes);
-  [[nodiscard]] virtual std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) = 0;
+  [[nodiscard]] virtual std::unique_ptr<HostBlock> allocate_host(
+      uint64_t bytes, HostSharing sharing = HostSharing::kPrivate) = 0;
   [[nodiscard]] virtual std::unique_ptr<CopyQueue> make_queue() = 0;
 
   /// Free and total memory of the device as the driver tells it. For `host`: the machine's memory,

@@ -12,6 +12,7 @@
 #include "base/checked.hpp"
 #include "base/error.hpp"
 #include "base/thread_pool.hpp"
+#include "base/unique_fd.hpp"
 #include "memory/device.hpp"
 #include "memory/host_lent.hpp"
 #include "memory/host_mapping.hpp"
@@ -49,11 +50,12 @@ class Workers {
 
 class HostMemoryBlock final : public HostBlock {
  public:
-  HostMemoryBlock(uint64_t bytes, Workers& workers, const NumaNodes& nodes)
+  HostMemoryBlock(uint64_t bytes, HostSharing sharing, Workers& workers, const NumaNodes& nodes)
       // One huge page more than asked for, so that the block can begin on one.
       : mapping_(map_private_memory("host memory", bytes + kHugePageBytes)),
         data_(align(mapping_.data())),
         bytes_(bytes) {
+    if (sharing == HostSharing::kShared) fd_ = map_shared_memory("host memory", {data_, bytes_});
     // Only advice: a kernel without huge pages refuses it and copies a little slower.
     ::madvise(data_, bytes_, MADV_HUGEPAGE);
     nodes.prefer_for({data_, bytes_});
@@ -63,6 +65,7 @@ class HostMemoryBlock final : public HostBlock {
   }
 
   [[nodiscard]] std::span<std::byte> bytes() const override { return {data_, bytes_}; }
+  [[nodiscard]] int fd() const override { return fd_.get(); }
 
  private:
   static std::byte* align(std::byte* data) {
@@ -73,6 +76,7 @@ class HostMemoryBlock final : public HostBlock {
   HostMapping mapping_;
   std::byte* data_;
   uint64_t bytes_;
+  UniqueFd fd_;  ///< Of a shared block.
 };
 
 class HostQueue final : public CopyQueue {
@@ -168,8 +172,9 @@ class HostDevice final : public Device {
     return open_host_block(name, block, fd);
   }
 
-  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
-    return std::make_unique<HostMemoryBlock>(bytes, workers_, nodes_);
+  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes,
+                                                         HostSharing sharing) override {
+    return std::make_unique<HostMemoryBlock>(bytes, sharing, workers_, nodes_);
   }
   [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override {
     return std::make_unique<HostQueue>(workers_);

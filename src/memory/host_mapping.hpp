@@ -2,8 +2,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
+
+#include "base/unique_fd.hpp"
 
 namespace awex {
 
@@ -29,6 +32,9 @@ class HostMapping {
 /// Maps memory of nobody else, which is taken when it is touched. `what` is for messages. Throws
 /// Error(kRuntime).
 [[nodiscard]] HostMapping map_private_memory(const std::string& what, uint64_t bytes);
+/// Maps memory that others can map as well over private memory that was not touched. Returns its
+/// descriptor, of a file of as many bytes. Throws Error(kRuntime).
+[[nodiscard]] UniqueFd map_shared_memory(const std::string& what, std::span<std::byte> over);
 /// Reserves addresses, which fault when they are used. Throws Error(kRuntime).
 [[nodiscard]] HostMapping reserve_addresses(const std::string& what, uint64_t bytes);
 

@@ -4,16 +4,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "memory/lent_memory.hpp"
 #include "memory/mapped_chunks.hpp"
+#include "memory/owned_chunks.hpp"
 
 namespace awex {
 
-/// What maps memory of a device that other processes own, and lends this one's, and does no more:
-/// it has no threads, no stream and no context of its own. For processes that are not ours. Every
-/// mapping must be destroyed before it.
+/// What maps memory of a device that other processes own, lends this one's, and brings back what an
+/// owner that is gone had moved to host memory. It has no threads, no stream and no context of its
+/// own. For processes that are not ours. Every mapping must be destroyed before it.
 class MappingDevice {
  public:
   MappingDevice() = default;
@@ -28,6 +30,12 @@ class MappingDevice {
   [[nodiscard]] virtual std::unique_ptr<MappedChunks> reserve(const std::string& name,
                                                               uint64_t bytes,
                                                               uint64_t chunk_bytes) = 0;
+  /// What may own physical memory for a range of `bytes` (> 0), cut as a rank cuts it; takes none
+  /// yet.
+  [[nodiscard]] virtual std::unique_ptr<OwnedChunks> make_chunks(const std::string& name,
+                                                                 uint64_t bytes) = 0;
+  /// Copies from host memory into mapped chunks; done on return. Throws Error(kRuntime).
+  virtual void copy_in(std::byte* to, std::span<std::byte> from) = 0;
   /// The block of memory of this process's own that `address` lies in, for others to open. Throws a
   /// request error, with the remedy, for memory that no other process can map.
   [[nodiscard]] virtual Lending lend(const std::byte* address) = 0;

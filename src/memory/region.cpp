@@ -49,11 +49,13 @@ WorkProgress host_memory_progress(uint64_t done_bytes, uint64_t all_bytes) {
   return {"preparing host memory", "", done_bytes, all_bytes, done_bytes == all_bytes};
 }
 
-Region::Region(Device& device, std::string name, Tag tag, uint64_t bytes, MemoryLedger* ledger)
+Region::Region(Device& device, std::string name, Tag tag, uint64_t bytes, MemoryLedger* ledger,
+               HostSharing sharing)
     : device_(device),
       ledger_(ledger),
       name_(std::move(name)),
       tag_(tag),
+      sharing_(sharing),
       range_(device.reserve(name_, bytes)) {
   chunks_.resize(range_->chunks());
 }
@@ -104,7 +106,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     }
     enter(RegionState::kOffloading);
     RegionChange change{.changed = true};
-    BlocksAhead ahead(device_, missing_backups());
+    BlocksAhead ahead(device_, missing_backups(), sharing_);
     // Chunks are shown behind their copies: beside them, work on the first would begin with the
     // offload, when another process is likely to use the device (to transfer weights, say).
     const auto settle = [&](const InFlight& copy, bool is_last) {
@@ -222,7 +224,7 @@ bool Region::has_copy() const {
 
 void Region::prepare_backup(const std::stop_token& stop) {
   if (stop.stop_requested()) return;
-  BlocksAhead ahead(device_, missing_backups());
+  BlocksAhead ahead(device_, missing_backups(), sharing_);
   for (uint64_t chunk = 0; chunk < chunks_.size() && !stop.stop_requested(); ++chunk) {
     if (!chunks_[chunk].host) keep_backup(chunk, ahead.next());
   }
@@ -231,6 +233,16 @@ void Region::prepare_backup(const std::stop_token& stop) {
 std::span<const std::byte> Region::backup(uint64_t chunk) const {
   const auto& host = chunks_.at(chunk).host;
   return host ? host->bytes() : std::span<std::byte>();
+}
+
+std::vector<int> Region::backup_fds() const {
+  std::vector<int> fds;
+  for (const auto& chunk : chunks_) fds.push_back(chunk.host ? chunk.host->fd() : -1);
+  if (std::all_of(fds.begin(), fds.end(), [](int fd) { return fd >= 0; })) return fds;
+  throw runtime_error(
+      fmt::format("cannot share the host memory of \"{}\": not all of it is there, "
+                  "or it is private",
+                  name_));
 }
 
 Error Region::illegal_move(RegionState to) const {

@@ -89,7 +89,9 @@ class Region {
  public:
   /// Reserves addresses for `bytes` (> 0) and takes no memory. `device` must outlive the region,
   /// and so must `ledger`, on which it books its device memory; without one that is not limited.
-  Region(Device& device, std::string name, Tag tag, uint64_t bytes, MemoryLedger* ledger = nullptr);
+  /// `sharing` is of its host memory.
+  Region(Device& device, std::string name, Tag tag, uint64_t bytes, MemoryLedger* ledger = nullptr,
+         HostSharing sharing = HostSharing::kPrivate);
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] Tag tag() const { return tag_; }
@@ -140,6 +142,8 @@ class Region {
   /// The host memory of a chunk, empty where there is none yet. Holds the chunk's bytes while they
   /// are in host memory.
   [[nodiscard]] std::span<const std::byte> backup(uint64_t chunk) const;
+  /// A descriptor of each chunk's host memory, all of which must be there, and shared.
+  [[nodiscard]] std::vector<int> backup_fds() const;
 
  private:
   struct Chunk {
@@ -164,6 +168,7 @@ class Region {
   MemoryLedger* ledger_;
   std::string name_;
   Tag tag_;
+  HostSharing sharing_;
   RegionState state_ = RegionState::kDiscarded;
   std::unique_ptr<DeviceRange> range_;
   std::vector<Chunk> chunks_;

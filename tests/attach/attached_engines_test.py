@@ -45,14 +45,14 @@ class Attached(unittest.TestCase):
         self.assertEqual(caught.exception.status, status, caught.exception.text)
         return caught.exception.text
 
-    def pair(self, *options, admission="off", **named):
+    def pair(self, *options, admission="off", optimizer=(), **named):
         """A job of one trainer and one inference rank of the same layout, whose engines have sealed."""
         job = self.job(2, "--admission", admission, *options, **named)
         trainer, inference = self.player(job, "trainer"), self.player(job, "inference")
         self.layout = trainer.end()["tensors"]
         inference.end()
-        for player in (trainer, inference):
-            player.do("declare")
+        trainer.do("declare", None, optimizer)
+        inference.do("declare")
         trainer.do("step", 1)
         trainer.begin("seal")
         inference.do("seal")
@@ -593,6 +593,101 @@ class LostJob(Attached):
         self.assertIn("rank 0", self.fails(LOST, inference.do, "ready"))
         self.assertEqual(job.process.wait(20), DEADLINE)
         self.assertRegex(json.loads(text_of(job.directory + "/job.json"))["end"], "rank 0 .*is stopped")
+
+
+class Restored(Attached):
+    """A trainer whose job is lost while its memory is away brings it back from what the rank has shared."""
+
+    def lose(self, job, signalled=signal.SIGKILL):
+        pids = job.rank_pids()
+        os.kill(pids[0], signalled)
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10, "its ranks are gone")
+
+    #: All of the optimizer's memory, so that it is proven.
+    STATE = dict(name="state", dtype="f32", rows=1, cols=MIB // 4, offset=0)
+
+    def handed_over(self):
+        job, trainer, inference = self.pair(optimizer=[self.STATE])
+        trainer.do("step", 1)
+        state = trainer.do("sum_of", "optimizer")
+        self.hand_over(trainer, inference, 0)
+        return job, trainer, inference, state
+
+    def restores(self, trainer, seed, state, proven=1):
+        places = trainer.do("memory")["address"]
+        self.assertEqual(trainer.do("restore"), proven)
+        self.trainer_holds(trainer, seed)
+        self.assertEqual(trainer.do("sum_of", "optimizer"), state)
+        self.assertEqual(trainer.do("memory"), {**trainer.do("memory"), "address": places, "is_mapped": 1})
+
+    def test_what_was_handed_over(self):
+        job, trainer, inference, state = self.handed_over()
+        self.assertIn("awex_take_back", self.fails(WRONG, trainer.do, "restore"))
+        self.assertIn("trainer", self.fails(WRONG, inference.do, "restore"))
+        self.lose(job)
+        self.assertFalse(trainer.do("memory")["is_mapped"])
+        trainer.do("heard")
+        self.restores(trainer, 1, state)
+        self.assertEqual({(event[0], event[1]) for event in trainer.do("heard")},
+                         {("after_resume", "weights"), ("after_resume", "optimizer")})
+        self.assertEqual(trainer.do("restore"), 1)  # nothing is left to do
+        self.fails(LOST, trainer.do, "hand_over")
+        # It goes on in another job.
+        saved = os.path.join(self.scratch, "saved.npz")
+        trainer.do("save", saved)
+        trainer.do("detach")
+        self.assertEqual(trainer.do("truly_mapped"), [])
+        job = self.job(2, "--admission", "off", attach="trainer", name="next")
+        trainer.do("attach", job.directory, "trainer", 0, bytes=(0, MIB, 0))
+        trainer.do("declare")
+        trainer.do("load", saved)
+        trainer.do("seal")
+        self.trainer_holds(trainer, 1)
+        self.assertEqual(trainer.do("hand_over"), 1)
+
+    def test_later_versions_and_engines(self):
+        """Descriptors come once, digests each time; the engine that comes in place of a lost one gets both."""
+        job, trainer, inference, _ = self.handed_over()
+        for version in (2, 3):
+            self.take_back(trainer, inference)
+            trainer.do("step", version)
+            state = trainer.do("sum_of", "optimizer")
+            self.hand_over(trainer, inference, version - 1)
+        trainer.kill()
+        other = self.player(job, "trainer")
+        other.end()
+        other.do("declare", None, [self.STATE])
+        other.do("seal")
+        self.lose(job)
+        self.restores(other, 3, state)
+
+    def test_a_part_that_is_away(self):
+        """The weights are still there when the rank dies, the optimizer's state has left."""
+        job, trainer, inference = self.pair(optimizer=[self.STATE])
+        trainer.do("step", 1)
+        state = trainer.do("sum_of", "optimizer")
+        trainer.do("delay", "before_release weights", 5)
+        inference.begin("wait", 0)
+        trainer.begin("hand_over")
+        maps = f"/proc/{trainer.process.pid}/maps"
+        wait_until(lambda: "trainer optimizer" not in text_of(maps), 10, "the optimizer's state has left")
+        self.assertIn("trainer weights", text_of(maps))
+        time.sleep(0.5)  # its copy is told of
+        self.lose(job)
+        self.fails(LOST, trainer.end)
+        self.restores(trainer, 1, state)
+
+    def test_what_is_spoilt_or_was_not_proven(self):
+        job, trainer, _, _ = self.handed_over()
+        self.assertTrue(trainer.do("spoil", 4096))
+        self.lose(job)
+        self.assertRegex(self.fails(MISMATCH, trainer.do, "restore"), "is not in host memory what it was")
+        job, trainer, inference = self.pair(name="unproven")  # nothing of the optimizer's state is declared
+        trainer.do("step", 1)
+        state = trainer.do("sum_of", "optimizer")
+        self.hand_over(trainer, inference, 0)
+        self.lose(job)
+        self.restores(trainer, 1, state, proven=0)
 
 
 class Lost(Attached):

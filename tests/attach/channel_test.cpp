@@ -119,6 +119,15 @@ TEST_CASE("frames arrive in order, each with its own descriptors") {
   CHECK(open_fds() == before);
 }
 
+TEST_CASE("that the other end has gone is known before what it left is read") {
+  Ends ends;
+  CHECK_FALSE(ends.channel.has_ended());
+  ends.say("ab");
+  CHECK_FALSE(ends.channel.has_ended());
+  ends.other.reset();
+  CHECK(ends.channel.has_ended());
+}
+
 TEST_CASE("a frame that is longer than the socket's buffer goes as it is read") {
   auto [one, two] = test::connected_sockets();
   Channel sender(std::move(one));

@@ -394,6 +394,19 @@ class Engine:
     def fail(self, what):
         self.failing = set(what)
 
+    def restore(self):
+        proven = ctypes.c_int32()
+        self.call("restore", self.handle, ctypes.byref(proven))
+        return proven.value
+
+    def spoil(self, offset):
+        """Writes into host memory that the rank has shared, by a descriptor that came from it."""
+        for fd in os.listdir("/proc/self/fd"):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:awex-copy"):
+                os.pwrite(int(fd), b"\xff\xee\xdd", offset)
+                return True
+        return False
+
     def heard(self):
         events, self.events = self.events, []
         return events

@@ -164,6 +164,20 @@ TEST_CASE("what a rank says arrives as it was sent") {
     release.tag = tag;
     CHECK(sent(release).tag == tag);
   }
+  ToEngine copied;
+  copied.kind = ToEngine::Kind::kCopied;
+  copied.tag = Tag::kOptimizer;
+  copied.first = 128;
+  copied.runs = {{"m \"of\" a", 4096, 12, 4, UINT64_MAX}, {"", 0, 0, 1, 0}};
+  CHECK(sent(copied).tag == Tag::kOptimizer);
+  CHECK(sent(copied).first == 128);
+  CHECK(sent(copied).last);
+  REQUIRE(sent(copied).runs.size() == 2);
+  CHECK(sent(copied).runs[0].name == "m \"of\" a");
+  CHECK(sent(copied).runs[0].offset_bytes == 4096);
+  CHECK(sent(copied).runs[0].bytes == 12);
+  CHECK(sent(copied).runs[0].element_size == 4);
+  CHECK(sent(copied).runs[0].digest == UINT64_MAX);
   ToEngine changed;
   changed.kind = ToEngine::Kind::kChanged;
   changed.version = 4;
@@ -294,6 +308,21 @@ TEST_CASE("blocks that cannot be are refused") {
   refuse("[18446744073709551610,32,64,null]", "does not fit 64 bits");
   refuse("[16,32,18446744073709551610,null]", "does not fit 64 bits");
   check_refusal(decode_to_rank, changed(said, "[[16,32,64,null]]", "{}"), "not a list");
+}
+
+TEST_CASE("runs that cannot be are refused") {
+  ToEngine copied;
+  copied.kind = ToEngine::Kind::kCopied;
+  copied.runs = {{"", 0, 0, 1, 0}};
+  const auto said = encode(copied);
+  const auto refuse = [&](const std::string& row, const std::string& why) {
+    check_refusal(decode_to_engine, changed(said, "[\"\",0,0,1,0]", row), why);
+  };
+  refuse("7", "what was copied: 7 is no [name, offset, bytes, element size, digest]");
+  refuse("[\"\",0,0,1]", "is no [name");
+  refuse("[\"\",0,0,3,0]", "is no [name");
+  refuse("[\"\",-1,0,1,0]", "is no [name");
+  refuse("[\"\",18446744073709551615,1,1,0]", "does not fit 64 bits");
 }
 
 TEST_CASE("what no rank says is refused, and why is said") {

@@ -30,7 +30,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from attached_job import (DEADLINE, LOST, OK, Answer, Job, Player, Programs, as_megatron, as_vllm, canonical)  # noqa: E402
+from attached_job import (DEADLINE, FAILED, LOST, OK, Answer, Job, Player, Programs, as_megatron, as_vllm, canonical)  # noqa: E402
 from mpi_run import processes_with, shared_files_of  # noqa: E402
 from random_runs import RandomRuns, add_options, allowance_s, carry_out  # noqa: E402
 from resident_job import Trouble, text_of, wait_until  # noqa: E402
@@ -487,7 +487,7 @@ class Runs(RandomRuns):
         for actor in self.actors:
             if actor in waits:
                 continue
-            if actor.role == "trainer" and actor.step >= 0 and actor.do("all_mapped"):
+            if actor.role == "trainer" and actor.step >= 0 and self.restores(actor):
                 self.check(actor, actor.step)
             self.judge_mappings(actor)
         actors = self.actors
@@ -498,6 +498,18 @@ class Runs(RandomRuns):
         self.job = None
         self.step = max(self.step, *(actor.step for actor in self.trainers))
         self.start(actors)
+
+    def restores(self, actor):
+        """Whether a trainer has all its memory without its rank: what was away comes back, unless it was on its way."""
+        try:
+            actor.do("restore")
+        except Answer as error:
+            if error.status != FAILED or "on its way" not in error.text:
+                raise
+            return False
+        if not actor.do("all_mapped"):
+            raise Trouble(f"{actor.name} has restored its memory, and not all of it is there")
+        return True
 
     def has_attached(self, actor):
         """Whether one that was about to attach had reached its rank."""

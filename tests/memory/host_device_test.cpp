@@ -432,15 +432,24 @@ TEST_CASE("host blocks begin on a huge page, are zero and hold what is written")
   const auto device = make_host_device(0, 2);
   for (const uint64_t bytes : {uint64_t{1}, uint64_t{4097}, 2 * kMiB, 5 * kMiB + 3}) {
     CAPTURE(bytes);
-    const auto block = device->allocate_host(bytes);
-    const auto memory = block->bytes();
-    REQUIRE(memory.size() == bytes);
-    CHECK(reinterpret_cast<uintptr_t>(memory.data()) % (2 * kMiB) == 0);
-    CHECK(std::all_of(memory.begin(), memory.end(), [](std::byte b) { return b == std::byte{0}; }));
-    for (uint64_t i = 0; i < bytes; ++i) memory[i] = named(i);
-    bool right = true;
-    for (uint64_t i = 0; i < bytes; ++i) right = right && memory[i] == named(i);
-    CHECK(right);
+    for (const auto sharing : {HostSharing::kPrivate, HostSharing::kShared}) {
+      const auto block = device->allocate_host(bytes, sharing);
+      const auto memory = block->bytes();
+      REQUIRE(memory.size() == bytes);
+      CHECK((block->fd() >= 0) == (sharing == HostSharing::kShared));
+      CHECK(reinterpret_cast<uintptr_t>(memory.data()) % (2 * kMiB) == 0);
+      CHECK(
+          std::all_of(memory.begin(), memory.end(), [](std::byte b) { return b == std::byte{0}; }));
+      for (uint64_t i = 0; i < bytes; ++i) memory[i] = named(i);
+      bool right = true;
+      for (uint64_t i = 0; i < bytes; ++i) right = right && memory[i] == named(i);
+      CHECK(right);
+      std::byte last{};
+      const auto place = static_cast<off_t>(bytes - 1);
+      if (block->fd() < 0) continue;
+      CHECK(::pread(block->fd(), &last, 1, place) == 1);  // by whoever has the descriptor
+      CHECK(last == named(bytes - 1));
+    }
   }
   CHECK(really_held(*device) == 0);
 }

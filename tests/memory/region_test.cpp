@@ -109,6 +109,7 @@ class FakeBlock final : public HostBlock {
  public:
   explicit FakeBlock(uint64_t bytes) : memory_(bytes, std::byte{0xbb}) {}
   [[nodiscard]] std::span<std::byte> bytes() const override { return memory_; }
+  [[nodiscard]] int fd() const override { return -1; }
 
  private:
   mutable std::vector<std::byte> memory_;
@@ -176,7 +177,8 @@ class FakeDevice final : public Device {
                                                        const UniqueFd& /*fd*/) override {
     throw runtime_error("nobody lends to a fake device");
   }
-  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
+  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes,
+                                                         HostSharing /*sharing*/) override {
     script_.call("host", bytes);
     std::this_thread::sleep_for(host_delay);
     return std::make_unique<FakeBlock>(bytes);

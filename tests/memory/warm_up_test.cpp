@@ -30,6 +30,7 @@ class EmptyBlock final : public HostBlock {
   [[nodiscard]] std::span<std::byte> bytes() const override {
     return {static_cast<std::byte*>(nullptr), bytes_};
   }
+  [[nodiscard]] int fd() const override { return -1; }
 
  private:
   uint64_t bytes_;

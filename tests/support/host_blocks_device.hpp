@@ -34,7 +34,8 @@ class HostBlocksDevice final : public Device {
                                                        const UniqueFd& fd) override {
     return host_->open_lent(name, block, fd);
   }
-  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes) override {
+  [[nodiscard]] std::unique_ptr<HostBlock> allocate_host(uint64_t bytes,
+                                                         HostSharing /*sharing*/) override {
     return allocate_(*host_, bytes);
   }
   [[nodiscard]] std::unique_ptr<CopyQueue> make_queue() override { return host_->make_queue(); }

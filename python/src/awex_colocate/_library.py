@@ -82,6 +82,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "awex_wait": (c_int, [c_void_p, c_uint64, c_double, POINTER(c_uint64)]),
     "awex_release": (c_int, [c_void_p, c_double]),
     "awex_ready": (c_int, [c_void_p, c_double]),
+    "awex_restore": (c_int, [c_void_p, POINTER(c_int32)]),
     "awex_writing": (c_int, [c_void_p]),
     "awex_consistent": (c_int, [c_void_p]),
     "awex_before_release": (c_int, [c_void_p, Callback, c_void_p]),

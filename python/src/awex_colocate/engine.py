@@ -399,6 +399,16 @@ class Engine:
         self._settle()
         self._consent("awex_ready", timeout)
 
+    def restore(self) -> bool:
+        """A trainer whose rank, or job, is lost (EngineLost): brings back, to the same addresses, what was handed
+        over at that time, from the host memory that the rank had shared. All is then as it was handed over: save
+        it, `close()`, and attach to another job. Returns whether all of it was proven by the digests that were
+        taken on its way out. Raises Failed where some of it was on its way out at that moment, Mismatch where bytes
+        differ (start from a checkpoint), WrongRequest while the rank is there."""
+        proven = ctypes.c_int32()
+        self._consent("awex_restore", ctypes.byref(proven))
+        return bool(proven.value)
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """A trainer, around what writes its weights and optimizer state:
@@ -569,6 +579,8 @@ class Engine:
                         hook(version)
                 if function == "awex_before_release":
                     self._synchronize()
+                    if self.own_weights == "moves":  # What the hook has freed.
+                        self._give_caches_back()
                 return 0
             except BaseException as error:  # noqa: BLE001: nothing may pass through C
                 self._hook_error = error

@@ -334,6 +334,13 @@ awex_status awex_ready(awex_engine* engine, double timeout_s) {
   return guarded([&] { participant_of(engine).ready(timeout_of(timeout_s)); });
 }
 
+awex_status awex_restore(awex_engine* engine, int32_t* proven) {
+  return guarded([&] {
+    const bool is_proven = participant_of(engine).restore();
+    if (proven != nullptr) *proven = is_proven ? 1 : 0;
+  });
+}
+
 awex_status awex_writing(awex_engine* engine) {
   return guarded([&] { participant_of(engine).begin_writing(); });
 }

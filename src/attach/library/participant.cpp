@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <utility>
 
@@ -305,7 +306,7 @@ void Participant::find_blocks(const Parameter& parameter) {
     auto after = lends_.upper_bound(at);
     if (after == lends_.begin() ||
         at - std::prev(after)->first >= std::prev(after)->second.block.bytes) {
-      auto lending = device_->lend(reinterpret_cast<const std::byte*>(at));
+      auto lending = device_->lend(std::bit_cast<const std::byte*>(at));
       const auto& block = lending.block;
       if (at < block.address || at - block.address >= block.bytes) {
         throw runtime_error(fmt::format("{} at {:#x} are no block that holds {:#x}",
@@ -584,6 +585,9 @@ bool Participant::serve(const ToEngine& message, std::vector<UniqueFd>& fds) {
       case ToEngine::Kind::kRelease:
         release(message.tag);
         break;
+      case ToEngine::Kind::kCopied:
+        note_copied(message, std::move(fds));
+        break;
       case ToEngine::Kind::kChanged:
         version_ = message.version;
         call_back(callbacks_.weights_changed, "weights_changed", message.tag);
@@ -635,13 +639,28 @@ void Participant::release(Tag tag) {
   const bool is_own = tag == Tag::kWeights && has_own_weights();
   const bool is_here = is_own ? !own_is_away_ : of_tag.mapped;
   if (is_here) call_back(callbacks_.before_release, "before_release", tag);
+  // The callback may have taken its time: nobody would take what is given up then.
+  if (channel_->has_ended()) lose({ExitCode::kPeerLost, "the other end has gone"});
+  of_tag.copy.forget();
   if (is_own) own_is_away_ = true;
   if (of_tag.chunks) unmap(of_tag);
+}
+
+void Participant::note_copied(const ToEngine& message, std::vector<UniqueFd> fds) {
+  auto& of_tag = memory(message.tag);
+  if (!of_tag.chunks) {
+    throw runtime_error(fmt::format("this engine has no {}", tag_name(message.tag)), kOtherBuild);
+  }
+  if (!fds.empty()) {
+    of_tag.copy.add(message.first, std::move(fds), of_tag.chunks->chunking().count());
+  }
+  if (message.last) of_tag.copy.complete(message.runs);
 }
 
 void Participant::unmap(Memory& of_tag) const {
   of_tag.arena->set_mapped(false);
   of_tag.chunks->unmap();
+  of_tag.restored.reset();
   of_tag.mapped = false;
   of_tag.come = 0;
 }
@@ -678,6 +697,54 @@ void Participant::lose(const Error& error) {
                 fmt::format("{} of the job at \"{}\" is lost: {}", rank, job_, error.what()),
                 "what is mapped here stays; start the job again, detach and attach to it");
   throw Error(*lost_);
+}
+
+// ---- Without the rank
+
+/// Whether the rank is there still, it has not been asked since the last call.
+void Participant::note_loss() {
+  if (lost_) return;
+  try {
+    while (hear(Clock::now())) {
+    }
+  } catch (const Error& error) {
+    if (!lost_) throw;
+  }
+}
+
+bool Participant::restore() {
+  expect_role(Role::kTrainer, "awex_restore");
+  note_loss();
+  if (!lost_) {
+    throw request_error(fmt::format("rank {} of the job is there: awex_restore is for one that is "
+                                    "lost",
+                                    welcome_.rank),
+                        "awex_take_back brings the memory back");
+  }
+  bool proven = true;
+  for (const auto tag : kAllTags) proven = restore(tag) && proven;
+  if (std::exchange(own_is_away_, false)) {
+    call_back(callbacks_.after_resume, "after_resume", Tag::kWeights);
+  }
+  return proven;
+}
+
+bool Participant::restore(Tag tag) {
+  auto& of_tag = memory(tag);
+  if (!of_tag.chunks || of_tag.mapped) return true;
+  if (!of_tag.copy.is_whole()) {
+    throw runtime_error(fmt::format("{} cannot be brought back: it was on its way to host memory "
+                                    "when the rank was lost",
+                                    tag_name(tag)),
+                        "start from a checkpoint");
+  }
+  unmap(of_tag);  // what had come of it
+  of_tag.restored = device_->make_chunks(tag_name(tag), of_tag.chunks->chunking().bytes);
+  const bool proven = of_tag.copy.bring_back(*device_, *of_tag.restored, *of_tag.chunks);
+  of_tag.mapped = of_tag.has_content = true;
+  of_tag.arena->set_mapped(true);
+  call_back(callbacks_.after_resume, "after_resume", tag);
+  return proven;
 }
 
 // ---- Around steps

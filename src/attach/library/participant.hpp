@@ -16,6 +16,7 @@
 #include "attach/control_page.hpp"
 #include "attach/library/arena.hpp"
 #include "attach/library/find_rank.hpp"
+#include "attach/library/host_copy.hpp"
 #include "attach/message.hpp"
 #include "memory/lent_memory.hpp"
 #include "memory/mapping_device.hpp"
@@ -93,6 +94,10 @@ class Participant {
   void release(Seconds timeout);
   void ready(Seconds timeout);
 
+  /// Brings back the memory that was away when the rank was lost, into this process's own. Returns
+  /// whether all of it was proven.
+  bool restore();
+
   void begin_writing();
   void end_writing();
   void book(const std::string& what, uint64_t bytes);
@@ -104,7 +109,9 @@ class Participant {
   struct Memory {
     std::unique_ptr<MappedChunks> chunks;
     std::shared_ptr<Arena> arena;
-    uint64_t come = 0;  ///< Chunks that are mapped, from the first on.
+    std::unique_ptr<OwnedChunks> restored;  ///< This process's own, once the rank is gone.
+    HostCopy copy;                          ///< Of a trainer's bytes while they are away.
+    uint64_t come = 0;                      ///< Chunks that are mapped, from the first on.
     bool mapped = false;
     bool has_content = false;  ///< When it was mapped.
   };
@@ -131,6 +138,9 @@ class Participant {
                      const IsDone& is_done);
   [[nodiscard]] std::optional<ToEngine> await_over(Clock::time_point until);
   [[nodiscard]] std::optional<ToEngine> hear_of_withdrawal();
+  void note_loss();
+  bool restore(Tag tag);
+  void note_copied(const ToEngine& message, std::vector<UniqueFd> fds);
   [[nodiscard]] Error deadline_error(const char* call, Seconds timeout,
                                      const std::optional<Error>& last) const;
 

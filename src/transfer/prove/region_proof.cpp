@@ -138,16 +138,8 @@ uint64_t RegionProof::check_backup(ThreadPool& threads) const {
 
 uint64_t RegionProof::digest_of_backup(size_t run) const {
   const auto& [name, offset, bytes, element_size] = runs_[run];
-  const uint64_t chunk_bytes = region_.range().chunk_bytes();
-  uint64_t digest = 0;
-  for (uint64_t done = 0; done < bytes;) {
-    const uint64_t at = offset + done;
-    const auto chunk = region_.backup(at / chunk_bytes).subspan(at % chunk_bytes);
-    const auto part = chunk.first(std::min<uint64_t>(chunk.size(), bytes - done));
-    digest += digest_elements(keys_[run], element_size, done / element_size, part);
-    done += part.size();
-  }
-  return digest;
+  return digest_in_parts(keys_[run], element_size, offset, bytes, region_.range().chunk_bytes(),
+                         [this](uint64_t chunk) { return region_.backup(chunk); });
 }
 
 void RegionProof::compare(size_t run, uint64_t digest, const char* where) const {

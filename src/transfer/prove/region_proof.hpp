@@ -45,6 +45,11 @@ class RegionProof {
   RegionChange back_up(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
   /// The region is offloaded without a proof: what was recorded is of other bytes.
   void forget() { recorded_.reset(); }
+  [[nodiscard]] std::span<const ProvenRun> runs() const { return runs_; }
+  /// The digests of the last offload or copy, by run; none where there is no record.
+  [[nodiscard]] std::span<const uint64_t> recorded() const {
+    return recorded_ ? std::span<const uint64_t>(*recorded_) : std::span<const uint64_t>();
+  }
   /// Compares the offloaded bytes in host memory with what was recorded; throws as `resume`, and
   /// where there is no record. Returns the bytes read.
   uint64_t check_backup(ThreadPool& threads) const;
