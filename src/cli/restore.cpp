@@ -8,7 +8,8 @@
 namespace awex {
 namespace {
 
-/// All memory is the ranks' own. What engines that attach have mapped outlives them there.
+/// All memory is the ranks' own. What engines that attach have mapped outlives them there, and the
+/// host memory that trainers' bytes have gone to.
 ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {
   if (record.exit_code != ExitCode::kOk) {
     throw runtime_error(
@@ -16,7 +17,8 @@ ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {
                     "the memory of ranks goes with them; engines that had attached keep what they "
                     "had mapped, until they leave",
                     task.directory, describe(record)),
-        "start it anew with awex-colocate serve: the trainer begins with what --model holds");
+        "a trainer that had attached brings back what it had handed over by awex_restore "
+        "(engine.restore()); built-in roles begin anew with what --model holds");
   }
   write_all(STDOUT_FILENO, fmt::format("nothing to restore: it was {}\n", describe(record)),
             "stdout");

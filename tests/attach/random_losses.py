@@ -317,11 +317,11 @@ class Runs(RandomRuns):
     def others_than(self, actor):
         return [other for other in self.actors if other is not actor]
 
-    def refused(self, command, actor, codes, pattern):
+    def refused(self, command, actor, codes, pattern, limit_s=None):
         """A client's command, which an engine's loss or silence fails."""
         start = time.monotonic()
         done = self.job.client(command)
-        self.note_time(f"{command} refused", time.monotonic() - start, self.limit_s())
+        self.note_time(f"{command} refused", time.monotonic() - start, limit_s or self.limit_s())
         if done.returncode not in codes:
             raise Trouble(f"{command} without {actor.name} ends with {done.returncode}: {done.stderr}")
         if done.returncode != OK and not re.search(pattern, done.stderr, re.DOTALL):
@@ -408,7 +408,8 @@ class Runs(RandomRuns):
                 pass
             self.consent(self.others_than(actor), who)
             # An engine that has consented may have nothing to do; one that has not attached is lost.
-            self.refused(command, actor, (OK, DEADLINE, LOST), who)
+            # A command that runs already ends first.
+            self.refused(command, actor, (OK, DEADLINE, LOST), who, self.limit_s() + self.arguments.timeout)
             self.settle_calls(actor, (DEADLINE, LOST), who)
 
     def consent(self, others, who):
