@@ -2,13 +2,13 @@
 # Attaches real engines, on the CPU: PyTorch, FSDP2, Megatron-core, Transformers and vLLM. By hand: needs
 # Python 3.12 (or the interpreter that AWEX_PYTHON312 names) and installs them (6 GB) in build-engines/.
 #   scripts/test-engines.sh [--python PROGRAM] [--build DIR] [PART ...]
-# Parts: torch, fsdp2, megatron (without a job); killed, example; vllm, fsdp2-hf, megatron-vllm (a trainer and an
-# inference engine in a job), vllm-example. Without names all are tested.
+# Parts: torch, fsdp2, megatron (without a job, but for a few tests of torch); killed, example; vllm, fsdp2-hf,
+# megatron-vllm, own (a trainer and an inference engine in a job), vllm-example. Without names all are tested.
 # --python takes an interpreter that has them already. --build DIR has the program and the library, else build/
 # is built.
 source "$(dirname "$0")/comparison.sh"
 
-parts=(torch fsdp2 megatron killed example vllm fsdp2-hf megatron-vllm vllm-example)
+parts=(torch fsdp2 megatron killed example vllm fsdp2-hf megatron-vllm own vllm-example)
 build='' python='' chosen=()
 while (($# > 0)); do
   case "$1" in
@@ -47,21 +47,27 @@ export PYTHONPATH=$folder/site:$PWD/tests/python:$PWD/tests/engines PYTHONWARNIN
 unset AWEX_COLOCATE_LIBRARY
 
 # A trainer and an inference engine in a real job: see updates.py.
-updates() { "$python" tests/engines/updates.py "$build/awex-colocate" "$folder/$1-$2" "$1" "$2"; }
+updates() {
+  local words=$*
+  "$python" tests/engines/updates.py "$build/awex-colocate" "$folder/${words// /_}" "$@"
+}
 
 under_torchrun() { "$python" -m torch.distributed.run --standalone --nproc-per-node "$@"; }
 
 for name in "${chosen[@]}"; do
   step "$name"
   case "$name" in
-    torch) "$python" tests/python/torch_test.py ;;
+    torch) "$python" tests/python/torch_test.py "$build/awex-colocate" ;;
     fsdp2) for ranks in 1 2 3; do under_torchrun "$ranks" tests/engines/fsdp2_test.py; done ;;
     megatron)
       TP=1 under_torchrun 1 tests/engines/megatron_test.py
       TP=1 under_torchrun 2 tests/engines/megatron_test.py
       TP=2 under_torchrun 2 tests/engines/megatron_test.py
       ;;
-    killed) "$python" tests/engines/killed_trainer.py "$build/awex-colocate" --kills 30 ;;
+    killed)
+      "$python" tests/engines/killed_trainer.py "$build/awex-colocate" --kills 30
+      "$python" tests/engines/lost_job.py "$build/awex-colocate"
+      ;;
     example) "$python" examples/torch_rl/run.py --program "$build/awex-colocate" --compare 10 ;;
     vllm) updates hf vllm:tp=1 ;;
     fsdp2-hf) updates fsdp2 hf ;;
@@ -70,6 +76,11 @@ for name in "${chosen[@]}"; do
       updates megatron:tp=1 vllm:tp=2
       updates megatron:tp=2 vllm:tp=1
       updates megatron:tp=2 vllm:tp=2
+      ;;
+    own)
+      updates hf vllm:tp=1 --memory shared --updates 4 --fresh 2
+      updates hf vllm:tp=1 --memory moves --updates 4 --fresh 2
+      updates megatron vllm:tp=1 --memory shared --updates 4 --fresh 2
       ;;
     vllm-example) "$python" examples/vllm_rl/run.py --program "$build/awex-colocate" --compare 10 ;;
   esac

@@ -16,8 +16,9 @@ namespace awex {
 namespace {
 
 constexpr auto kRemedy =
-    "let the job have it (adopt), or let PyTorch take it in another way: cudaMalloc (its default) "
-    "and PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be exported; torch_memory_saver and "
+    "let a job that is started anew have it (adopt), or let PyTorch take it in another way: "
+    "cudaMalloc (its default) and PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True can be "
+    "exported; torch_memory_saver and "
     "vLLM's sleep mode cannot";
 
 CUdeviceptr number_of(const std::byte* address) { return reinterpret_cast<CUdeviceptr>(address); }

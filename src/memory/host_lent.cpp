@@ -19,7 +19,8 @@ namespace awex {
 namespace {
 
 constexpr auto kRemedy =
-    "let the job have it (adopt), or make it shared (module.share_memory() before it is declared)";
+    "let a job that is started anew have it (adopt), or make it shared (module.share_memory() "
+    "before it is declared)";
 
 /// A line of /proc/self/maps (proc(5)).
 struct MapsLine {

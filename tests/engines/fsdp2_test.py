@@ -110,6 +110,19 @@ for odd in (64 * RANKS, 257):
                 engine.layout()
             )
 
+# Shards of one's own are declared where they are, and stay there.
+for tied in (False, True):
+    want = losses(*build(257, tied), range(3))
+    model, optimizer = build(257, tied)
+    engine = fake_engine.make(layout_of(model), optimizer=support.optimizer_bytes(optimizer, model), own="stays")
+    support.register(engine, model)
+    support.adopt_optimizer(engine, optimizer)
+    assert losses(model, optimizer, range(3)) == want, tied
+    engine._check()
+    shards = {name: p._local_tensor for name, p in model.named_parameters() if p._local_tensor.numel()}
+    assert {name: lent[-1] for name, lent in engine._lib.lent.items()} == {n: s.data_ptr() for n, s in shards.items()}
+    assert not [name for name in engine._lib.declared if name.endswith(".master")], engine._lib.declared
+
 model, _ = build(257, False)
 wrong = [("blocks.0.up.weight", "bf16", 3, 64), *layout_of(model)[1:]]
 try:

@@ -57,6 +57,20 @@ for one in support._chained(optimizer):
                 assert inside(engine, "optimizer", value)
 assert got == whole, (got, whole)
 
+# Weights of its own are declared where they are, and stay there; masters and moments move.
+model, ddp, optimizer = megatron_model.build(TP)
+model.share_memory()
+engine = fake_engine.make(layout, optimizer=support.optimizer_bytes(optimizer), own="stays")
+support.register(engine, ddp, optimizer)
+assert losses(ddp, optimizer, range(6)) == whole
+engine._check()
+places = {name: p.data_ptr() for name, p in model.named_parameters()}
+assert {name: lent[-1] for name, lent in engine._lib.lent.items()} == places
+for buffer in ddp.buffers:
+    assert buffer.param_data.is_shared()
+for one in support._chained(optimizer):
+    for parameter, state in one.optimizer.state.items():
+        assert inside(engine, "optimizer", parameter) and inside(engine, "optimizer", state["exp_avg"])
 
 
 class StepInGroup(torch.optim.Optimizer):

@@ -1,13 +1,15 @@
 """A rank of a trainer: trainer.py KIND JOB WORK UPDATES READERS FRESH, with RANK and WORLD_SIZE in its environment. KIND is
 hf (Transformers), fsdp2 (the same, sharded) or megatron:TP (megatron-core with DDP and DistributedOptimizer).
-Saves the FRESH last versions as checkpoints, hands every version over, waits until READERS processes have used it, and
-writes its losses to WORK/losses-RANK.json. On a GPU it compares what NVML tells with what was handed over."""
+Its memory is what ENGINES_MEMORY says (memories.py). Saves the FRESH last versions as checkpoints, hands every version
+over, waits until READERS processes have used it, and writes its losses to WORK/losses-RANK.json. On a GPU it compares
+what NVML tells with what was handed over."""
 
 import json
 import os
 import sys
 from pathlib import Path
 
+import memories
 import torch
 from files import DEVICE, ON_GPU, PATIENCE_S, get, put
 
@@ -28,11 +30,13 @@ class Transformers:
         # Attention of kernels whose gradients are the same each time.
         how = {"attn_implementation": "eager", "dtype": torch.bfloat16} if ON_GPU else {}
         self.model = Qwen3ForCausalLM.from_pretrained(WORK / "initial", **how)
-        if ON_GPU:
+        if ON_GPU and memories.KIND != "pool":
             self.model.to(DEVICE)
         if KIND == "fsdp2":
             self.shard()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        # In a pool the first step makes the state and, fused, nothing else.
+        fused = True if memories.KIND == "pool" else None
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, fused=fused)
 
     def shard(self):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -50,6 +54,19 @@ class Transformers:
     def adopt(self, engine):
         engine.adopt(self.model)
         engine.adopt_optimizer(self.optimizer)
+
+    def register(self, engine, optimizer=None):
+        engine.register(self.model)
+        if optimizer is not None:
+            engine.adopt_optimizer(optimizer)
+
+    def leave(self):
+        for parameter in self.model.parameters():
+            parameter.data = memories.away(parameter.data)
+
+    def come_back(self):
+        for parameter in self.model.parameters():
+            parameter.data = memories.back(parameter.data)
 
     def save(self, folder):
         if KIND == "hf":
@@ -98,6 +115,19 @@ class Megatron:
 
         helper.adopt(engine, self.ddp, self.optimizer)
 
+    def register(self, engine, optimizer=None):
+        import awex_colocate.megatron as helper
+
+        helper.register(engine, self.ddp, optimizer)
+
+    def leave(self):
+        for buffer in self.ddp.buffers:
+            buffer.offload_to_cpu(move_grads=False)
+
+    def come_back(self):
+        for buffer in self.ddp.buffers:
+            buffer.reload_from_cpu(move_grads=False)
+
     def save(self, folder):
         whole = self.checkpoint.gather(self.model, self.shapes)
         if RANK == 0:
@@ -130,8 +160,10 @@ class Meter:
 
         pynvml.nvmlInit()
         self.gpu, self.nvml = pynvml.nvmlDeviceGetHandleByIndex(torch.device(DEVICE).index), pynvml
-        mine = sum(engine.memory(tag).bytes for tag in ("weights", "optimizer"))
         weights = sum(p.numel() * 2 for p in model.parameters())
+        mine = sum(engine.memory(tag).bytes for tag in ("weights", "optimizer"))  # None for weights of its own.
+        if memories.OWN == "moves":
+            mine += weights
         self.freed = mine - weights - int(os.environ["ENGINES_KV_BYTES"])
 
     def used(self):
@@ -154,9 +186,10 @@ def main():
         torch.use_deterministic_algorithms(True, warn_only=True)
     trainer = Megatron() if KIND.startswith("megatron") else Transformers()
     engine = awex_colocate.attach(
-        "trainer", JOB, device=DEVICE if ON_GPU else f"host:{RANK}", memory=trainer.memory(), timeout=PATIENCE_S
-    )
-    trainer.adopt(engine)
+        "trainer", JOB, device=DEVICE if ON_GPU else f"host:{RANK}", memory=memories.sizes(trainer.memory()),
+        own_weights=memories.OWN, timeout=PATIENCE_S,
+    )  # fmt: skip
+    memories.hold(engine, trainer)
     engine.seal(PATIENCE_S)
     losses, meter = [], Meter(engine, trainer.model) if ON_GPU and READERS else None
     for version in range(1, UPDATES + 1):
@@ -171,7 +204,7 @@ def main():
             meter.compare(before, meter.used())
         engine.take_back(PATIENCE_S)
         losses.append(trainer.gradients(version))
-        with engine.writing():
+        with engine.writing(), memories.first_state(engine, version):
             trainer.optimizer.step()
         trainer.forget_gradients()
         print("step", version, losses[-1], flush=True)

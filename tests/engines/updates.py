@@ -1,7 +1,7 @@
 """A real trainer and a real inference engine in a real job, on a CPU or a GPU:
 
     updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
-               [--killed 3]
+               [--killed 3] [--memory arena]
 
 TRAINER: hf, fsdp2 (of two ranks), megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
 INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU), vllm:tp=2 or sglang:tp=1. What
@@ -9,7 +9,13 @@ inference says after each update must be what a fresh engine says on the trainer
 the trainer's losses those of a job that offloads nothing, bit by bit; on a GPU what is in use, as NVML tells it,
 must fall and rise as the memory that is handed over does. A vLLM that is killed while it generates must serve the
 same version when it is started again, without reading weights. Needs the wheel installed, with the engines, in
-this Python."""
+this Python.
+
+--memory says where the trainer's weights are: in the job's memory, which they move to (arena) or which PyTorch
+allocates them in, as it does the state of the optimizer's first step (pool); in its own memory, where they stay, from
+PyTorch's default allocator (cudamalloc), from expandable segments (expandable) or shared (shared: on a CPU), or from
+where the trainer moves them to the host and back (moves). private: memory that no other process can map is refused,
+then as cudamalloc. pool is for hf; Megatron's buffers move on a GPU alone."""
 
 import argparse
 import json
@@ -35,6 +41,11 @@ TRAINERS = {
     "megatron:tp=1": (2, "megatron:1", "megatron:tp=1,spec=local"),
     "megatron:tp=2": (2, "megatron:2", "megatron:tp=2,spec=local"),
 }
+#: By name: where it is tried.
+MEMORY = {
+    "arena": ("host", "cuda:0"), "pool": ("cuda:0",), "cudamalloc": ("cuda:0",), "expandable": ("cuda:0",),
+    "private": ("cuda:0",), "shared": ("host",), "moves": ("host", "cuda:0"),
+}  # fmt: skip
 
 
 def parse():
@@ -49,7 +60,26 @@ def parse():
     parser.add_argument("--model", default="small", help="small, or Qwen3's published shapes 0.6b and 1.7b")
     parser.add_argument("--graphs", action="store_true", help="vLLM with CUDA graphs; its KV cache is its own then")
     parser.add_argument("--killed", type=int, default=0, metavar="VERSION", help="kills vLLM (SIGKILL) in this one's rollout")
+    parser.add_argument("--memory", default="arena", choices=MEMORY, help="where the trainer's weights are")
     return parser.parse_args()
+
+
+def refuse_what_cannot_be(o):
+    ranks, kind = TRAINERS[o.trainer][0], o.trainer.partition(":")[0]
+    if o.inference == "vllm:tp=2" and ranks < 2:
+        sys.exit("vllm:tp=2 needs a trainer of two ranks: each GPU has one rank of either role")
+    if o.device != "host" and ranks > 1:
+        sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
+    if o.graphs and not o.inference.startswith("vllm"):
+        sys.exit("--graphs is for vLLM")
+    if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
+        sys.exit(f"--killed {o.killed}: a version of 1 to {o.updates}, and vLLM")
+    if o.device not in MEMORY[o.memory]:
+        sys.exit(f"--memory {o.memory} is for --device {' or '.join(MEMORY[o.memory])}")
+    if o.memory != "arena" and kind == "fsdp2":
+        sys.exit(f"--memory {o.memory} is for hf and megatron")
+    if kind == "megatron" and (o.memory == "pool" or (o.memory, o.device) == ("moves", "host")):
+        sys.exit(f"--memory {o.memory} is not for {o.trainer} on {o.device}")
 
 
 def inference_layout(inference):
@@ -99,6 +129,8 @@ class Run:
         # The Transformers process serves all GPUs, and says so for each.
         readers = self.ranks if commands and o.inference == "hf" else len(commands)
         place = {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        if o.memory == "expandable":
+            place["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         for rank in range(self.ranks):
             self.start(f"trainer-{rank}", sys.executable, str(HERE / "trainer.py"), kind, self.job, str(work),
                        str(o.updates), str(readers), str(o.fresh), RANK=str(rank), LOCAL_RANK=str(rank), **place)  # fmt: skip
@@ -167,17 +199,10 @@ class Run:
 
 def main():
     o = parse()
+    refuse_what_cannot_be(o)
     ranks = TRAINERS[o.trainer][0]
-    if o.inference == "vllm:tp=2" and ranks < 2:
-        sys.exit("vllm:tp=2 needs a trainer of two ranks: each GPU has one rank of either role")
-    if o.device != "host" and ranks > 1:
-        sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
-    if o.graphs and not o.inference.startswith("vllm"):
-        sys.exit("--graphs is for vLLM")
-    if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
-        sys.exit(f"--killed {o.killed}: a version of 1 to {o.updates}, and vLLM")
     os.environ.update(ENGINES_DEVICE=o.device, ENGINES_MODEL=o.model, ENGINES_GRAPHS="1" if o.graphs else "",
-                      ENGINES_KILLED=str(o.killed or ""),
+                      ENGINES_KILLED=str(o.killed or ""), ENGINES_MEMORY=o.memory,
                       ENGINES_KV_BYTES=str(0 if o.graphs or not o.inference.startswith("vllm") else 1 << 30))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     initial = o.work / "both" / "initial"

@@ -15,6 +15,7 @@ class FakeLibrary:
         self.used = dict.fromkeys(TAGS, 0)
         self.tag = TAGS[0]
         self.declared = {}
+        self.lent = {}  # Declared at an address, by name.
         self.is_mapped = True
 
     def address(self, tag):
@@ -44,12 +45,18 @@ class FakeLibrary:
         self.declared[t.name.decode()] = (t.dtype.decode(), t.rows, t.cols, t.offset_bytes, TAGS[t.tag])
         return 0
 
+    def awex_declare_own(self, _, tensor, address):
+        t = tensor._obj
+        self.lent[t.name.decode()] = (t.dtype.decode(), t.rows, t.cols, address)
+        return 0
+
     def awex_error(self):
         return b""
 
 
-def make(layout, reattached=False, **sizes):
-    """An Engine of `layout`: (name, dtype, rows, cols) each, placed one behind the other."""
+def make(layout, reattached=False, own=None, **sizes):
+    """An Engine of `layout`: (name, dtype, rows, cols) each, placed one behind the other; with `own` its weights are
+    its own."""
     tensors, end = [], 0
     for name, dtype, rows, cols in layout:
         tensors.append(Tensor(name, dtype, rows, cols, end))
@@ -58,9 +65,9 @@ def make(layout, reattached=False, **sizes):
     engine = object.__new__(Engine)
     engine._lib = FakeLibrary(sizes)
     engine._handle = 1
-    engine.role, engine.name, engine.device_index = "trainer", "fake", 0
+    engine.role, engine.name, engine.device_index, engine.own_weights = "trainer", "fake", 0, own
     engine._served, engine._hooks, engine._c_callbacks, engine._hook_error = 0, {}, {}, None
-    engine._checks, engine._support, engine._placed_ahead = [], {}, {}
+    engine._checks, engine._support, engine._placed_ahead, engine._when_closed = [], {}, {}, []
     engine._place = Place(0, 0, "here", "model", "hf", "host", reattached, 0)
     engine._layout = tuple(tensors)
     return engine

@@ -162,7 +162,7 @@ class Library(unittest.TestCase):
             )
             subprocess.run([COMPILER, "-x", "c", "-shared", "-fPIC", str(source), "-o", library], check=True)
             said = in_another_process(self.ATTACH, AWEX_COLOCATE_LIBRARY=library)
-        self.assertIn("(9.0) has version 99 of its interface, this package needs 1", said)
+        self.assertIn("(9.0) has version 99 of its interface, this package needs 2", said)
 
     @unittest.skipUnless(LIBRARY, "no library is built")
     def test_a_job_that_is_not_there_is_named(self):

@@ -1,11 +1,14 @@
 """Moving tensors of modules and optimizers into a job's memory: what follows, what is refused.
-Skipped (77) where PyTorch is not there."""
+Skipped (77) where PyTorch is not there: torch_test.py [AWEX-COLOCATE [TEST...]], with the program a real job, too."""
 
+import contextlib
 import copy
 import gc
 import sys
+import tempfile
 import types
 import unittest
+from pathlib import Path
 
 try:
     import torch
@@ -13,8 +16,12 @@ except ImportError:
     print("no PyTorch here")
     sys.exit(77)
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "engines"), str(TESTS / "attach")]
+import attached_job
 import fake_engine
 
+import awex_colocate
 import awex_colocate.torch as support
 import awex_colocate.vllm as vllm
 from awex_colocate import WrongRequest
@@ -210,6 +217,142 @@ class Adopt(unittest.TestCase):
                 engine._check()
 
 
+class Register(unittest.TestCase):
+    """Weights stay where they are."""
+
+    def test_a_module_is_declared_where_it_is(self):
+        model = Small().share_memory()
+        before = {name: p.data_ptr() for name, p in model.named_parameters()}
+        engine = fake_engine.make(LAYOUT, own="stays")
+        support.register(engine, model)
+        self.assertEqual({name: lent[-1] for name, lent in engine._lib.lent.items()}, before)
+        self.assertEqual([(name, *lent[:-1]) for name, lent in engine._lib.lent.items()], LAYOUT)
+        self.assertEqual(before, {name: p.data_ptr() for name, p in model.named_parameters()})
+        self.assertTrue(all(p.is_shared() for p in model.parameters()))
+        self.assertEqual(engine._lib.declared, {})
+        engine._check()
+
+    def test_tied_tensors_are_declared_once(self):
+        for model in (Small(tied=True), Small()):
+            model.head.weight.data = model.embed.weight.data
+            model.share_memory()
+            engine = fake_engine.make(LAYOUT[:2], own="stays")
+            support.register(engine, model)
+            self.assertEqual(engine._lib.lent["embed.weight"][-1], model.head.weight.data_ptr())
+            engine._check()
+            model.head.weight = nn.Parameter(model.head.weight.data.clone())  # Its tie is cut.
+            with self.assertRaisesRegex(WrongRequest, "embed.weight has left"):
+                engine._check()
+
+    def test_the_optimizers_state_is_the_jobs(self):
+        model = Small()
+        optimizer = torch.optim.AdamW(model.parameters())
+        size = support.optimizer_bytes(optimizer, model)
+        engine = fake_engine.make(LAYOUT, optimizer=size, own="stays")
+        support.register(engine, model)
+        support.adopt_optimizer(engine, optimizer)
+        self.assertEqual(engine._lib.used["optimizer"], size)
+        self.assertIn("embed.weight.exp_avg", engine._lib.declared)
+        self.assertFalse([name for name in engine._lib.declared if name.endswith(".master")])
+
+    def test_an_engine_for_the_jobs_memory_is_refused(self):
+        engine = fake_engine.make(LAYOUT)
+        with self.assertRaisesRegex(WrongRequest, "own_weights=.*engine.adopt"):
+            support.register(engine, Small())
+
+    def test_what_differs_is_named(self):
+        engine = fake_engine.make([*LAYOUT[:2], ("other", "f32", 2, 2)], own="stays")
+        with self.assertRaisesRegex(WrongRequest, r"other is missing; head.weight \[11, 6\] is not in the layout"):
+            support.register(engine, Small())
+        self.assertEqual(engine._lib.lent, {})
+
+    def test_a_parameter_that_leaves_is_found_where_it_was_to_stay(self):
+        for own, is_found in (("stays", True), ("moves", False)):
+            model, engine = Small(), fake_engine.make(LAYOUT, own=own)
+            support.register(engine, model)
+            model.head.weight.data = model.head.weight.data.clone()
+            with self.subTest(own), contextlib.ExitStack() as expected:
+                if is_found:
+                    expected.enter_context(self.assertRaisesRegex(WrongRequest, "head.weight has left where it was"))
+                engine._check()
+
+
+def module_of(layout):
+    dtypes = {name: dtype for dtype, name in support.DTYPE_NAMES.items()}
+    module = nn.Module()
+    for place in layout:
+        *path, key = place.name.split(".")
+        owner = module
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]
+        shape = (place.elements,) if 1 in (place.rows, place.cols) else (place.rows, place.cols)
+        owner.register_parameter(key, nn.Parameter(torch.full(shape, 0.5, dtype=dtypes[place.dtype])))
+    return module
+
+
+@unittest.skipUnless(sys.argv[1:], "without the program there is no job")
+class RegisterInAJob(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.job = attached_job.Job(scratch.name, 2, "--admission", "off", attach="trainer")
+        self.addCleanup(self.job.end)
+
+    def attach(self, own):
+        engine = awex_colocate.attach("trainer", self.job.directory, device="host:0", own_weights=own)
+        self.addCleanup(engine.close)
+        return engine, module_of(engine.layout())
+
+    def own_bytes(self):
+        return next(rank["engine_own_bytes"] for rank in self.job.status()["ranks"] if rank["role"] == "trainer")
+
+    def test_memory_that_stays(self):
+        engine, model = self.attach("stays")
+        first = engine.layout()[0].name
+        with self.assertRaisesRegex(WrongRequest, rf"{first}.*private to this process(.|\n)*module.share_memory"):
+            engine.register(model)
+        with self.assertRaisesRegex(WrongRequest, "missing"):
+            engine.seal()
+        engine.register(model.share_memory())
+        engine.seal()
+        with engine.writing():
+            model.get_parameter(first).data.fill_(2)
+        self.assertEqual(engine.hand_over(), 1)
+        self.assertTrue(engine.memory("weights").is_mapped)
+        self.assertEqual(model.get_parameter(first).flatten()[0].item(), 2)
+        self.assertGreaterEqual(self.own_bytes(), sum(place.bytes for place in engine.layout()))
+        engine.take_back()
+        model.get_parameter(first).data = model.get_parameter(first).data.clone()
+        with self.assertRaisesRegex(WrongRequest, f"{first} has left where it was"):
+            engine.hand_over()
+
+    def test_memory_that_moves(self):
+        engine, model = self.attach("moves")
+
+        @engine.before_release
+        def leave(tag, _version):
+            for parameter in model.parameters() if tag == "weights" else ():
+                parameter.data = parameter.data.clone()
+
+        @engine.after_resume
+        def come_back(tag, _version):
+            if tag == "weights":
+                engine.register(model.share_memory())
+
+        engine.register(model.share_memory())
+        engine.seal()
+        for version in range(1, 4):
+            with engine.writing():
+                for parameter in model.parameters():
+                    parameter.data.fill_(version)
+            self.assertEqual(engine.hand_over(), version)
+            self.assertFalse(any(parameter.is_shared() for parameter in model.parameters()))
+            engine.take_back()
+            self.assertTrue(all(parameter.is_shared() for parameter in model.parameters()))
+
+
 class AdoptOptimizer(unittest.TestCase):
     def pair(self, make_optimizer, steps_before=0, **sizes):
         torch.manual_seed(2)
@@ -344,4 +487,5 @@ class Random(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    attached_job.Programs.mpiexec, attached_job.Programs.binary = "mpirun", "".join(sys.argv[1:2])
+    unittest.main(argv=[sys.argv[0], *sys.argv[2:]])

@@ -262,6 +262,8 @@ class Engine:
         self._hook_error: BaseException | None = None
         #: Run before each consent: they raise when what was declared is so no longer.
         self._checks: list[Callable[[], None]] = []
+        #: Run when it has left: what would touch its memory later.
+        self._when_closed: list[Callable[[], None]] = []
         self._placed_ahead: dict[str, int] = {}  # Bytes used of tags that were not mapped then.
         self._support: dict[str, Any] = {}  # What awex_colocate.torch keeps for this engine.
         self._place = self._ask_place()
@@ -464,6 +466,8 @@ class Engine:
         handle, self._handle = self._handle, None
         if handle is not None:
             self._synchronize()
+            for work in self._when_closed:
+                work()
             self._lib.awex_detach(handle)
             self._checks.clear()
 

@@ -80,8 +80,7 @@ def register(engine: Engine, chunks: Any, optimizer: Any = None) -> None:
     has it. Raises WrongRequest that lists what differs from the layout."""
     tensors = _named_tensors(_list(chunks))
     _refuse_differences(engine, tensors)
-    places = engine.layout()
-    support.register_tensors(engine, [(p, tensors[p.name], lambda t=tensors[p.name]: t) for p in places])
+    support.register_tensors(engine, [(p, [lambda t=tensors[p.name]: t]) for p in engine.layout()])
     for one in _chained(optimizer):
         _mark_views(engine, one)
         _create_state(one)

@@ -173,7 +173,7 @@ def _check_watched(watched: list[_Watched]) -> None:
             raise WrongRequest(
                 f"{one.name} has left {one.where}",
                 "module.to(), load_state_dict(assign=True) and optimizer.load_state_dict() replace tensors: "
-                "call them before adopting, or copy into the tensors",
+                "call them before that, or copy into the tensors",
             )
 
 
@@ -296,29 +296,33 @@ def register(engine: Engine, module: torch.nn.Module, *, skip: Sequence[str] = (
 
     if shards := fsdp2.shards_of(module):
         chosen = fsdp2.matched(engine, shards)
-        found = [(place, shard.local, lambda s=shard: s.local) for place, shard in chosen]
+        found = [(place, [lambda s=shard: s.local]) for place, shard in chosen]
+        # The optimizer has the DTensors.
+        engine._support.setdefault("names", {}).update({id(s.dtensor): place.name for place, s in chosen})
     else:
         held = _match(engine, _held_of(module), set(skip))
-        firsts = [(place, held[place.name][0]) for place in engine.layout()]
-        found = [(place, one.tensor, one.current) for place, one in firsts]
+        found = [(place, [one.current for one in held[place.name]]) for place in engine.layout()]
     register_tensors(engine, found)
 
 
 def register_tensors(
-    engine: Engine, found: Sequence[tuple[Tensor, torch.Tensor, Callable[[], torch.Tensor | None]]]
+    engine: Engine, found: Sequence[tuple[Tensor, Sequence[Callable[[], torch.Tensor | None]]]]
 ) -> None:
-    """Declares tensors where they are, each with its place in the layout and a way to look at it again."""
+    """Declares tensors where they are, each by its place in the layout and ways to look at it: of tied ones several."""
     if engine.own_weights is None:
         raise WrongRequest(
             "this engine was attached for weights in the job's memory",
             'attach(…, own_weights="stays"), or engine.adopt(module)',
         )
     names = engine._support.setdefault("names", {})
-    for place, tensor, current in found:
-        engine.declare_own(place.name, place.dtype, place.rows, place.cols, tensor.data_ptr())
-        names[id(current())] = place.name
-        if engine.own_weights == "stays":
-            watch(engine, place.name, tensor.data_ptr(), current, "where it was when it was registered")
+    addresses = [currents[0]().data_ptr() for _, currents in found]  # type: ignore[union-attr]
+    for (place, _), address in zip(found, addresses, strict=True):
+        engine.declare_own(place.name, place.dtype, place.rows, place.cols, address)
+    for (place, currents), address in zip(found, addresses, strict=True):
+        for current in currents:
+            names[id(current())] = place.name
+            if engine.own_weights == "stays":
+                watch(engine, place.name, address, current, "where it was when it was registered")
 
 
 def _resolve_copy(engine: Engine, copy: bool | None) -> bool:
@@ -637,7 +641,8 @@ def _adopt_steps(
 
     if engine.place.reattached:
         _when_there(engine, "optimizer", bring_back)
-    optimizer.register_step_post_hook(lambda *_: copy.copy_(_step_counts(states())))
+    hook = optimizer.register_step_post_hook(lambda *_: copy.copy_(_step_counts(states())))
+    engine._when_closed.append(hook.remove)
 
 
 def _when_there(engine: Engine, tag: str, work: Callable[[], None]) -> None:

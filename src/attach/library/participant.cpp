@@ -249,19 +249,24 @@ void Participant::declare(Tag tag, const Parameter& parameter) {
   if (end > bytes) {
     throw refuse(fmt::format("it ends at byte {}, and {} has {}", end, tag_name(tag), bytes));
   }
+  begin_list();
   add(tag, parameter);
 }
 
-void Participant::add(Tag tag, const Parameter& parameter) {
-  if (std::exchange(begins_declaring_, false)) {
-    if (!sealed_) {
-      declared_ = {};
-      names_ = {};
-    }
-    declared_.at(static_cast<size_t>(Tag::kWeights)).clear();
-    names_.at(static_cast<size_t>(Tag::kWeights)).clear();
-    lends_.clear();
+/// A first declaration after a seal, or when lent memory has come back, begins a new list.
+void Participant::begin_list() {
+  if (!std::exchange(begins_declaring_, false)) return;
+  const auto weights = static_cast<size_t>(Tag::kWeights);
+  if (!sealed_) {
+    declared_ = {};
+    names_ = {};
   }
+  declared_.at(weights).clear();
+  names_.at(weights).clear();
+  lends_.clear();
+}
+
+void Participant::add(Tag tag, const Parameter& parameter) {
   if (!names_.at(static_cast<size_t>(tag)).insert(parameter.name).second) {
     throw request_error(fmt::format("cannot declare {}: {} has it already",
                                     in_quotes(parameter.name), tag_name(tag)),
@@ -291,12 +296,13 @@ void Participant::declare_own(const Parameter& parameter) {
     throw refuse(
         fmt::format("its address {:#x} is no multiple of its element", parameter.offset_bytes));
   }
-  add(Tag::kWeights, parameter);
+  begin_list();
   try {
     find_blocks(parameter);
   } catch (const Error& error) {
     throw refuse(error.what(), error.hint());
   }
+  add(Tag::kWeights, parameter);
 }
 
 /// The blocks that a tensor lies in, of which others may be known already.

@@ -120,6 +120,7 @@ class Participant {
   void attach(Seconds timeout);
   void take_welcome(Frame frame);
   void reserve_memory();
+  void begin_list();
   void add(Tag tag, const Parameter& parameter);
   void find_blocks(const Parameter& parameter);
   void lend();
