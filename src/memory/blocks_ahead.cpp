@@ -10,13 +10,13 @@
 namespace awex {
 namespace {
 
-constexpr size_t kAtATime = 2;
+constexpr size_t at_a_time(HostSharing sharing) { return sharing == HostSharing::kShared ? 8 : 2; }
 
 }  // namespace
 
 BlocksAhead::BlocksAhead(Device& device, std::vector<uint64_t> sizes_bytes, HostSharing sharing)
     : device_(device), sizes_bytes_(std::move(sizes_bytes)), sharing_(sharing) {
-  for (size_t i = 0; i < kAtATime; ++i) begin();
+  for (size_t i = 0; i < at_a_time(sharing); ++i) begin();
 }
 
 bool BlocksAhead::is_ready() const {

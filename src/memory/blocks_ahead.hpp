@@ -10,8 +10,10 @@
 
 namespace awex {
 
-/// Makes host blocks in the order in which they will be needed, two at a time: while one is pinned,
-/// which one thread does, the device's threads touch the next. Call it from one thread.
+/// Makes host blocks in the order in which they will be needed. Private ones two at a time: while
+/// one is pinned, which one thread does, the device's threads touch the next. Shared ones eight at
+/// a time, each touched by one thread: threads that touch one file wait for each other. Call it
+/// from one thread.
 class BlocksAhead {
  public:
   /// Begins with the first blocks of these `sizes_bytes`. `device` must outlive it.

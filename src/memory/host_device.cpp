@@ -59,15 +59,21 @@ class HostMemoryBlock final : public HostBlock {
     // Only advice: a kernel without huge pages refuses it and copies a little slower.
     ::madvise(data_, bytes_, MADV_HUGEPAGE);
     nodes.prefer_for({data_, bytes_});
-    workers.for_huge_pages(bytes_, [this](uint64_t begin, uint64_t count) {
-      for (uint64_t at = begin; at < begin + count; at += kSmallPageBytes) data_[at] = {};
-    });
+    if (sharing == HostSharing::kShared) {  // see BlocksAhead
+      touch(0, bytes_);
+      return;
+    }
+    workers.for_huge_pages(bytes_, [this](uint64_t begin, uint64_t count) { touch(begin, count); });
   }
 
   [[nodiscard]] std::span<std::byte> bytes() const override { return {data_, bytes_}; }
   [[nodiscard]] int fd() const override { return fd_.get(); }
 
  private:
+  void touch(uint64_t begin, uint64_t count) {
+    for (uint64_t at = begin; at < begin + count; at += kSmallPageBytes) data_[at] = {};
+  }
+
   static std::byte* align(std::byte* data) {
     const auto address = reinterpret_cast<uintptr_t>(data);
     return data + (round_up(address, kHugePageBytes) - address);

@@ -226,6 +226,8 @@ def serve(o, first):
         say("served", version, said[0][:6] if said else "", *sorted(sums.values())[:1] if sums else ())
         sglang.settle()
         put(o.work / "served-0" / str(version))
+        if version > 1:  # What its memory saver gives away is gone at once.
+            get(o.work / "measured" / str(version))
         sglang.engine.release_memory_occupation()  # Returns at once: the trainer takes it when it wants to.
     get(o.work / "trained-0")
     sglang.end()

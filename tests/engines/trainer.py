@@ -202,6 +202,7 @@ def main():
             get(WORK / f"served-{reader}" / str(version))
         if meter and version > 1:
             meter.compare(before, meter.used())
+            put(WORK / "measured" / str(version))
         engine.take_back(PATIENCE_S)
         losses.append(trainer.gradients(version))
         with engine.writing(), memories.first_state(engine, version):

@@ -1,7 +1,7 @@
 """A real trainer and a real inference engine in a real job, on a CPU or a GPU:
 
     updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
-               [--killed 3] [--memory arena]
+               [--killed 3] [--memory arena] [--saver]
 
 TRAINER: hf, fsdp2 (of two ranks), megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
 INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU), vllm:tp=2 or sglang:tp=1. What
@@ -60,6 +60,7 @@ def parse():
     parser.add_argument("--model", default="small", help="small, or Qwen3's published shapes 0.6b and 1.7b")
     parser.add_argument("--graphs", action="store_true", help="vLLM with CUDA graphs; its KV cache is its own then")
     parser.add_argument("--killed", type=int, default=0, metavar="VERSION", help="kills vLLM (SIGKILL) in this one's rollout")
+    parser.add_argument("--saver", action="store_true", help="SGLang with its memory saver: its KV cache goes and comes")
     parser.add_argument("--memory", default="arena", choices=MEMORY, help="where the trainer's weights are")
     return parser.parse_args()
 
@@ -72,6 +73,8 @@ def refuse_what_cannot_be(o):
         sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
     if o.graphs and not o.inference.startswith("vllm"):
         sys.exit("--graphs is for vLLM")
+    if o.saver and not o.inference.startswith("sglang"):
+        sys.exit("--saver is for SGLang")
     if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
         sys.exit(f"--killed {o.killed}: a version of 1 to {o.updates}, and vLLM")
     if o.device not in MEMORY[o.memory]:
@@ -80,6 +83,17 @@ def refuse_what_cannot_be(o):
         sys.exit(f"--memory {o.memory} is for hf and megatron")
     if kind == "megatron" and (o.memory == "pool" or (o.memory, o.device) == ("moves", "host")):
         sys.exit(f"--memory {o.memory} is not for {o.trainer} on {o.device}")
+
+
+def kv_bytes(o):
+    """Of the KV cache that goes and comes beside what the job moves of the trainer."""
+    if o.saver:
+        from qwen3_shape import CONFIG
+        from sglang_inference import OPTIONS
+
+        heads = 2 * CONFIG["num_hidden_layers"] * CONFIG["num_key_value_heads"]  # K and V, in bf16
+        return OPTIONS["max_total_tokens"] * heads * CONFIG["head_dim"] * 2
+    return 0 if o.graphs or not o.inference.startswith("vllm") else 1 << 30
 
 
 def inference_layout(inference):
@@ -203,7 +217,8 @@ def main():
     ranks = TRAINERS[o.trainer][0]
     os.environ.update(ENGINES_DEVICE=o.device, ENGINES_MODEL=o.model, ENGINES_GRAPHS="1" if o.graphs else "",
                       ENGINES_KILLED=str(o.killed or ""), ENGINES_MEMORY=o.memory,
-                      ENGINES_KV_BYTES=str(0 if o.graphs or not o.inference.startswith("vllm") else 1 << 30))
+                      ENGINES_SGLANG_SAVER="1" if o.saver else "")
+    os.environ["ENGINES_KV_BYTES"] = str(kv_bytes(o))  # of the model that was chosen
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     initial = o.work / "both" / "initial"
     # FSDP2 shards fp32 and computes in bf16; the others hold bf16.

@@ -40,6 +40,22 @@ TEST_CASE("blocks come in the order of their sizes, whichever is made first") {
   }
 }
 
+TEST_CASE("shared blocks are made eight at a time") {
+  std::atomic<int> begun{0};
+  std::atomic<bool> may_end{false};
+  HostBlocksDevice device(watched([&](uint64_t /*bytes*/) {
+    ++begun;
+    while (!may_end) std::this_thread::yield();
+  }));
+  BlocksAhead ahead(device, std::vector<uint64_t>(9, 1), HostSharing::kShared);
+  while (begun < 8) std::this_thread::yield();
+  CHECK_FALSE(ahead.is_ready());
+  CHECK(begun == 8);
+  may_end = true;
+  for (int i = 0; i < 9; ++i) CHECK(ahead.next()->bytes().size() == 1);
+  CHECK(begun == 9);
+}
+
 TEST_CASE("two blocks are made at a time, and no more are begun than were asked for") {
   std::atomic<int> begun{0};
   std::atomic<bool> may_end{false};
