@@ -102,8 +102,11 @@ class Own(Attached):
         inference.begin("wait", 0)
         self.assertIn("before_release", self.fails(FAILED, trainer.do, "hand_over"))
         trainer.do("fail", [])
+        if inference.answers_within(1):  # The version may have served before the callback failed.
+            self.assertEqual(inference.end(), 1)
+            inference.begin("ready")
         self.assertEqual(trainer.do("hand_over"), 1)
-        self.assertEqual(inference.end(), 1)
+        self.assertIn(inference.end(), (1, None))
         trainer.do("fail", ["after_resume weights"])
         inference.begin("release")
         self.assertIn("after_resume", self.fails(FAILED, trainer.do, "take_back"))
