@@ -110,6 +110,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
     message.bytes.at(static_cast<size_t>(tag)) = region(tag)->bytes();
     message.chunk_bytes.at(static_cast<size_t>(tag)) = region(tag)->range().chunk_bytes();
     message.mapped.at(static_cast<size_t>(tag)) = region(tag)->state() == RegionState::kResident;
+    message.copied.at(static_cast<size_t>(tag)) = has_copy(tag);
   }
   door_.welcome(std::move(message), inheritance.kept, deadline, monitor);
   for (const Tag tag : kAllTags) {
@@ -117,8 +118,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
     map(tag, inheritance.is_left && has_content_.at(static_cast<size_t>(tag)), deadline, monitor);
   }
   for (const Tag tag : kAllTags) {
-    if (region(tag) == nullptr || region(tag)->state() != RegionState::kOffloaded) continue;
-    send_copies(tag, deadline, monitor);
+    if (has_copy(tag)) send_copies(tag, deadline, monitor);
   }
 }
 

@@ -116,6 +116,10 @@ class Attachment {
   void accept(const ToRank& seal);
   [[nodiscard]] Mapped& mapped(Tag tag) { return mapped_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] Region* region(Tag tag) const { return regions_.at(static_cast<size_t>(tag)); }
+  /// Whether a trainer's memory of a tag is in host memory.
+  [[nodiscard]] bool has_copy(Tag tag) const {
+    return region(tag) != nullptr && region(tag)->state() == RegionState::kOffloaded;
+  }
   void send_copies(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
   void ask_for_own(const Deadline& deadline, WaitMonitor& monitor);
   void send_chunks(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);

@@ -304,6 +304,7 @@ void add_welcome(Json& message, const ToEngine& welcome) {
   message["bytes"] = by_tag_json(welcome.bytes);
   message["chunk_bytes"] = by_tag_json(welcome.chunk_bytes);
   message["mapped"] = by_tag_json(welcome.mapped);
+  message["copied"] = by_tag_json(welcome.copied);
   message["silence_s"] = welcome.silence_s;
   message["takes_memory"] = welcome.takes_memory;
 }
@@ -322,8 +323,9 @@ void read_welcome(JsonFields& fields, ToEngine& welcome) {
   welcome.places = read_parameters(fields.get("places"), "the layout's tensors");
   welcome.bytes = read_bytes(fields, "bytes");
   welcome.chunk_bytes = read_bytes(fields, "chunk_bytes");
-  welcome.mapped = read_by_tag<bool>(
-      fields, "mapped", [](JsonFields& tags, const char* tag) { return tags.boolean(tag); });
+  const auto read_flag = [](JsonFields& tags, const char* tag) { return tags.boolean(tag); };
+  welcome.mapped = read_by_tag<bool>(fields, "mapped", read_flag);
+  welcome.copied = read_by_tag<bool>(fields, "copied", read_flag);
   welcome.silence_s = read_seconds(fields, "silence_s");
   welcome.takes_memory = fields.boolean("takes_memory");
 }

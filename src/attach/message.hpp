@@ -110,6 +110,7 @@ struct ToEngine {
   BytesByTag chunk_bytes{};
   std::array<bool, 3> mapped{};  ///< Tags whose memory is there: their kMap follow, and until all
                                  ///< have come the engine's call attaches.
+  std::array<bool, 3> copied{};  ///< Tags whose memory is in host memory: the same of their kCopied.
   double silence_s = 0;          ///< How long the rank waits for an answer.
   bool takes_memory = true;      ///< False where no command takes any of it (--no-offload).
 

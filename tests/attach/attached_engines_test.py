@@ -661,6 +661,20 @@ class Restored(Attached):
         self.lose(job)
         self.restores(other, 3, state)
 
+    def test_one_that_comes_while_all_is_away_may_take_its_time(self):
+        job, trainer, inference = self.pair(timeout="2s", optimizer=[self.STATE])
+        trainer.do("step", 1)
+        state = trainer.do("sum_of", "optimizer")
+        self.hand_over(trainer, inference, 0)
+        trainer.kill()
+        other = self.player(job, "trainer")
+        other.end()
+        time.sleep(3)  # as it builds its model
+        other.do("declare", None, [self.STATE])
+        other.do("seal")
+        self.lose(job)
+        self.restores(other, 1, state)
+
     def test_a_part_that_is_away(self):
         """The weights are still there when the rank dies, the optimizer's state has left."""
         job, trainer, inference = self.pair(optimizer=[self.STATE])

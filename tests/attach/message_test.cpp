@@ -60,6 +60,7 @@ ToEngine welcome() {
   message.bytes = {4, 5, 6};
   message.chunk_bytes = {7, 8, 9};
   message.mapped = {true, false, true};
+  message.copied = {false, true, false};
   message.silence_s = 0.5;
   message.takes_memory = false;
   return message;
@@ -145,6 +146,7 @@ TEST_CASE("what a rank says arrives as it was sent") {
   CHECK(got.bytes == said.bytes);
   CHECK(got.chunk_bytes == said.chunk_bytes);
   CHECK(got.mapped == said.mapped);
+  CHECK(got.copied == said.copied);
   CHECK(got.silence_s == 0.5);
   CHECK_FALSE(got.takes_memory);
 

@@ -144,7 +144,9 @@ void Participant::attach(Seconds timeout) {
   if (frame) take_welcome(std::move(*frame));
   const auto wanted = [&] {
     return std::any_of(kAllTags.begin(), kAllTags.end(), [&](Tag tag) {
-      return welcome_.mapped.at(static_cast<size_t>(tag)) && !memory(tag).mapped;
+      const auto at = static_cast<size_t>(tag);
+      return (welcome_.mapped.at(at) && !memory(tag).mapped) ||
+             (welcome_.copied.at(at) && !memory(tag).copy.is_whole());
     });
   };
   bool in_time = frame.has_value();
@@ -184,7 +186,8 @@ void Participant::reserve_memory() {
     const auto bytes = welcome_.bytes.at(static_cast<size_t>(tag));
     const auto chunk_bytes = welcome_.chunk_bytes.at(static_cast<size_t>(tag));
     if (bytes == 0) {
-      if (!welcome_.mapped.at(static_cast<size_t>(tag))) continue;
+      const auto at = static_cast<size_t>(tag);
+      if (!welcome_.mapped.at(at) && !welcome_.copied.at(at)) continue;
       throw runtime_error(fmt::format("the rank would map {} of no bytes", tag_name(tag)),
                           kOtherBuild);
     }
