@@ -85,6 +85,7 @@ typedef struct awex_attach_options {
    * none. They are the rank's from then on: given to other roles and brought back. */
   uint64_t bytes[AWEX_TAGS];
   double timeout_s; /* Of this call; 0: 600. */
+  /* A trainer's: where its weights are, and what becomes of them; then `bytes` asks for none. */
   awex_own own_weights;
 } awex_attach_options;
 
@@ -114,7 +115,8 @@ typedef struct awex_place_in_job {
 awex_status awex_place(awex_engine* engine, awex_place_in_job* place);
 
 /* A tag's memory in this process. `address` is fixed from awex_attach to awex_detach; NULL and 0
- * bytes where the engine has none. */
+ * bytes where the engine has none. Of weights that are the engine's own `is_mapped` says whether
+ * they are where they were declared. */
 typedef struct awex_memory_info {
   void* address;
   uint64_t bytes;
@@ -185,8 +187,9 @@ awex_status awex_ready(awex_engine* engine, double timeout_s);
  * that were taken on the way out; `*proven` (may be NULL) is 0 where some were not taken (`--verify
  * off`). The engine can save it, detach, and attach to another job. AWEX_FAILED where some of it
  * was on its way out at that moment, AWEX_MISMATCH where bytes differ: start from a checkpoint;
- * AWEX_WRONG_REQUEST while the rank is there. Memory needs as much room on the GPU as it has bytes.
- * The callback after_resume is called for each tag. */
+ * AWEX_WRONG_REQUEST while the rank's process is there. Memory needs as much room on the GPU as it
+ * has bytes; the host memory is kept until awex_detach. The callback after_resume is called for
+ * each tag that has come back, and for weights of the engine's own that it has moved away. */
 awex_status awex_restore(awex_engine* engine, int32_t* proven);
 
 /* A trainer, around what writes its weights and optimizer state (an optimizer's step): if the
@@ -196,8 +199,8 @@ awex_status awex_restore(awex_engine* engine, int32_t* proven);
 awex_status awex_writing(awex_engine* engine);
 awex_status awex_consistent(awex_engine* engine);
 
-/* Callbacks, called by hand_over, take_back, wait, release and ready on their caller's thread.
- * They return 0, or else fail the job's command. NULL takes one away. */
+/* Callbacks, called by hand_over, take_back, wait, release, ready and restore on their caller's
+ * thread. They return 0, or else fail the job's command. NULL takes one away. */
 typedef int (*awex_callback)(void* user, awex_tag tag, uint64_t version);
 /* Before a tag's memory goes: nothing queued may use it on return. */
 awex_status awex_before_release(awex_engine* engine, awex_callback callback, void* user);
@@ -216,7 +219,8 @@ void* awex_alloc(ssize_t bytes, int device, void* stream);
 void awex_free(void* memory, ssize_t bytes, int device, void* stream);
 
 /* Tells that `bytes` of the GPU are the engine's own, for `what` (1 to 31 bytes: "KV cache", "CUDA
- * graphs", "NCCL"), for `awex-colocate status`; again under the same name replaces it. */
+ * graphs", "NCCL"), for `awex-colocate status`; again under the same name replaces it. 64 names at
+ * most. */
 awex_status awex_book(awex_engine* engine, const char* what, uint64_t bytes);
 
 /* Up to 16 MiB of the trainer's own (step, random state, place in the data) that the rank keeps

@@ -153,9 +153,11 @@ class AttachedTrainer final : public TrainerEngine {
   [[nodiscard]] uint64_t steps() const override { return page().steps.load(); }
   [[nodiscard]] uint64_t changes() const override {
     const uint64_t counted = steps();
-    if (counted > 0) return counted;
-    // What is its own it may have written whenever it did not consent.
-    return weights_ ? attachment_->weights_given() : released_from_consent_;
+    if (weights_) return counted > 0 ? counted : attachment_->weights_given();
+    // What is its own it may have written whenever it did not consent; another engine brings
+    // others.
+    constexpr uint64_t kOfAnEngine = uint64_t{1} << 40;
+    return (counted > 0 ? counted : released_from_consent_) + attachment_->seals() * kOfAnEngine;
   }
 
  private:
@@ -243,10 +245,10 @@ class AttachedTrainer final : public TrainerEngine {
       return {};
     }
     by_.restore(monitor);
-    log::note(
-        fmt::format("rank {}: weights and optimizer state are those of step {} again, which "
-                    "were handed over last",
-                    attachment_->rank(), whole->steps));
+    log::note(fmt::format(
+        "rank {}: {}optimizer state {} that of step {} again, which was handed over last",
+        attachment_->rank(), weights_ ? "weights and " : "the ", weights_ ? "are" : "is",
+        whole->steps));
     page().steps = whole->steps;
     page().writing = 0;
     return {true, whole->kept};
@@ -415,7 +417,8 @@ EngineNeeds AttachedEngines::await_engine(Role role, uint32_t position, const De
   const auto of = [&](Tag tag) { return hello.bytes.at(static_cast<size_t>(tag)); };
   return {of(Tag::kWeights), role == Role::kTrainer ? of(Tag::kOptimizer) : 0,
           role == Role::kInference ? of(Tag::kKvCache) : 0,
-          role == Role::kTrainer && hello.own_weights != OwnWeights::kNone};
+          role == Role::kTrainer && hello.own_weights != OwnWeights::kNone,
+          role == Role::kTrainer && hello.own_weights == OwnWeights::kMoves};
 }
 
 std::unique_ptr<TrainerEngine> AttachedEngines::make_trainer(const TrainerParts& parts) const {

@@ -15,7 +15,9 @@ Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
       parts_(parts),
       regions_(regions),
       own_bytes_(own_bytes) {
-  if (region(Tag::kWeights) == nullptr) own_weights_ = door_.hello().own_weights;
+  if (parts.needs.lends_weights) {
+    own_weights_ = parts.needs.moves_weights ? OwnWeights::kMoves : OwnWeights::kStays;
+  }
 }
 
 void Attachment::begin(WaitMonitor& monitor) {
@@ -188,6 +190,7 @@ void Attachment::accept(const ToRank& seal) {
   places_ = in_order_of(parts_.layout, declared(Tag::kWeights));
   if (lends(Tag::kWeights)) borrow(door_.take_loan());
   has_sealed_ = true;
+  ++seals_;
 }
 
 /// Opens what the engine lends.
@@ -209,6 +212,7 @@ void Attachment::forget_lent() {
 void Attachment::release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
   if (mapped(tag) == Mapped::kNo) return;
   if (lends(tag)) forget_lent();
+  copied_.at(static_cast<size_t>(tag)).clear();  // Of what goes next it is known when it has gone.
   ToEngine message;
   message.kind = ToEngine::Kind::kRelease;
   message.tag = tag;
@@ -321,12 +325,18 @@ bool Attachment::has_none() const {
                      [](Mapped mapped) { return mapped == Mapped::kNo; });
 }
 
+/// Of the device, that are the engine's own.
+uint64_t Attachment::own_bytes() const {
+  const uint64_t booked = door_.booked_bytes();
+  return booked + std::min(lent_ ? lent_->bytes() : 0, UINT64_MAX - booked);
+}
+
 Attendance Attachment::attendance() const {
   const auto state = door_.state();
   Attendance attendance{.pid = door_.pid(),
                         .is_here = state == Door::State::kSealed,
                         .wants_back = door_.wish() == EngineWish::kTakeBack,
-                        .own_bytes = door_.booked_bytes() + (lent_ ? lent_->bytes() : 0)};
+                        .own_bytes = own_bytes()};
   switch (state) {
     case Door::State::kAbsent:
       attendance.state = fixed_text<48>("awaited");

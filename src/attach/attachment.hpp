@@ -65,8 +65,8 @@ class Attachment {
   [[nodiscard]] bool moves_lent() const { return own_weights_ == OwnWeights::kMoves; }
   /// How often it has lent.
   [[nodiscard]] uint64_t loans() const { return loans_; }
-  /// Lets go of what a lost engine has lent.
-  void forget_lent();
+  /// How many engines have sealed.
+  [[nodiscard]] uint64_t seals() const { return seals_; }
 
   /// A tag's memory has gone to host memory, whole: the engine may bring it back without the rank,
   /// should that be lost. Told to those that attach later, too, as long as it is so.
@@ -110,7 +110,9 @@ class Attachment {
     return tag == Tag::kWeights && own_weights_ != OwnWeights::kNone;
   }
   [[nodiscard]] std::optional<Error> differences_of(const std::vector<Parameter>& weights) const;
+  [[nodiscard]] uint64_t own_bytes() const;
   void borrow(Loan loan);
+  void forget_lent();
   [[nodiscard]] bool is_others(Tag tag) const;
   [[nodiscard]] std::optional<Error> look_at_seal(const ToRank& seal) const;
   void accept(const ToRank& seal);
@@ -133,6 +135,7 @@ class Attachment {
   std::optional<LentMemory> lent_;
   std::optional<BorrowedMemory> borrowed_;  ///< The same, open here.
   uint64_t loans_ = 0;
+  uint64_t seals_ = 0;
   std::array<Mapped, 3> mapped_{};
   std::array<bool, 3> has_content_{};
   std::array<std::vector<DigestedRun>, 3> copied_;  ///< What host memory holds of a tag.

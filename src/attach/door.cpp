@@ -229,7 +229,7 @@ Loan Door::take_loan() {
 uint64_t Door::booked_bytes() const {
   const std::lock_guard guard(shared_->mutex);
   uint64_t bytes = 0;
-  for (const auto& [what, booked] : shared_->booked) bytes += booked;
+  for (const auto& [what, booked] : shared_->booked) bytes += std::min(booked, UINT64_MAX - bytes);
   return bytes;
 }
 

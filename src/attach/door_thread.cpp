@@ -190,6 +190,8 @@ void Door::Shared::note_loss(const std::string& why) {
   has_detached = false;
   ready = in_command = false;
   wish = EngineWish::kNone;
+  loan = {};
+  booked.clear();
 }
 
 void Door::Shared::take(Frame& frame) {

@@ -25,8 +25,6 @@ namespace awex::attach {
 
 /// How long an engine may take to say who it is.
 inline constexpr Seconds kSlowestHello{10};
-/// Kinds of memory that an engine tells of as its own.
-inline constexpr size_t kMostBooked = 64;
 /// How long one may take to read what needs no answer.
 inline constexpr Seconds kSlowestReader{5};
 

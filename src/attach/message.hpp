@@ -26,6 +26,8 @@ namespace awex::attach {
 /// Raised with every change that an older library or rank would misread.
 inline constexpr int kProtocolVersion = 2;
 inline constexpr uint64_t kMostKeptBytes = 16 << 20;
+/// Kinds of memory that an engine tells of as its own.
+inline constexpr size_t kMostBooked = 64;
 
 /// By tag (memory/region.hpp): bytes.
 using BytesByTag = std::array<uint64_t, 3>;
@@ -110,9 +112,10 @@ struct ToEngine {
   BytesByTag chunk_bytes{};
   std::array<bool, 3> mapped{};  ///< Tags whose memory is there: their kMap follow, and until all
                                  ///< have come the engine's call attaches.
-  std::array<bool, 3> copied{};  ///< Tags whose memory is in host memory: the same of their kCopied.
-  double silence_s = 0;          ///< How long the rank waits for an answer.
-  bool takes_memory = true;      ///< False where no command takes any of it (--no-offload).
+  std::array<bool, 3>
+      copied{};              ///< Tags whose memory is in host memory: the same of their kCopied.
+  double silence_s = 0;      ///< How long the rank waits for an answer.
+  bool takes_memory = true;  ///< False where no command takes any of it (--no-offload).
 
   Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged, kCopied.
   uint64_t first = 0;       ///< kMap, kCopied: first chunk; `last` comes with the last ones.

@@ -40,7 +40,8 @@ struct EngineNeeds {
   uint64_t weights = 0;  ///< 0: what its layout holds.
   uint64_t optimizer = 0;
   uint64_t kv_cache = 0;
-  bool lends_weights = false;  ///< A trainer's are in memory of its own: it needs none.
+  bool lends_weights = false;  ///< A trainer's are in memory of its own: it needs none,
+  bool moves_weights = false;  ///< and moves it away and back itself.
 };
 
 /// A command that an engine asks for.

@@ -49,6 +49,10 @@ inline constinit const DriverFunction<PFN_cuDeviceGetAttribute_v2000> cuDeviceGe
     "cuDeviceGetAttribute", 2000};
 inline constinit const DriverFunction<PFN_cuDeviceGetUuid_v11040> cuDeviceGetUuid{"cuDeviceGetUuid",
                                                                                   11040};
+inline constinit const DriverFunction<PFN_cuCtxGetCurrent_v4000> cuCtxGetCurrent{"cuCtxGetCurrent",
+                                                                                 4000};
+inline constinit const DriverFunction<PFN_cuCtxSetCurrent_v4000> cuCtxSetCurrent{"cuCtxSetCurrent",
+                                                                                 4000};
 inline constinit const DriverFunction<PFN_cuMemGetAllocationGranularity_v10020>
     cuMemGetAllocationGranularity{"cuMemGetAllocationGranularity", 10020};
 inline constinit const DriverFunction<PFN_cuMemGetAddressRange_v3020> cuMemGetAddressRange{

@@ -54,12 +54,13 @@ class RetainedHandle {
   }
 
   [[nodiscard]] bool is_valid() const { return is_valid_; }
-  /// A descriptor, invalid where it was taken without the right to one.
-  [[nodiscard]] UniqueFd exported() const {
+  /// Its descriptor.
+  [[nodiscard]] CUresult export_to(UniqueFd& descriptor) const {
     int fd = -1;
     const auto result =
         cuMemExportToShareableHandle(&fd, handle_, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
-    return UniqueFd(result == CUDA_SUCCESS ? fd : -1);
+    if (result == CUDA_SUCCESS) descriptor = UniqueFd(fd);
+    return result;
   }
 
  private:
@@ -125,11 +126,19 @@ Lending lend_cuda_memory(const std::byte* address) {
   const RetainedHandle physical(number);
   if (physical.is_valid()) {
     lending.block.has_fd = true;
-    lending.fd = physical.exported();
-    if (lending.fd.valid()) return lending;
-    throw request_error(
-        fmt::format("the memory at {:#x} was taken in a way that no other process can map", number),
-        kRemedy);
+    const auto result = physical.export_to(lending.fd);
+    if (result == CUDA_SUCCESS) return lending;
+    const auto why =
+        fmt::format("cuMemExportToShareableHandle: {}", CallResult<CUresult>::describe(result));
+    if (result == CUDA_ERROR_OPERATING_SYSTEM || result == CUDA_ERROR_OUT_OF_MEMORY) {
+      throw runtime_error(fmt::format("cannot lend the memory at {:#x}: {}", number, why),
+                          "each 2 or 20 MiB of an expandable segment has a descriptor: see the "
+                          "limit of open files (ulimit -n) of the trainer and of the job's ranks");
+    }
+    throw request_error(fmt::format("the memory at {:#x} was taken in a way that no other process "
+                                    "can map: {}",
+                                    number, why),
+                        kRemedy);
   }
   cudaIpcMemHandle_t handle{};
   const auto result = cudaIpcGetMemHandle(&handle, std::bit_cast<void*>(lending.block.address));

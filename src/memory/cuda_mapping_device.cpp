@@ -3,6 +3,7 @@
 #include "base/error.hpp"
 #include "base/units.hpp"
 #include "memory/cuda_check.hpp"
+#include "memory/cuda_driver.hpp"
 #include "memory/cuda_lent.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/gpu_facts.hpp"
@@ -11,6 +12,23 @@
 
 namespace awex {
 namespace {
+
+/// Has this thread use a device, as whose process it is may not, until it ends.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    AWEX_CHECK(cuCtxGetCurrent(&former_), "learn this thread's context");
+    AWEX_CHECK(cudaSetDevice(device), "use gpu {}", device);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  OnDevice(OnDevice&&) = delete;
+  OnDevice& operator=(OnDevice&&) = delete;
+  ~OnDevice() { cuCtxSetCurrent(former_); }
+
+ private:
+  CUcontext former_ = nullptr;
+};
 
 class CudaMappingDevice final : public MappingDevice {
  public:
@@ -28,6 +46,7 @@ class CudaMappingDevice final : public MappingDevice {
   }
 
   void copy_in(std::byte* to, std::span<std::byte> from) override {
+    const OnDevice here(source_.device);
     const auto what = format_bytes(from.size());
     AWEX_CHECK(cudaHostRegister(from.data(), from.size(), cudaHostRegisterDefault),
                "pin {} of host memory", what);
@@ -39,6 +58,7 @@ class CudaMappingDevice final : public MappingDevice {
   }
 
   [[nodiscard]] Lending lend(const std::byte* address) override {
+    const OnDevice here(source_.device);
     return lend_cuda_memory(address);
   }
 

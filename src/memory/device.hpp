@@ -76,7 +76,8 @@ class DeviceRange {
 enum class HostSharing : uint8_t { kPrivate, kShared };
 
 /// Host memory that the device copies from and to at the link's full speed (pinned on cuda). A copy
-/// must not span two of them. Freed on destruction, unless another process maps it.
+/// must not span two of them. Freed on destruction, unless
+/// another process has its descriptor.
 class HostBlock {
  public:
   HostBlock() = default;

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <utility>
 
+#include "base/checked.hpp"
 #include "base/error.hpp"
 #include "memory/host_mapping.hpp"
 
@@ -106,6 +107,18 @@ Lending lend_host_memory(const std::byte* address) {
 
 std::unique_ptr<OpenedBlock> open_host_block(const std::string& name, const LentBlock& block,
                                              const UniqueFd& fd) {
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) {
+    throw errno_error("look at what is lent of " + name, "fstat", errno);
+  }
+  // A page that the file reaches into is there as a whole.
+  constexpr uint64_t kPageBytes = 4096;
+  const auto has = round_up(static_cast<uint64_t>(status.st_size), kPageBytes);
+  if (block.offset_bytes > has || block.bytes > has - block.offset_bytes) {
+    throw request_error(fmt::format("what is lent of {} ends behind its file, which has {} bytes",
+                                    name, status.st_size),
+                        "the file has been shortened since it was mapped");
+  }
   void* data = ::mmap(nullptr, block.bytes, PROT_READ, MAP_SHARED, fd.get(),
                       static_cast<off_t>(block.offset_bytes));
   if (data == MAP_FAILED) throw errno_error("map what is lent of " + name, "mmap", errno);

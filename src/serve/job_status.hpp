@@ -57,8 +57,8 @@ struct JobStatus {
 ///     on host, by all on its GPU on cuda), resident_set_bytes, host_limit_bytes, host_used_bytes,
 ///     lock_limit_bytes, steps and, of an engine that attaches, engine_pid, engine_state ("ready",
 ///     "busy", "lost since …", "detached …") and engine_own_bytes (of the GPU: weights that it
-///     lends and stay, and what it has told of by awex_book); tags is a list of those that the rank
-///     holds: tag, state, bytes, device_bytes, host_bytes,
+///     lends, while they are there, and what it has told of by awex_book); tags is a list of those
+///     that the rank holds: tag, state, bytes, device_bytes, host_bytes,
 ///   last_error (as in a report), last_error_at.
 [[nodiscard]] std::string render_status_json(const JobStatus& status);
 

@@ -7,6 +7,7 @@ the engine moves itself, and what becomes of it when an engine is lost.
 
 import os
 import re
+import signal
 import sys
 import unittest
 
@@ -168,6 +169,53 @@ class Own(Attached):
         self.assertEqual(self.hand_over(other, inference, 1), 2)
         self.holds(inference, 8)
         self.take_back(other, inference)
+
+    def test_a_job_lost_while_it_has_moved(self):
+        job, trainer, inference = self.begin("moves", admission="off")
+        state = trainer.do("sum_of", "optimizer")
+        self.hand_over(trainer, inference, 0)
+        self.lose(job)
+        trainer.do("fail", ["after_resume weights"])
+        self.assertIn("after_resume", self.fails(FAILED, trainer.do, "restore"))
+        self.assertFalse(trainer.do("memory")["is_mapped"])
+        trainer.do("fail", [])
+        self.assertEqual(trainer.do("restore"), 0)  # the optimizer's state is not declared
+        self.assertTrue(trainer.do("memory")["is_mapped"])
+        self.trainer_holds(trainer, 1)
+        self.assertEqual(trainer.do("sum_of", "optimizer"), state)
+        self.assertEqual(trainer.do("restore"), 0)  # and says so again
+
+    def test_a_job_lost_while_it_moves(self):
+        job, trainer, inference = self.begin("moves", admission="off")
+        trainer.do("delay", "before_release weights", 4)
+        inference.begin("wait", 0)
+        trainer.begin("hand_over")
+        wait_until(lambda: "trainer optimizer" not in text_of(f"/proc/{trainer.process.pid}/maps"), 10,
+                   "the optimizer's state has left")
+        self.lose(job)
+        self.fails(LOST, trainer.end)
+        self.assertFalse(trainer.do("memory")["is_mapped"])
+        trainer.do("restore")
+        self.trainer_holds(trainer, 1)
+
+    def lose(self, job):
+        pids = job.rank_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10, "its ranks are gone")
+
+    def test_weights_of_another_engine_are_others(self):
+        """Though it takes no step."""
+        job, trainer, inference = self.begin("stays", admission="off")
+        self.hand_over(trainer, inference, 0)
+        trainer.kill()
+        other = self.player(job, "trainer", own="stays")
+        other.end()
+        other.do("take_own")
+        other.do("fill", 9)
+        other.do("seal")
+        self.assertEqual(self.hand_over(other, inference, 1), 2)
+        self.holds(inference, 9)
 
     def test_a_trainer_lost_while_it_has_moved_its_memory(self):
         job, trainer, inference = self.begin("moves")

@@ -34,6 +34,10 @@ HostMapping map_file(const UniqueFd& fd, uint64_t bytes, const std::string& what
 }  // namespace
 
 void HostCopy::add(uint64_t first, std::vector<UniqueFd> fds, uint64_t count) {
+  if (first == 0) {  // maybe again, after an answer that the rank has not waited for
+    fds_.clear();
+    forget();
+  }
   if (first != fds_.size() || fds.size() > count - std::min<uint64_t>(count, fds_.size())) {
     throw runtime_error(fmt::format("{} copies from chunk {} on do not follow {} of {}", fds.size(),
                                     first, fds_.size(), count));

@@ -17,7 +17,7 @@ namespace awex::attach {
 /// descriptors are here. Not thread safe.
 class HostCopy {
  public:
-  /// Descriptors of chunks from `first` on, which are new; a run-time error where they are not the
+  /// Descriptors of chunks from `first` on, anew from 0 on; a run-time error where they are not the
   /// next ones of `count` in all.
   void add(uint64_t first, std::vector<UniqueFd> fds, uint64_t count);
   /// All of the bytes are there now.

@@ -7,11 +7,14 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <chrono>
+#include <thread>
 #include <utility>
 
 #include "base/build_identity.hpp"
 #include "base/checked.hpp"
 #include "base/error.hpp"
+#include "base/node_identity.hpp"
 #include "base/process_activity.hpp"
 #include "base/whole_file.hpp"
 #include "model/json_input.hpp"
@@ -105,6 +108,10 @@ Participant::Participant(const ParticipantOptions& options)
   auto found = find_rank(options.rank, deadline);
   uuid_ = found.record.uuid;
   rank_pid_ = found.record.pid;
+  if (found.record.pid_namespace == own_pid_namespace()) {
+    const auto rank = read_process_stat(fmt::format("/proc/{}/stat", rank_pid_));
+    if (rank) rank_start_ = rank->start_time;
+  }
   channel_ = std::make_unique<Channel>(std::move(found.socket));
   ToRank hello;
   hello.kind = ToRank::Kind::kHello;
@@ -286,7 +293,7 @@ void Participant::declare_own(const Parameter& parameter) {
     return request_error(fmt::format("cannot declare {}: {}", in_quotes(parameter.name), why), hint)
         .about_tensor(parameter.name);
   };
-  if (lost_) throw Error(*lost_);
+  if (lost_ && !may_declare_) throw Error(*lost_);
   if (!has_own_weights()) {
     throw refuse("this engine's weights lie in the job's memory",
                  "say own_weights when it attaches, or declare them by awex_declare");
@@ -301,7 +308,7 @@ void Participant::declare_own(const Parameter& parameter) {
   }
   begin_list();
   try {
-    find_blocks(parameter);
+    if (!lost_) find_blocks(parameter);  // else there is nobody to lend to
   } catch (const Error& error) {
     throw refuse(error.what(), error.hint());
   }
@@ -310,7 +317,9 @@ void Participant::declare_own(const Parameter& parameter) {
 
 /// The blocks that a tensor lies in, of which others may be known already.
 void Participant::find_blocks(const Parameter& parameter) {
-  const uint64_t end = checked_add(parameter.offset_bytes, parameter.bytes(), "a tensor's end");
+  const auto elements = checked_mul(parameter.rows, parameter.cols, "a tensor");
+  const auto bytes = checked_mul(elements, element_bytes(parameter.dtype), "a tensor");
+  const uint64_t end = checked_add(parameter.offset_bytes, bytes, "a tensor's end");
   for (uint64_t at = parameter.offset_bytes; at < end;) {
     auto after = lends_.upper_bound(at);
     if (after == lends_.begin() ||
@@ -330,6 +339,11 @@ void Participant::find_blocks(const Parameter& parameter) {
 
 /// Tells the rank what this engine lends; what it declares lies in that.
 void Participant::lend() {
+  if (lends_.size() > kMostLentBlocks) {
+    throw request_error(fmt::format("the weights lie in {} blocks of memory, and {} are the most",
+                                    lends_.size(), kMostLentBlocks),
+                        "let a job that is started anew have them (adopt)");
+  }
   auto next = lends_.begin();
   bool begins = true;
   while (begins || next != lends_.end()) {
@@ -352,7 +366,7 @@ void Participant::lend() {
 }
 
 /// The engine's callback brings its own memory back, and may declare it at other places.
-void Participant::bring_back_own() {
+void Participant::call_own_back() {
   begins_declaring_ = may_declare_ = true;
   try {
     call_back(callbacks_.after_resume, "after_resume", Tag::kWeights);
@@ -360,14 +374,17 @@ void Participant::bring_back_own() {
     begins_declaring_ = may_declare_ = false;
     throw;
   }
-  may_declare_ = false;
+  may_declare_ = own_is_away_ = false;
+}
+
+void Participant::bring_back_own() {
+  call_own_back();
   if (std::exchange(begins_declaring_, false)) {  // Nothing was: all lies where it was.
     for (const auto& tensor : declared_.at(static_cast<size_t>(Tag::kWeights))) {
       find_blocks(tensor);
     }
   }
   lend();
-  own_is_away_ = false;
 }
 
 void Participant::seal(Seconds timeout) {
@@ -648,10 +665,10 @@ void Participant::release(Tag tag) {
   const bool is_own = tag == Tag::kWeights && has_own_weights();
   const bool is_here = is_own ? !own_is_away_ : of_tag.mapped;
   if (is_here) call_back(callbacks_.before_release, "before_release", tag);
+  if (is_own) own_is_away_ = true;
   // The callback may have taken its time: nobody would take what is given up then.
   if (channel_->has_ended()) lose({ExitCode::kPeerLost, "the other end has gone"});
   of_tag.copy.forget();
-  if (is_own) own_is_away_ = true;
   if (of_tag.chunks) unmap(of_tag);
 }
 
@@ -721,8 +738,42 @@ void Participant::note_loss() {
   }
 }
 
+/// A rank that only this engine takes for lost may write the host memory for another one.
+void Participant::expect_rank_gone() const {
+  constexpr Seconds kDying{5};
+  const Deadline deadline(kDying);
+  while (rank_start_) {
+    const auto now = read_process_stat(fmt::format("/proc/{}/stat", rank_pid_));
+    const bool is_there =
+        now && now->start_time == *rank_start_ && now->state != 'Z' && now->state != 'X';
+    if (!is_there) return;
+    if (deadline.expired()) {
+      throw request_error(fmt::format("rank {} of the job is lost to this engine, but its process "
+                                      "{} is there still",
+                                      welcome_.rank, rank_pid_),
+                          "end that job first (awex-colocate stop --job DIR, or kill it)");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 bool Participant::restore() {
   expect_role(Role::kTrainer, "awex_restore");
+  if (in_call_.exchange(true)) {
+    throw request_error("awex_restore within another call on this engine",
+                        "callbacks and other threads must not wait for the job");
+  }
+  try {
+    const bool proven = restore_all();
+    in_call_ = false;
+    return proven;
+  } catch (...) {
+    in_call_ = false;
+    throw;
+  }
+}
+
+bool Participant::restore_all() {
   note_loss();
   if (!lost_) {
     throw request_error(fmt::format("rank {} of the job is there: awex_restore is for one that is "
@@ -730,30 +781,31 @@ bool Participant::restore() {
                                     welcome_.rank),
                         "awex_take_back brings the memory back");
   }
+  expect_rank_gone();
   bool proven = true;
   for (const auto tag : kAllTags) proven = restore(tag) && proven;
-  if (std::exchange(own_is_away_, false)) {
-    call_back(callbacks_.after_resume, "after_resume", Tag::kWeights);
-  }
+  if (own_is_away_) call_own_back();
   return proven;
 }
 
 bool Participant::restore(Tag tag) {
   auto& of_tag = memory(tag);
-  if (!of_tag.chunks || of_tag.mapped) return true;
-  if (!of_tag.copy.is_whole()) {
-    throw runtime_error(fmt::format("{} cannot be brought back: it was on its way to host memory "
-                                    "when the rank was lost",
-                                    tag_name(tag)),
-                        "start from a checkpoint");
+  if (of_tag.chunks && !of_tag.mapped) {
+    if (!of_tag.copy.is_whole()) {
+      throw runtime_error(fmt::format("{} cannot be brought back: it was on its way to host memory "
+                                      "when the rank was lost",
+                                      tag_name(tag)),
+                          "start from a checkpoint");
+    }
+    unmap(of_tag);  // what had come of it
+    of_tag.restored = device_->make_chunks(tag_name(tag), of_tag.chunks->chunking().bytes);
+    of_tag.proven = of_tag.copy.bring_back(*device_, *of_tag.restored, *of_tag.chunks);
+    of_tag.mapped = of_tag.has_content = of_tag.untold = true;
+    of_tag.arena->set_mapped(true);
   }
-  unmap(of_tag);  // what had come of it
-  of_tag.restored = device_->make_chunks(tag_name(tag), of_tag.chunks->chunking().bytes);
-  const bool proven = of_tag.copy.bring_back(*device_, *of_tag.restored, *of_tag.chunks);
-  of_tag.mapped = of_tag.has_content = true;
-  of_tag.arena->set_mapped(true);
-  call_back(callbacks_.after_resume, "after_resume", tag);
-  return proven;
+  if (of_tag.untold) call_back(callbacks_.after_resume, "after_resume", tag);
+  of_tag.untold = false;
+  return of_tag.proven;
 }
 
 // ---- Around steps
@@ -777,6 +829,10 @@ void Participant::end_writing() {
 
 void Participant::book(const std::string& what, uint64_t bytes) {
   if (lost_) throw Error(*lost_);
+  booked_.insert(what);
+  if (booked_.size() > kMostBooked) {
+    throw request_error(fmt::format("an engine tells of {} kinds of memory at most", kMostBooked));
+  }
   ToRank message;
   message.kind = ToRank::Kind::kBook;
   message.name = what;

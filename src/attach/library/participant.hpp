@@ -111,6 +111,8 @@ class Participant {
     std::shared_ptr<Arena> arena;
     std::unique_ptr<OwnedChunks> restored;  ///< This process's own, once the rank is gone.
     HostCopy copy;                          ///< Of a trainer's bytes while they are away.
+    bool proven = true;                     ///< Of what was restored: it has been compared.
+    bool untold = false;                    ///< It is restored, and the engine has not been told.
     uint64_t come = 0;                      ///< Chunks that are mapped, from the first on.
     bool mapped = false;
     bool has_content = false;  ///< When it was mapped.
@@ -124,6 +126,7 @@ class Participant {
   void add(Tag tag, const Parameter& parameter);
   void find_blocks(const Parameter& parameter);
   void lend();
+  void call_own_back();
   void bring_back_own();
   [[nodiscard]] Memory& memory(Tag tag) { return memory_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] const Memory& memory(Tag tag) const { return memory_.at(static_cast<size_t>(tag)); }
@@ -140,6 +143,8 @@ class Participant {
   [[nodiscard]] std::optional<ToEngine> await_over(Clock::time_point until);
   [[nodiscard]] std::optional<ToEngine> hear_of_withdrawal();
   void note_loss();
+  void expect_rank_gone() const;
+  bool restore_all();
   bool restore(Tag tag);
   void note_copied(const ToEngine& message, std::vector<UniqueFd> fds);
   [[nodiscard]] Error deadline_error(const char* call, Seconds timeout,
@@ -167,6 +172,8 @@ class Participant {
   ToEngine welcome_;
   GpuUuid uuid_{};
   int rank_pid_ = 0;
+  std::optional<uint64_t> rank_start_;  ///< ProcessStat::start_time, where it can be known.
+  std::set<std::string> booked_;        ///< What the engine has told of as its own.
   std::array<Memory, 3> memory_;
   OwnWeights own_weights_;
   bool own_is_away_ = false;           ///< The engine has moved what it lends.
