@@ -55,7 +55,6 @@ def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | No
     is changed."""
     copies = support._resolve_copy(engine, copy)
     chunks = _list(chunks)
-    optimizers = _chained(optimizer)
     tensors = _named_tensors(chunks)
     _refuse_differences(engine, tensors)
     for chunk in chunks:
@@ -68,10 +67,7 @@ def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | No
             _move_alone(engine, tensor, copies)
         _declare(engine, place, tensor)
         support.watch(engine, place.name, tensor.data_ptr(), lambda t=tensor: t)
-    for one in optimizers:
-        _mark_views(engine, one)
-        _create_state(one)
-        support.adopt_optimizer(engine, one.optimizer)
+    _adopt_optimizers(engine, optimizer)
 
 
 def register(engine: Engine, chunks: Any, optimizer: Any = None) -> None:
@@ -81,6 +77,10 @@ def register(engine: Engine, chunks: Any, optimizer: Any = None) -> None:
     tensors = _named_tensors(_list(chunks))
     _refuse_differences(engine, tensors)
     support.register_tensors(engine, [(p, [lambda t=tensors[p.name]: t]) for p in engine.layout()])
+    _adopt_optimizers(engine, optimizer)
+
+
+def _adopt_optimizers(engine: Engine, optimizer: Any) -> None:
     for one in _chained(optimizer):
         _mark_views(engine, one)
         _create_state(one)

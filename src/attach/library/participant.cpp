@@ -80,11 +80,11 @@ MappedPage::MappedPage(const UniqueFd& fd) {
 
 MappedPage::~MappedPage() { ::munmap(page_, sizeof(ControlPage)); }
 
-/// Marks that a call waits: callbacks must not begin another one.
+/// Marks that a call waits: callbacks must not begin another one. Most calls need the rank.
 class Participant::Call {
  public:
-  explicit Call(Participant& participant) : participant_(participant) {
-    if (participant_.lost_) throw Error(*participant_.lost_);
+  explicit Call(Participant& participant, bool needs_rank = true) : participant_(participant) {
+    if (needs_rank && participant_.lost_) throw Error(*participant_.lost_);
     if (participant_.in_call_.exchange(true)) {
       throw request_error("another call on this engine has not returned yet",
                           "callbacks and other threads must not wait for the job");
@@ -759,21 +759,7 @@ void Participant::expect_rank_gone() const {
 
 bool Participant::restore() {
   expect_role(Role::kTrainer, "awex_restore");
-  if (in_call_.exchange(true)) {
-    throw request_error("awex_restore within another call on this engine",
-                        "callbacks and other threads must not wait for the job");
-  }
-  try {
-    const bool proven = restore_all();
-    in_call_ = false;
-    return proven;
-  } catch (...) {
-    in_call_ = false;
-    throw;
-  }
-}
-
-bool Participant::restore_all() {
+  const Call call(*this, /*needs_rank=*/false);
   note_loss();
   if (!lost_) {
     throw request_error(fmt::format("rank {} of the job is there: awex_restore is for one that is "

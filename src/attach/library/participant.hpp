@@ -144,7 +144,6 @@ class Participant {
   [[nodiscard]] std::optional<ToEngine> hear_of_withdrawal();
   void note_loss();
   void expect_rank_gone() const;
-  bool restore_all();
   bool restore(Tag tag);
   void note_copied(const ToEngine& message, std::vector<UniqueFd> fds);
   [[nodiscard]] Error deadline_error(const char* call, Seconds timeout,
