@@ -144,11 +144,6 @@ Error not_heard_yet() {
                        "tells what the job does");
 }
 
-bool has_ended(const JobRecord& record) {
-  if (!record.ended_at.empty()) return true;
-  return is_of_this_host(record) && !job_lives(record);
-}
-
 std::string status_text(const ClientTask& task, const Event& event) {
   return task.json_path == "-" ? event.status : render_status(event.status, style_of(task));
 }

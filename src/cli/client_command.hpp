@@ -48,9 +48,6 @@ class LeaveMonitor final : public WaitMonitor {
 /// What the files hold while the job works.
 [[nodiscard]] Error not_heard_yet();
 
-/// Whether a record tells of a job that has ended; of one on another host only its own word counts.
-[[nodiscard]] bool has_ended(const JobRecord& record);
-
 /// What stdout carries of a status.
 [[nodiscard]] std::string status_text(const ClientTask& task, const Event& event);
 

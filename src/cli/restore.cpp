@@ -28,7 +28,8 @@ ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {
 ExitCode run_restore(const ClientTask& task) {
   begin_client(task);
   const auto record = read_job_record(task.directory);
-  if (record && has_ended(*record)) return tell_what_is_left(task, *record);
+  const auto end = record ? end_of_job(*record, task.directory) : std::nullopt;
+  if (end) return tell_what_is_left(task, *end);
   return run_client(task);
 }
 

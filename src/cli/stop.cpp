@@ -14,11 +14,11 @@ void await_end(const ClientTask& task, const JobRecord& asked) {
   LeaveMonitor leave(task.request);
   leave.job_has_answered();
   while (true) {
-    const auto record = read_job_record(task.directory);
-    const bool is_same = record && record->pid == asked.pid && record->socket == asked.socket;
-    if (!is_same) return;
-    if (has_ended(*record))
-      return log::note(fmt::format("the job has ended: it was {}", describe(*record)));
+    const auto record = read_again(asked, task.directory);
+    if (!record) return;
+    if (const auto end = end_of_job(*record, task.directory)) {
+      return log::note(fmt::format("the job has ended: it was {}", describe(*end)));
+    }
     leave.poll();
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }

@@ -64,15 +64,15 @@ class Watch {
   std::string shown_;  ///< What lasts of it.
 };
 
-/// The end of a job that was there; nothing where it is there still.
-std::optional<JobRecord> end_of_job(const ClientTask& task) {
+/// The end of the job that was there; nothing where it is there still.
+std::optional<JobRecord> end_of_watched(const ClientTask& task) {
   const auto record = read_job_record(task.directory);
-  return record && has_ended(*record) ? record : std::nullopt;
+  return record ? end_of_job(*record, task.directory) : std::nullopt;
 }
 
 ExitCode end_watch(const ClientTask& task, Watch& watch, const Error& error) {
   if (termination_signal() == SIGINT) return ExitCode::kOk;
-  const auto record = watch.has_shown() ? end_of_job(task) : std::nullopt;
+  const auto record = watch.has_shown() ? end_of_watched(task) : std::nullopt;
   if (!record) return publish(failed_end(task, error, watch.files()), watch.files(), {});
   if (record->exit_code == ExitCode::kOk) {
     log::note(fmt::format("the watch is over: it was {}", describe(*record)));

@@ -113,17 +113,10 @@ Error not_reached(const JobRecord& record, const std::string& directory, int fai
       "when its socket was removed, or this is another container, end it with kill -TERM");
 }
 
-/// The directory's record where it is still that job's.
-std::optional<JobRecord> latest(const JobRecord& job, const std::string& directory) {
-  auto record = read_job_record(directory);
-  const bool same = record && record->socket == job.socket && record->pid == job.pid;
-  return same ? std::move(record) : std::nullopt;
-}
-
 /// A process may outlive the job's end a little.
 bool has_ended(const JobRecord& job, const std::string& directory) {
-  const auto record = latest(job, directory);
-  return !record || !record->ended_at.empty() || !job_lives(*record);
+  const auto record = read_again(job, directory);
+  return !record || end_of_job(*record, directory);
 }
 
 /// Connects to the job, once there is one.
@@ -304,7 +297,7 @@ bool ends_within(Seconds longest, const JobRecord& record, const std::string& di
 Error without_answer(const JobRecord& asked, const std::string& directory, WaitMonitor& monitor) {
   const Deadline deadline(kLastWords);
   while (true) {
-    const auto record = latest(asked, directory);
+    const auto record = read_again(asked, directory);
     const bool told = record && !record->ended_at.empty();
     if (told || !record || deadline.expired()) {
       return {ExitCode::kPeerLost,

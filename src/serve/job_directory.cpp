@@ -385,6 +385,20 @@ std::optional<JobRecord> read_job_record(const std::string& path) {
   return read_record(fd, path);
 }
 
+std::optional<JobRecord> read_again(const JobRecord& job, const std::string& path) {
+  auto record = read_job_record(path);
+  const bool is_same = record && record->socket == job.socket && record->pid == job.pid;
+  return is_same ? std::move(record) : std::nullopt;
+}
+
+std::optional<JobRecord> end_of_job(const JobRecord& job, const std::string& path) {
+  if (!job.ended_at.empty()) return job;
+  if (!is_of_this_host(job) || job_lives(job)) return std::nullopt;
+  // It writes its end before it lets go of its lock: perhaps since `job` was read.
+  const auto last = read_again(job, path);
+  return last ? last : job;
+}
+
 std::string describe(const JobRecord& record) {
   const auto job = fmt::format("a job of pid {} on host {}, begun {}", record.pid, record.host,
                                record.started_at);

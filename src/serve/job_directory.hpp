@@ -72,6 +72,14 @@ void bury_job(const std::string& path, const std::string& private_directory,
 /// job ended is not asked for.
 [[nodiscard]] bool job_lives(const JobRecord& record);
 
+/// The record of `job` as the directory has it now; nothing where it tells of another job, or none.
+/// Throws as read_job_record does.
+[[nodiscard]] std::optional<JobRecord> read_again(const JobRecord& job, const std::string& path);
+/// How the job ended of which `job` was read at `path`; nothing while it runs, as far as this host
+/// can tell: of one on another host only its own word counts. One that ended after it was read has
+/// its last words in what is returned. Throws as read_job_record does.
+[[nodiscard]] std::optional<JobRecord> end_of_job(const JobRecord& job, const std::string& path);
+
 /// "a job of pid 4711 on host a, begun 2026-11-27T10:00:00Z, that ended without a word"
 [[nodiscard]] std::string describe(const JobRecord& record);
 

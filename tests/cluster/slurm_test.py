@@ -483,8 +483,8 @@ class AttachedEngines(SlurmTest):
                 [fact["version"] for fact in facts if "version" in fact])
 
     def check_end(self, job, state, code, end="stopped by a client"):
-        logs = "".join(map(str, (job.text(), self.log_of(job, "trainer"), self.log_of(job, "inference"))))
-        self.assertEqual(job.await_end(), (state, code), logs)
+        ended = job.await_end()
+        self.assertEqual(ended, (state, code), job.text() + self.log_of(job, "trainer") + self.log_of(job, "inference"))
         record = json.loads(text_of(job.directory / f"awex-job-{job.id}" / "job.json"))
         self.assertTrue(record["end"].startswith(end), record["end"])
 

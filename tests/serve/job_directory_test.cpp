@@ -445,6 +445,43 @@ TEST_CASE("a lost rank 0 is buried by another rank, a later job is not") {
   bury_job("", "", "x");
 }
 
+TEST_CASE("a job's last words are heard, also when its record was read before it wrote them") {
+  const TemporaryDirectory directory;
+  const auto path = (directory.path() / "job").string();
+  std::optional<JobRecord> early;
+  {
+    JobDirectory job(path);
+    early = read_job_record(path);
+    REQUIRE(early);
+    CHECK(!end_of_job(*early, path));
+    job.write_end("stopped by a client", ExitCode::kOk);
+  }
+  const auto end = end_of_job(*early, path);
+  REQUIRE(end);
+  CHECK(end->end == "stopped by a client");
+  CHECK(end->exit_code == ExitCode::kOk);
+  CHECK(end_of_job(*end, path)->end == "stopped by a client");
+
+  const JobDirectory next(path);
+  CHECK(!read_again(*early, path));
+  REQUIRE(end_of_job(*early, path));
+  CHECK(end_of_job(*early, path)->ended_at.empty());  // not what the next one will say
+}
+
+TEST_CASE("of a job on another host only its own word counts") {
+  const TemporaryDirectory directory;
+  const auto path = (directory.path() / "job").string();
+  fs::create_directory(path);
+  const auto write = [&](const std::string& end) {
+    std::ofstream(fs::path(path) / "job.json")
+        << record_text("elsewhere", "other-boot", "/none/socket", end);
+  };
+  write("\"ended_at\": null, \"end\": null, \"exit_code\": null");
+  CHECK(!end_of_job(*read_job_record(path), path));
+  write("\"ended_at\": \"2026-11-27T11:00:00Z\", \"end\": \"rank 3 was lost\", \"exit_code\": 5");
+  CHECK(end_of_job(*read_job_record(path), path)->end == "rank 3 was lost");
+}
+
 TEST_CASE("a job that was replaced does not write its end over the next one's record") {
   const TemporaryDirectory root;
   const auto path = root.path().string();
