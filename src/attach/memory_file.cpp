@@ -32,14 +32,10 @@ UniqueFd make_memory_file(const char* name, uint64_t bytes) {
 
 }  // namespace
 
-OwnPage::OwnPage() : fd_(make_memory_file("awex-control", sizeof(ControlPage))) {
-  void* page =
-      ::mmap(nullptr, sizeof(ControlPage), PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0);
-  if (page == MAP_FAILED) throw errno_error("map the engine's control page", "mmap", errno);
-  page_ = new (page) ControlPage;
-}
-
-OwnPage::~OwnPage() { ::munmap(page_, sizeof(ControlPage)); }
+OwnPage::OwnPage()
+    : fd_(make_memory_file("awex-control", sizeof(ControlPage))),
+      mapping_(map_file("the engine's control page", fd_, sizeof(ControlPage))),
+      page_(new (mapping_.data()) ControlPage) {}
 
 UniqueFd file_of_kept(std::string_view bytes) {
   auto fd = make_memory_file("awex-kept", bytes.size());

@@ -7,6 +7,7 @@
 #include "attach/control_page.hpp"
 #include "attach/message.hpp"
 #include "base/unique_fd.hpp"
+#include "memory/host_mapping.hpp"
 
 namespace awex::attach {
 
@@ -16,18 +17,13 @@ class OwnPage {
  public:
   /// Throws Error(kRuntime).
   OwnPage();
-  OwnPage(const OwnPage&) = delete;
-  OwnPage& operator=(const OwnPage&) = delete;
-  OwnPage(OwnPage&&) = delete;
-  OwnPage& operator=(OwnPage&&) = delete;
-  ~OwnPage();
-
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] ControlPage& page() const { return *page_; }
 
  private:
   UniqueFd fd_;
-  ControlPage* page_ = nullptr;
+  HostMapping mapping_;
+  ControlPage* page_;
 };
 
 /// What an engine wanted kept, as a file in memory for the one that comes in its place. Throws

@@ -25,6 +25,9 @@ namespace awex::attach {
 
 /// Raised with every change that an older library or rank would misread.
 inline constexpr int kProtocolVersion = 2;
+/// What to do where the two do not understand each other.
+inline constexpr const char* kOtherBuild =
+    "the engine must load the libawex_colocate.so of the awex-colocate that the job runs";
 inline constexpr uint64_t kMostKeptBytes = 16 << 20;
 /// Kinds of memory that an engine tells of as its own.
 inline constexpr size_t kMostBooked = 64;

@@ -76,7 +76,7 @@ UniqueFd find_descriptor(const MapsLine& map) {
 
 class OpenedHostBlock final : public OpenedBlock {
  public:
-  OpenedHostBlock(HostMapping mapping) : mapping_(std::move(mapping)) {}
+  explicit OpenedHostBlock(HostMapping mapping) : mapping_(std::move(mapping)) {}
   [[nodiscard]] const std::byte* data() const override { return mapping_.data(); }
 
  private:
@@ -107,22 +107,8 @@ Lending lend_host_memory(const std::byte* address) {
 
 std::unique_ptr<OpenedBlock> open_host_block(const std::string& name, const LentBlock& block,
                                              const UniqueFd& fd) {
-  struct stat status {};
-  if (::fstat(fd.get(), &status) != 0) {
-    throw errno_error("look at what is lent of " + name, "fstat", errno);
-  }
-  // A page that the file reaches into is there as a whole.
-  constexpr uint64_t kPageBytes = 4096;
-  const auto has = round_up(static_cast<uint64_t>(status.st_size), kPageBytes);
-  if (block.offset_bytes > has || block.bytes > has - block.offset_bytes) {
-    throw request_error(fmt::format("what is lent of {} ends behind its file, which has {} bytes",
-                                    name, status.st_size),
-                        "the file has been shortened since it was mapped");
-  }
-  void* data = ::mmap(nullptr, block.bytes, PROT_READ, MAP_SHARED, fd.get(),
-                      static_cast<off_t>(block.offset_bytes));
-  if (data == MAP_FAILED) throw errno_error("map what is lent of " + name, "mmap", errno);
-  return std::make_unique<OpenedHostBlock>(HostMapping(static_cast<std::byte*>(data), block.bytes));
+  return std::make_unique<OpenedHostBlock>(
+      map_file_to_read("what is lent of " + name, fd, block.offset_bytes, block.bytes));
 }
 
 }  // namespace awex

@@ -1,10 +1,12 @@
 #include "memory/host_mapping.hpp"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 
+#include "base/checked.hpp"
 #include "base/error.hpp"
 #include "base/units.hpp"
 
@@ -21,6 +23,24 @@ HostMapping map_anonymous(const std::string& what, uint64_t bytes, int protectio
             .what(),
         "see the limit of addresses (ulimit -v)");
   }
+  return {static_cast<std::byte*>(data), bytes};
+}
+
+HostMapping map_part(const std::string& what, const UniqueFd& fd, int protection,
+                     uint64_t offset_bytes, uint64_t bytes) {
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) throw errno_error("look at " + what, "fstat", errno);
+  // A page that the file reaches into is there as a whole; behind that a touch is fatal.
+  constexpr uint64_t kPageBytes = 4096;
+  const auto has = round_up(static_cast<uint64_t>(status.st_size), kPageBytes);
+  if (offset_bytes > has || bytes > has - offset_bytes) {
+    throw runtime_error(fmt::format("{} ends at byte {}, behind its file, which has {}", what,
+                                    offset_bytes + bytes, status.st_size),
+                        "the file has been shortened since it was mapped");
+  }
+  void* data =
+      ::mmap(nullptr, bytes, protection, MAP_SHARED, fd.get(), static_cast<off_t>(offset_bytes));
+  if (data == MAP_FAILED) throw errno_error("map " + what, "mmap", errno);
   return {static_cast<std::byte*>(data), bytes};
 }
 
@@ -45,6 +65,15 @@ UniqueFd map_shared_memory(const std::string& what, std::span<std::byte> over) {
       ::mmap(over.data(), over.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd.get(), 0);
   if (data == MAP_FAILED) throw errno_error(attempt, "mmap", errno);
   return fd;
+}
+
+HostMapping map_file(const std::string& what, const UniqueFd& fd, uint64_t bytes) {
+  return map_part(what, fd, PROT_READ | PROT_WRITE, 0, bytes);
+}
+
+HostMapping map_file_to_read(const std::string& what, const UniqueFd& fd, uint64_t offset_bytes,
+                             uint64_t bytes) {
+  return map_part(what, fd, PROT_READ, offset_bytes, bytes);
 }
 
 HostMapping reserve_addresses(const std::string& what, uint64_t bytes) {

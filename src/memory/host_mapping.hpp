@@ -35,6 +35,12 @@ class HostMapping {
 /// Maps memory that others can map as well over private memory that was not touched. Returns its
 /// descriptor, of a file of as many bytes. Throws Error(kRuntime).
 [[nodiscard]] UniqueFd map_shared_memory(const std::string& what, std::span<std::byte> over);
+/// Maps the first `bytes` (> 0) of a file, to read and write, with all who map it. Throws
+/// Error(kRuntime), also where the file ends before.
+[[nodiscard]] HostMapping map_file(const std::string& what, const UniqueFd& fd, uint64_t bytes);
+/// The same, to read alone, of bytes from `offset_bytes` on, a multiple of the page size.
+[[nodiscard]] HostMapping map_file_to_read(const std::string& what, const UniqueFd& fd,
+                                           uint64_t offset_bytes, uint64_t bytes);
 /// Reserves addresses, which fault when they are used. Throws Error(kRuntime).
 [[nodiscard]] HostMapping reserve_addresses(const std::string& what, uint64_t bytes);
 

@@ -646,8 +646,10 @@ TEST_CASE("a welcome that cannot be is no attachment") {
         }) == AWEX_LOST);
   says("is lost: it went wrong");
   CHECK(welcomed([](FakeRank& rank) { rank.welcome.kept_bytes = 1; }) == AWEX_FAILED);
+  CHECK(welcomed([](FakeRank& rank) { rank.page_file = test::file_with(""); }) == AWEX_FAILED);
+  says("control page ends at byte 16, behind its file");
   CHECK(welcomed([](FakeRank& rank) { rank.page_file = test::file_with("page"); }) == AWEX_FAILED);
-  says("too short");
+  says("is none");
   CHECK(welcomed([](FakeRank& rank) { rank.page->magic = 7; }) == AWEX_FAILED);
   says("is none");
   CHECK(welcomed([](FakeRank& rank) { rank.welcome.mapped[2] = true; }) == AWEX_FAILED);

@@ -1,10 +1,6 @@
 #include "attach/library/host_copy.hpp"
 
-#include <sys/mman.h>
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <iterator>
 #include <optional>
 #include <thread>
@@ -19,17 +15,6 @@ namespace awex::attach {
 namespace {
 
 constexpr unsigned kMostThreads = 16;
-
-HostMapping map_file(const UniqueFd& fd, uint64_t bytes, const std::string& what) {
-  struct stat status {};
-  if (::fstat(fd.get(), &status) != 0) throw errno_error("look at " + what, "fstat", errno);
-  if (static_cast<uint64_t>(status.st_size) < bytes) {
-    throw runtime_error(fmt::format("{} has {} of {} bytes", what, status.st_size, bytes));
-  }
-  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
-  if (data == MAP_FAILED) throw errno_error("map " + what, "mmap", errno);
-  return {static_cast<std::byte*>(data), bytes};
-}
 
 }  // namespace
 
@@ -77,8 +62,8 @@ std::vector<HostMapping> HostCopy::map(const Chunking& chunking) const {
   }
   std::vector<HostMapping> copies;
   for (uint64_t chunk = 0; chunk < chunking.count(); ++chunk) {
-    copies.push_back(map_file(fds_[chunk], chunking.used_bytes(chunk),
-                              "the host memory of " + chunking.describe(chunk, 1)));
+    copies.push_back(map_file("the host memory of " + chunking.describe(chunk, 1), fds_[chunk],
+                              chunking.used_bytes(chunk)));
   }
   return copies;
 }

@@ -1,50 +1,22 @@
 #include "attach/library/participant.hpp"
 
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
-#include <chrono>
-#include <thread>
 #include <utility>
 
 #include "base/build_identity.hpp"
-#include "base/checked.hpp"
 #include "base/error.hpp"
-#include "base/node_identity.hpp"
-#include "base/process_activity.hpp"
 #include "base/whole_file.hpp"
-#include "model/json_input.hpp"
 
 namespace awex::attach {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-/// How long a rank may take to read a message: its door has a thread of its own.
-constexpr Seconds kSlowestReader{60};
-/// Times that are longer end nothing.
-constexpr Seconds kLongestWait{1e8};
+/// How often a call that withdraws its consent looks whether the rank is stopped,
 constexpr Seconds kSleep{1};
-/// How long a stopped rank may keep a call whose time is over; a debugger stops it for less.
+/// and how long it may keep that call; a debugger stops it for less.
 constexpr Seconds kLongestStop{3};
-
-constexpr const char* kOtherBuild =
-    "the engine must load the libawex_colocate.so of the awex-colocate that the job runs";
-
-Clock::time_point after(Seconds time) {
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(time, kLongestWait));
-}
-
-uint64_t size_of(const UniqueFd& fd, const char* what) {
-  struct stat status {};
-  if (::fstat(fd.get(), &status) != 0)
-    throw errno_error(fmt::format("take {}", what), "fstat", errno);
-  return static_cast<uint64_t>(status.st_size);
-}
 
 std::string read_kept(const UniqueFd& fd, uint64_t bytes) {
   auto kept = read_from_start(fd.get(), bytes);
@@ -63,28 +35,21 @@ UniqueFd file_of(const std::string& bytes) {
   return fd;
 }
 
-}  // namespace
-
-MappedPage::MappedPage(const UniqueFd& fd) {
-  if (size_of(fd, "the control page") < sizeof(ControlPage)) {
-    throw runtime_error("the rank's control page is too short", kOtherBuild);
-  }
-  void* data =
-      ::mmap(nullptr, sizeof(ControlPage), PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
-  if (data == MAP_FAILED) throw errno_error("map the control page", "mmap", errno);
-  page_ = static_cast<ControlPage*>(data);
-  if (page_->magic == ControlPage::kMagic) return;
-  ::munmap(data, sizeof(ControlPage));
-  throw runtime_error("the rank's control page is none", kOtherBuild);
+Error not_done(const char* call, Seconds timeout, const std::optional<Error>& last) {
+  const auto failure = last ? fmt::format("; the last one failed: {}", last->what()) : "";
+  return {ExitCode::kDeadline,
+          fmt::format("{}: no command of the job has done it after {}{}", call,
+                      format_seconds(timeout.count()), failure),
+          "awex-colocate status --job DIR tells what the job waits for"};
 }
 
-MappedPage::~MappedPage() { ::munmap(page_, sizeof(ControlPage)); }
+}  // namespace
 
 /// Marks that a call waits: callbacks must not begin another one. Most calls need the rank.
 class Participant::Call {
  public:
   explicit Call(Participant& participant, bool needs_rank = true) : participant_(participant) {
-    if (needs_rank && participant_.lost_) throw Error(*participant_.lost_);
+    if (needs_rank) participant_.link_->expect_there();
     if (participant_.in_call_.exchange(true)) {
       throw request_error("another call on this engine has not returned yet",
                           "callbacks and other threads must not wait for the job");
@@ -101,18 +66,12 @@ class Participant::Call {
 };
 
 Participant::Participant(const ParticipantOptions& options)
-    : role_(options.rank.role), job_(options.rank.job), own_weights_(options.own_weights) {
+    : role_(options.rank.role), own_weights_(options.own_weights) {
   if (has_own_weights()) expect_role(Role::kTrainer, "lending weights of its own");
-  const Stopwatch watch;
-  const Deadline deadline(std::min(options.timeout, kLongestWait));
-  auto found = find_rank(options.rank, deadline);
+  const auto until = after(options.timeout);
+  auto found = find_rank(options.rank, Deadline(std::min(options.timeout, kLongestWait)));
   uuid_ = found.record.uuid;
-  rank_pid_ = found.record.pid;
-  if (found.record.pid_namespace == own_pid_namespace()) {
-    const auto rank = read_process_stat(fmt::format("/proc/{}/stat", rank_pid_));
-    if (rank) rank_start_ = rank->start_time;
-  }
-  channel_ = std::make_unique<Channel>(std::move(found.socket));
+  link_.emplace(std::move(found.socket), found.record, options.rank.job);
   ToRank hello;
   hello.kind = ToRank::Kind::kHello;
   hello.build = build_identity();
@@ -120,8 +79,8 @@ Participant::Participant(const ParticipantOptions& options)
   hello.name = options.name;
   hello.bytes = options.bytes;
   hello.own_weights = own_weights_;
-  say(hello);
-  attach(Seconds(std::max(0.0, deadline.allowed().count() - watch.seconds())));
+  link_->say(hello);
+  attach(until, options.timeout);
   for (const auto tag : kAllTags) {
     const auto got = welcome_.bytes.at(static_cast<size_t>(tag));
     const auto asked = options.bytes.at(static_cast<size_t>(tag));
@@ -133,55 +92,45 @@ Participant::Participant(const ParticipantOptions& options)
 
 Participant::~Participant() {
   try {
-    for (auto& of_tag : memory_) {
-      if (of_tag.chunks) unmap(of_tag);
+    for (const auto& memory : memory_) {
+      if (memory) memory->unmap();
     }
     ToRank leave;
     leave.kind = ToRank::Kind::kDetach;
-    if (channel_ && !lost_) say(leave);
+    if (link_ && !link_->is_lost()) link_->say(leave);
   } catch (const std::exception&) {
     // The rank sees that the connection has ended.
     return;
   }
 }
 
-void Participant::attach(Seconds timeout) {
-  const auto until = after(timeout);
-  auto frame = receive(until);
+void Participant::attach(Clock::time_point until, Seconds timeout) {
+  auto frame = link_->receive(until);
   if (frame) take_welcome(std::move(*frame));
-  const auto wanted = [&] {
-    return std::any_of(kAllTags.begin(), kAllTags.end(), [&](Tag tag) {
-      const auto at = static_cast<size_t>(tag);
-      return (welcome_.mapped.at(at) && !memory(tag).mapped) ||
-             (welcome_.copied.at(at) && !memory(tag).copy.is_whole());
-    });
-  };
   bool in_time = frame.has_value();
-  while (in_time && wanted()) in_time = hear_request(until);
-  if (in_time) {
-    if (memory(Tag::kWeights).has_content) note_served();
-    return;
+  while (in_time && !is_complete()) in_time = hear_request(until);
+  if (!in_time) {
+    throw Error(ExitCode::kDeadline,
+                fmt::format("the rank of this engine has not taken it in after {}: the job may "
+                            "wait for engines of other ranks",
+                            format_seconds(timeout.count())),
+                "awex-colocate status --job DIR tells whom it waits for");
   }
-  throw Error(ExitCode::kDeadline,
-              fmt::format("the rank of this engine has not taken it in after {}: the job may wait "
-                          "for engines of other ranks",
-                          format_seconds(timeout.count())),
-              "awex-colocate status --job DIR tells whom it waits for");
+  const auto* weights = memory(Tag::kWeights);
+  if (weights != nullptr && weights->has_content()) note_served();
 }
 
 void Participant::take_welcome(Frame frame) {
   const auto message = decode_to_engine(frame.text);
   if (message.kind == ToEngine::Kind::kRefused) throw Error(*message.error);
-  if (message.kind == ToEngine::Kind::kEnd) {
-    lose(message.error ? *message.error : Error(ExitCode::kPeerLost, "it was ended in order"));
-  }
+  if (message.kind == ToEngine::Kind::kEnd) lose_ended(message);
   const size_t fds = message.kept_bytes > 0 ? 2 : 1;
   if (message.kind != ToEngine::Kind::kWelcome || frame.fds.size() != fds) {
     throw runtime_error("the rank's answer is no welcome", kOtherBuild);
   }
   welcome_ = message;
   version_ = message.version;
-  page_ = std::make_unique<MappedPage>(frame.fds[0]);
+  page_.emplace(frame.fds[0]);
   if (fds > 1) kept_ = read_kept(frame.fds[1], message.kept_bytes);
   reserve_memory();
 }
@@ -190,206 +139,137 @@ void Participant::reserve_memory() {
   device_ =
       welcome_.backend == "host" ? make_host_mapping_device() : make_cuda_mapping_device(uuid_);
   for (const auto tag : kAllTags) {
-    const auto bytes = welcome_.bytes.at(static_cast<size_t>(tag));
-    const auto chunk_bytes = welcome_.chunk_bytes.at(static_cast<size_t>(tag));
-    if (bytes == 0) {
-      const auto at = static_cast<size_t>(tag);
-      if (!welcome_.mapped.at(at) && !welcome_.copied.at(at)) continue;
+    const auto at = static_cast<size_t>(tag);
+    if (const auto bytes = welcome_.bytes.at(at); bytes > 0) {
+      memory_.at(at) =
+          std::make_unique<TagMemory>(*device_, tag, bytes, welcome_.chunk_bytes.at(at));
+    } else if (welcome_.mapped.at(at) || welcome_.copied.at(at)) {
       throw runtime_error(fmt::format("the rank would map {} of no bytes", tag_name(tag)),
                           kOtherBuild);
     }
-    if (chunk_bytes == 0 || ceil_div(bytes, chunk_bytes) > kMaxChunks || bytes > UINT64_MAX / 2 ||
-        chunk_bytes > UINT64_MAX / 2) {
-      throw runtime_error(fmt::format("the rank's {} of {} bytes in chunks of {} cannot be",
-                                      tag_name(tag), bytes, chunk_bytes),
-                          kOtherBuild);
-    }
-    auto& of_tag = memory(tag);
-    of_tag.chunks = device_->reserve(tag_name(tag), bytes, chunk_bytes);
-    of_tag.arena = std::make_shared<Arena>(tag_name(tag), of_tag.chunks->data(), bytes);
   }
 }
 
+bool Participant::is_complete() const {
+  return std::all_of(kAllTags.begin(), kAllTags.end(), [&](Tag tag) {
+    const auto at = static_cast<size_t>(tag);
+    return (!welcome_.mapped.at(at) || memory(tag)->is_mapped()) &&
+           (!welcome_.copied.at(at) || memory(tag)->copy().is_whole());
+  });
+}
+
 std::byte* Participant::address(Tag tag) const {
-  const auto& chunks = memory(tag).chunks;
-  return chunks ? chunks->data() : nullptr;
+  const auto* of_tag = memory(tag);
+  return of_tag == nullptr ? nullptr : of_tag->data();
 }
 
 bool Participant::is_mapped(Tag tag) const {
-  if (tag == Tag::kWeights && has_own_weights()) return !own_is_away_;
-  return memory(tag).mapped;
+  if (are_own(tag)) return !own_is_away_;
+  const auto* of_tag = memory(tag);
+  return of_tag != nullptr && of_tag->is_mapped();
 }
 
-std::shared_ptr<Arena> Participant::arena(Tag tag) const { return memory(tag).arena; }
+std::shared_ptr<Arena> Participant::arena(Tag tag) const {
+  const auto* of_tag = memory(tag);
+  return of_tag == nullptr ? nullptr : of_tag->arena();
+}
+
+TagMemory& Participant::memory_told_of(Tag tag) const {
+  auto* of_tag = memory(tag);
+  if (of_tag != nullptr) return *of_tag;
+  throw runtime_error(fmt::format("this engine has no {}", tag_name(tag)), kOtherBuild);
+}
 
 bool Participant::all_mapped() const {
-  return !own_is_away_ && std::all_of(memory_.begin(), memory_.end(), [](const Memory& of_tag) {
-    return !of_tag.chunks || of_tag.mapped;
+  return !own_is_away_ && std::all_of(memory_.begin(), memory_.end(), [](const auto& of_tag) {
+    return !of_tag || of_tag->is_mapped();
   });
 }
 
 bool Participant::none_mapped() const {
   return std::none_of(memory_.begin(), memory_.end(),
-                      [](const Memory& of_tag) { return of_tag.mapped; });
+                      [](const auto& of_tag) { return of_tag && of_tag->is_mapped(); });
 }
 
 // ---- Declaring
 
 void Participant::declare(Tag tag, const Parameter& parameter) {
   const Call call(*this);
-  const auto refuse = [&](const std::string& why, const std::string& hint = {}) {
-    return request_error(fmt::format("cannot declare {}: {}", in_quotes(parameter.name), why), hint)
-        .about_tensor(parameter.name);
-  };
-  if (sealed_) throw refuse("what this engine holds is sealed");
-  if (seal_pending_) throw refuse("awex_seal is still to be answered", "call awex_seal again");
-  const auto bytes = welcome_.bytes.at(static_cast<size_t>(tag));
-  if (tag == Tag::kWeights && has_own_weights()) {
-    throw refuse("its weights are its own", "declare them by awex_declare_own");
+  if (seal_ == Seal::kSealed) {
+    throw cannot_declare(parameter, "what this engine holds is sealed");
   }
-  if (bytes == 0) throw refuse(fmt::format("this engine has no {}", tag_name(tag)));
-  const auto element = element_bytes(parameter.dtype);
-  const auto size =
-      checked_mul(checked_mul(parameter.rows, parameter.cols, "a tensor"), element, "a tensor");
-  const auto end = checked_add(parameter.offset_bytes, size, "a tensor's end");
-  if (parameter.offset_bytes % element != 0) {
-    throw refuse(fmt::format("offset {} is no multiple of its element's {} bytes",
-                             parameter.offset_bytes, element));
+  if (seal_ == Seal::kPending) {
+    throw cannot_declare(parameter, "awex_seal is still to be answered", "call awex_seal again");
   }
-  if (end > bytes) {
-    throw refuse(fmt::format("it ends at byte {}, and {} has {}", end, tag_name(tag), bytes));
+  if (are_own(tag)) {
+    throw cannot_declare(parameter, "its weights are its own", "declare them by awex_declare_own");
   }
-  begin_list();
-  add(tag, parameter);
+  const auto* of_tag = memory(tag);
+  if (of_tag == nullptr) {
+    throw cannot_declare(parameter, fmt::format("this engine has no {}", tag_name(tag)));
+  }
+  declaration_.add(tag, parameter, of_tag->bytes());
 }
-
-/// A first declaration after a seal, or when lent memory has come back, begins a new list.
-void Participant::begin_list() {
-  if (!std::exchange(begins_declaring_, false)) return;
-  const auto weights = static_cast<size_t>(Tag::kWeights);
-  if (!sealed_) {
-    declared_ = {};
-    names_ = {};
-  }
-  declared_.at(weights).clear();
-  names_.at(weights).clear();
-  lends_.clear();
-}
-
-void Participant::add(Tag tag, const Parameter& parameter) {
-  if (!names_.at(static_cast<size_t>(tag)).insert(parameter.name).second) {
-    throw request_error(fmt::format("cannot declare {}: {} has it already",
-                                    in_quotes(parameter.name), tag_name(tag)),
-                        "a tensor is declared once; awex_seal begins a new list")
-        .about_tensor(parameter.name);
-  }
-  declared_.at(static_cast<size_t>(tag)).push_back(parameter);
-}
-
-// ---- Lending
 
 void Participant::declare_own(const Parameter& parameter) {
-  const auto refuse = [&](const std::string& why, const std::string& hint = {}) {
-    return request_error(fmt::format("cannot declare {}: {}", in_quotes(parameter.name), why), hint)
-        .about_tensor(parameter.name);
-  };
-  if (lost_ && !may_declare_) throw Error(*lost_);
+  if (!own_comes_back_) link_->expect_there();
   if (!has_own_weights()) {
-    throw refuse("this engine's weights lie in the job's memory",
-                 "say own_weights when it attaches, or declare them by awex_declare");
+    throw cannot_declare(parameter, "this engine's weights lie in the job's memory",
+                         "say own_weights when it attaches, or declare them by awex_declare");
   }
-  if (!may_declare_ && (sealed_ || seal_pending_)) {
-    throw refuse("what this engine holds is sealed",
-                 "weights that move are declared anew in the callback after_resume");
+  if (!own_comes_back_ && seal_ != Seal::kOpen) {
+    throw cannot_declare(parameter, "what this engine holds is sealed",
+                         "weights that move are declared anew in the callback after_resume");
   }
-  if (parameter.offset_bytes % element_bytes(parameter.dtype) != 0) {
-    throw refuse(
-        fmt::format("its address {:#x} is no multiple of its element", parameter.offset_bytes));
-  }
-  begin_list();
-  try {
-    if (!lost_) find_blocks(parameter);  // else there is nobody to lend to
-  } catch (const Error& error) {
-    throw refuse(error.what(), error.hint());
-  }
-  add(Tag::kWeights, parameter);
-}
-
-/// The blocks that a tensor lies in, of which others may be known already.
-void Participant::find_blocks(const Parameter& parameter) {
-  const auto elements = checked_mul(parameter.rows, parameter.cols, "a tensor");
-  const auto bytes = checked_mul(elements, element_bytes(parameter.dtype), "a tensor");
-  const uint64_t end = checked_add(parameter.offset_bytes, bytes, "a tensor's end");
-  for (uint64_t at = parameter.offset_bytes; at < end;) {
-    auto after = lends_.upper_bound(at);
-    if (after == lends_.begin() ||
-        at - std::prev(after)->first >= std::prev(after)->second.block.bytes) {
-      auto lending = device_->lend(std::bit_cast<const std::byte*>(at));
-      const auto& block = lending.block;
-      if (at < block.address || at - block.address >= block.bytes) {
-        throw runtime_error(fmt::format("{} at {:#x} are no block that holds {:#x}",
-                                        format_bytes(block.bytes), block.address, at));
-      }
-      after = std::next(lends_.insert_or_assign(block.address, std::move(lending)).first);
-    }
-    const auto& block = std::prev(after)->second.block;
-    at = block.address + block.bytes;
-  }
+  declaration_.add_own(parameter, link_->is_lost() ? nullptr : device_.get());
 }
 
 /// Tells the rank what this engine lends; what it declares lies in that.
 void Participant::lend() {
-  if (lends_.size() > kMostLentBlocks) {
-    throw request_error(fmt::format("the weights lie in {} blocks of memory, and {} are the most",
-                                    lends_.size(), kMostLentBlocks),
-                        "let a job that is started anew have them (adopt)");
-  }
-  auto next = lends_.begin();
-  bool begins = true;
-  while (begins || next != lends_.end()) {
-    ToRank message;
-    message.kind = ToRank::Kind::kLend;
-    message.begins = begins;
-    if (begins) {
-      const auto weights = static_cast<size_t>(Tag::kWeights);
-      message.declared.at(weights) = declared_.at(weights);
-    }
+  const auto lendings = declaration_.take_lendings();
+  auto next = lendings.begin();
+  ToRank message;
+  message.kind = ToRank::Kind::kLend;
+  message.begins = true;
+  message.declared.at(static_cast<size_t>(Tag::kWeights)) = declaration_.weights();
+  do {
     std::vector<int> fds;
-    for (; next != lends_.end() && message.blocks.size() < kMostFds; ++next) {
-      message.blocks.push_back(next->second.block);
-      if (next->second.block.has_fd) fds.push_back(next->second.fd.get());
+    for (; next != lendings.end() && message.blocks.size() < kMostFds; ++next) {
+      const auto& [block, fd] = next->second;
+      message.blocks.push_back(block);
+      if (block.has_fd) fds.push_back(fd.get());
     }
-    say(message, fds);
-    begins = false;
-  }
-  lends_.clear();  // The rank has the descriptors now.
+    link_->say(message, fds);
+    message = {};
+    message.kind = ToRank::Kind::kLend;
+    message.begins = false;
+  } while (next != lendings.end());
 }
 
 /// The engine's callback brings its own memory back, and may declare it at other places.
 void Participant::call_own_back() {
-  begins_declaring_ = may_declare_ = true;
+  declaration_.begin_weights_anew();
+  own_comes_back_ = true;
   try {
     call_back(callbacks_.after_resume, "after_resume", Tag::kWeights);
   } catch (...) {
-    begins_declaring_ = may_declare_ = false;
+    declaration_.keep();
+    own_comes_back_ = false;
     throw;
   }
-  may_declare_ = own_is_away_ = false;
+  own_comes_back_ = own_is_away_ = false;
 }
 
 void Participant::bring_back_own() {
   call_own_back();
-  if (std::exchange(begins_declaring_, false)) {  // Nothing was: all lies where it was.
-    for (const auto& tensor : declared_.at(static_cast<size_t>(Tag::kWeights))) {
-      find_blocks(tensor);
-    }
-  }
+  const bool lies_where_it_was = declaration_.keep();
+  if (lies_where_it_was) declaration_.find_blocks(*device_);
   lend();
 }
 
 void Participant::seal(Seconds timeout) {
   const Call call(*this);
-  if (sealed_) throw request_error("what this engine holds is sealed already");
+  if (seal_ == Seal::kSealed) throw request_error("what this engine holds is sealed already");
   if (own_weights_ == OwnWeights::kMoves &&
       !(callbacks_.before_release && callbacks_.after_resume)) {
     throw request_error(
@@ -397,22 +277,23 @@ void Participant::seal(Seconds timeout) {
         "and after_resume",
         "set them before awex_seal, or attach with weights that stay");
   }
-  if (!seal_pending_) {
+  if (seal_ == Seal::kOpen) {
     if (has_own_weights()) lend();
     ToRank message;
     message.kind = ToRank::Kind::kSeal;
-    message.declared = declared_;
-    say(message);
-    seal_pending_ = true;
+    message.declared = declaration_.tensors();
+    link_->say(message);
+    seal_ = Seal::kPending;
   }
-  begins_declaring_ = true;
   const auto until = after(timeout);
-  while (const auto answer = hear(until)) {
-    if (answer->kind == ToEngine::Kind::kSealed) sealed_ = true;
-    const bool refused = answer->kind == ToEngine::Kind::kRefused;
-    if (!sealed_ && !refused) continue;  // an end of a command that came before
-    seal_pending_ = false;
-    if (refused) throw Error(*answer->error);
+  while (const auto answer = hear(until)) {  // maybe an end of a command that came before
+    if (answer->kind == ToEngine::Kind::kRefused) {
+      seal_ = Seal::kOpen;
+      declaration_.begin_anew();
+      throw Error(*answer->error);
+    }
+    if (answer->kind != ToEngine::Kind::kSealed) continue;
+    seal_ = Seal::kSealed;
     return;
   }
   throw Error(ExitCode::kDeadline,
@@ -430,8 +311,8 @@ void Participant::expect_role(Role role, const char* call) const {
 }
 
 void Participant::expect_sealed(const char* call) const {
-  if (lost_) throw Error(*lost_);
-  if (sealed_) return;
+  link_->expect_there();
+  if (seal_ == Seal::kSealed) return;
   throw request_error(fmt::format("{} before awex_seal", call),
                       "declare the engine's tensors and seal them first");
 }
@@ -480,23 +361,21 @@ ToEngine Participant::take_part(const char* name, EngineWish wish, uint64_t newe
   expect_sealed(name);
   const Call call(*this);
   const auto until = after(timeout);
-  // What came while the engine was in no call: ends of commands that went without it.
-  while (hear(Clock::now())) {
-  }
+  hear_what_came();
   std::optional<Error> last;
   while (true) {
     ToRank message;
     message.kind = ToRank::Kind::kReady;
     message.wish = wish;
     message.newer_than = newer_than;
-    say(message);
+    link_->say(message);
     const auto over = await_over(until);
     if (over && is_done(*over)) {
       if (over->error) throw Error(*over->error);
       return *over;
     }
     if (over && over->error) last = over->error;
-    if (!over || Clock::now() >= until) throw deadline_error(name, timeout, last);
+    if (!over || Clock::now() >= until) throw not_done(name, timeout, last);
   }
 }
 
@@ -508,7 +387,7 @@ std::optional<ToEngine> Participant::await_over(Clock::time_point until) {
     if (!message) {
       ToRank withdraw;
       withdraw.kind = ToRank::Kind::kWithdraw;
-      say(withdraw);
+      link_->say(withdraw);
       withdrawing = true;
     } else if (message->kind == ToEngine::Kind::kOver) {
       return message;
@@ -524,55 +403,40 @@ std::optional<ToEngine> Participant::hear_of_withdrawal() {
   std::optional<Deadline> stopped;
   while (true) {
     if (auto message = hear(after(kSleep))) return message;
-    if (!is_stopped(rank_pid_)) {
+    if (!link_->is_stopped()) {
       stopped.reset();
-      continue;
+    } else if (!stopped) {
+      stopped.emplace(kLongestStop);
+    } else if (stopped->expired()) {
+      link_->lose_stopped();  // It must not use the consent when it goes on.
     }
-    if (!stopped) stopped.emplace(kLongestStop);
-    if (!stopped->expired()) continue;
-    // It must not use the consent when it goes on.
-    channel_.reset();
-    lose({ExitCode::kDeadline, fmt::format("its process {} is stopped", rank_pid_)});
   }
-}
-
-Error Participant::deadline_error(const char* call, Seconds timeout,
-                                  const std::optional<Error>& last) const {
-  const auto failure = last ? fmt::format("; the last one failed: {}", last->what()) : "";
-  return {ExitCode::kDeadline,
-          fmt::format("{}: no command of the job has done it after {}{}", call,
-                      format_seconds(timeout.count()), failure),
-          "awex-colocate status --job DIR tells what the job waits for"};
 }
 
 // ---- What the rank says
 
-std::optional<Frame> Participant::receive(Clock::time_point until) {
-  try {
-    while (true) {
-      if (auto frame = channel_->receive()) return frame;
-      const auto now = Clock::now();
-      if (now >= until) return std::nullopt;
-      channel_->wait_readable(std::min<Seconds>(until - now, kSleep));
-    }
-  } catch (const Error& error) {
-    lose(error);
-  }
-}
-
 /// Hears one message that must be a request; false when none comes in time.
 bool Participant::hear_request(Clock::time_point until) {
-  auto frame = receive(until);
+  auto frame = link_->receive(until);
   if (!frame) return false;
   if (!take(*frame)) return true;
-  lose(runtime_error("it says what does not belong to attaching", kOtherBuild));
+  link_->lose(runtime_error("it says what does not belong to attaching", kOtherBuild));
 }
 
 std::optional<ToEngine> Participant::hear(Clock::time_point until) {
-  while (auto frame = receive(until)) {
+  while (auto frame = link_->receive(until)) {
     if (auto message = take(*frame)) return message;
   }
   return std::nullopt;
+}
+
+void Participant::hear_what_came() {
+  while (hear(Clock::now())) {  // ends of commands that went without this engine
+  }
+}
+
+void Participant::lose_ended(const ToEngine& end) {
+  link_->lose(end.error ? *end.error : Error(ExitCode::kPeerLost, "it was ended in order"));
 }
 
 /// The message, if it is no request.
@@ -581,12 +445,10 @@ std::optional<ToEngine> Participant::take(Frame& frame) {
   try {
     message = decode_to_engine(frame.text);
   } catch (const Error& error) {
-    lose(error);
+    link_->lose(error);
   }
   if (serve(message, frame.fds)) return std::nullopt;
-  if (message.kind == ToEngine::Kind::kEnd) {
-    lose(message.error ? *message.error : Error(ExitCode::kPeerLost, "it was ended in order"));
-  }
+  if (message.kind == ToEngine::Kind::kEnd) lose_ended(message);
   if (message.kind == ToEngine::Kind::kOver) {
     version_ = message.version;
     if (!message.error) note_served();
@@ -626,69 +488,33 @@ bool Participant::serve(const ToEngine& message, std::vector<UniqueFd>& fds) {
   } catch (const std::exception& error) {
     answer.error = runtime_error(error.what());
   }
-  say(answer);
+  link_->say(answer);
   return true;
 }
 
 void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
-  auto& of_tag = memory(message.tag);
-  const auto what = tag_name(message.tag);
-  if (message.tag == Tag::kWeights && has_own_weights()) return bring_back_own();
-  if (!of_tag.chunks) throw runtime_error(fmt::format("this engine has no {}", what), kOtherBuild);
-  const uint64_t all = of_tag.chunks->chunking().count();
-  const uint64_t count = fds.size();
-  const bool in_order = !of_tag.mapped && message.first == of_tag.come && count > 0 &&
-                        count <= all - of_tag.come && message.last == (of_tag.come + count == all);
-  if (!in_order) {
-    throw runtime_error(fmt::format("cannot map {} chunks of {} from chunk {} of {} on: {} are "
-                                    "mapped",
-                                    count, what, message.first, all, of_tag.come),
-                        kOtherBuild);
-  }
-  try {
-    of_tag.chunks->map(of_tag.come, std::move(fds));
-  } catch (...) {
-    unmap(of_tag);
-    throw;
-  }
-  of_tag.come += count;
-  if (!message.last) return;
-  of_tag.mapped = true;
-  of_tag.has_content = message.has_content;
-  of_tag.arena->set_mapped(true);
-  call_back(callbacks_.after_resume, "after_resume", message.tag);
+  if (are_own(message.tag)) return bring_back_own();
+  auto& of_tag = memory_told_of(message.tag);
+  of_tag.map(message.first, std::move(fds), message.last, message.has_content);
+  if (message.last) call_back(callbacks_.after_resume, "after_resume", message.tag);
 }
 
 void Participant::release(Tag tag) {
-  auto& of_tag = memory(tag);
   served_ = 0;
-  const bool is_own = tag == Tag::kWeights && has_own_weights();
-  const bool is_here = is_own ? !own_is_away_ : of_tag.mapped;
-  if (is_here) call_back(callbacks_.before_release, "before_release", tag);
-  if (is_own) own_is_away_ = true;
+  if (is_mapped(tag)) call_back(callbacks_.before_release, "before_release", tag);
+  if (are_own(tag)) own_is_away_ = true;
   // The callback may have taken its time: nobody would take what is given up then.
-  if (channel_->has_ended()) lose({ExitCode::kPeerLost, "the other end has gone"});
-  of_tag.copy.forget();
-  if (of_tag.chunks) unmap(of_tag);
+  link_->expect_connected();
+  if (auto* of_tag = memory(tag)) {
+    of_tag->copy().forget();
+    of_tag->unmap();
+  }
 }
 
 void Participant::note_copied(const ToEngine& message, std::vector<UniqueFd> fds) {
-  auto& of_tag = memory(message.tag);
-  if (!of_tag.chunks) {
-    throw runtime_error(fmt::format("this engine has no {}", tag_name(message.tag)), kOtherBuild);
-  }
-  if (!fds.empty()) {
-    of_tag.copy.add(message.first, std::move(fds), of_tag.chunks->chunking().count());
-  }
-  if (message.last) of_tag.copy.complete(message.runs);
-}
-
-void Participant::unmap(Memory& of_tag) const {
-  of_tag.arena->set_mapped(false);
-  of_tag.chunks->unmap();
-  of_tag.restored.reset();
-  of_tag.mapped = false;
-  of_tag.come = 0;
+  auto& of_tag = memory_told_of(message.tag);
+  if (!fds.empty()) of_tag.copy().add(message.first, std::move(fds), of_tag.chunks());
+  if (message.last) of_tag.copy().complete(message.runs);
 }
 
 void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) const {
@@ -707,53 +533,15 @@ void Participant::call_back(const EngineCallback& callback, const char* what, Ta
   if (answer != 0) throw fail(fmt::format("returned {}", answer));
 }
 
-void Participant::say(const ToRank& message, std::span<const int> fds) {
-  NoMonitor monitor;
-  try {
-    channel_->send(encode(message), fds, Deadline(kSlowestReader), monitor);
-  } catch (const Error& error) {
-    lose(error);
-  }
-}
-
-/// The connection is of no use any more.
-void Participant::lose(const Error& error) {
-  const auto rank = page_ ? fmt::format("rank {}", welcome_.rank) : std::string("the rank");
-  lost_.emplace(ExitCode::kPeerLost,
-                fmt::format("{} of the job at \"{}\" is lost: {}", rank, job_, error.what()),
-                "what is mapped here stays; start the job again, detach and attach to it");
-  throw Error(*lost_);
-}
-
 // ---- Without the rank
 
 /// Whether the rank is there still, it has not been asked since the last call.
 void Participant::note_loss() {
-  if (lost_) return;
+  if (link_->is_lost()) return;
   try {
-    while (hear(Clock::now())) {
-    }
+    hear_what_came();
   } catch (const Error& error) {
-    if (!lost_) throw;
-  }
-}
-
-/// A rank that only this engine takes for lost may write the host memory for another one.
-void Participant::expect_rank_gone() const {
-  constexpr Seconds kDying{5};
-  const Deadline deadline(kDying);
-  while (rank_start_) {
-    const auto now = read_process_stat(fmt::format("/proc/{}/stat", rank_pid_));
-    const bool is_there =
-        now && now->start_time == *rank_start_ && now->state != 'Z' && now->state != 'X';
-    if (!is_there) return;
-    if (deadline.expired()) {
-      throw request_error(fmt::format("rank {} of the job is lost to this engine, but its process "
-                                      "{} is there still",
-                                      welcome_.rank, rank_pid_),
-                          "end that job first (awex-colocate stop --job DIR, or kill it)");
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (!link_->is_lost()) throw;
   }
 }
 
@@ -761,50 +549,42 @@ bool Participant::restore() {
   expect_role(Role::kTrainer, "awex_restore");
   const Call call(*this, /*needs_rank=*/false);
   note_loss();
-  if (!lost_) {
+  if (!link_->is_lost()) {
     throw request_error(fmt::format("rank {} of the job is there: awex_restore is for one that is "
                                     "lost",
                                     welcome_.rank),
                         "awex_take_back brings the memory back");
   }
-  expect_rank_gone();
-  bool proven = true;
-  for (const auto tag : kAllTags) proven = restore(tag) && proven;
+  link_->expect_gone();
+  for (const auto tag : kAllTags) restore(tag);
   if (own_is_away_) call_own_back();
-  return proven;
+  return std::all_of(memory_.begin(), memory_.end(),
+                     [](const auto& of_tag) { return !of_tag || of_tag->is_proven(); });
 }
 
-bool Participant::restore(Tag tag) {
-  auto& of_tag = memory(tag);
-  if (of_tag.chunks && !of_tag.mapped) {
-    if (!of_tag.copy.is_whole()) {
-      throw runtime_error(fmt::format("{} cannot be brought back: it was on its way to host memory "
-                                      "when the rank was lost",
-                                      tag_name(tag)),
-                          "start from a checkpoint");
-    }
-    unmap(of_tag);  // what had come of it
-    of_tag.restored = device_->make_chunks(tag_name(tag), of_tag.chunks->chunking().bytes);
-    of_tag.proven = of_tag.copy.bring_back(*device_, *of_tag.restored, *of_tag.chunks);
-    of_tag.mapped = of_tag.has_content = of_tag.untold = true;
-    of_tag.arena->set_mapped(true);
+void Participant::restore(Tag tag) {
+  auto* of_tag = memory(tag);
+  if (of_tag == nullptr) return;
+  auto& untold = untold_.at(static_cast<size_t>(tag));
+  if (!of_tag->is_mapped()) {
+    of_tag->restore();
+    untold = true;
   }
-  if (of_tag.untold) call_back(callbacks_.after_resume, "after_resume", tag);
-  of_tag.untold = false;
-  return of_tag.proven;
+  if (untold) call_back(callbacks_.after_resume, "after_resume", tag);
+  untold = false;
 }
 
 // ---- Around steps
 
 void Participant::begin_writing() {
   expect_role(Role::kTrainer, "awex_writing");
-  if (lost_) throw Error(*lost_);
+  link_->expect_there();
   (**page_).writing.store(1);
 }
 
 void Participant::end_writing() {
   expect_role(Role::kTrainer, "awex_consistent");
-  if (lost_) throw Error(*lost_);
+  link_->expect_there();
   auto& page = **page_;
   if (page.writing.load() == 0) {
     throw request_error("awex_consistent without awex_writing before it");
@@ -814,7 +594,7 @@ void Participant::end_writing() {
 }
 
 void Participant::book(const std::string& what, uint64_t bytes) {
-  if (lost_) throw Error(*lost_);
+  link_->expect_there();
   booked_.insert(what);
   if (booked_.size() > kMostBooked) {
     throw request_error(fmt::format("an engine tells of {} kinds of memory at most", kMostBooked));
@@ -823,7 +603,7 @@ void Participant::book(const std::string& what, uint64_t bytes) {
   message.kind = ToRank::Kind::kBook;
   message.name = what;
   message.booked_bytes = bytes;
-  say(message);
+  link_->say(message);
 }
 
 void Participant::keep(std::string bytes) {
@@ -838,7 +618,7 @@ void Participant::keep(std::string bytes) {
   message.kind = ToRank::Kind::kKeep;
   message.kept_bytes = bytes.size();
   const int fd = file.get();
-  say(message, {&fd, 1});
+  link_->say(message, {&fd, 1});
   kept_ = std::move(bytes);
 }
 

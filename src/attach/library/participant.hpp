@@ -2,23 +2,21 @@
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "attach/channel.hpp"
-#include "attach/control_page.hpp"
 #include "attach/library/arena.hpp"
+#include "attach/library/declaration.hpp"
 #include "attach/library/find_rank.hpp"
-#include "attach/library/host_copy.hpp"
+#include "attach/library/mapped_page.hpp"
+#include "attach/library/rank_link.hpp"
+#include "attach/library/tag_memory.hpp"
 #include "attach/message.hpp"
-#include "memory/lent_memory.hpp"
 #include "memory/mapping_device.hpp"
 
 namespace awex::attach {
@@ -38,22 +36,6 @@ struct EngineCallbacks {
   EngineCallback before_release;
   EngineCallback after_resume;
   EngineCallback weights_changed;
-};
-
-/// The control page of the rank, mapped here.
-class MappedPage {
- public:
-  /// Throws run-time errors, also for what is no control page.
-  explicit MappedPage(const UniqueFd& fd);
-  MappedPage(const MappedPage&) = delete;
-  MappedPage& operator=(const MappedPage&) = delete;
-  MappedPage(MappedPage&&) = delete;
-  MappedPage& operator=(MappedPage&&) = delete;
-  ~MappedPage();
-  [[nodiscard]] ControlPage& operator*() const { return *page_; }
-
- private:
-  ControlPage* page_ = nullptr;
 };
 
 /// An engine's side of its attachment: what the C interface (include/awex_colocate.h) says of an
@@ -105,34 +87,26 @@ class Participant {
   [[nodiscard]] const std::string& kept() const { return kept_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-  struct Memory {
-    std::unique_ptr<MappedChunks> chunks;
-    std::shared_ptr<Arena> arena;
-    std::unique_ptr<OwnedChunks> restored;  ///< This process's own, once the rank is gone.
-    HostCopy copy;                          ///< Of a trainer's bytes while they are away.
-    bool proven = true;                     ///< Of what was restored: it has been compared.
-    bool untold = false;                    ///< It is restored, and the engine has not been told.
-    uint64_t come = 0;                      ///< Chunks that are mapped, from the first on.
-    bool mapped = false;
-    bool has_content = false;  ///< When it was mapped.
-  };
   class Call;
 
-  void attach(Seconds timeout);
+  void attach(Clock::time_point until, Seconds timeout);
   void take_welcome(Frame frame);
   void reserve_memory();
-  void begin_list();
-  void add(Tag tag, const Parameter& parameter);
-  void find_blocks(const Parameter& parameter);
+  /// What the welcome has told of has come.
+  [[nodiscard]] bool is_complete() const;
+  [[nodiscard]] TagMemory* memory(Tag tag) const {
+    return memory_.at(static_cast<size_t>(tag)).get();
+  }
+  /// Throws for memory that the rank speaks of and this engine has not.
+  [[nodiscard]] TagMemory& memory_told_of(Tag tag) const;
+  [[nodiscard]] bool has_own_weights() const { return own_weights_ != OwnWeights::kNone; }
+  [[nodiscard]] bool are_own(Tag tag) const { return tag == Tag::kWeights && has_own_weights(); }
+  [[nodiscard]] bool all_mapped() const;
+  [[nodiscard]] bool none_mapped() const;
+
   void lend();
   void call_own_back();
   void bring_back_own();
-  [[nodiscard]] Memory& memory(Tag tag) { return memory_.at(static_cast<size_t>(tag)); }
-  [[nodiscard]] const Memory& memory(Tag tag) const { return memory_.at(static_cast<size_t>(tag)); }
-  [[nodiscard]] bool has_own_weights() const { return own_weights_ != OwnWeights::kNone; }
-  [[nodiscard]] bool all_mapped() const;
-  [[nodiscard]] bool none_mapped() const;
 
   void expect_role(Role role, const char* call) const;
   void expect_sealed(const char* call) const;
@@ -143,52 +117,42 @@ class Participant {
   [[nodiscard]] std::optional<ToEngine> await_over(Clock::time_point until);
   [[nodiscard]] std::optional<ToEngine> hear_of_withdrawal();
   void note_loss();
-  void expect_rank_gone() const;
-  bool restore(Tag tag);
-  void note_copied(const ToEngine& message, std::vector<UniqueFd> fds);
-  [[nodiscard]] Error deadline_error(const char* call, Seconds timeout,
-                                     const std::optional<Error>& last) const;
+  void restore(Tag tag);
 
   /// The next message that is no request, until then; requests are done on the way.
   [[nodiscard]] std::optional<ToEngine> hear(Clock::time_point until);
+  /// All that has come while the engine was in no call.
+  void hear_what_came();
+  [[noreturn]] void lose_ended(const ToEngine& end);
   [[nodiscard]] bool hear_request(Clock::time_point until);
   [[nodiscard]] std::optional<ToEngine> take(Frame& frame);
-  [[nodiscard]] std::optional<Frame> receive(Clock::time_point until);
   void note_served();
   [[nodiscard]] bool serve(const ToEngine& message, std::vector<UniqueFd>& fds);
   void map(const ToEngine& message, std::vector<UniqueFd> fds);
   void release(Tag tag);
-  void unmap(Memory& of_tag) const;
+  void note_copied(const ToEngine& message, std::vector<UniqueFd> fds);
   void call_back(const EngineCallback& callback, const char* what, Tag tag) const;
-  void say(const ToRank& message, std::span<const int> fds = {});
-  [[noreturn]] void lose(const Error& error);
 
   Role role_;
-  std::string job_;
-  std::unique_ptr<Channel> channel_;
-  std::unique_ptr<MappingDevice> device_;
-  std::unique_ptr<MappedPage> page_;
-  ToEngine welcome_;
-  GpuUuid uuid_{};
-  int rank_pid_ = 0;
-  std::optional<uint64_t> rank_start_;  ///< ProcessStat::start_time, where it can be known.
-  std::set<std::string> booked_;        ///< What the engine has told of as its own.
-  std::array<Memory, 3> memory_;
   OwnWeights own_weights_;
-  bool own_is_away_ = false;           ///< The engine has moved what it lends.
-  bool may_declare_ = false;           ///< It brings that back just now, maybe to other places.
-  std::map<uint64_t, Lending> lends_;  ///< By address.
-  std::array<std::vector<Parameter>, 3> declared_;
-  std::array<std::set<std::string>, 3> names_;  ///< Of what is declared.
-  bool begins_declaring_ = false;               ///< The next declaration begins a new list.
-  bool seal_pending_ = false;                   ///< A seal has not been answered yet.
-  bool sealed_ = false;
+  std::optional<RankLink> link_;
+  GpuUuid uuid_{};
+  ToEngine welcome_;
+  std::optional<MappedPage> page_;
+  std::unique_ptr<MappingDevice> device_;
+  std::array<std::unique_ptr<TagMemory>, 3> memory_;
+  std::array<bool, 3> untold_{};  ///< By tag: it is restored, and the engine has not been told.
+  Declaration declaration_;
+  enum class Seal : uint8_t { kOpen, kPending, kSealed };
+  Seal seal_ = Seal::kOpen;
+  bool own_is_away_ = false;     ///< The engine has moved what it lends.
+  bool own_comes_back_ = false;  ///< It brings that back just now, maybe to other places.
   std::atomic<bool> in_call_{false};
   uint64_t version_ = 0;
   uint64_t served_ = 0;  ///< By inference, with all memory here and on all ranks; 0 for none.
   std::string kept_;
+  std::set<std::string> booked_;  ///< What the engine has told of as its own.
   EngineCallbacks callbacks_;
-  std::optional<Error> lost_;
 };
 
 }  // namespace awex::attach

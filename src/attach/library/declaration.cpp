@@ -1,0 +1,128 @@
+#include "attach/library/declaration.hpp"
+
+#include <bit>
+#include <iterator>
+#include <utility>
+
+#include "base/checked.hpp"
+#include "base/error.hpp"
+#include "model/json_input.hpp"
+
+namespace awex::attach {
+namespace {
+
+constexpr auto kWeights = static_cast<size_t>(Tag::kWeights);
+
+uint64_t bytes_of(const Parameter& parameter) {
+  const auto elements = checked_mul(parameter.rows, parameter.cols, "a tensor");
+  return checked_mul(elements, element_bytes(parameter.dtype), "a tensor");
+}
+
+uint64_t end_of(const Parameter& parameter) {
+  return checked_add(parameter.offset_bytes, bytes_of(parameter), "a tensor's end");
+}
+
+/// The block that holds an address, where one of them does.
+const LentBlock* block_of(const Declaration::Lendings& lendings, uint64_t address) {
+  const auto next = lendings.upper_bound(address);
+  if (next == lendings.begin()) return nullptr;
+  const auto& block = std::prev(next)->second.block;
+  return address - block.address < block.bytes ? &block : nullptr;
+}
+
+Lending lend(MappingDevice& device, uint64_t address) {
+  auto lending = device.lend(std::bit_cast<const std::byte*>(address));
+  const auto& block = lending.block;
+  if (address >= block.address && address - block.address < block.bytes) return lending;
+  throw runtime_error(fmt::format("{} at {:#x} are no block that holds {:#x}",
+                                  format_bytes(block.bytes), block.address, address));
+}
+
+}  // namespace
+
+Error cannot_declare(const Parameter& parameter, const std::string& why, const std::string& hint) {
+  return request_error(fmt::format("cannot declare {}: {}", in_quotes(parameter.name), why), hint)
+      .about_tensor(parameter.name);
+}
+
+const std::vector<Parameter>& Declaration::weights() const { return tensors_.at(kWeights); }
+
+bool Declaration::keep() { return std::exchange(next_, Next::kAdds) != Next::kAdds; }
+
+void Declaration::add(Tag tag, const Parameter& parameter, uint64_t bytes) {
+  const auto element = element_bytes(parameter.dtype);
+  const auto end = end_of(parameter);
+  if (parameter.offset_bytes % element != 0) {
+    throw cannot_declare(parameter,
+                         fmt::format("offset {} is no multiple of its element's {} bytes",
+                                     parameter.offset_bytes, element));
+  }
+  if (end > bytes) {
+    throw cannot_declare(
+        parameter, fmt::format("it ends at byte {}, and {} has {}", end, tag_name(tag), bytes));
+  }
+  begin_list();
+  put(tag, parameter);
+}
+
+void Declaration::add_own(const Parameter& parameter, MappingDevice* device) {
+  if (parameter.offset_bytes % element_bytes(parameter.dtype) != 0) {
+    throw cannot_declare(parameter, fmt::format("its address {:#x} is no multiple of its element",
+                                                parameter.offset_bytes));
+  }
+  begin_list();
+  try {
+    if (device != nullptr) find_blocks(parameter, *device);
+  } catch (const Error& error) {
+    throw cannot_declare(parameter, error.what(), error.hint());
+  }
+  put(Tag::kWeights, parameter);
+}
+
+void Declaration::begin_list() {
+  const auto next = std::exchange(next_, Next::kAdds);
+  if (next == Next::kAdds) return;
+  if (next == Next::kBeginsAll) {
+    tensors_ = {};
+    names_ = {};
+  }
+  tensors_.at(kWeights).clear();
+  names_.at(kWeights).clear();
+  lendings_.clear();
+}
+
+void Declaration::put(Tag tag, const Parameter& parameter) {
+  const auto at = static_cast<size_t>(tag);
+  if (!names_.at(at).insert(parameter.name).second) {
+    throw cannot_declare(parameter, fmt::format("{} has it already", tag_name(tag)),
+                         "a tensor is declared once; awex_seal begins a new list");
+  }
+  tensors_.at(at).push_back(parameter);
+}
+
+void Declaration::find_blocks(MappingDevice& device) {
+  for (const auto& tensor : weights()) find_blocks(tensor, device);
+}
+
+/// Others may lie in some of them, too.
+void Declaration::find_blocks(const Parameter& parameter, MappingDevice& device) {
+  const uint64_t end = end_of(parameter);
+  for (uint64_t at = parameter.offset_bytes; at < end;) {
+    const auto* block = block_of(lendings_, at);
+    if (block == nullptr) {
+      if (lendings_.size() == kMostLentBlocks) {
+        throw request_error(
+            fmt::format("the weights lie in more than {} blocks of memory", kMostLentBlocks),
+            "let a job that is started anew have them (adopt)");
+      }
+      auto lending = lend(device, at);
+      const auto address = lending.block.address;
+      block = &lendings_.insert_or_assign(address, std::move(lending)).first->second.block;
+    }
+    at = block->address + block->bytes;
+  }
+}
+
+Declaration::Lendings Declaration::take_lendings() { return std::exchange(lendings_, {}); }
+
+}  // namespace awex::attach

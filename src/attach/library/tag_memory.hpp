@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attach/library/arena.hpp"
+#include "attach/library/host_copy.hpp"
+#include "base/unique_fd.hpp"
+#include "engine/engine.hpp"
+#include "memory/mapped_chunks.hpp"
+#include "memory/mapping_device.hpp"
+#include "memory/owned_chunks.hpp"
+#include "memory/region.hpp"
+
+namespace awex::attach {
+
+/// A tag's memory as the engine's process has it: addresses for life, at which the rank's chunks
+/// come and go, an arena that shares them out, and what brings a trainer's bytes back that were
+/// away when the rank was lost. Not thread safe, but for the arena.
+class TagMemory {
+ public:
+  /// Reserves the addresses. Throws Error(kRuntime), also for sizes that cannot be. The device must
+  /// outlive this.
+  TagMemory(MappingDevice& device, Tag tag, uint64_t bytes, uint64_t chunk_bytes);
+
+  [[nodiscard]] std::byte* data() const { return chunks_->data(); }
+  [[nodiscard]] uint64_t bytes() const { return chunks_->chunking().bytes; }
+  [[nodiscard]] uint64_t chunks() const { return chunks_->chunking().count(); }
+  /// May outlive this.
+  [[nodiscard]] const std::shared_ptr<Arena>& arena() const { return arena_; }
+  /// All of it.
+  [[nodiscard]] bool is_mapped() const { return is_mapped_; }
+  /// Whether what was mapped had a content that is defined.
+  [[nodiscard]] bool has_content() const { return has_content_; }
+
+  /// Maps the rank's chunks from `first` on, which follow those that are mapped; `last` comes with
+  /// the last ones. After a throw nothing is mapped. Throws Error(kRuntime).
+  void map(uint64_t first, std::vector<UniqueFd> fds, bool last, bool has_content);
+  /// Unmaps whatever is mapped.
+  void unmap();
+
+  /// Of the host memory that the bytes have gone to.
+  [[nodiscard]] HostCopy& copy() { return copy_; }
+  [[nodiscard]] const HostCopy& copy() const { return copy_; }
+  /// Brings what is not here back from host memory, into memory of this process's own; what is here
+  /// stays. All or nothing. Throws Error(kRuntime) where host memory does not hold it, or
+  /// Error(kMismatch).
+  void restore();
+  /// False for what was restored and could not be compared.
+  [[nodiscard]] bool is_proven() const { return is_proven_; }
+
+ private:
+  MappingDevice& device_;
+  std::string name_;
+  std::unique_ptr<OwnedChunks> restored_;  ///< This process's own, mapped until they are released.
+  std::unique_ptr<MappedChunks> chunks_;
+  std::shared_ptr<Arena> arena_;
+  HostCopy copy_;
+  uint64_t come_ = 0;  ///< Chunks that are mapped, from the first on.
+  bool is_mapped_ = false;
+  bool has_content_ = false;
+  bool is_proven_ = true;
+};
+
+}  // namespace awex::attach
