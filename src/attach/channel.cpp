@@ -166,7 +166,7 @@ std::optional<Frame> Channel::receive() {
   } catch (const Error& error) {
     if (error.code() != ExitCode::kPeerLost) {
       broken_ = true;
-      ::shutdown(fd(), SHUT_RDWR);
+      ::shutdown(fd(), SHUT_RD);
     }
     fds_.clear();
     throw;
@@ -210,8 +210,10 @@ void Channel::take_fds(msghdr& message) {
                           kOtherBuild);
     }
     throw runtime_error(
-        fmt::format("descriptors of a message were lost, {} have come", fds_.size()),
-        "this process may have too many open files: raise the limit (ulimit -n)");
+        fmt::format("process {} has too many open files (ulimit -n): descriptors of a message were "
+                    "lost, {} have come",
+                    ::getpid(), fds_.size()),
+        "raise the limit (ulimit -n; for a rank the hard one, ulimit -Hn)");
   }
   if (fds_.size() > kMostFds) check_fds();
 }

@@ -28,8 +28,9 @@ struct Frame {
 /// One end of a connection between a rank and an engine's library: a stream socket, whose frames
 /// are a length (4 bytes, little endian), the number of descriptors (4 bytes) and a text;
 /// descriptors travel with the frame's first byte (SCM_RIGHTS). What the other end sends is not
-/// trusted: a frame that is too long, or has other descriptors than it says, is an error that
-/// ends the connection. Not thread safe, but one thread may send while another receives.
+/// trusted: a frame that is too long, or has other descriptors than it says, is an error after
+/// which nothing more is read; what is to be said of it may still be sent. Not thread safe, but one
+/// thread may send while another receives.
 class Channel {
  public:
   /// Takes a connected socket and makes it non-blocking.

@@ -176,10 +176,25 @@ void Door::Shared::hear() {
   try {
     while (auto frame = engine->receive()) take(*frame);
   } catch (const Error& error) {
+    const bool is_gone = error.code() == ExitCode::kPeerLost;
+    if (!is_gone) say_why(engine, error);
     const std::lock_guard guard(mutex);
-    if (channel == engine) note_loss(error.code() == ExitCode::kPeerLost ? "" : error.what());
+    if (channel == engine) note_loss(is_gone ? "" : error.what());
   }
   if (wake) wake();
+}
+
+/// The last words to an engine that is let go, if it listens.
+void Door::Shared::say_why(const std::shared_ptr<Channel>& engine, const Error& error) {
+  constexpr Seconds kPatience{1};
+  ToEngine last;
+  last.kind = ToEngine::Kind::kEnd;
+  last.error = error;
+  NoMonitor nobody;
+  try {
+    send_to(engine, last, {}, Deadline(kPatience), nobody);
+  } catch (const Error&) {  // It sees that the connection has ended.
+  }
 }
 
 void Door::Shared::note_loss(const std::string& why) {

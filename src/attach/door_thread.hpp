@@ -71,6 +71,7 @@ struct Door::Shared {
   }
   void send(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
             WaitMonitor& monitor);
+  void say_why(const std::shared_ptr<Channel>& engine, const Error& error);
   void send_to(const std::shared_ptr<Channel>& to, const ToEngine& message,
                std::span<const int> fds, const Deadline& deadline, WaitMonitor& monitor) {
     const std::lock_guard lock_send(send_mutex);

@@ -131,9 +131,9 @@ Lending lend_cuda_memory(const std::byte* address) {
     const auto why =
         fmt::format("cuMemExportToShareableHandle: {}", CallResult<CUresult>::describe(result));
     if (result == CUDA_ERROR_OPERATING_SYSTEM || result == CUDA_ERROR_OUT_OF_MEMORY) {
-      throw runtime_error(fmt::format("cannot lend the memory at {:#x}: {}", number, why),
-                          "each 2 or 20 MiB of an expandable segment has a descriptor: see the "
-                          "limit of open files (ulimit -n) of the trainer and of the job's ranks");
+      throw runtime_error(
+          fmt::format("cannot lend the memory at {:#x}: {}", number, why),
+          "it takes a descriptor for each: see the limit of open files (ulimit -n)");
     }
     throw request_error(fmt::format("the memory at {:#x} was taken in a way that no other process "
                                     "can map: {}",

@@ -105,12 +105,15 @@ class Job:
     """`serve` with engines to come."""
 
     def __init__(self, scratch, ranks, *options, trainer="hf", inference="hf", attach="trainer,inference",
-                 timeout="30s", name="job", fault=None, environment=None, backend="host"):
-        """On `cuda` a trainer and an inference rank share each GPU, and players attach with its `backend`."""
+                 timeout="30s", name="job", fault=None, environment=None, backend="host",
+                 open_files=None):
+        """On `cuda` a trainer and an inference rank share each GPU, and players attach with its `backend`.
+        `open_files`: the limits as prlimit(1) wants them."""
         self.directory, self.backend = os.path.join(scratch, name), backend
         self.log, self.errors = os.path.join(scratch, f"{name}.log"), os.path.join(scratch, f"{name}.errors")
         serve = [Programs.faulty] if fault else [Programs.binary, "serve"]
-        command = [Programs.mpiexec, "--oversubscribe", "-n", str(ranks), *serve, "--job", self.directory, 
+        limit = ["prlimit", f"--nofile={open_files}"] if open_files else []
+        command = [*limit, Programs.mpiexec, "--oversubscribe", "-n", str(ranks), *serve, "--job", self.directory, 
                    "--model", "preset:tiny-dense", "--trainer", trainer, "--inference", inference, "--backend", backend,
                    "--limits", "off", "--timeout", timeout, "--attach", attach, "--attach-timeout", "60s", *options]
         environment = {**os.environ, **(environment or {}), **({"AWEX_FAULT": fault} if fault else {})}

@@ -9,6 +9,7 @@ import ctypes
 import json
 import mmap
 import os
+import resource
 import sys
 import time
 
@@ -48,6 +49,22 @@ class Failed(Exception):
         self.status = status
 
 
+def own_file(count):
+    fd = os.memfd_create("own")
+    os.ftruncate(fd, count)
+    return fd
+
+
+def map_pages(begin, fd, count):
+    """A file from its last page to its first, so that each is a mapping of its own."""
+    map_fixed = 0x10
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    for at in range(0, count, mmap.PAGESIZE):
+        libc.mmap(ctypes.c_void_p(begin + at), ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_WRITE,
+                  mmap.MAP_SHARED | map_fixed, fd, ctypes.c_long(count - mmap.PAGESIZE - at))
+
+
 class HostMemory:
     """What lies at addresses on the `host` backend."""
 
@@ -75,13 +92,13 @@ class HostMemory:
 
     @staticmethod
     def take(count, kind):
-        """Memory of the process's own, and what holds it: "shared" with others, or "private"."""
-        if kind == "private":
-            block = mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        """Memory of the process's own, and what holds it: "shared" with others, "private", or shared page by page."""
+        if kind == "shared":
+            block = mmap.mmap(own_file(count), count, mmap.MAP_SHARED)
         else:
-            fd = os.memfd_create("own")
-            os.ftruncate(fd, count)
-            block = mmap.mmap(fd, count, mmap.MAP_SHARED)
+            block = mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if kind == "pages":
+            map_pages(ctypes.addressof(ctypes.c_char.from_buffer(block)), own_file(count), count)
         return ctypes.addressof(ctypes.c_char.from_buffer(block)), block
 
 
@@ -215,6 +232,9 @@ class Engine:
             self.own[one["name"]] = begin
             begin += room
         self.declare_own()
+
+    def limit_open_files(self, most):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def declare_own(self):
         for one in self.tensors:

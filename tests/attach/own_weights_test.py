@@ -28,13 +28,16 @@ def mappings_of(pid):
 
 
 class Own(Attached):
-    def begin(self, own, *options, kind="shared", admission="digest"):
-        """A job of one of each whose trainer has its own weights."""
-        job = self.job(2, "--admission", admission, *options)
+    def begin(self, own, *options, kind="shared", admission="digest", open_files=None):
+        """A job of one of each whose trainer has its own weights. `open_files`: the trainer's limit, the ranks' soft
+        one."""
+        job = self.job(2, "--admission", admission, *options, open_files=open_files and f"{open_files}:")
         trainer = self.player(job, "trainer", own=own)
         inference = self.player(job, "inference")
         self.layout = trainer.end()["tensors"]
         inference.end()
+        if open_files:
+            trainer.do("limit_open_files", open_files)
         inference.do("declare")
         trainer.do("take_own", kind)
         trainer.do("step", 1)
@@ -70,6 +73,24 @@ class Own(Attached):
         self.assertEqual((status["committed_version"], status["memory"]["leaked_bytes"]), (6, 0))
         tags = {rank["role"]: {tag["tag"] for tag in rank["tags"]} for rank in status["ranks"]}
         self.assertEqual(tags, {"trainer": {"optimizer"}, "inference": {"weights", "kv_cache"}})
+
+    def test_more_blocks_than_descriptors(self):
+        """As expandable segments of a large model have: ranks take what they may have, an engine needs few at once."""
+        job, trainer, inference = self.begin("stays", kind="pages", open_files=160)
+        pages = len(mappings_of(trainer.process.pid))
+        self.assertGreater(pages, 200)
+        self.assertEqual(self.hand_over(trainer, inference, 0), 1)
+        self.holds(inference, 1)
+
+    def test_a_rank_without_descriptors_says_so(self):
+        job = self.job(2, "--admission", "off", attach="trainer", open_files="160:160")
+        trainer = self.player(job, "trainer", own="stays")
+        trainer.end()
+        trainer.do("take_own", "pages")
+        told = r"process \d+ has too many open files \(ulimit -n\)"
+        self.assertRegex(self.fails(LOST, trainer.do, "seal"), "rank 0 .* is lost: " + told)
+        wait_until(lambda: re.search(f"(?m)^warning: the trainer engine of rank 0, .* is lost since .*: {told}",
+                                     text_of(job.errors)), 10, "the job tells of it")
 
     def test_without_counted_steps(self):
         """An engine that tells nothing of its steps may have written whenever it did not consent."""

@@ -23,17 +23,17 @@ uint64_t end_of(const Parameter& parameter) {
 }
 
 /// The block that holds an address, where one of them does.
-const LentBlock* block_of(const Declaration::Lendings& lendings, uint64_t address) {
-  const auto next = lendings.upper_bound(address);
-  if (next == lendings.begin()) return nullptr;
-  const auto& block = std::prev(next)->second.block;
+const LentBlock* block_of(const Declaration::Blocks& blocks, uint64_t address) {
+  const auto next = blocks.upper_bound(address);
+  if (next == blocks.begin()) return nullptr;
+  const auto& block = std::prev(next)->second;
   return address - block.address < block.bytes ? &block : nullptr;
 }
 
-Lending lend(MappingDevice& device, uint64_t address) {
-  auto lending = device.lend(std::bit_cast<const std::byte*>(address));
-  const auto& block = lending.block;
-  if (address >= block.address && address - block.address < block.bytes) return lending;
+/// The block that a device says holds an address.
+LentBlock lent_block(MappingDevice& device, uint64_t address) {
+  const auto block = device.lend(std::bit_cast<const std::byte*>(address)).block;
+  if (address >= block.address && address - block.address < block.bytes) return block;
   throw runtime_error(fmt::format("{} at {:#x} are no block that holds {:#x}",
                                   format_bytes(block.bytes), block.address, address));
 }
@@ -88,7 +88,7 @@ void Declaration::begin_list() {
   }
   tensors_.at(kWeights).clear();
   names_.at(kWeights).clear();
-  lendings_.clear();
+  blocks_.clear();
 }
 
 void Declaration::put(Tag tag, const Parameter& parameter) {
@@ -101,6 +101,7 @@ void Declaration::put(Tag tag, const Parameter& parameter) {
 }
 
 void Declaration::find_blocks(MappingDevice& device) {
+  blocks_.clear();
   for (const auto& tensor : weights()) find_blocks(tensor, device);
 }
 
@@ -108,21 +109,18 @@ void Declaration::find_blocks(MappingDevice& device) {
 void Declaration::find_blocks(const Parameter& parameter, MappingDevice& device) {
   const uint64_t end = end_of(parameter);
   for (uint64_t at = parameter.offset_bytes; at < end;) {
-    const auto* block = block_of(lendings_, at);
+    const auto* block = block_of(blocks_, at);
     if (block == nullptr) {
-      if (lendings_.size() == kMostLentBlocks) {
+      if (blocks_.size() == kMostLentBlocks) {
         throw request_error(
             fmt::format("the weights lie in more than {} blocks of memory", kMostLentBlocks),
             "let a job that is started anew have them (adopt)");
       }
-      auto lending = lend(device, at);
-      const auto address = lending.block.address;
-      block = &lendings_.insert_or_assign(address, std::move(lending)).first->second.block;
+      const auto found = lent_block(device, at);
+      block = &blocks_.insert_or_assign(found.address, found).first->second;
     }
     at = block->address + block->bytes;
   }
 }
-
-Declaration::Lendings Declaration::take_lendings() { return std::exchange(lendings_, {}); }
 
 }  // namespace awex::attach

@@ -23,8 +23,8 @@ namespace awex::attach {
 class Declaration {
  public:
   using Tensors = std::array<std::vector<Parameter>, 3>;
-  /// Blocks by address.
-  using Lendings = std::map<uint64_t, Lending>;
+  /// By address.
+  using Blocks = std::map<uint64_t, LentBlock>;
 
   /// Tensors of weights that lie in memory of the engine's own have addresses for places.
   [[nodiscard]] const Tensors& tensors() const { return tensors_; }
@@ -47,8 +47,8 @@ class Declaration {
 
   /// Finds the blocks of all weights again.
   void find_blocks(MappingDevice& device);
-  /// What is lent, for the one who tells of it; nothing is left here.
-  [[nodiscard]] Lendings take_lendings();
+  /// What is lent.
+  [[nodiscard]] const Blocks& blocks() const { return blocks_; }
 
  private:
   enum class Next : uint8_t { kAdds, kBeginsAll, kBeginsWeights };
@@ -59,7 +59,7 @@ class Declaration {
 
   Tensors tensors_;
   std::array<std::set<std::string>, 3> names_;
-  Lendings lendings_;
+  Blocks blocks_;
   Next next_ = Next::kAdds;
 };
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <utility>
 
@@ -33,6 +34,15 @@ UniqueFd file_of(const std::string& bytes) {
   if (!fd.valid()) throw errno_error("keep bytes", "memfd_create", errno);
   if (!write_from_start(fd.get(), bytes)) throw errno_error("keep bytes", "pwrite", errno);
   return fd;
+}
+
+/// A block that was found before, with its descriptor.
+Lending lend_again(MappingDevice& device, const LentBlock& block) {
+  auto lending = device.lend(std::bit_cast<const std::byte*>(block.address));
+  if (lending.block == block) return lending;
+  throw request_error(
+      fmt::format("the memory at {:#x} is not what was declared there any more", block.address),
+      "declare all tensors where they are now, and seal then");
 }
 
 Error not_done(const char* call, Seconds timeout, const std::optional<Error>& last) {
@@ -224,26 +234,28 @@ void Participant::declare_own(const Parameter& parameter) {
   declaration_.add_own(parameter, link_->is_lost() ? nullptr : device_.get());
 }
 
-/// Tells the rank what this engine lends; what it declares lies in that.
+/// Tells the rank what this engine lends; what it declares lies in that. Descriptors are taken for
+/// one message at a time: there may be more of them than this process may have.
 void Participant::lend() {
-  const auto lendings = declaration_.take_lendings();
-  auto next = lendings.begin();
+  const auto& blocks = declaration_.blocks();
+  auto next = blocks.begin();
   ToRank message;
   message.kind = ToRank::Kind::kLend;
   message.begins = true;
   message.declared.at(static_cast<size_t>(Tag::kWeights)) = declaration_.weights();
   do {
+    std::vector<UniqueFd> owned;
     std::vector<int> fds;
-    for (; next != lendings.end() && message.blocks.size() < kMostFds; ++next) {
-      const auto& [block, fd] = next->second;
-      message.blocks.push_back(block);
-      if (block.has_fd) fds.push_back(fd.get());
+    for (; next != blocks.end() && message.blocks.size() < kMostFds; ++next) {
+      auto lending = lend_again(*device_, next->second);
+      if (lending.block.has_fd) fds.push_back(owned.emplace_back(std::move(lending.fd)).get());
+      message.blocks.push_back(lending.block);
     }
     link_->say(message, fds);
     message = {};
     message.kind = ToRank::Kind::kLend;
     message.begins = false;
-  } while (next != lendings.end());
+  } while (next != blocks.end());
 }
 
 /// The engine's callback brings its own memory back, and may declare it at other places.

@@ -30,15 +30,28 @@ RankLink::RankLink(UniqueFd socket, const EngineRecord& rank, std::string job)
 }
 
 void RankLink::say(const ToRank& message, std::span<const int> fds) {
+  expect_there();
   NoMonitor monitor;
   try {
     channel_->send(encode(message), fds, Deadline(kSlowestReader), monitor);
   } catch (const Error& error) {
-    lose(error);
+    lose(last_words().value_or(error));
   }
 }
 
+std::optional<Error> RankLink::last_words() {
+  try {
+    while (const auto frame = channel_->receive()) {
+      const auto message = decode_to_engine(frame->text);
+      if (message.kind == ToEngine::Kind::kEnd) return message.error;
+    }
+  } catch (const Error&) {  // It has said nothing.
+  }
+  return std::nullopt;
+}
+
 std::optional<Frame> RankLink::receive(Clock::time_point until) {
+  expect_there();
   try {
     while (true) {
       if (auto frame = channel_->receive()) return frame;
@@ -52,10 +65,12 @@ std::optional<Frame> RankLink::receive(Clock::time_point until) {
 }
 
 void RankLink::expect_connected() {
+  expect_there();
   if (channel_->has_ended()) lose({ExitCode::kPeerLost, "the other end has gone"});
 }
 
 void RankLink::lose(const Error& error) {
+  channel_.reset();
   lost_.emplace(ExitCode::kPeerLost,
                 fmt::format("rank {} of the job at \"{}\" is lost: {}", rank_, job_, error.what()),
                 "what is mapped here stays; start the job again, detach and attach to it");
@@ -63,7 +78,6 @@ void RankLink::lose(const Error& error) {
 }
 
 void RankLink::lose_stopped() {
-  channel_.reset();
   lose({ExitCode::kDeadline, fmt::format("its process {} is stopped", pid_)});
 }
 

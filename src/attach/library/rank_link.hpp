@@ -35,15 +35,15 @@ class RankLink {
     if (lost_) throw Error(*lost_);
   }
 
-  /// Descriptors stay the caller's.
+  /// Descriptors stay the caller's. A rank that has hung up may have said why before.
   void say(const ToRank& message, std::span<const int> fds = {});
   /// The next frame, waited for until then.
   [[nodiscard]] std::optional<Frame> receive(Clock::time_point until);
   /// Loses a rank that has hung up.
   void expect_connected();
-  /// From here on the rank is lost. Throws that.
+  /// Hangs up: from here on the rank is lost. Throws that.
   [[noreturn]] void lose(const Error& error);
-  /// Loses a rank that is stopped: hangs up first, so that it finds nobody when it goes on.
+  /// Loses a rank that is stopped, which finds nobody when it goes on.
   [[noreturn]] void lose_stopped();
 
   /// Whether its process is stopped, by a signal or a debugger.
@@ -53,10 +53,12 @@ class RankLink {
   void expect_gone() const;
 
  private:
+  /// Why the rank has hung up, if it has said so.
+  [[nodiscard]] std::optional<Error> last_words();
   /// False where that cannot be known.
   [[nodiscard]] bool is_running() const;
 
-  std::optional<Channel> channel_;  ///< Until it has hung up.
+  std::optional<Channel> channel_;  ///< Until the rank is lost.
   std::string job_;
   int rank_;
   int pid_;
