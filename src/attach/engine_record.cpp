@@ -13,6 +13,7 @@
 #include <system_error>
 
 #include "base/error.hpp"
+#include "base/hex.hpp"
 #include "base/json_values.hpp"
 #include "base/log.hpp"
 #include "base/private_directory.hpp"
@@ -48,7 +49,7 @@ std::string path_of(const std::string& job_directory, const EngineRecord& record
 
 GpuUuid read_uuid(JsonFields& fields) {
   const auto text = fields.text("uuid");
-  const auto uuid = uuid_of_hex(text);
+  const auto uuid = bytes_of_hex<GpuUuid().size()>(text);
   if (!uuid || hex_of(*uuid) != text) {
     throw fields.is_not("uuid", fields.get("uuid"), "32 hex digits");
   }

@@ -6,6 +6,7 @@
 
 #include "base/checked.hpp"
 #include "base/error_json.hpp"
+#include "base/hex.hpp"
 #include "base/json_values.hpp"
 #include "model/json_fields.hpp"
 
@@ -185,22 +186,10 @@ Json blocks_json(const std::vector<LentBlock>& blocks) {
   Json rows = Json::array();
   for (const auto& block : blocks) {
     Json handle;
-    if (!block.has_fd) handle = fmt::format("{:02x}", fmt::join(block.ipc, ""));
+    if (!block.has_fd) handle = hex_of(block.ipc);
     rows.push_back({block.address, block.bytes, block.offset_bytes, handle});
   }
   return rows;
-}
-
-std::optional<IpcHandle> ipc_of_hex(const std::string& digits) {
-  IpcHandle handle{};
-  if (digits.size() != 2 * handle.size() ||
-      digits.find_first_not_of("0123456789abcdef") != std::string::npos) {
-    return std::nullopt;
-  }
-  for (size_t i = 0; i < handle.size(); ++i) {
-    handle.at(i) = static_cast<uint8_t>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
-  }
-  return handle;
 }
 
 LentBlock read_block(const json& row) {
@@ -219,7 +208,9 @@ LentBlock read_block(const json& row) {
   static_cast<void>(checked_add(block.address, block.bytes, "a block's end"));
   static_cast<void>(checked_add(block.offset_bytes, block.bytes, "a block's end"));
   if (block.has_fd) return block;
-  const auto handle = row[3].is_string() ? ipc_of_hex(row[3].get<std::string>()) : std::nullopt;
+  const auto handle = row[3].is_string()
+                          ? bytes_of_hex<IpcHandle().size()>(row[3].get<std::string>())
+                          : std::nullopt;
   if (!handle) throw refuse();
   block.ipc = *handle;
   return block;

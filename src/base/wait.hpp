@@ -14,12 +14,16 @@
 
 namespace awex {
 
+/// For moments of the monotonic clock.
+[[nodiscard]] inline std::chrono::steady_clock::duration as_duration(Seconds seconds) {
+  return std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+}
+
 /// A moment on the monotonic clock after which waiting is an error.
 class Deadline {
  public:
   explicit Deadline(Seconds from_now)
-      : allowed_(from_now),
-        end_(Clock::now() + std::chrono::duration_cast<Clock::duration>(from_now)) {}
+      : allowed_(from_now), end_(Clock::now() + as_duration(from_now)) {}
 
   [[nodiscard]] bool expired() const { return Clock::now() >= end_; }
   /// The time that was allowed when the deadline was made, for messages.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/wait.hpp"
 #include "comm/waits.hpp"
 
 namespace awex {
@@ -16,10 +17,6 @@ constexpr double kTellsPerTimeout = 10;
 /// Between two looks; more is time in which this rank was stopped, or had other things to do.
 constexpr Seconds kLongestStep{1};
 constexpr Seconds kShortestStep{0.02};
-
-MpiWorld::Clock::duration as_duration(Seconds seconds) {
-  return std::chrono::duration_cast<MpiWorld::Clock::duration>(seconds);
-}
 
 }  // namespace
 

@@ -58,8 +58,8 @@ void Progress::exchange() {
 /// Rank 0 tells all what it knows to go on; the others tell rank 0.
 void Progress::tell() {
   news_ = false;
-  next_tell_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(
-                                  kLongestTellInterval, world_.timeout() / kTellsPerTimeout));
+  next_tell_ = Clock::now() +
+               as_duration(std::min(kLongestTellInterval, world_.timeout() / kTellsPerTimeout));
   if (world_.rank() != 0) return send(0);
   for (int other = 1; other < world_.size(); ++other) send(other);
 }

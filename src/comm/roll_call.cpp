@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "base/wait.hpp"
+
 namespace awex {
 namespace {
 
@@ -12,10 +14,6 @@ constexpr double kCallsPerTimeout = 10;
 constexpr Seconds kShortestInterval{0.5};
 /// Together with the first call less than what a rank that has asked rank 0 waits for its answer.
 constexpr Seconds kAnswerTime{0.25};
-
-MpiWorld::Clock::duration as_duration(Seconds seconds) {
-  return std::chrono::duration_cast<MpiWorld::Clock::duration>(seconds);
-}
 
 }  // namespace
 

@@ -108,9 +108,10 @@ Finding check_locked_memory(BackendKind backend) {
 
 Finding check_open_files() {
   // A region has 8 chunks or, of many GB, one for each GB; each has a descriptor, and a rank has or
-  // maps four regions.
+  // maps four regions. Host copies of attached trainers have as many, and what they lend of their
+  // own memory, block by block, has more.
   constexpr uint64_t kLeast = 32;
-  constexpr uint64_t kPlenty = 2 * kMaxChunks;
+  constexpr uint64_t kPlenty = 4 * kMaxChunks;
   struct rlimit limit {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
     return failed(errno_error("learn the limit of open files", "getrlimit", errno));
@@ -121,7 +122,8 @@ Finding check_open_files() {
   const rlim_t wanted = 4 * kPlenty;
   const auto remedy =
       how_to_raise(limit, wanted, fmt::format("ulimit -n {}", wanted), "nofile", "LimitNOFILE");
-  const auto text = fmt::format("at most {}, a rank takes one for each chunk of memory", most);
+  const auto text =
+      fmt::format("at most {}, a rank takes one for each chunk of memory and lent block", most);
   auto finding = most < open + kLeast    ? failed(text, remedy)
                  : most < open + kPlenty ? waived(text + ": enough for small models", remedy)
                                          : passed(fmt::format("at most {}", most));

@@ -1,13 +1,13 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/hex.hpp"
 #include "base/units.hpp"
 #include "memory/cuda_check.hpp"
 #include "memory/cuda_driver.hpp"
 #include "memory/cuda_lent.hpp"
 #include "memory/cuda_ranges.hpp"
 #include "memory/gpu_facts.hpp"
-#include "memory/gpu_uuid.hpp"
 #include "memory/mapping_device.hpp"
 
 namespace awex {

@@ -29,6 +29,7 @@
 
 #include "base/error.hpp"
 #include "base/unique_fd.hpp"
+#include "base/wait.hpp"
 
 namespace awex {
 namespace {
@@ -483,7 +484,7 @@ Doorman::Doorman(JobDirectory& directory, StatusBoard& board)
 Doorman::~Doorman() = default;
 
 std::optional<Visit> Doorman::next(Seconds longest) {
-  const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(longest);
+  const auto until = Clock::now() + as_duration(longest);
   while (true) {
     state_->order.silence();
     if (state_->woken.exchange(false)) return std::nullopt;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/hex.hpp"
 #include "base/log.hpp"
 #include "base/node_identity.hpp"
 #include "base/private_directory.hpp"
@@ -130,7 +131,7 @@ GpuUuid parse_gpu_uuid(std::string_view text) {
   std::string digits(text);
   if (digits.rfind("GPU-", 0) == 0 || digits.rfind("MIG-", 0) == 0) digits.erase(0, 4);
   std::erase(digits, '-');
-  const auto uuid = uuid_of_hex(digits);
+  const auto uuid = bytes_of_hex<GpuUuid().size()>(digits);
   if (!uuid) {
     throw request_error(fmt::format("{} is no GPU's UUID", in_quotes(text)),
                         "nvidia-smi -L shows them: GPU-8f3c…, 32 hex digits");

@@ -18,7 +18,7 @@ constexpr Seconds kSleep{1};
 }  // namespace
 
 Clock::time_point after(Seconds time) {
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(time, kLongestWait));
+  return Clock::now() + as_duration(std::min(time, kLongestWait));
 }
 
 RankLink::RankLink(UniqueFd socket, const EngineRecord& rank, std::string job)

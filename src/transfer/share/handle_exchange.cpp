@@ -1,7 +1,7 @@
 #include "transfer/share/handle_exchange.hpp"
 
 #include "base/fixed_text.hpp"
-#include "memory/gpu_uuid.hpp"
+#include "base/hex.hpp"
 #include "transfer/share/lent_exchange.hpp"
 
 namespace awex {
