@@ -7,8 +7,9 @@ import os
 import torch
 from files import DEVICE, ON_GPU
 
-import awex_colocate.torch as support
 from awex_colocate import WrongRequest
+from awex_colocate._matching import register_tensors
+from awex_colocate._tensors import _DeviceBytes
 
 KIND = os.environ.get("ENGINES_MEMORY", "arena")
 #: As `awex_colocate.attach` takes it.
@@ -110,14 +111,14 @@ def private_bytes(count):
     driver("cuMemAddressReserve", ctypes.byref(address), size, none, none, none)
     driver("cuMemMap", address, size, none, handle, none)
     driver("cuMemSetAccess", address, size, ctypes.byref(read_write), ctypes.c_size_t(1))
-    return torch.as_tensor(support._DeviceBytes(address.value, count), device=DEVICE)
+    return torch.as_tensor(_DeviceBytes(address.value, count), device=DEVICE)
 
 
 def private_is_refused(engine):
     place = min(engine.layout(), key=lambda one: one.bytes)
     tensor = private_bytes(place.bytes)
     try:
-        support.register_tensors(engine, [(place, [lambda: tensor])])
+        register_tensors(engine, [(place, [lambda: tensor])])
         raise AssertionError("memory that no other process can map was registered")
     except WrongRequest as error:
         assert place.name in str(error) and "adopt" in error.hint and "cudaMalloc" in error.hint, error

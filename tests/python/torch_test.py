@@ -25,6 +25,7 @@ import awex_colocate
 import awex_colocate.torch as support
 import awex_colocate.vllm as vllm
 from awex_colocate import WrongRequest
+from awex_colocate._tensors import DTYPE_NAMES, all_that_look_into
 
 nn = torch.nn
 
@@ -278,7 +279,7 @@ class Register(unittest.TestCase):
 
 
 def module_of(layout):
-    dtypes = {name: dtype for dtype, name in support.DTYPE_NAMES.items()}
+    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     module = nn.Module()
     for place in layout:
         *path, key = place.name.split(".")
@@ -450,7 +451,7 @@ class Storages(unittest.TestCase):
             self.views = [raw.view(torch.bfloat16).view(2, -1)[row] for row in range(2)]
 
     def found(self):
-        return support._all_that_look_into(self.views[0].untyped_storage().data_ptr())
+        return all_that_look_into(self.views[0].untyped_storage().data_ptr())
 
     def test_all_that_look_into_one_are_found(self):
         gc.freeze()  # as vLLM does

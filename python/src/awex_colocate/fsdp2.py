@@ -6,14 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .engine import Engine, Tensor
+from ._matching import Found, difference, names_of, refuse
+from ._tensors import round_up, tensor_at
+from ._watched import watch
 from .errors import WrongRequest
 
-__all__ = ["Shard", "adopt_shards", "shards_of"]
+if TYPE_CHECKING:
+    from .engine import Engine, Tensor
+
+__all__ = ["Shard", "adopt", "found_in", "shards_of", "weights_bytes"]
 
 
 @dataclass
@@ -84,32 +89,38 @@ def _fsdp_parameters(module: torch.nn.Module) -> Iterator[Any]:
                 yield found
 
 
-def adopt_shards(
-    engine: Engine, module: torch.nn.Module, shards: list[Shard], copies: bool
-) -> None:
+def weights_bytes(shards: list[Shard]) -> int:
+    """What the job's memory has to hold of them, padding included."""
+    return sum(round_up(shard.padded_bytes) for shard in shards)
+
+
+def adopt(engine: Engine, shards: list[Shard], copies: bool) -> None:
     """Moves shards into the job's memory for weights and declares them: see awex_colocate.torch.adopt.
     Padding moves along, so ask for weights_bytes(module) where parts differ in size."""
-    from . import torch as support
-
-    chosen = matched(engine, shards)
+    chosen = _matched(engine, shards)
     is_padded = any(s.padded_bytes != s.local.numel() * s.local.element_size() for _, s in chosen)
     memory = engine.memory("weights")
     for place, shard in chosen:
         offset = memory.alloc(shard.padded_bytes) - memory.address if is_padded else place.offset
         _move(engine, shard, offset, copies)
         engine.declare(place.name, place.dtype, place.rows, place.cols, offset)
-        engine._support.setdefault("names", {})[id(shard.dtensor)] = place.name
-        support.watch(engine, place.name, shard.local.data_ptr(), lambda s=shard: s.local)
+        names_of(engine)[id(shard.dtensor)] = place.name
+        watch(engine, place.name, shard.local.data_ptr(), lambda s=shard: s.local)
 
 
-def matched(engine: Engine, shards: list[Shard]) -> list[tuple[Tensor, Shard]]:
+def found_in(engine: Engine, shards: list[Shard]) -> list[Found]:
+    """The shards where they are. Raises WrongRequest that lists what differs."""
+    chosen = _matched(engine, shards)
+    names_of(engine).update({id(shard.dtensor): place.name for place, shard in chosen})  # An optimizer's.
+    return [(place, [lambda s=shard: s.local]) for place, shard in chosen]
+
+
+def _matched(engine: Engine, shards: list[Shard]) -> list[tuple[Tensor, Shard]]:
     """The shards that hold anything here, each with its place in the layout. Raises WrongRequest that lists what
     differs."""
-    from . import torch as support
-
     places = {place.name: place for place in engine.layout()}
     chosen = {id(s): next((n for n in s.names if n in places), s.names[0]) for s in shards}
-    support.refuse(engine, _differences(shards, chosen, places), _HINT)
+    refuse(engine, _differences(shards, chosen, places), _HINT)
     return [(places[chosen[id(s)]], s) for s in shards if s.local.numel()]
 
 
@@ -119,8 +130,6 @@ _HINT = "compare --trainer of the job (fsdp:shard=N) with the mesh, and its mode
 def _differences(
     shards: list[Shard], chosen: dict[int, str], places: dict[str, Any]
 ) -> list[str]:
-    from . import torch as support
-
     wrong = []
     missing = dict(places)
     for shard in shards:
@@ -130,24 +139,22 @@ def _differences(
             wrong.append(f"{name} is gathered now: adopt before a forward pass or after a backward pass")
         elif place is None and shard.local.numel():
             wrong.append(f"{name} {list(shard.local.shape)} is not in the layout")
-        elif place is not None and (why := support.difference(shard.local, place)):
+        elif place is not None and (why := difference(shard.local, place)):
             wrong.append(f"{name} {why}")
     return wrong + [f"{name} is missing" for name in missing]
 
 
 def _move(engine: Engine, shard: Shard, offset: int, copies: bool) -> None:
-    from . import torch as support
-
     local = shard.local
     if not shard.is_fsdp:
-        new = support.tensor_at(engine, "weights", offset, local.shape, local.dtype)
+        new = tensor_at(engine, "weights", offset, local.shape, local.dtype)
         if copies:
             new.copy_(local.detach())
         shard.dtensor._local_tensor = new
         return
     found = shard.parameter
     old = found._sharded_param_data
-    flat = support.tensor_at(engine, "weights", offset, (old.numel(),), local.dtype)
+    flat = tensor_at(engine, "weights", offset, (old.numel(),), local.dtype)
     if copies:
         flat.copy_(old.detach())
     dim = getattr(getattr(found, "fsdp_placement", None), "dim", 0)

@@ -7,13 +7,18 @@ Megatron's own offloading of these buffers must be off: memory of others cannot 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import torch as support
-from .engine import Engine, Tensor
+from . import _optimizers
+from ._matching import difference, names_of, refuse, register_tensors, resolve_copy
+from ._tensors import all_that_look_into, empty, round_up
+from ._watched import watch
 from .errors import WrongRequest
+
+if TYPE_CHECKING:
+    from .engine import Engine, Tensor
 
 __all__ = ["adopt", "optimizer_bytes", "register", "weights_bytes"]
 
@@ -23,10 +28,10 @@ def weights_bytes(chunks: Any) -> int:
     total = 0
     for chunk in _list(chunks):
         buffers = _buffers(chunk)
-        total += sum(support._round_up(_bytes(b.param_data)) for b in buffers)
+        total += sum(round_up(_bytes(b.param_data)) for b in buffers)
         inside = {id(p) for b in buffers for p in b.params}
         others = [t for t in _named_tensors([chunk]).values() if id(t) not in inside]
-        total += sum(support._round_up(_bytes(t)) for t in others)
+        total += sum(round_up(_bytes(t)) for t in others)
     return total
 
 
@@ -38,11 +43,11 @@ def optimizer_bytes(optimizer: Any) -> int:
     for one in _chained(optimizer):
         inner = one.optimizer
         _create_state(one)
-        total += support.optimizer_bytes(inner)
+        total += _optimizers.optimizer_bytes(inner)
         views = {id(t) for t in _flat(getattr(one, "shard_fp32_groups", []))}
-        for _, _, parameter in support._parameters(inner):
+        for _, _, parameter in _optimizers.parameters_of(inner):
             if id(parameter) not in views:
-                total += support._round_up(_bytes(parameter))
+                total += round_up(_bytes(parameter))
     return total
 
 
@@ -53,7 +58,7 @@ def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | No
 
     copy: as of awex_colocate.torch.adopt. Raises WrongRequest that lists what does not fit, before anything
     is changed."""
-    copies = support._resolve_copy(engine, copy)
+    copies = resolve_copy(engine, copy)
     chunks = _list(chunks)
     tensors = _named_tensors(chunks)
     _refuse_differences(engine, tensors)
@@ -66,7 +71,7 @@ def adopt(engine: Engine, chunks: Any, optimizer: Any = None, *, copy: bool | No
         if not memory.address <= tensor.data_ptr() < memory.address + memory.bytes:
             _move_alone(engine, tensor, copies)
         _declare(engine, place, tensor)
-        support.watch(engine, place.name, tensor.data_ptr(), lambda t=tensor: t)
+        watch(engine, place.name, tensor.data_ptr(), lambda t=tensor: t)
     _adopt_optimizers(engine, optimizer)
 
 
@@ -76,7 +81,7 @@ def register(engine: Engine, chunks: Any, optimizer: Any = None) -> None:
     has it. Raises WrongRequest that lists what differs from the layout."""
     tensors = _named_tensors(_list(chunks))
     _refuse_differences(engine, tensors)
-    support.register_tensors(engine, [(p, [lambda t=tensors[p.name]: t]) for p in engine.layout()])
+    register_tensors(engine, [(p, [lambda t=tensors[p.name]: t]) for p in engine.layout()])
     _adopt_optimizers(engine, optimizer)
 
 
@@ -84,7 +89,7 @@ def _adopt_optimizers(engine: Engine, optimizer: Any) -> None:
     for one in _chained(optimizer):
         _mark_views(engine, one)
         _create_state(one)
-        support.adopt_optimizer(engine, one.optimizer)
+        _optimizers.adopt_optimizer(engine, one.optimizer)
 
 
 def _list(chunks: Any) -> list[Any]:
@@ -152,7 +157,7 @@ def _refuse_differences(engine: Engine, tensors: dict[str, torch.Tensor]) -> Non
     for name, place in places.items():
         if name not in tensors:
             wrong.append(f"{name} is missing")
-        elif why := support.difference(tensors[name], place):
+        elif why := difference(tensors[name], place):
             wrong.append(f"{name} {why}")
     known = {id(tensors[name]) for name in places if name in tensors}
     wrong += [
@@ -160,7 +165,7 @@ def _refuse_differences(engine: Engine, tensors: dict[str, torch.Tensor]) -> Non
         for name, t in tensors.items()
         if isinstance(t, torch.nn.Parameter) and name not in places and id(t) not in known
     ]
-    support.refuse(
+    refuse(
         engine, wrong,
         "compare --trainer of the job (megatron: tp, pp, ep, spec=te|local, pad_vocab) with Megatron's own arguments",
     )  # fmt: skip
@@ -171,12 +176,12 @@ def _move_buffer(engine: Engine, chunk: Any, buffer: Any, copies: bool) -> None:
     those are views of, which would keep the old memory."""
     old = buffer.param_data
     storage = old.untyped_storage().data_ptr()
-    new = support.empty(engine, "weights", (old.numel(),), old.dtype)
+    new = empty(engine, "weights", (old.numel(),), old.dtype)
     if copies:
         with torch.no_grad():
             new.copy_(old.view(-1))
     base = new.storage_offset() - old.storage_offset()
-    for tensor in support._all_that_look_into(storage):
+    for tensor in all_that_look_into(storage):
         moved = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         moved.set_(new.untyped_storage(), base + tensor.storage_offset(), tensor.shape, tensor.stride())
         tensor.data = moved
@@ -188,7 +193,7 @@ def _move_buffer(engine: Engine, chunk: Any, buffer: Any, copies: bool) -> None:
 
 def _move_alone(engine: Engine, tensor: torch.Tensor, copies: bool) -> None:
     """A tensor that lies in no buffer: frozen parameters, the routers' bias."""
-    new = support.empty(engine, "weights", tensor.shape, tensor.dtype)
+    new = empty(engine, "weights", tensor.shape, tensor.dtype)
     if copies:
         with torch.no_grad():
             new.copy_(tensor)
@@ -198,11 +203,11 @@ def _move_alone(engine: Engine, tensor: torch.Tensor, copies: bool) -> None:
 def _declare(engine: Engine, place: Tensor, tensor: torch.Tensor) -> None:
     offset = tensor.data_ptr() - engine.memory("weights").address
     engine.declare(place.name, place.dtype, place.rows, place.cols, offset)
-    engine._support.setdefault("names", {})[id(tensor)] = place.name
+    names_of(engine)[id(tensor)] = place.name
 
 
 def _mark_views(engine: Engine, optimizer: Any) -> None:
     """The optimizer's shards of fp32 parameters lie in the buffers: they are no masters."""
-    names = engine._support.setdefault("names", {})
+    names = names_of(engine)
     for number, tensor in enumerate(_flat(getattr(optimizer, "shard_fp32_groups", []))):
         names[id(tensor)] = f"fp32_shard.{number}"

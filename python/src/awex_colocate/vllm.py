@@ -100,7 +100,7 @@ class _Cache:
 def _caches_of(layers: dict[str, Any]) -> list[_Cache]:
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    from . import torch as support
+    from ._tensors import all_that_look_into
 
     found: dict[int, tuple[StorageWeakRef, int]] = {}  # By address.
 
@@ -115,7 +115,7 @@ def _caches_of(layers: dict[str, Any]) -> list[_Cache]:
     for layer in layers.values():
         add(getattr(layer, "kv_cache", None))
     # Not the layers' alone: those are views, and what they are views of would keep the memory.
-    return [_Cache(*known, support._all_that_look_into(pointer)) for pointer, known in found.items()]
+    return [_Cache(*known, all_that_look_into(pointer)) for pointer, known in found.items()]
 
 
 def _move_caches(engine: Engine, caches: list[_Cache]) -> None:
