@@ -192,10 +192,15 @@ awex_status awex_ready(awex_engine* engine, double timeout_s);
  * each tag that has come back, and for weights of the engine's own that it has moved away. */
 awex_status awex_restore(awex_engine* engine, int32_t* proven);
 
+/* Whether the rank is there: AWEX_LOST where it has gone, with the cause. Does not wait, and does
+ * nothing that the rank asks for: for loops that wait for something else. */
+awex_status awex_check(awex_engine* engine);
+
 /* A trainer, around what writes its weights and optimizer state (an optimizer's step): if the
  * process dies in between, the memory counts as torn, and the next engine gets that of the last
- * hand-over. Where they are used they also count steps: a hand_over without a step since the last
- * one moves nothing. Cheap: a store to shared memory. */
+ * hand-over. Until awex_consistent calls that consent are refused. Where they are used they also
+ * count steps, by which the job knows whether weights are still those that it has handed over.
+ * Cheap: a store to shared memory. */
 awex_status awex_writing(awex_engine* engine);
 awex_status awex_consistent(awex_engine* engine);
 

@@ -12,6 +12,9 @@ struct ProcessStat {
   char state = 0;
   uint64_t processor_ticks = 0;
   uint64_t start_time = 0;  ///< Ticks since the machine's start; differs where a pid is used again.
+
+  /// It is a zombie, which nobody has waited for yet, or not even that.
+  [[nodiscard]] bool has_ended() const { return state == 'Z' || state == 'X'; }
 };
 
 /// Nothing where there is no such process. Throws errno's code where that cannot be known.

@@ -25,6 +25,7 @@
 #include "base/log.hpp"
 #include "base/node_identity.hpp"
 #include "base/private_directory.hpp"
+#include "base/process_activity.hpp"
 #include "base/utc_now.hpp"
 #include "base/wait.hpp"
 #include "base/whole_file.hpp"
@@ -190,23 +191,17 @@ std::optional<int64_t> utc_seconds(const std::string& text) {
   return ::timegm(&time);
 }
 
-/// When a process began, in seconds since 1970; nothing where there is none.
+/// When a process began that still runs, in seconds since 1970; nothing where there is none. One
+/// that has ended and that nobody has waited for has a pid still.
 std::optional<int64_t> begin_of_process(int pid) {
   std::string line;
   int64_t boot_time = -1;
   for (std::ifstream file("/proc/stat"); std::getline(file, line);) {
     if (line.rfind("btime ", 0) == 0) boot_time = std::strtoll(line.c_str() + 6, nullptr, 10);
   }
-  std::ifstream file(fmt::format("/proc/{}/stat", pid));
-  std::getline(file, line);
-  const auto name_end = line.rfind(") ");
-  if (boot_time < 0 || name_end == std::string::npos) return std::nullopt;
-  constexpr int kFieldsBetween = 19;  // from the state, field 3, to the start, field 22
-  std::istringstream fields(line.substr(name_end + 2));
-  std::string field;
-  for (int i = 0; i <= kFieldsBetween; ++i) fields >> field;
-  if (!fields) return std::nullopt;
-  return boot_time + std::strtoll(field.c_str(), nullptr, 10) / ::sysconf(_SC_CLK_TCK);
+  const auto stat = read_process_stat(fmt::format("/proc/{}/stat", pid));
+  if (boot_time < 0 || !stat || stat->has_ended()) return std::nullopt;
+  return boot_time + static_cast<int64_t>(stat->start_time) / ::sysconf(_SC_CLK_TCK);
 }
 
 /// Whether there is a process of the job's pid that is as old as the job.

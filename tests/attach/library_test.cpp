@@ -203,6 +203,11 @@ TEST_CASE("a trainer attaches, hands its memory over and takes it back, at the s
 
   CHECK(awex_consistent(engine.get()) == AWEX_WRONG_REQUEST);
   REQUIRE(awex_writing(engine.get()) == AWEX_OK);
+  CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_WRONG_REQUEST);
+  says("is writing");
+  CHECK(awex_take_back(engine.get(), 30) == AWEX_OK);  // all is here: there is nothing to consent to
+  CHECK(awex_ready(engine.get(), 30) == AWEX_WRONG_REQUEST);
+  CHECK(awex_check(engine.get()) == AWEX_OK);
   CHECK(rank.page->writing == 1);
   CHECK(rank.page->steps == 0);
   REQUIRE(awex_consistent(engine.get()) == AWEX_OK);
@@ -479,6 +484,8 @@ TEST_CASE("what came while the engine was in no call does not end the next one")
 }
 
 void check_lost(const AttachedEngine& engine) {
+  CHECK(awex_check(engine.get()) == AWEX_LOST);
+  says("rank 3 of the job at ");
   CHECK(awex_ready(engine.get(), 30) == AWEX_LOST);
   says("rank 3 of the job at ");
   CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_LOST);
@@ -508,6 +515,19 @@ TEST_CASE("a rank that goes leaves the engine its memory, and every later call s
   says(in_order ? "it was ended in order" : "the other end has gone");
   rank->join();
   rank.reset();  // its chunks, too
+  check_lost(engine);
+}
+
+TEST_CASE("a look tells of a rank that has gone while the engine does something else") {
+  const TemporaryDirectory job;
+  TrainerRank rank(job);
+  rank.begin([&] { rank.greet_and_seal(); });
+  const AttachedEngine engine(job.path(), AWEX_TRAINER);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  rank.join();
+  CHECK(awex_check(engine.get()) == AWEX_OK);
+  std::memset(engine.data(AWEX_WEIGHTS), 0x33, kWeightsBytes);
+  rank.channel.reset();
   check_lost(engine);
 }
 
@@ -630,7 +650,14 @@ TEST_CASE("a welcome that cannot be is no attachment") {
   says("no welcome");
   CHECK(attach_to([](TrainerRank& rank) { rank.say(FromRank::kSealed); }) == AWEX_FAILED);
   CHECK(attach_to([](TrainerRank& rank) { rank.say_text("[]"); }) == AWEX_WRONG_REQUEST);
-  CHECK(attach_to([](TrainerRank& rank) { rank.channel.reset(); }) == AWEX_LOST);
+  CHECK(attach_to([](TrainerRank& rank) {
+          rank.channel.reset();  // It was about to end; another listens in its place.
+          rank.hello = rank.accept();
+          ToEngine refusal;
+          refusal.kind = FromRank::kRefused;
+          refusal.error = a_failure(ExitCode::kMismatch);
+          rank.say(refusal);
+        }) == AWEX_MISMATCH);
   CHECK(attach_to([](TrainerRank& rank) {
           ToEngine refusal;
           refusal.kind = FromRank::kRefused;
@@ -828,6 +855,7 @@ TEST_CASE("wrong arguments are errors, whatever they are") {
                             awex_wait(nullptr, 0, 1, &version),
                             awex_release(nullptr, 1),
                             awex_ready(nullptr, 1),
+                            awex_check(nullptr),
                             awex_writing(nullptr),
                             awex_consistent(nullptr),
                             awex_before_release(nullptr, nullptr, nullptr),

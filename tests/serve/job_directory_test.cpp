@@ -155,7 +155,7 @@ TEST_CASE("a new job tells how the one before ended") {
   const auto former = [&] {
     const JobDirectory job(path);
     REQUIRE(job.former());
-    const auto words = describe(*job.former());
+    auto words = describe(*job.former());
     CHECK(words.rfind("a job of pid ", 0) == 0);
     return words;
   };
@@ -294,6 +294,28 @@ TEST_CASE("a job in a /tmp that is not this one lives as long as its process") {
   CHECK(next.former());
 }
 
+TEST_CASE("a job that has ended lives no longer because nobody has waited for its process") {
+  const TemporaryDirectory root;
+  const auto path = root.path().string();
+  const auto child = ::fork();
+  if (child == 0) {
+    const JobDirectory job(path);
+    ::kill(::getpid(), SIGKILL);
+  }
+  siginfo_t info{};
+  REQUIRE(::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT) == 0);
+  const auto record = read_job_record(path);
+  REQUIRE(record);
+  fs::remove_all(fs::path(record->socket).parent_path());  // as a rank that survives does
+  CHECK_FALSE(job_lives(*record));
+  CHECK(end_of_job(*record, path));
+  {
+    const JobDirectory next(path);
+    CHECK(next.former());
+  }
+  ::waitpid(child, nullptr, 0);
+}
+
 TEST_CASE("the private directory is in XDG_RUNTIME_DIR where that is this user's alone") {
   const TemporaryDirectory root;
   const auto job_path = (root.path() / "job").string();
@@ -374,7 +396,6 @@ TEST_CASE("of jobs that begin at one moment only one gets the directory") {
     if (round % 2 == 1) killed_job(path);
     std::atomic<int> begun{0};
     std::atomic<int> ready{0};
-    std::atomic<bool> all_tried{false};
     std::vector<std::thread> threads;
     std::atomic<int> tried{0};
     constexpr int kJobs = 6;

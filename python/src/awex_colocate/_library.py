@@ -83,6 +83,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "awex_release": (c_int, [c_void_p, c_double]),
     "awex_ready": (c_int, [c_void_p, c_double]),
     "awex_restore": (c_int, [c_void_p, POINTER(c_int32)]),
+    "awex_check": (c_int, [c_void_p]),
     "awex_writing": (c_int, [c_void_p]),
     "awex_consistent": (c_int, [c_void_p]),
     "awex_before_release": (c_int, [c_void_p, Callback, c_void_p]),

@@ -411,6 +411,11 @@ class Engine:
         self._consent("awex_restore", ctypes.byref(proven))
         return bool(proven.value)
 
+    def check(self) -> None:
+        """Raises EngineLost where the job is gone. Does not wait: for loops that wait for something else, a queue
+        of rollouts say, and would not hear of a loss."""
+        self._call("awex_check")
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """A trainer, around what writes its weights and optimizer state:
@@ -418,9 +423,10 @@ class Engine:
             with engine.writing():
                 optimizer.step()
 
-        Counts as a training step: a hand_over without one since the last moves nothing. If the process dies
-        inside, or leaves by an exception, the memory counts as torn, and the next engine gets that of the
-        last hand-over."""
+        Counts as a training step, by which the job knows whether weights are still those that were handed over:
+        use it for all steps, or for none. If the process dies inside, the memory counts as torn, and the next
+        engine gets that of the last hand-over. Where an exception has left it, hand_over and take_back refuse
+        (WrongRequest) until another step is whole."""
         self._call("awex_writing")
         yield
         self._synchronize()

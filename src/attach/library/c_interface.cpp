@@ -341,6 +341,10 @@ awex_status awex_restore(awex_engine* engine, int32_t* proven) {
   });
 }
 
+awex_status awex_check(awex_engine* engine) {
+  return guarded([&] { participant_of(engine).check(); });
+}
+
 awex_status awex_writing(awex_engine* engine) {
   return guarded([&] { participant_of(engine).begin_writing(); });
 }

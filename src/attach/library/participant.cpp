@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <chrono>
+#include <thread>
 #include <utility>
 
 #include "base/build_identity.hpp"
@@ -14,6 +16,8 @@
 namespace awex::attach {
 namespace {
 
+/// Between two tries to meet a rank.
+constexpr std::chrono::milliseconds kBetweenMeetings{20};
 /// How often a call that withdraws its consent looks whether the rank is stopped,
 constexpr Seconds kSleep{1};
 /// and how long it may keep that call; a debugger stops it for less.
@@ -79,18 +83,8 @@ Participant::Participant(const ParticipantOptions& options)
     : role_(options.rank.role), own_weights_(options.own_weights) {
   if (has_own_weights()) expect_role(Role::kTrainer, "lending weights of its own");
   const auto until = after(options.timeout);
-  auto found = find_rank(options.rank, Deadline(std::min(options.timeout, kLongestWait)));
-  uuid_ = found.record.uuid;
-  link_.emplace(std::move(found.socket), found.record, options.rank.job);
-  ToRank hello;
-  hello.kind = ToRank::Kind::kHello;
-  hello.build = build_identity();
-  hello.role = role_;
-  hello.name = options.name;
-  hello.bytes = options.bytes;
-  hello.own_weights = own_weights_;
-  link_->say(hello);
-  attach(until, options.timeout);
+  auto welcome = meet_rank(options, until);
+  attach(std::move(welcome), until, options.timeout);
   for (const auto tag : kAllTags) {
     const auto got = welcome_.bytes.at(static_cast<size_t>(tag));
     const auto asked = options.bytes.at(static_cast<size_t>(tag));
@@ -114,8 +108,33 @@ Participant::~Participant() {
   }
 }
 
-void Participant::attach(Clock::time_point until, Seconds timeout) {
-  auto frame = link_->receive(until);
+/// The answer of the rank to which this engine says hello; nothing where none has come in time. One
+/// that hangs up without a word was about to end: another may come in its place.
+std::optional<Frame> Participant::meet_rank(const ParticipantOptions& options,
+                                            Clock::time_point until) {
+  ToRank hello;
+  hello.kind = ToRank::Kind::kHello;
+  hello.build = build_identity();
+  hello.role = role_;
+  hello.name = options.name;
+  hello.bytes = options.bytes;
+  hello.own_weights = own_weights_;
+  const Deadline deadline(std::min(options.timeout, kLongestWait));
+  while (true) {
+    auto found = find_rank(options.rank, deadline);
+    uuid_ = found.record.uuid;
+    link_.emplace(std::move(found.socket), found.record, options.rank.job);
+    try {
+      link_->say(hello);
+      return link_->receive(until);
+    } catch (const Error&) {
+      if (!link_->has_hung_up() || deadline.expired()) throw;
+    }
+    std::this_thread::sleep_for(kBetweenMeetings);
+  }
+}
+
+void Participant::attach(std::optional<Frame> frame, Clock::time_point until, Seconds timeout) {
   if (frame) take_welcome(std::move(*frame));
   bool in_time = frame.has_value();
   while (in_time && !is_complete()) in_time = hear_request(until);
@@ -329,6 +348,17 @@ void Participant::expect_sealed(const char* call) const {
                       "declare the engine's tensors and seal them first");
 }
 
+/// What a step that failed has half written must not be handed over as whole.
+void Participant::expect_whole(const char* call) const {
+  if (role_ != Role::kTrainer || (**page_).writing.load() == 0) return;
+  throw request_error(
+      fmt::format("{}: this engine is writing: awex_writing without awex_consistent after it",
+                  call),
+      "a step that failed in between may have written half of it: do it again from whole weights, "
+      "or "
+      "start the trainer anew, which gets what was handed over last");
+}
+
 uint64_t Participant::hand_over(Seconds timeout) {
   expect_role(Role::kTrainer, "awex_hand_over");
   const auto over = take_part("awex_hand_over", EngineWish::kHandOver, 0, timeout,
@@ -371,6 +401,7 @@ void Participant::ready(Seconds timeout) {
 ToEngine Participant::take_part(const char* name, EngineWish wish, uint64_t newer_than,
                                 Seconds timeout, const IsDone& is_done) {
   expect_sealed(name);
+  expect_whole(name);
   const Call call(*this);
   const auto until = after(timeout);
   hear_what_came();
@@ -584,6 +615,10 @@ void Participant::restore(Tag tag) {
   }
   if (untold) call_back(callbacks_.after_resume, "after_resume", tag);
   untold = false;
+}
+
+void Participant::check() const {
+  if (!in_call_) link_->expect_connected();  // A call hears of a loss itself.
 }
 
 // ---- Around steps

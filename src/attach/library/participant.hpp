@@ -80,6 +80,9 @@ class Participant {
   /// whether all of it was proven.
   bool restore();
 
+  /// Throws where the rank is lost; does not wait.
+  void check() const;
+
   void begin_writing();
   void end_writing();
   void book(const std::string& what, uint64_t bytes);
@@ -89,7 +92,9 @@ class Participant {
  private:
   class Call;
 
-  void attach(Clock::time_point until, Seconds timeout);
+  [[nodiscard]] std::optional<Frame> meet_rank(const ParticipantOptions& options,
+                                               Clock::time_point until);
+  void attach(std::optional<Frame> frame, Clock::time_point until, Seconds timeout);
   void take_welcome(Frame frame);
   void reserve_memory();
   /// What the welcome has told of has come.
@@ -110,6 +115,7 @@ class Participant {
 
   void expect_role(Role role, const char* call) const;
   void expect_sealed(const char* call) const;
+  void expect_whole(const char* call) const;
   /// What a command that is over means for the call that consented to it: whether that is done.
   using IsDone = std::function<bool(const ToEngine& over)>;
   ToEngine take_part(const char* name, EngineWish wish, uint64_t newer_than, Seconds timeout,

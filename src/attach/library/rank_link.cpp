@@ -64,16 +64,21 @@ std::optional<Frame> RankLink::receive(Clock::time_point until) {
   }
 }
 
-void RankLink::expect_connected() {
+void RankLink::expect_connected() const {
   expect_there();
-  if (channel_->has_ended()) lose({ExitCode::kPeerLost, "the other end has gone"});
+  if (channel_->has_ended()) throw loss({ExitCode::kPeerLost, "the other end has gone"});
+}
+
+Error RankLink::loss(const Error& cause) const {
+  return {ExitCode::kPeerLost,
+          fmt::format("rank {} of the job at \"{}\" is lost: {}", rank_, job_, cause.what()),
+          "what is mapped here stays; start the job again, detach and attach to it"};
 }
 
 void RankLink::lose(const Error& error) {
   channel_.reset();
-  lost_.emplace(ExitCode::kPeerLost,
-                fmt::format("rank {} of the job at \"{}\" is lost: {}", rank_, job_, error.what()),
-                "what is mapped here stays; start the job again, detach and attach to it");
+  has_hung_up_ = error.code() == ExitCode::kPeerLost;
+  lost_.emplace(loss(error));
   throw Error(*lost_);
 }
 
@@ -86,7 +91,7 @@ bool RankLink::is_stopped() const { return start_time_ && awex::is_stopped(pid_)
 bool RankLink::is_running() const {
   if (!start_time_) return false;
   const auto now = read_process_stat(fmt::format("/proc/{}/stat", pid_));
-  return now && now->start_time == *start_time_ && now->state != 'Z' && now->state != 'X';
+  return now && now->start_time == *start_time_ && !now->has_ended();
 }
 
 void RankLink::expect_gone() const {

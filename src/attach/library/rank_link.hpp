@@ -31,6 +31,8 @@ class RankLink {
   RankLink(UniqueFd socket, const EngineRecord& rank, std::string job);
 
   [[nodiscard]] bool is_lost() const { return lost_.has_value(); }
+  /// The rank is lost as its end of the connection is gone, without a word.
+  [[nodiscard]] bool has_hung_up() const { return has_hung_up_; }
   void expect_there() const {
     if (lost_) throw Error(*lost_);
   }
@@ -39,8 +41,8 @@ class RankLink {
   void say(const ToRank& message, std::span<const int> fds = {});
   /// The next frame, waited for until then.
   [[nodiscard]] std::optional<Frame> receive(Clock::time_point until);
-  /// Loses a rank that has hung up.
-  void expect_connected();
+  /// Throws where the rank has hung up, maybe with something left to hear: it is not lost yet.
+  void expect_connected() const;
   /// Hangs up: from here on the rank is lost. Throws that.
   [[noreturn]] void lose(const Error& error);
   /// Loses a rank that is stopped, which finds nobody when it goes on.
@@ -53,6 +55,7 @@ class RankLink {
   void expect_gone() const;
 
  private:
+  [[nodiscard]] Error loss(const Error& cause) const;
   /// Why the rank has hung up, if it has said so.
   [[nodiscard]] std::optional<Error> last_words();
   /// False where that cannot be known.
@@ -64,6 +67,7 @@ class RankLink {
   int pid_;
   std::optional<uint64_t> start_time_;  ///< ProcessStat::start_time, where it can be known.
   std::optional<Error> lost_;
+  bool has_hung_up_ = false;
 };
 
 }  // namespace awex::attach
