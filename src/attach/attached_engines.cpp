@@ -410,8 +410,8 @@ EngineNeeds AttachedEngines::await_engine(Role role, uint32_t position, const De
   record.backend = backend_name(device.kind());
   auto& door = at_the_door_->door;
   door = std::make_unique<Door>(settings.job_directory, record, settings.wake);
-  log::note(fmt::format("rank {} waits for its {} engine: attach it with --job {}", record.rank,
-                        role_name(role), settings.job_directory));
+  log::note(fmt::format("rank {} waits for its {} engine, which attaches to {} (AWEX_COLOCATE_JOB)",
+                        record.rank, role_name(role), settings.job_directory));
   door->await_hello(settings.patience, monitor);
   const auto hello = door->hello();
   const auto of = [&](Tag tag) { return hello.bytes.at(static_cast<size_t>(tag)); };

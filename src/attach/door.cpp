@@ -61,7 +61,7 @@ std::string Door::Shared::who() const {
 }
 
 Error Door::Shared::lost_error() const {
-  const auto hint = fmt::format("attach it again with --job {}", job_directory);
+  const auto hint = fmt::format("start one that attaches to {}", job_directory);
   if (engine_number == 0 || lost_at.empty()) {
     return {ExitCode::kPeerLost,
             fmt::format("no {} engine is attached to rank {}", role_name(record.role), record.rank),
@@ -175,7 +175,7 @@ void Door::await_hello(Seconds patience, WaitMonitor& monitor) {
                   fmt::format("no {} engine has attached to rank {} (host {}, device {}) in {}",
                               role_name(record.role), record.rank, record.host, record.device,
                               format_seconds(patience.count())),
-                  fmt::format("attach one with --job {}; --attach-timeout gives it longer",
+                  fmt::format("start one that attaches to {}; --attach-timeout gives it longer",
                               shared_->job_directory));
     }
     going_on.tell();

@@ -127,7 +127,7 @@ void CycleSteps::compare_loaded() {
   }
   job_.agree(nullptr);
   std::optional<DigestReport> report;
-  verifier_->verify(sums, std::nullopt, report);
+  verifier_->verify(sums, std::nullopt, report, WeightVerifier::Origin::kLoaded);
 }
 
 /// Until the first update.

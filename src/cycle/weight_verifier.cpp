@@ -52,7 +52,7 @@ std::span<const uint64_t> WeightVerifier::sums() const {
 
 void WeightVerifier::verify(std::span<const uint64_t> mine,
                             const std::optional<WrongElement>& wrong_element,
-                            std::optional<DigestReport>& report) {
+                            std::optional<DigestReport>& report, Origin origin) {
   const auto sums = reduce_sums(mine);
   const ByteVerdict verdict{wrong_element ? 1 : 0, wrong_element.value_or(WrongElement{})};
   const auto verdicts = job_.all_gather_value(verdict, "the comparison of bytes");
@@ -63,7 +63,7 @@ void WeightVerifier::verify(std::span<const uint64_t> mine,
   report = report_of(result);
   refuse_wrong_bytes(verdicts);
   refuse_diverged_replicas(result, mine);
-  refuse_wrong_replicas(result, mine, std::span(sums).first(half));
+  refuse_wrong_replicas(result, mine, std::span(sums).first(half), origin);
 }
 
 DigestReport WeightVerifier::report_of(const DigestComparison& result) const {
@@ -121,15 +121,23 @@ void WeightVerifier::refuse_diverged_replicas(const DigestComparison& result,
 }
 
 void WeightVerifier::refuse_wrong_replicas(const DigestComparison& result,
-                                           std::span<const uint64_t> mine, RoleSums trainer) {
+                                           std::span<const uint64_t> mine, RoleSums trainer,
+                                           Origin origin) {
   if (result.wrong_tensors.empty()) return;
   const uint32_t first = result.wrong_tensors.front();
   const auto& tensors = model_.held->tensors();
   const auto odd = odd_ranks(gather_replicas(first, Role::kInference, mine), trainer[first]);
-  blame(fmt::format("inference differs from the trainer in {} of {} tensors, first in {}",
+  const bool is_loaded = origin == Origin::kLoaded;
+  blame(fmt::format("{} in {} of {} tensors, first in {}",
+                    is_loaded ? "what inference has loaded differs from what the trainer has"
+                              : "inference differs from the trainer",
                     result.wrong_tensors.size(), tensors.size(), tensors[first].name),
-        "its weights are poisoned until an update is committed; the trainer's are whole; "
-        "--verify full finds the first wrong element",
+        is_loaded
+            ? "it permutes, packs or pads weights when it loads them, or has loaded others than "
+              "the trainer has now: let it load a checkpoint of those, or start the job with "
+              "--admission off"
+            : "its weights are poisoned until an update is committed; the trainer's are whole; "
+              "--verify full finds the first wrong element",
         odd, first);
 }
 

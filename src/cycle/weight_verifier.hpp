@@ -22,6 +22,9 @@ namespace awex {
 /// whole models.
 class WeightVerifier {
  public:
+  /// Where inference's weights have come from, for messages.
+  enum class Origin : uint8_t { kTransferred, kLoaded };
+
   /// `trainer_weights` is a trainer rank's own weights memory, of no matter on inference ranks.
   WeightVerifier(Job& job, const HandOver& hand_over, Kernels& kernels,
                  const PlacedMemory& trainer_weights);
@@ -41,7 +44,7 @@ class WeightVerifier {
   /// and the ranks that hold it, where that can be told; its context has the rank if it is one
   /// alone. Collective.
   void verify(std::span<const uint64_t> mine, const std::optional<WrongElement>& wrong_element,
-              std::optional<DigestReport>& report);
+              std::optional<DigestReport>& report, Origin origin = Origin::kTransferred);
 
  private:
   /// What a rank found when it compared bytes.
@@ -55,7 +58,7 @@ class WeightVerifier {
   void refuse_wrong_bytes(const std::vector<ByteVerdict>& verdicts) const;
   void refuse_diverged_replicas(const DigestComparison& result, std::span<const uint64_t> mine);
   void refuse_wrong_replicas(const DigestComparison& result, std::span<const uint64_t> mine,
-                             RoleSums trainer);
+                             RoleSums trainer, Origin origin);
   /// All that the ranks of `role` hold of a tensor. Collective.
   [[nodiscard]] std::vector<ReplicaSum> gather_replicas(uint32_t tensor, Role role,
                                                         std::span<const uint64_t> mine);

@@ -20,8 +20,8 @@ namespace awex {
 namespace {
 
 constexpr auto kRemedy =
-    "let a job that is started anew have it (adopt), or make it shared (module.share_memory() "
-    "before it is declared)";
+    "let a job that is started anew have it (adopt), or make it shared before it is declared "
+    "(module.share_memory(); of FSDP2 each parameter's to_local().share_memory_())";
 
 /// A line of /proc/self/maps (proc(5)).
 struct MapsLine {

@@ -197,7 +197,9 @@ class TwoOfEach(Attached):
         for player in trainers + servers:
             player.begin("seal")
         for player in trainers + servers:
-            self.assertIn("model.layers.3.mlp.", self.fails(MISMATCH, player.end))
+            text = self.fails(MISMATCH, player.end)
+            self.assertIn("model.layers.3.mlp.", text)
+            self.assertIn("--admission off", text)
         self.assertEqual(job.process.wait(30), MISMATCH)
 
     def test_no_inference_rank_goes_on_before_all_can(self):
@@ -716,7 +718,7 @@ class Lost(Attached):
         update = job.client("update")
         self.assertEqual(update.returncode, LOST, update.stderr)
         self.assertIn(name, update.stderr)
-        self.assertIn("--job", update.stderr)
+        self.assertIn(f"attaches to {job.directory}", update.stderr)
         return update.stderr
 
     def test_a_trainer_in_its_step(self):

@@ -207,7 +207,7 @@ TEST_CASE("a busy engine is named, and one that is gone") {
   REQUIRE(lost);
   CHECK(lost->code() == ExitCode::kPeerLost);
   CHECK(std::string(lost->what()).find("rank 3, fake 1.0") != std::string::npos);
-  CHECK(lost->hint().find("--job " + rank.job) != std::string::npos);
+  CHECK(lost->hint().find("attaches to " + rank.job) != std::string::npos);
 }
 
 TEST_CASE("a consent is given back unless a command uses it") {

@@ -205,7 +205,8 @@ TEST_CASE("a trainer attaches, hands its memory over and takes it back, at the s
   REQUIRE(awex_writing(engine.get()) == AWEX_OK);
   CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_WRONG_REQUEST);
   says("is writing");
-  CHECK(awex_take_back(engine.get(), 30) == AWEX_OK);  // all is here: there is nothing to consent to
+  CHECK(awex_take_back(engine.get(), 30) ==
+        AWEX_OK);  // all is here: there is nothing to consent to
   CHECK(awex_ready(engine.get(), 30) == AWEX_WRONG_REQUEST);
   CHECK(awex_check(engine.get()) == AWEX_OK);
   CHECK(rank.page->writing == 1);
@@ -804,7 +805,8 @@ TEST_CASE("memory is allocated where the thread says, and freed wherever it lies
   CHECK(awex_alloc(kWeightsBytes - 1024, 0, nullptr) == nullptr);
   CHECK(std::string(awex_error()) ==
         "cannot allocate 3.14 MB of weights: 1.54 kB of 3.15 MB are used, and the largest free "
-        "place has 3.14 MB\nask for more when attaching (bytes by tag)");
+        "place has 3.14 MB\nask for more when attaching, by tag: in Python optimizer_bytes and "
+        "weights_bytes of awex_colocate.torch or .megatron tell how many bytes");
   REQUIRE(awex_use(engine.get(), AWEX_OPTIMIZER) == AWEX_OK);
   auto* const c = awex_alloc(kOptimizerBytes, 0, nullptr);
   CHECK(c == engine.data(AWEX_OPTIMIZER));

@@ -37,7 +37,8 @@ std::byte* Arena::allocate(uint64_t bytes) {
                     "{}",
                     format_bytes(bytes), name_, format_bytes(used_bytes_), format_bytes(bytes_),
                     format_bytes(largest)),
-        "ask for more when attaching (bytes by tag)");
+        "ask for more when attaching, by tag: in Python optimizer_bytes and weights_bytes of "
+        "awex_colocate.torch or .megatron tell how many bytes");
   }
   const auto [free_bytes, offset] = *place;
   take_free(offset, free_bytes);
