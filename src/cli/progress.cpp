@@ -24,6 +24,7 @@ log::Fact phase_fact(const PhaseEvent& event, double seconds, uint64_t bytes) {
 }
 
 void LoadingLines::tell(uint64_t done_bytes, uint64_t all_bytes) {
+  if (all_bytes == 0) return;  // engines that attach load for themselves
   const bool is_json = log::format() == log::Format::kJson;
   const double every_s = is_json ? 1 : 10;
   const double begin_s = is_json ? -every_s : 0;  // people are told of what takes long

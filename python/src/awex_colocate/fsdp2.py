@@ -124,7 +124,10 @@ def _matched(engine: Engine, shards: list[Shard]) -> list[tuple[Tensor, Shard]]:
     return [(places[chosen[id(s)]], s) for s in shards if s.local.numel()]
 
 
-_HINT = "compare --trainer of the job (fsdp:shard=N) with the mesh, and its model's dtype with the parameters'"
+_HINT = (
+    "compare --trainer of the job (fsdp:shard=N) with the mesh, and the parameters' dtype with that of the job's "
+    "model, which its config.json names (\"dtype\": \"float32\" for fp32 masters)"
+)
 
 
 def _differences(
