@@ -25,6 +25,8 @@ void Attachment::begin(WaitMonitor& monitor) {
   while (true) {
     try {
       door_.await_hello(settings_.patience, monitor);
+      door_.page().steps = 0;  // One that has died here has left nothing.
+      door_.page().writing = 0;
       welcome({}, Deadline(parts_.silence), monitor);
       while (true) {
         const ToRank seal = door_.await_seal(settings_.patience, monitor);

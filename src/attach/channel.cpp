@@ -164,10 +164,7 @@ std::optional<Frame> Channel::receive() {
     if (!fill(text_, number_at(head_, 0))) return std::nullopt;
     check_fds();
   } catch (const Error& error) {
-    if (error.code() != ExitCode::kPeerLost) {
-      broken_ = true;
-      ::shutdown(fd(), SHUT_RD);
-    }
+    if (error.code() != ExitCode::kPeerLost) broken_ = true;
     fds_.clear();
     throw;
   }

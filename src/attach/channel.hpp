@@ -29,8 +29,8 @@ struct Frame {
 /// are a length (4 bytes, little endian), the number of descriptors (4 bytes) and a text;
 /// descriptors travel with the frame's first byte (SCM_RIGHTS). What the other end sends is not
 /// trusted: a frame that is too long, or has other descriptors than it says, is an error after
-/// which nothing more is read; what is to be said of it may still be sent. Not thread safe, but one
-/// thread may send while another receives.
+/// which nothing more is read: it may still be told of, and then the connection is to be ended. Not
+/// thread safe, but one thread may send while another receives.
 class Channel {
  public:
   /// Takes a connected socket and makes it non-blocking.

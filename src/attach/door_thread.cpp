@@ -102,8 +102,21 @@ void Door::Shared::take_in() {
   UniqueFd socket(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!socket.valid()) return;
   const int from = peer_of(socket);
-  if (from == 0 || guests.size() >= kMostAtTheDoor) return;
+  if (from == 0) return refuse_stranger(std::move(socket));
+  if (guests.size() >= kMostAtTheDoor) return;
   guests.push_back({std::make_unique<Channel>(std::move(socket)), from});
+}
+
+void Door::Shared::refuse_stranger(UniqueFd socket) {
+  ToEngine answer;
+  answer.kind = ToEngine::Kind::kRefused;
+  answer.error = request_error("the job belongs to another user",
+                               "only the user who has started a job may attach to it");
+  NoMonitor nobody;
+  try {
+    Channel(std::move(socket)).send(encode(answer), {}, Deadline(Seconds(1)), nobody);
+  } catch (const Error&) {  // It does not listen.
+  }
 }
 
 void Door::Shared::look_at(Guest& guest) {
@@ -177,9 +190,11 @@ void Door::Shared::hear() {
     while (auto frame = engine->receive()) take(*frame);
   } catch (const Error& error) {
     const bool is_gone = error.code() == ExitCode::kPeerLost;
-    if (!is_gone) say_why(engine, error);
-    const std::lock_guard guard(mutex);
-    if (channel == engine) note_loss(is_gone ? "" : error.what());
+    {
+      const std::lock_guard guard(mutex);
+      if (channel == engine) note_loss(is_gone ? "" : error.what());
+    }
+    if (!is_gone) say_why(engine, error);  // before the connection ends, which is here
   }
   if (wake) wake();
 }

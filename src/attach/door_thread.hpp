@@ -71,6 +71,7 @@ struct Door::Shared {
   }
   void send(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
             WaitMonitor& monitor);
+  static void refuse_stranger(UniqueFd socket);
   void say_why(const std::shared_ptr<Channel>& engine, const Error& error);
   void send_to(const std::shared_ptr<Channel>& to, const ToEngine& message,
                std::span<const int> fds, const Deadline& deadline, WaitMonitor& monitor) {

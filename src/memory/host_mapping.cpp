@@ -36,7 +36,7 @@ HostMapping map_part(const std::string& what, const UniqueFd& fd, int protection
   if (offset_bytes > has || bytes > has - offset_bytes) {
     throw runtime_error(fmt::format("{} ends at byte {}, behind its file, which has {}", what,
                                     offset_bytes + bytes, status.st_size),
-                        "the file has been shortened since it was mapped");
+                        "it has been shortened, or is another program's");
   }
   void* data =
       ::mmap(nullptr, bytes, protection, MAP_SHARED, fd.get(), static_cast<off_t>(offset_bytes));

@@ -199,9 +199,13 @@ std::optional<int64_t> begin_of_process(int pid) {
   for (std::ifstream file("/proc/stat"); std::getline(file, line);) {
     if (line.rfind("btime ", 0) == 0) boot_time = std::strtoll(line.c_str() + 6, nullptr, 10);
   }
-  const auto stat = read_process_stat(fmt::format("/proc/{}/stat", pid));
-  if (boot_time < 0 || !stat || stat->has_ended()) return std::nullopt;
-  return boot_time + static_cast<int64_t>(stat->start_time) / ::sysconf(_SC_CLK_TCK);
+  try {
+    const auto stat = read_process_stat(fmt::format("/proc/{}/stat", pid));
+    if (boot_time < 0 || !stat || stat->has_ended()) return std::nullopt;
+    return boot_time + static_cast<int64_t>(stat->start_time) / ::sysconf(_SC_CLK_TCK);
+  } catch (const Error&) {  // Another user's, which /proc may hide: not the job's.
+    return std::nullopt;
+  }
 }
 
 /// Whether there is a process of the job's pid that is as old as the job.

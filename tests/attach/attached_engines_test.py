@@ -771,6 +771,22 @@ class Lost(Attached):
         self.hand_over(other, inference, 0)
         self.holds(inference, 7)
 
+    def test_a_trainer_that_writes_before_it_seals(self):
+        job = self.job(2, "--admission", "off", attach="trainer")
+        first = self.player(job, "trainer")
+        first.end()
+        first.do("declare")
+        first.do("half_step", 1)
+        first.kill()
+        wait_until(lambda: "waits for another" in text_of(job.errors), 10, "the rank waits for another")
+        other = self.player(job, "trainer")
+        other.end()
+        other.do("declare")
+        other.do("fill", 3)
+        other.do("seal")
+        job.serves()
+        self.assertEqual(other.do("hand_over"), 1)  # it has begun no step
+
     def test_an_inference_engine(self):
         job, trainer, inference = self.pair()
         self.hand_over(trainer, inference, 0)

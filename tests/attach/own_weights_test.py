@@ -155,6 +155,19 @@ class Own(Attached):
         trainer.do("step", 1)
         self.assertEqual(trainer.do("hand_over"), 1)
 
+    def test_memory_that_has_gone_before_the_seal(self):
+        job = self.job(2, "--admission", "off", attach="trainer")
+        trainer = self.player(job, "trainer", own="stays")
+        self.layout = trainer.end()["tensors"]
+        trainer.do("take_own")
+        trainer.do("move", "before_release")
+        self.assertIn(self.layout[0]["name"], self.fails(WRONG, trainer.do, "seal"))
+        trainer.do("take_own")  # begins a new list
+        trainer.do("seal")
+        job.serves()
+        trainer.do("step", 1)
+        self.assertEqual(trainer.do("hand_over"), 1)
+
     def test_who_may_not_lend(self):
         job = self.job(2, "--admission", "off")
         inference = self.player(job, "inference", own="stays")

@@ -132,7 +132,9 @@ def _load(path: str) -> ctypes.CDLL:
         ) from None
     _check_version(lib, path)
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(lib, name)
+        function = getattr(lib, name, None)
+        if function is None:
+            raise WrongRequest(f"{path} has no {name}", "install package and library of one release")
         function.restype = result
         function.argtypes = arguments
     return lib

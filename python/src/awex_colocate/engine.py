@@ -425,7 +425,7 @@ class Engine:
 
         Counts as a training step, by which the job knows whether weights are still those that were handed over:
         use it for all steps, or for none. If the process dies inside, the memory counts as torn, and the next
-        engine gets that of the last hand-over. Where an exception has left it, hand_over and take_back refuse
+        engine gets that of the last hand-over. Where an exception has left it, calls that consent are refused
         (WrongRequest) until another step is whole."""
         self._call("awex_writing")
         yield

@@ -47,8 +47,6 @@ Error cannot_declare(const Parameter& parameter, const std::string& why, const s
 
 const std::vector<Parameter>& Declaration::weights() const { return tensors_.at(kWeights); }
 
-bool Declaration::keep() { return std::exchange(next_, Next::kAdds) != Next::kAdds; }
-
 void Declaration::add(Tag tag, const Parameter& parameter, uint64_t bytes) {
   const auto element = element_bytes(parameter.dtype);
   const auto end = end_of(parameter);
@@ -71,11 +69,7 @@ void Declaration::add_own(const Parameter& parameter, MappingDevice* device) {
                                                 parameter.offset_bytes));
   }
   begin_list();
-  try {
-    if (device != nullptr) find_blocks(parameter, *device);
-  } catch (const Error& error) {
-    throw cannot_declare(parameter, error.what(), error.hint());
-  }
+  if (device != nullptr) find_blocks(parameter, *device);
   put(Tag::kWeights, parameter);
 }
 
@@ -106,7 +100,7 @@ void Declaration::find_blocks(MappingDevice& device) {
 }
 
 /// Others may lie in some of them, too.
-void Declaration::find_blocks(const Parameter& parameter, MappingDevice& device) {
+void Declaration::find_blocks(const Parameter& parameter, MappingDevice& device) try {
   const uint64_t end = end_of(parameter);
   for (uint64_t at = parameter.offset_bytes; at < end;) {
     const auto* block = block_of(blocks_, at);
@@ -121,6 +115,8 @@ void Declaration::find_blocks(const Parameter& parameter, MappingDevice& device)
     }
     at = block->address + block->bytes;
   }
+} catch (const Error& error) {
+  throw cannot_declare(parameter, error.what(), error.hint());
 }
 
 }  // namespace awex::attach

@@ -34,9 +34,8 @@ class Declaration {
   void begin_anew() { next_ = Next::kBeginsAll; }
   /// The same of weights alone.
   void begin_weights_anew() { next_ = Next::kBeginsWeights; }
-  /// What has been declared stands, also where nothing has been since a list was to begin. Returns
-  /// whether that is so.
-  bool keep();
+  /// What has been declared stands, also where nothing has been since a list was to begin.
+  void keep() { next_ = Next::kAdds; }
 
   /// A tensor in a tag's memory of `bytes`. Throws request errors.
   void add(Tag tag, const Parameter& parameter, uint64_t bytes);
@@ -45,7 +44,7 @@ class Declaration {
   /// lent, too.
   void add_own(const Parameter& parameter, MappingDevice* device);
 
-  /// Finds the blocks of all weights again.
+  /// Finds the blocks of all weights again. Throws request errors as add_own does.
   void find_blocks(MappingDevice& device);
   /// What is lent.
   [[nodiscard]] const Blocks& blocks() const { return blocks_; }

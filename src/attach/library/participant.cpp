@@ -11,6 +11,7 @@
 
 #include "base/build_identity.hpp"
 #include "base/error.hpp"
+#include "base/log.hpp"
 #include "base/whole_file.hpp"
 
 namespace awex::attach {
@@ -43,10 +44,13 @@ UniqueFd file_of(const std::string& bytes) {
 /// A block that was found before, with its descriptor.
 Lending lend_again(MappingDevice& device, const LentBlock& block) {
   auto lending = device.lend(std::bit_cast<const std::byte*>(block.address));
-  if (lending.block == block) return lending;
+  const auto& now = lending.block;
+  if (now.address == block.address && now.bytes == block.bytes && now.has_fd == block.has_fd) {
+    return lending;
+  }
   throw request_error(
-      fmt::format("the memory at {:#x} is not what was declared there any more", block.address),
-      "declare all tensors where they are now, and seal then");
+      fmt::format("the memory at {:#x} is not what it was a moment ago", block.address),
+      "no thread may take or free the weights' memory while they are sealed");
 }
 
 Error not_done(const char* call, Seconds timeout, const std::optional<Error>& last) {
@@ -120,6 +124,7 @@ std::optional<Frame> Participant::meet_rank(const ParticipantOptions& options,
   hello.bytes = options.bytes;
   hello.own_weights = own_weights_;
   const Deadline deadline(std::min(options.timeout, kLongestWait));
+  bool told = false;
   while (true) {
     auto found = find_rank(options.rank, deadline);
     uuid_ = found.record.uuid;
@@ -129,6 +134,10 @@ std::optional<Frame> Participant::meet_rank(const ParticipantOptions& options,
       return link_->receive(until);
     } catch (const Error&) {
       if (!link_->has_hung_up() || deadline.expired()) throw;
+    }
+    if (!std::exchange(told, true)) {
+      log::note(fmt::format("rank {} of the job at \"{}\" has hung up: waiting for another",
+                            found.record.rank, options.rank.job));
     }
     std::this_thread::sleep_for(kBetweenMeetings);
   }
@@ -152,7 +161,7 @@ void Participant::attach(std::optional<Frame> frame, Clock::time_point until, Se
 void Participant::take_welcome(Frame frame) {
   const auto message = decode_to_engine(frame.text);
   if (message.kind == ToEngine::Kind::kRefused) throw Error(*message.error);
-  if (message.kind == ToEngine::Kind::kEnd) lose_ended(message);
+  if (message.kind == ToEngine::Kind::kEnd) link_->lose(reason_of(message));
   const size_t fds = message.kept_bytes > 0 ? 2 : 1;
   if (message.kind != ToEngine::Kind::kWelcome || frame.fds.size() != fds) {
     throw runtime_error("the rank's answer is no welcome", kOtherBuild);
@@ -256,6 +265,7 @@ void Participant::declare_own(const Parameter& parameter) {
 /// Tells the rank what this engine lends; what it declares lies in that. Descriptors are taken for
 /// one message at a time: there may be more of them than this process may have.
 void Participant::lend() {
+  declaration_.find_blocks(*device_);  // as they are now
   const auto& blocks = declaration_.blocks();
   auto next = blocks.begin();
   ToRank message;
@@ -277,6 +287,16 @@ void Participant::lend() {
   } while (next != blocks.end());
 }
 
+/// What was declared and cannot be lent is to be declared anew.
+void Participant::lend_anew() {
+  try {
+    lend();
+  } catch (const Error&) {
+    declaration_.begin_anew();
+    throw;
+  }
+}
+
 /// The engine's callback brings its own memory back, and may declare it at other places.
 void Participant::call_own_back() {
   declaration_.begin_weights_anew();
@@ -293,8 +313,7 @@ void Participant::call_own_back() {
 
 void Participant::bring_back_own() {
   call_own_back();
-  const bool lies_where_it_was = declaration_.keep();
-  if (lies_where_it_was) declaration_.find_blocks(*device_);
+  declaration_.keep();  // Where nothing was declared, all lies where it was.
   lend();
 }
 
@@ -309,7 +328,7 @@ void Participant::seal(Seconds timeout) {
         "set them before awex_seal, or attach with weights that stay");
   }
   if (seal_ == Seal::kOpen) {
-    if (has_own_weights()) lend();
+    if (has_own_weights()) lend_anew();
     ToRank message;
     message.kind = ToRank::Kind::kSeal;
     message.declared = declaration_.tensors();
@@ -478,10 +497,6 @@ void Participant::hear_what_came() {
   }
 }
 
-void Participant::lose_ended(const ToEngine& end) {
-  link_->lose(end.error ? *end.error : Error(ExitCode::kPeerLost, "it was ended in order"));
-}
-
 /// The message, if it is no request.
 std::optional<ToEngine> Participant::take(Frame& frame) {
   ToEngine message;
@@ -491,7 +506,7 @@ std::optional<ToEngine> Participant::take(Frame& frame) {
     link_->lose(error);
   }
   if (serve(message, frame.fds)) return std::nullopt;
-  if (message.kind == ToEngine::Kind::kEnd) lose_ended(message);
+  if (message.kind == ToEngine::Kind::kEnd) link_->lose(reason_of(message));
   if (message.kind == ToEngine::Kind::kOver) {
     version_ = message.version;
     if (!message.error) note_served();
@@ -547,7 +562,7 @@ void Participant::release(Tag tag) {
   if (is_mapped(tag)) call_back(callbacks_.before_release, "before_release", tag);
   if (are_own(tag)) own_is_away_ = true;
   // The callback may have taken its time: nobody would take what is given up then.
-  link_->expect_connected();
+  if (link_->has_ended()) link_->lose({ExitCode::kPeerLost, "the other end has gone"});
   if (auto* of_tag = memory(tag)) {
     of_tag->copy().forget();
     of_tag->unmap();
@@ -617,8 +632,10 @@ void Participant::restore(Tag tag) {
   untold = false;
 }
 
-void Participant::check() const {
-  if (!in_call_) link_->expect_connected();  // A call hears of a loss itself.
+void Participant::check() {
+  if (in_call_) return;  // That call hears of a loss itself.
+  const Call call(*this);
+  if (link_->has_ended()) hear_what_came();
 }
 
 // ---- Around steps

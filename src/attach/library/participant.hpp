@@ -81,7 +81,7 @@ class Participant {
   bool restore();
 
   /// Throws where the rank is lost; does not wait.
-  void check() const;
+  void check();
 
   void begin_writing();
   void end_writing();
@@ -110,6 +110,7 @@ class Participant {
   [[nodiscard]] bool none_mapped() const;
 
   void lend();
+  void lend_anew();
   void call_own_back();
   void bring_back_own();
 
@@ -129,7 +130,6 @@ class Participant {
   [[nodiscard]] std::optional<ToEngine> hear(Clock::time_point until);
   /// All that has come while the engine was in no call.
   void hear_what_came();
-  [[noreturn]] void lose_ended(const ToEngine& end);
   [[nodiscard]] bool hear_request(Clock::time_point until);
   [[nodiscard]] std::optional<ToEngine> take(Frame& frame);
   void note_served();

@@ -21,6 +21,10 @@ Clock::time_point after(Seconds time) {
   return Clock::now() + as_duration(std::min(time, kLongestWait));
 }
 
+Error reason_of(const ToEngine& end) {
+  return end.error ? *end.error : Error(ExitCode::kPeerLost, "it was ended in order");
+}
+
 RankLink::RankLink(UniqueFd socket, const EngineRecord& rank, std::string job)
     : job_(std::move(job)), rank_(rank.rank), pid_(rank.pid) {
   channel_.emplace(std::move(socket));
@@ -35,7 +39,8 @@ void RankLink::say(const ToRank& message, std::span<const int> fds) {
   try {
     channel_->send(encode(message), fds, Deadline(kSlowestReader), monitor);
   } catch (const Error& error) {
-    lose(last_words().value_or(error));
+    if (const auto words = last_words()) lose(*words);
+    lose_silent(error);
   }
 }
 
@@ -43,7 +48,7 @@ std::optional<Error> RankLink::last_words() {
   try {
     while (const auto frame = channel_->receive()) {
       const auto message = decode_to_engine(frame->text);
-      if (message.kind == ToEngine::Kind::kEnd) return message.error;
+      if (message.kind == ToEngine::Kind::kEnd) return reason_of(message);
     }
   } catch (const Error&) {  // It has said nothing.
   }
@@ -60,25 +65,22 @@ std::optional<Frame> RankLink::receive(Clock::time_point until) {
       channel_->wait_readable(std::min<Seconds>(until - now, kSleep));
     }
   } catch (const Error& error) {
-    lose(error);
+    lose_silent(error);
   }
 }
 
-void RankLink::expect_connected() const {
-  expect_there();
-  if (channel_->has_ended()) throw loss({ExitCode::kPeerLost, "the other end has gone"});
-}
-
-Error RankLink::loss(const Error& cause) const {
-  return {ExitCode::kPeerLost,
-          fmt::format("rank {} of the job at \"{}\" is lost: {}", rank_, job_, cause.what()),
-          "what is mapped here stays; start the job again, detach and attach to it"};
+void RankLink::lose_silent(const Error& error) {
+  has_hung_up_ = error.code() == ExitCode::kPeerLost;
+  lose(error);
 }
 
 void RankLink::lose(const Error& error) {
+  const std::string stays =
+      "what is mapped here stays; start the job again, detach and attach to it";
+  lost_.emplace(ExitCode::kPeerLost,
+                fmt::format("rank {} of the job at \"{}\" is lost: {}", rank_, job_, error.what()),
+                error.hint().empty() ? stays : fmt::format("{}; {}", error.hint(), stays));
   channel_.reset();
-  has_hung_up_ = error.code() == ExitCode::kPeerLost;
-  lost_.emplace(loss(error));
   throw Error(*lost_);
 }
 

@@ -22,6 +22,9 @@ inline constexpr Seconds kLongestWait{1e8};
 /// The moment when `time` from now has passed.
 [[nodiscard]] Clock::time_point after(Seconds time);
 
+/// Why a rank has ended a conversation, of its kEnd.
+[[nodiscard]] Error reason_of(const ToEngine& end);
+
 /// An engine's connection to its rank, and the rank's process as far as it can be seen from here.
 /// Once the rank is lost it stays lost: calls that need it throw that Error(kPeerLost). Not thread
 /// safe.
@@ -41,8 +44,8 @@ class RankLink {
   void say(const ToRank& message, std::span<const int> fds = {});
   /// The next frame, waited for until then.
   [[nodiscard]] std::optional<Frame> receive(Clock::time_point until);
-  /// Throws where the rank has hung up, maybe with something left to hear: it is not lost yet.
-  void expect_connected() const;
+  /// Whether the rank has hung up, maybe with something left to hear.
+  [[nodiscard]] bool has_ended() const { return is_lost() || channel_->has_ended(); }
   /// Hangs up: from here on the rank is lost. Throws that.
   [[noreturn]] void lose(const Error& error);
   /// Loses a rank that is stopped, which finds nobody when it goes on.
@@ -55,9 +58,9 @@ class RankLink {
   void expect_gone() const;
 
  private:
-  [[nodiscard]] Error loss(const Error& cause) const;
   /// Why the rank has hung up, if it has said so.
   [[nodiscard]] std::optional<Error> last_words();
+  [[noreturn]] void lose_silent(const Error& error);
   /// False where that cannot be known.
   [[nodiscard]] bool is_running() const;
 
