@@ -28,6 +28,8 @@ constexpr Seconds kNextReportGrace{0.2};
 constexpr Seconds kHurriedReportGrace{0.6};
 constexpr Seconds kHurriedNextReportGrace{0.03};
 constexpr Seconds kListenInterval{0.01};
+// How much later than its end what a rank has told before may come.
+constexpr Seconds kLastWords{0.05};
 // How long a launcher may take to end the ranks of a job that one of them aborts.
 constexpr Seconds kLauncherGrace{0.3};
 // Signals that come together are one: only later ones say that the job is being ended by others.
@@ -56,6 +58,13 @@ bool Ending::is_reporter() const {
     if (!failures_.is_lost(lower)) return false;
   }
   return true;
+}
+
+bool Ending::is_any_lost_before(int rank) const {
+  for (int lower = 0; lower < rank; ++lower) {
+    if (failures_.is_lost(lower)) return true;
+  }
+  return false;
 }
 
 void Ending::finish() {
@@ -98,6 +107,10 @@ bool Ending::others_report_within(Seconds patient, Seconds hurried) {
 void Ending::await_turn_to_report(ExitCode code) {
   if (termination_signal() != 0) signal_burst_.emplace(kSignalBurst);
   failures_.push();
+  // One that is lost may have reported before, while this rank was busy.
+  if (is_any_lost_before(world_.rank()) && others_report_within(kLastWords, kLastWords)) {
+    end_reported(code);
+  }
   Seconds patient = kReportGrace;
   Seconds hurried = kHurriedReportGrace;
   for (int earlier = 0; earlier < world_.rank(); ++earlier) {
