@@ -53,18 +53,13 @@ void let_launcher_read() {
 
 }  // namespace
 
-bool Ending::is_reporter() const {
-  for (int lower = 0; lower < world_.rank(); ++lower) {
-    if (!failures_.is_lost(lower)) return false;
-  }
-  return true;
-}
+bool Ending::is_reporter() const { return count_lost_before() == world_.rank(); }
 
-bool Ending::is_any_lost_before(int rank) const {
-  for (int lower = 0; lower < rank; ++lower) {
-    if (failures_.is_lost(lower)) return true;
-  }
-  return false;
+/// Of the ranks below this one.
+int Ending::count_lost_before() const {
+  int lost = 0;
+  for (int lower = 0; lower < world_.rank(); ++lower) lost += failures_.is_lost(lower) ? 1 : 0;
+  return lost;
 }
 
 void Ending::finish() {
@@ -108,7 +103,7 @@ void Ending::await_turn_to_report(ExitCode code) {
   if (termination_signal() != 0) signal_burst_.emplace(kSignalBurst);
   failures_.push();
   // One that is lost may have reported before, while this rank was busy.
-  if (is_any_lost_before(world_.rank()) && others_report_within(kLastWords, kLastWords)) {
+  if (count_lost_before() > 0 && others_report_within(kLastWords, kLastWords)) {
     end_reported(code);
   }
   Seconds patient = kReportGrace;

@@ -22,7 +22,7 @@ class Ending {
   [[noreturn]] void abort(ExitCode code);
 
  private:
-  [[nodiscard]] bool is_any_lost_before(int rank) const;
+  [[nodiscard]] int count_lost_before() const;
   [[nodiscard]] bool told_to_end_now();
   [[nodiscard]] bool others_end_it_within(Seconds longest);
   [[nodiscard]] bool others_report_within(Seconds patient, Seconds hurried);

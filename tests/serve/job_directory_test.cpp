@@ -56,13 +56,19 @@ std::string refused_start(const std::string& path) {
   return refusal([&] { const JobDirectory job(path); });
 }
 
-/// A job that ends without a word, as one that is killed. Returns its private directory.
-std::string killed_job(const std::string& path) {
+/// A process whose job ends without a word, as one that is killed; it is to be waited for.
+pid_t begin_killed_job(const std::string& path) {
   const auto child = ::fork();
   if (child == 0) {
     const JobDirectory job(path);
     ::kill(::getpid(), SIGKILL);
   }
+  return child;
+}
+
+/// A job that has ended so. Returns its private directory.
+std::string killed_job(const std::string& path) {
+  const auto child = begin_killed_job(path);
   int status = 0;
   ::waitpid(child, &status, 0);
   REQUIRE(WIFSIGNALED(status));
@@ -297,11 +303,7 @@ TEST_CASE("a job in a /tmp that is not this one lives as long as its process") {
 TEST_CASE("a job that has ended lives no longer because nobody has waited for its process") {
   const TemporaryDirectory root;
   const auto path = root.path().string();
-  const auto child = ::fork();
-  if (child == 0) {
-    const JobDirectory job(path);
-    ::kill(::getpid(), SIGKILL);
-  }
+  const auto child = begin_killed_job(path);
   siginfo_t info{};
   REQUIRE(::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT) == 0);
   const auto record = read_job_record(path);

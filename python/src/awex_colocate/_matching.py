@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._tensors import DTYPE_NAMES
+from ._tensors import DTYPE_NAMES, is_new
 from ._watched import watch
 from .errors import WrongRequest
 
@@ -59,10 +59,9 @@ def names_of(engine: Engine) -> dict[int, str]:
 
 def resolve_copy(engine: Engine, copy: bool | None) -> bool:
     """Whether weights are copied into the job's memory, where `copy` leaves it open: see awex_colocate.torch.adopt."""
-    is_mapped = engine.memory("weights").is_mapped
     if copy is None:
-        return is_mapped and not engine.place.reattached
-    if copy and not is_mapped:
+        return is_new(engine, "weights")
+    if copy and not engine.memory("weights").is_mapped:
         raise WrongRequest(
             "weights cannot be copied: their memory is not mapped yet",
             "the job takes no weights that inference has loaded (--admission off): leave copy out",

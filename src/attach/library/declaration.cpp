@@ -30,12 +30,45 @@ const LentBlock* block_of(const Declaration::Blocks& blocks, uint64_t address) {
   return address - block.address < block.bytes ? &block : nullptr;
 }
 
-/// The block that a device says holds an address.
-LentBlock lent_block(MappingDevice& device, uint64_t address) {
-  const auto block = device.lend(std::bit_cast<const std::byte*>(address)).block;
-  if (address >= block.address && address - block.address < block.bytes) return block;
+/// What a device lends of the memory at an address.
+Lending lend_at(MappingDevice& device, uint64_t address) {
+  auto lending = device.lend(std::bit_cast<const std::byte*>(address));
+  const auto& block = lending.block;
+  if (address >= block.address && address - block.address < block.bytes) return lending;
   throw runtime_error(fmt::format("{} at {:#x} are no block that holds {:#x}",
                                   format_bytes(block.bytes), block.address, address));
+}
+
+/// What `work` returns; its errors name the tensor.
+template <class Work>
+auto about(const Parameter& parameter, const Work& work) {
+  try {
+    return work();
+  } catch (const Error& error) {
+    throw cannot_declare(parameter, error.what(), error.hint());
+  }
+}
+
+/// Lends the blocks that a tensor lies in, but for those that are lent already, and adds them to
+/// these.
+void lend_new_blocks(const Parameter& parameter, Declaration::Blocks& lent, MappingDevice& device,
+                     const Declaration::Lend& lend) {
+  const uint64_t end = about(parameter, [&] { return end_of(parameter); });
+  for (uint64_t at = parameter.offset_bytes; at < end;) {
+    const auto* block = block_of(lent, at);
+    if (block == nullptr) {
+      if (lent.size() == kMostLentBlocks) {
+        throw cannot_declare(
+            parameter,
+            fmt::format("the weights lie in more than {} blocks of memory", kMostLentBlocks),
+            "let a job that is started anew have them (adopt)");
+      }
+      auto lending = about(parameter, [&] { return lend_at(device, at); });
+      block = &lent.insert_or_assign(lending.block.address, lending.block).first->second;
+      lend(std::move(lending));
+    }
+    at = block->address + block->bytes;
+  }
 }
 
 }  // namespace
@@ -69,7 +102,8 @@ void Declaration::add_own(const Parameter& parameter, MappingDevice* device) {
                                                 parameter.offset_bytes));
   }
   begin_list();
-  if (device != nullptr) find_blocks(parameter, *device);
+  const auto keep_none = [](const Lending&) {};
+  if (device != nullptr) lend_new_blocks(parameter, blocks_, *device, keep_none);
   put(Tag::kWeights, parameter);
 }
 
@@ -94,29 +128,9 @@ void Declaration::put(Tag tag, const Parameter& parameter) {
   tensors_.at(at).push_back(parameter);
 }
 
-void Declaration::find_blocks(MappingDevice& device) {
-  blocks_.clear();
-  for (const auto& tensor : weights()) find_blocks(tensor, device);
-}
-
-/// Others may lie in some of them, too.
-void Declaration::find_blocks(const Parameter& parameter, MappingDevice& device) try {
-  const uint64_t end = end_of(parameter);
-  for (uint64_t at = parameter.offset_bytes; at < end;) {
-    const auto* block = block_of(blocks_, at);
-    if (block == nullptr) {
-      if (blocks_.size() == kMostLentBlocks) {
-        throw request_error(
-            fmt::format("the weights lie in more than {} blocks of memory", kMostLentBlocks),
-            "let a job that is started anew have them (adopt)");
-      }
-      const auto found = lent_block(device, at);
-      block = &blocks_.insert_or_assign(found.address, found).first->second;
-    }
-    at = block->address + block->bytes;
-  }
-} catch (const Error& error) {
-  throw cannot_declare(parameter, error.what(), error.hint());
+void Declaration::lend_weights(MappingDevice& device, const Lend& lend) const {
+  Blocks lent;
+  for (const auto& tensor : weights()) lend_new_blocks(tensor, lent, device, lend);
 }
 
 }  // namespace awex::attach

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -25,6 +26,7 @@ class Declaration {
   using Tensors = std::array<std::vector<Parameter>, 3>;
   /// By address.
   using Blocks = std::map<uint64_t, LentBlock>;
+  using Lend = std::function<void(Lending)>;
 
   /// Tensors of weights that lie in memory of the engine's own have addresses for places.
   [[nodiscard]] const Tensors& tensors() const { return tensors_; }
@@ -39,26 +41,25 @@ class Declaration {
 
   /// A tensor in a tag's memory of `bytes`. Throws request errors.
   void add(Tag tag, const Parameter& parameter, uint64_t bytes);
-  /// A tensor of weights in this process's own memory; `device` finds the blocks that are to be
+  /// A tensor of weights in this process's own memory; `device` says whether it can be
   /// lent, null where there is nobody to lend to. Throws request errors, for memory that cannot be
   /// lent, too.
   void add_own(const Parameter& parameter, MappingDevice* device);
 
-  /// Finds the blocks of all weights again. Throws request errors as add_own does.
-  void find_blocks(MappingDevice& device);
-  /// What is lent.
-  [[nodiscard]] const Blocks& blocks() const { return blocks_; }
+  /// Calls `lend` with each block that the weights lie in now, one after the other, so that only
+  /// that one's descriptor need be open. Throws request errors as add_own does, and what `lend`
+  /// throws.
+  void lend_weights(MappingDevice& device, const Lend& lend) const;
 
  private:
   enum class Next : uint8_t { kAdds, kBeginsAll, kBeginsWeights };
 
   void begin_list();
   void put(Tag tag, const Parameter& parameter);
-  void find_blocks(const Parameter& parameter, MappingDevice& device);
 
   Tensors tensors_;
   std::array<std::set<std::string>, 3> names_;
-  Blocks blocks_;
+  Blocks blocks_;  ///< Known to be lendable.
   Next next_ = Next::kAdds;
 };
 

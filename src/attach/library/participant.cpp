@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <thread>
@@ -39,18 +38,6 @@ UniqueFd file_of(const std::string& bytes) {
   if (!fd.valid()) throw errno_error("keep bytes", "memfd_create", errno);
   if (!write_from_start(fd.get(), bytes)) throw errno_error("keep bytes", "pwrite", errno);
   return fd;
-}
-
-/// A block that was found before, with its descriptor.
-Lending lend_again(MappingDevice& device, const LentBlock& block) {
-  auto lending = device.lend(std::bit_cast<const std::byte*>(block.address));
-  const auto& now = lending.block;
-  if (now.address == block.address && now.bytes == block.bytes && now.has_fd == block.has_fd) {
-    return lending;
-  }
-  throw request_error(
-      fmt::format("the memory at {:#x} is not what it was a moment ago", block.address),
-      "no thread may take or free the weights' memory while they are sealed");
 }
 
 Error not_done(const char* call, Seconds timeout, const std::optional<Error>& last) {
@@ -265,26 +252,25 @@ void Participant::declare_own(const Parameter& parameter) {
 /// Tells the rank what this engine lends; what it declares lies in that. Descriptors are taken for
 /// one message at a time: there may be more of them than this process may have.
 void Participant::lend() {
-  declaration_.find_blocks(*device_);  // as they are now
-  const auto& blocks = declaration_.blocks();
-  auto next = blocks.begin();
   ToRank message;
   message.kind = ToRank::Kind::kLend;
-  message.begins = true;
   message.declared.at(static_cast<size_t>(Tag::kWeights)) = declaration_.weights();
-  do {
-    std::vector<UniqueFd> owned;
+  std::vector<UniqueFd> owned;
+  const auto say_blocks = [&] {
     std::vector<int> fds;
-    for (; next != blocks.end() && message.blocks.size() < kMostFds; ++next) {
-      auto lending = lend_again(*device_, next->second);
-      if (lending.block.has_fd) fds.push_back(owned.emplace_back(std::move(lending.fd)).get());
-      message.blocks.push_back(lending.block);
-    }
+    for (const auto& fd : owned) fds.push_back(fd.get());
     link_->say(message, fds);
-    message = {};
-    message.kind = ToRank::Kind::kLend;
+    owned.clear();
     message.begins = false;
-  } while (next != blocks.end());
+    message.declared = {};
+    message.blocks.clear();
+  };
+  declaration_.lend_weights(*device_, [&](Lending lending) {
+    if (message.blocks.size() == kMostFds) say_blocks();
+    message.blocks.push_back(lending.block);
+    if (lending.block.has_fd) owned.push_back(std::move(lending.fd));
+  });
+  say_blocks();
 }
 
 /// What was declared and cannot be lent is to be declared anew.
@@ -374,8 +360,7 @@ void Participant::expect_whole(const char* call) const {
       fmt::format("{}: this engine is writing: awex_writing without awex_consistent after it",
                   call),
       "a step that failed in between may have written half of it: do it again from whole weights, "
-      "or "
-      "start the trainer anew, which gets what was handed over last");
+      "or start the trainer anew");
 }
 
 uint64_t Participant::hand_over(Seconds timeout) {
