@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_LIMIT_S = 10  # a killed process that has not ended by then waits in the kernel
 
 
@@ -54,14 +55,56 @@ def signals_as_exceptions():
             signal.signal(number, handler)
 
 
+class HeldSignals:
+    """Signals that would end this program, held back while it does what must not be left half done: one that
+    unwinds subprocess.Popen leaves a process of which nobody knows the pid. They are heard within `let_through`,
+    and when the block ends."""
+
+    def __enter__(self):
+        self.came = []
+        self.held = True
+        here = threading.current_thread() is threading.main_thread()
+        self.meanings = {number: meaning for number in ENDING_SIGNALS
+                         if here and callable(meaning := signal.getsignal(number))}
+        for number in self.meanings:
+            signal.signal(number, self.hear)
+        return self
+
+    def __exit__(self, *_):
+        for number, meaning in self.meanings.items():
+            signal.signal(number, meaning)
+        self.hear_those_that_came()
+
+    @contextlib.contextmanager
+    def let_through(self):
+        self.held = False
+        try:
+            self.hear_those_that_came()
+            yield
+        finally:
+            self.held = True
+
+    def hear(self, number, frame):
+        if self.held:
+            self.came.append(number)
+        else:
+            self.meanings[number](number, frame)
+
+    def hear_those_that_came(self):
+        while self.came:
+            number = self.came.pop(0)
+            self.meanings[number](number, None)
+
+
 @contextlib.contextmanager
 def session_of(command, **options):
     """A started program, as subprocess.Popen(command, **options); none of its processes is left when the
     block ends."""
-    with signals_as_exceptions(), \
+    with signals_as_exceptions(), HeldSignals() as signals, \
             subprocess.Popen(command, start_new_session=True, **options) as process:
         try:
-            yield process
+            with signals.let_through():
+                yield process
         finally:
             kill_session(process.pid)
 

@@ -99,6 +99,31 @@ class Sessions(unittest.TestCase):
                 self.assertNotEqual(program.wait(timeout=60), 0)
                 self.assertEqual(self.processes(), [])
 
+    def test_a_signal_while_the_session_starts_leaves_none(self):
+        self.write_launcher("wait")
+        start = subprocess.Popen.__init__
+
+        def start_and_be_told_to_end(*arguments, **options):
+            start(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with mock.patch("subprocess.Popen.__init__", start_and_be_told_to_end), self.assertRaises(SystemExit):
+            self.run_launcher(60)
+        self.assertEqual(self.processes(), [])
+
+    def test_a_signal_while_the_session_is_ended_leaves_none(self):
+        self.write_launcher("sleep 1")
+        end = sessions.kill_session
+
+        def be_told_to_end_and_end(leader):
+            os.kill(os.getpid(), signal.SIGTERM)
+            end(leader)
+
+        with mock.patch("sessions.kill_session", be_told_to_end_and_end), self.assertRaises(SystemExit), \
+                sessions.session_of([str(self.launcher)]):
+            pass
+        self.assertEqual(self.processes(), [])
+
     def test_signals_mean_what_they_did_before(self):
         before = signal.getsignal(signal.SIGTERM)
         self.write_launcher("kill $!; exit 3")
