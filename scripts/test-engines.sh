@@ -67,6 +67,7 @@ for name in "${chosen[@]}"; do
     killed)
       "$python" tests/engines/killed_trainer.py "$build/awex-colocate" --kills 30
       "$python" tests/engines/lost_job.py "$build/awex-colocate"
+      "$python" examples/torch_rl/run.py --program "$build/awex-colocate" --kills 6 --compare 60
       ;;
     example) "$python" examples/torch_rl/run.py --program "$build/awex-colocate" --compare 10 ;;
     vllm) updates hf vllm:tp=1 ;;

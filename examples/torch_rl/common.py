@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+import awex_colocate
+
 
 def options(role: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=f"The {role} of examples/torch_rl; run.py starts it")
@@ -38,10 +40,11 @@ def put(path: Path, value: object) -> None:
     os.replace(path.with_suffix(".part"), path)
 
 
-def get(path: Path, patience_s: float = 600) -> object:
-    """Waits for a file and reads it."""
+def get(path: Path, engine: awex_colocate.Engine, patience_s: float = 600) -> object:
+    """Waits for a file and reads it. Raises EngineLost where the job is gone."""
     end = time.monotonic() + patience_s
     while not path.exists():
+        engine.check()
         if time.monotonic() > end:
             raise TimeoutError(f"{path} has not come")
         time.sleep(0.001)
@@ -52,7 +55,7 @@ class Log:
     """A line of JSON for each step, and the seconds of its phases."""
 
     def __init__(self, path: Path) -> None:
-        self.file = open(path, "w", buffering=1)
+        self.file = open(path, "a", buffering=1)
         self.start()
 
     def start(self) -> None:

@@ -25,7 +25,9 @@ def main() -> None:
         engine.adopt(model)
         engine.seal()
         cache = engine.empty("kv_cache", shape, dtype)
-        for _ in range(o.steps):
+        # One that is started again serves what the one before it had, unless the trainer has its memory now.
+        version = 0 if engine.memory("weights").is_mapped else engine.place.version
+        while version < o.steps:
             version = engine.wait()  # Weights and cache may be touched from here on, until the next call.
             answer, logits = generate(model, prompts(version, o.batch).to(device), cache, seed=version)
             if version == 1 or version % o.check_every == 0:

@@ -8,6 +8,8 @@ Starts a job (mpirun … awex-colocate serve), a trainer and an inference proces
 checked: rewards have risen; logits and tokens of the inference process equal, bit by bit, those of a fresh model
 that loads the checkpoint which the trainer saved of that version; with --compare, losses equal those of a job
 that gives no memory back. Writes rewards.svg and phases.svg beside its logs.
+
+An engine that a signal ends is started again, and goes on where it was: --kills N does that to them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -38,6 +40,9 @@ from plot import bars, line  # noqa: E402
 from rollout import generate  # noqa: E402
 from task import LENGTH, prompts  # noqa: E402
 
+ENGINES = ("trainer", "inference")
+MOST_RESTARTS = 10  # of each
+
 LARGE = Config(
     hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8, head_dim=64,
     intermediate_size=4096,
@@ -53,6 +58,7 @@ def parse(about: str) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, help="default: 3e-3, on a GPU 1e-4")
     parser.add_argument("--check-every", type=int, default=20, help="versions whose logits are compared")
+    parser.add_argument("--kills", type=int, default=0, metavar="N", help="engines that are killed, spread over the steps")
     parser.add_argument("--compare", type=int, default=0, metavar="STEPS", help="compare with --no-offload")
     parser.add_argument("--program", default=str(ROOT / "build" / "awex-colocate"))
     parser.add_argument("--work", type=Path, help="folder for logs and plots, kept (default: a temporary one)")
@@ -63,11 +69,17 @@ def parse(about: str) -> argparse.Namespace:
     return chosen
 
 
-class Run:
-    """A job and its two engines. All are ended when it is left."""
+def kills_of(o: argparse.Namespace, count: int, steps: int) -> list[tuple[int, str]]:
+    """After how many steps which engine is killed: in turns, spread over the steps."""
+    return [(steps * (one + 1) // (count + 1), o.restartable[one % len(o.restartable)]) for one in range(count)]
 
-    def __init__(self, o: argparse.Namespace, work: Path, steps: int, *serve_options: str) -> None:
+
+class Run:
+    """A job and its two engines. An engine that a signal ends is started again. All are ended when it is left."""
+
+    def __init__(self, o: argparse.Namespace, work: Path, steps: int, *serve_options: str, kills: int = 0) -> None:
         self.o, self.work, self.steps = o, work, steps
+        self.kills = kills_of(o, kills, steps)
         self.job = work / "job"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         on_gpu = o.device != "host"
@@ -84,18 +96,25 @@ class Run:
              "--attach", "trainer,inference", *serve_options],
             **environment,
         )  # fmt: skip
-        stays = ["--memory-stays"] if "--no-offload" in serve_options else []
-        for role, script in (("inference", o.inference), ("trainer", HERE / "trainer.py")):
-            self.start(
-                role,
-                [sys.executable, str(script), "--job", str(self.job), "--work", str(work),
-                 "--device", o.device, "--steps", str(steps), "--batch", str(o.batch),
-                 "--learning-rate", str(o.learning_rate), "--check-every", str(o.check_every),
-                 *stays],
-            )  # fmt: skip
+        self.memory_stays = "--no-offload" in serve_options
+        self.restarts = dict.fromkeys(ENGINES, 0)
+        for role in ENGINES:
+            self.start_engine(role)
+
+    def start_engine(self, role: str) -> None:
+        o = self.o
+        script = HERE / "trainer.py" if role == "trainer" else o.inference
+        stays = ["--memory-stays"] if self.memory_stays else []
+        self.start(
+            role,
+            [sys.executable, str(script), "--job", str(self.job), "--work", str(self.work),
+             "--device", o.device, "--steps", str(self.steps), "--batch", str(o.batch),
+             "--learning-rate", str(o.learning_rate), "--check-every", str(o.check_every),
+             *stays],
+        )  # fmt: skip
 
     def start(self, name: str, command: list[str], **environment: str) -> None:
-        with open(self.work / f"{name}.log", "wb") as log:
+        with open(self.work / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env={**os.environ, **environment}, start_new_session=True,
@@ -117,27 +136,46 @@ class Run:
     def finish(self) -> list[dict]:
         """Waits until both engines are done, and ends the job. Returns the trainer's log."""
         told = 0
-        while any(self.processes[name].poll() is None for name in ("trainer", "inference")):
-            for name, process in self.processes.items():
-                if process.poll() not in (None, 0) or (name == "serve" and process.poll() is not None):
-                    self.fail(name)
+        while any(self.processes[role].poll() != 0 for role in ENGINES):
+            self.look_after()
             done = self.log()
             if len(done) >= told + 10:
                 told = len(done)
                 print(f"step {told} of {self.steps}: reward {done[-1]['reward']:.3f}", flush=True)
+            while self.kills and len(done) >= self.kills[0][0]:
+                self.kill(self.kills.pop(0)[1])
             time.sleep(0.2)
-        for name in ("trainer", "inference"):
-            if self.processes[name].returncode:
-                self.fail(name)
         subprocess.run([self.o.program, "stop", "--job", str(self.job)], check=True, stdout=subprocess.DEVNULL)
         if self.processes["serve"].wait(60):
             self.fail("serve")
         return self.log()
 
+    def kill(self, role: str) -> None:
+        if self.processes[role].poll() is None:
+            os.killpg(self.processes[role].pid, signal.SIGKILL)
+
+    def look_after(self) -> None:
+        """Starts an engine again that a signal has ended; whatever else has ended before its time is an error."""
+        if self.processes["serve"].poll() is not None:
+            self.fail("serve")
+        for role in ENGINES:
+            code = self.processes[role].poll()
+            if code is None or code == 0:
+                continue
+            if code > 0 or role not in self.o.restartable or self.restarts[role] == MOST_RESTARTS:
+                self.fail(role)
+            self.restarts[role] += 1
+            print(f"{signal.Signals(-code).name} has ended the {role} process: it is started again", flush=True)
+            self.start_engine(role)
+
     def log(self) -> list[dict]:
+        """The rows of the trainer's log, one for each step: a trainer that was killed may have told one twice."""
         path = self.work / "trainer.jsonl"
         text = path.read_text() if path.exists() else ""
-        return [json.loads(row) for row in text.splitlines(keepends=True) if row.endswith("\n")]
+        rows: dict[int, dict] = {}
+        for row in (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")):
+            rows.setdefault(row["step"], row)
+        return [rows[step] for step in sorted(rows)]
 
     def fail(self, name: str) -> None:
         print(f"error: the {name} process ended with {self.processes[name].returncode}", file=sys.stderr)
@@ -184,13 +222,16 @@ def main(
     *,
     inference: Path = HERE / "inference.py",
     layout: str = "hf",
+    restartable: Sequence[str] = ENGINES,
     small: Config = Config(),  # noqa: B008: frozen
     check: Callable[[argparse.Namespace, Path], int] = check_logits,
 ) -> None:
-    """The script of the inference process, its layout in the job, the model on a CPU, and what compares versions
-    with checkpoints and returns their number: other examples have others."""
+    """The script of the inference process, its layout in the job, which engines go on when they are started again,
+    the model on a CPU, and what compares versions with checkpoints and returns their number: other examples have
+    others."""
     o = parse(about)
-    o.inference, o.layout, o.model = inference, layout, small if o.device == "host" else LARGE
+    o.inference, o.layout, o.restartable = inference, layout, restartable
+    o.model = small if o.device == "host" else LARGE
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that nothing is left running.
     if o.device == "host":
         torch.set_num_threads(1)  # As the processes have it: other numbers of threads sum in other orders.
@@ -206,12 +247,17 @@ def main(
 def run_in(o: argparse.Namespace, folder: Path, check: Callable[[argparse.Namespace, Path], int]) -> None:
     work = new_work(folder / "run", o.model)
     begin = time.monotonic()
-    with Run(o, work, o.steps) as run:
+    with Run(o, work, o.steps, kills=o.kills) as run:
         log = run.finish()
+        restarts = sum(run.restarts.values())
     rewards = [row["reward"] for row in log]
     first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
     print(f"reward     {first:.3f} in the first 5 steps, {last:.3f} in the last 5 of {len(log)}")
     print(f"versions   {check(o, work)} equal those of the trainer's checkpoints, bit by bit")
+    if restarts < o.kills:
+        sys.exit(f"error: of {o.kills} engines that were to be killed {restarts} were started again")
+    if restarts:
+        print(f"restarts   {restarts}, after which all went on where it was")
     phases = {
         name: sum(row["seconds"].get(name, 0) for row in log) / len(log) * 1e3
         for name in ("train", "hand over", "rollout", "take back")

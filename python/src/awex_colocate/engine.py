@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _library
 from ._library import MOST_KEPT_BYTES, OWN_WEIGHTS, ROLES, TAGS
-from .errors import AwexError, Failed, Status, WrongRequest, error_of
+from .errors import AwexError, EngineLost, Failed, Status, WrongRequest, error_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,9 @@ __all__ = ["Engine", "Memory", "Place", "Tensor", "attach"]
 
 #: Seconds that a call waits unless told otherwise.
 PATIENCE_S = 600.0
+
+#: Between calls that need an engine which is lost.
+RETRY_S = 0.5
 
 #: Bytes of an element, by the names that the job's reports have.
 ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f8_e4m3": 1, "f8_e5m2": 1}
@@ -84,6 +88,7 @@ def attach(
     after_resume: MemoryHook | None = None,
     weights_changed: VersionHook | None = None,
     timeout: float = PATIENCE_S,
+    restart_timeout: float = 0.0,
 ) -> Engine:
     """Attaches this process to a job and returns its Engine.
 
@@ -98,7 +103,9 @@ def attach(
     hooks before_release and after_resume move it away and back; None for weights in the job's memory.
     name: what people know the engine by, at
     most 31 bytes. gpu_uuid: of the GPU, where PyTorch is not there to be asked. The hooks are those of the
-    Engine's methods of the same name. timeout: seconds.
+    Engine's methods of the same name. timeout: seconds. restart_timeout: seconds for which `hand_over` and
+    `take_back` wait for another engine of the job that is lost, and that somebody starts again; 0 raises
+    EngineLost at once.
 
     Waits for the rank of this role and device, also where its job has not begun yet; a line on stderr tells
     so after 3 s. A trainer's memory is mapped then (see `Engine.place` for
@@ -107,6 +114,7 @@ def attach(
     WrongRequest for what does not fit the job, DeadlinePassed when the rank does not answer.
     """
     engine = Engine._attached(role, job, device, memory or {}, own_weights, name, gpu_uuid, timeout)
+    engine._restart_timeout = restart_timeout
     for hook, method in (
         (before_release, engine.before_release),
         (after_resume, engine.after_resume),
@@ -257,6 +265,7 @@ class Engine:
         self.device_index = index
         self.own_weights = own_weights
         self._served = 0
+        self._restart_timeout = 0.0
         self._hooks: dict[str, list[Callable[..., None]]] = {}
         self._c_callbacks: dict[str, Any] = {}
         self._hook_error: BaseException | None = None
@@ -370,14 +379,14 @@ class Engine:
         if keep is not None:
             self.keep(keep)
         version = ctypes.c_uint64()
-        self._consent("awex_hand_over", timeout, ctypes.byref(version))
+        self._consent_with_others("awex_hand_over", timeout, ctypes.byref(version))
         self._served = version.value
         return self._served
 
     def take_back(self, timeout: float = PATIENCE_S) -> None:
         """A trainer: returns when all of its memory is mapped again, with its bytes; at once where it is."""
         self._settle()
-        self._consent("awex_take_back", timeout)
+        self._consent_with_others("awex_take_back", timeout)
 
     def wait(self, newer_than: int | None = None, timeout: float = PATIENCE_S) -> int:
         """Inference: gives its memory to whoever needs it, and returns the version that it serves then,
@@ -524,6 +533,20 @@ class Engine:
         if self._hook_error is not None:  # The job went on without this command.
             hook_error, self._hook_error = self._hook_error, None
             raise Failed(f"a hook failed: {hook_error!r}") from hook_error
+
+    def _consent_with_others(self, function: str, *arguments: Any) -> None:
+        """Again while another engine is lost, for as long as it may take to be started again: a command that has
+        failed has changed nothing."""
+        give_up: float | None = None
+        while True:
+            try:
+                return self._consent(function, *arguments)
+            except EngineLost:
+                give_up = give_up or time.monotonic() + self._restart_timeout
+                if time.monotonic() >= give_up:
+                    raise
+                self.check()  # Raises where it is the job that is gone.
+                time.sleep(RETRY_S)
 
     def _settle(self) -> None:
         self._check()
