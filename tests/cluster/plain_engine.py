@@ -1,8 +1,10 @@
-"""An engine of plain Python for the batch file of examples/slurm, which starts it for each GPU.
+"""An engine of plain Python for the batch file of examples/slurm, which starts it for each GPU, and again when it
+fails.
 
 usage: plain_engine.py trainer|inference [--steps N] [--ends-on-sigterm] [--exits-at N --code N]
 
-The trainer writes bytes that anyone can tell from a version. An inference engine of the same layout proves
+The trainer writes bytes that anyone can tell from a version; one that is started again goes on from what the job's memory
+holds. An inference engine of the same layout proves
 that they are what it serves; one of another layout leaves that to the job. Lines of JSON say where the engine
 is, and each version.
 """
@@ -70,15 +72,18 @@ class Player:
         if options.ends_on_sigterm:
             signal.signal(signal.SIGTERM, self.note_end)
         self.engine = awex_colocate.attach(options.role, os.environ["AWEX_COLOCATE_JOB"],
-                                           memory={"optimizer": 1000} if options.role == "trainer" else {"kv_cache": 1000})
+                                           memory={"optimizer": 1000} if options.role == "trainer" else {"kv_cache": 1000},
+                                           restart_timeout=60)
         place = self.engine.place
         tell(role=options.role, rank=int(os.environ["RANK"]), ranks=int(os.environ["WORLD_SIZE"]),
              role_rank=place.role_rank, host=socket.gethostname(), place=place.host,
-             master=os.environ["MASTER_ADDR"], port=os.environ["MASTER_PORT"], gpus=os.environ["CUDA_VISIBLE_DEVICES"])
+             master=os.environ["MASTER_ADDR"], port=os.environ["MASTER_PORT"], gpus=os.environ["CUDA_VISIBLE_DEVICES"],
+             pid=os.getpid(), reattached=place.reattached)
         self.view = self.engine.memory("weights").view()
         for tensor in self.engine.layout():
             self.engine.declare(tensor.name, tensor.dtype, tensor.rows, tensor.cols, tensor.offset)
-        self.put(0)
+        if not place.reattached and self.engine.memory("weights").is_mapped:
+            self.put(0)
         self.engine.seal()
 
     def note_end(self, *_):
@@ -95,9 +100,14 @@ class Player:
 
     def train(self):
         agreement = Agreement()
-        for step in range(1, self.options.steps + 1):
-            with self.engine.writing():
-                self.put(step)
+        self.engine.take_back()
+        done = int(self.engine.kept() or 0)
+        self.must_hold(done)
+        for step in range(self.engine.place.version + 1, self.options.steps + 1):
+            if step > done:
+                with self.engine.writing():
+                    self.put(step)
+                    self.engine.keep(b"%d" % step)
             version = self.engine.hand_over()
             if version != step:
                 sys.exit(f"version {version} is not {step}")

@@ -526,6 +526,26 @@ class AttachedEngines(SlurmTest):
             self.check_end(job, "FAILED", f"{code}:0")
             self.assertIn(f"{role} has ended the job first; exit code {code}", job.text())
 
+    def test_engines_that_are_killed_are_started_again(self):
+        """A trainer of two ranks of which one is killed, then inference: both go on where they were."""
+        job = self.submit("--gpus-per-node=2", trainer="--ends-on-sigterm", TRAINER_TP="2", INFERENCE_TP="2", RESTARTS="2")
+        for place, (role, version) in enumerate((("trainer", 3), ("inference", 6))):
+            self.await_version(job, version)
+            before = len(self.facts_of(job, role)[0])
+            victim = self.facts_of(job, role)[0][place]
+            Ended(on(victim["host"], "kill", "-KILL", victim["pid"])).must()
+            job.wait_until(lambda role=role, before=before: len(self.facts_of(job, role)[0]) == before + 2,
+                           f"{role} has attached again")
+            last = max(self.facts_of(job, "trainer")[1])
+            self.await_version(job, last + 2)
+        Ended(["scancel", "--batch", "--signal=TERM", job.id]).must()
+        self.check_end(job, "COMPLETED", "0:0")
+        self.assertEqual(lines_of(r"(.*) has failed and is started again \(restarts left: (\d)\)", job.text()),
+                         [("trainer", "1"), ("inference", "0")])
+        self.assertEqual([place["reattached"] for place in self.facts_of(job, "trainer")[0]], [False] * 2 + [True] * 2)
+        served = set(self.facts_of(job, "inference")[1])
+        self.assertEqual(served, set(range(1, max(served) + 1)))
+
     def test_a_job_that_is_stopped_or_loses_a_rank_takes_them_along(self):
         stopped, lost = self.submit("--nodelist=n1"), self.submit()
         self.await_version(stopped, 1)

@@ -182,6 +182,7 @@ def start_slurm():
     version = "v2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "v1"
     (CLUSTER / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/{version}\n", encoding="ascii")
     os.environ["SLURM_CONF"] = str(CLUSTER / "slurm.conf")
+    os.environ["SLURM_PMIX_FENCE"] = "ring"  # as docs/cluster.md asks for
     wait_for((CLUSTER / "munge.sock").exists, "munged listens")
     start("slurmctld.out.log", "slurmctld", "-D")
     for name in ("n1", "n2"):
