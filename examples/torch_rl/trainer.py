@@ -27,7 +27,6 @@ def main() -> None:
         engine.adopt(model)
         engine.adopt_optimizer(optimizer)
         engine.seal()
-        engine.take_back()  # At once, unless a trainer has died while its memory was away.
         train(engine, model, optimizer, o)
 
 
@@ -36,20 +35,20 @@ def train(engine, model, optimizer, o) -> None:
     done = json.loads(engine.kept() or '{"step": 0}')
     if done["step"]:
         log.step(**done)  # Again, if the one that died had told of it.
-    version = engine.place.version
     for step in range(done["step"] + 1, o.steps + 1):
-        if version < step:
-            if step == 1 or step % o.check_every == 0:
+        rollout = o.work / "rollouts" / f"{step}.pt"
+        if engine.memory("weights").is_mapped and not rollout.exists():
+            if engine.place.version < step and (step == 1 or step % o.check_every == 0):
                 save(model, o.work / "checkpoints" / str(step))
                 log.phase("save")
             version = engine.hand_over()  # None of the memory may be touched from here on.
             assert version == step, (version, step)
             log.phase("hand over")
-        answer = get(o.work / "rollouts" / f"{version}.pt", engine)
+        answer = get(rollout, engine)
         log.phase("rollout")
         engine.take_back()  # Now it may.
         log.phase("take back")
-        done = update(engine, model, optimizer, step, prompts(version, o.batch), answer)
+        done = update(engine, model, optimizer, step, prompts(step, o.batch), answer)
         log.phase("train")
         log.step(**done)
 

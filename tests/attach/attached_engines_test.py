@@ -836,6 +836,35 @@ class Lost(Attached):
         self.hand_over(other, inference, 1)
         self.holds(inference, 2)
 
+    def test_a_version_that_was_committed_and_had_no_time_to_serve(self):
+        """The trainer dies while inference's KV cache is still on its way: whoever comes in its place finds the weights
+        mapped, and hands over again."""
+        job, trainer, inference = self.pair()
+        inference.do("delay", "after_resume kv_cache", 2.0)
+        trainer.do("delay", "before_release weights", 600)
+        inference.begin("wait", 0)
+        trainer.begin("hand_over")
+        wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
+        time.sleep(0.3)
+        trainer.kill()
+        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
+        self.assertFalse(inference.answers_within(0.5))
+        other, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["version"]), (1, 1))
+        self.assertTrue(other.do("memory")["is_mapped"])
+        self.assertEqual(other.do("hand_over"), 1)
+        self.assertEqual(inference.end(), 1)
+        self.holds(inference, 1)
+        other.kill()
+        third, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["version"]), (1, 1))
+        self.assertFalse(third.do("memory")["is_mapped"])
+        self.take_back(third, inference)
+        self.trainer_holds(third, 1)
+        third.do("step", 2)
+        self.hand_over(third, inference, 1)
+        self.holds(inference, 2)
+
     def test_others_places_and_doors(self):
         job, trainer, inference = self.pair()
         second = self.player(job, "trainer", name="another")

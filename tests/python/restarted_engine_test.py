@@ -12,7 +12,7 @@ import unittest
 from pathlib import Path
 
 import awex_colocate
-from awex_colocate import EngineLost
+from awex_colocate import EngineLost, WrongRequest
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support")]
@@ -88,7 +88,11 @@ class RestartedEngine(unittest.TestCase):
         with self.assertRaisesRegex(EngineLost, "inference"):
             engine.hand_over(PATIENCE_S)
         self.assertLess(time.monotonic() - begin, PATIENCE_S / 2)
-        self.start_inference()
+
+    def test_a_time_that_is_none_is_refused(self):
+        for seconds in (-1.0, float("nan")):
+            with self.assertRaisesRegex(WrongRequest, "restart_timeout"):
+                awex_colocate.attach("trainer", self.job, device="host:0", restart_timeout=seconds)
 
     def test_no_other_comes_in_that_time(self):
         engine = self.attach(restart_timeout=2.0)

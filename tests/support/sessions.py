@@ -71,6 +71,7 @@ class HeldSignals:
         return self
 
     def __exit__(self, *_):
+        self.held = False
         for number, meaning in self.meanings.items():
             signal.signal(number, meaning)
         self.hear_those_that_came()
@@ -87,8 +88,10 @@ class HeldSignals:
     def hear(self, number, frame):
         if self.held:
             self.came.append(number)
-        else:
-            self.meanings[number](number, frame)
+            return
+        self.held = True  # also while it unwinds
+        self.meanings[number](number, frame)
+        self.held = False
 
     def hear_those_that_came(self):
         while self.came:

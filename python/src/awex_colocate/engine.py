@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _library
 from ._library import MOST_KEPT_BYTES, OWN_WEIGHTS, ROLES, TAGS
-from .errors import AwexError, EngineLost, Failed, Status, WrongRequest, error_of
+from .errors import AwexError, DeadlinePassed, EngineLost, Failed, Status, WrongRequest, error_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ __all__ = ["Engine", "Memory", "Place", "Tensor", "attach"]
 #: Seconds that a call waits unless told otherwise.
 PATIENCE_S = 600.0
 
-#: Between calls that need an engine which is lost.
-RETRY_S = 0.5
+#: Between tries of a call that needs an engine which is lost, the first time and in the end.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 
 #: Bytes of an element, by the names that the job's reports have.
 ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f8_e4m3": 1, "f8_e5m2": 1}
@@ -103,9 +103,9 @@ def attach(
     hooks before_release and after_resume move it away and back; None for weights in the job's memory.
     name: what people know the engine by, at
     most 31 bytes. gpu_uuid: of the GPU, where PyTorch is not there to be asked. The hooks are those of the
-    Engine's methods of the same name. timeout: seconds. restart_timeout: seconds for which `hand_over` and
-    `take_back` wait for another engine of the job that is lost, and that somebody starts again; 0 raises
-    EngineLost at once.
+    Engine's methods of the same name. timeout: seconds. restart_timeout: seconds, beyond their own timeout, for
+    which `hand_over` and `take_back` wait for another engine of the job that is lost, and that somebody starts
+    again; 0 raises EngineLost at once.
 
     Waits for the rank of this role and device, also where its job has not begun yet; a line on stderr tells
     so after 3 s. A trainer's memory is mapped then (see `Engine.place` for
@@ -113,6 +113,8 @@ def attach(
     call `take_back` before the first touch, which returns at once where all is mapped. Raises AwexError:
     WrongRequest for what does not fit the job, DeadlinePassed when the rank does not answer.
     """
+    if not restart_timeout >= 0:
+        raise WrongRequest(f"restart_timeout {restart_timeout!r} is no number of seconds")
     engine = Engine._attached(role, job, device, memory or {}, own_weights, name, gpu_uuid, timeout)
     engine._restart_timeout = restart_timeout
     for hook, method in (
@@ -211,7 +213,7 @@ class Memory:
 class Engine:
     """An attached engine; `attach` makes it. Its calls come from one thread at a time. Those that wait
     take `timeout` in seconds, and raise DeadlinePassed when it is over, EngineLost when the rank or the job is
-    gone; they first wait for what PyTorch has queued on the GPU. An exception in a hook fails the job's
+    gone (see `attach` for restart_timeout); they first wait for what PyTorch has queued on the GPU. An exception in a hook fails the job's
     command and is raised by the call."""
 
     def __init__(self) -> None:
@@ -535,18 +537,21 @@ class Engine:
             raise Failed(f"a hook failed: {hook_error!r}") from hook_error
 
     def _consent_with_others(self, function: str, *arguments: Any) -> None:
-        """Again while another engine is lost, for as long as it may take to be started again: a command that has
-        failed has changed nothing."""
+        """Again while another engine is lost, or is slow to begin in its place, for as long as that may take: the
+        next try goes on from whatever the failed one has left."""
         give_up: float | None = None
+        pause = FIRST_PAUSE_S
         while True:
             try:
                 return self._consent(function, *arguments)
-            except EngineLost:
-                give_up = give_up or time.monotonic() + self._restart_timeout
-                if time.monotonic() >= give_up:
+            except (EngineLost, DeadlinePassed) as error:
+                if give_up is None and isinstance(error, EngineLost):
+                    give_up = time.monotonic() + self._restart_timeout
+                if give_up is None or time.monotonic() >= give_up:
                     raise
                 self.check()  # Raises where it is the job that is gone.
-                time.sleep(RETRY_S)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _settle(self) -> None:
         self._check()
