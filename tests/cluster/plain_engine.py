@@ -32,8 +32,8 @@ def tell(**facts):
 
 
 class Agreement:
-    """The first rank decides for all whether a step is the last: a signal reaches each in a step of its own. What an
-    all-reduce does in a real trainer, at the address that it would use."""
+    """Ranks that train together wait for each other, and the first one's word holds for all: a signal reaches each in a
+    step of its own. What an all-reduce does in a real trainer, at the address that it would use."""
 
     LIMIT_S = 60
 
@@ -57,12 +57,16 @@ class Agreement:
                     raise
                 time.sleep(0.02)
 
-    def is_last(self, wanted):
+    def meet(self, word=None):
+        """Returns what the first rank has said, once all have come."""
         if self.first:
+            self.first.send(word)
             return self.first.recv()
         for other in self.others:
-            other.send(wanted)
-        return wanted
+            other.recv()
+        for other in self.others:
+            other.send(word)
+        return word
 
 
 class Player:
@@ -101,6 +105,7 @@ class Player:
     def train(self):
         agreement = Agreement()
         self.engine.take_back()
+        agreement.meet()  # At once for those alone whose memory was there.
         done = int(self.engine.kept() or 0)
         self.must_hold(done)
         for step in range(self.engine.place.version + 1, self.options.steps + 1):
@@ -114,7 +119,7 @@ class Player:
             self.engine.take_back()
             self.must_hold(step)
             self.done(step)
-            if agreement.is_last(self.told_to_end):
+            if agreement.meet(self.told_to_end):
                 return
 
     def serve(self):
@@ -126,7 +131,7 @@ class Player:
 
     def done(self, version):
         tell(version=version)
-        if version == self.options.exits_at:
+        if self.options.exits_at and version % self.options.exits_at == 0:
             sys.exit(self.options.code)
 
 
@@ -135,7 +140,7 @@ def main():
     parser.add_argument("role", choices=("trainer", "inference"))
     parser.add_argument("--steps", type=int, default=100000)
     parser.add_argument("--ends-on-sigterm", action="store_true")
-    parser.add_argument("--exits-at", type=int, default=0)
+    parser.add_argument("--exits-at", type=int, default=0, help="each version that it divides")
     parser.add_argument("--code", type=int, default=0)
     player = Player(parser.parse_args())
     (player.train if player.options.role == "trainer" else player.serve)()
