@@ -49,7 +49,7 @@ void Progress::exchange() {
   take_letters<WireProgress>(
       kProgressTag, world_.control(),
       [this](const WireProgress& progress, int from) { hear(progress, from); });
-  if (world_.rank() != 0 || !news_ || Clock::now() < next_tell_) return;
+  if (!news_ || Clock::now() < next_tell_) return;
   // Nobody waits in a job at rest, whose ranks on other hosts may have ended: MPI ends who writes
   // to one of those.
   if (!failures_.is_at_rest()) tell();
@@ -72,8 +72,10 @@ void Progress::send(int to) {
 void Progress::hear(const WireProgress& progress, int from) {
   if (progress.epoch != world_.epoch()) return;
   last_ = Clock::now();
-  news_ = world_.rank() == 0;
-  if (world_.rank() == 0) show(from, progress);
+  if (world_.rank() == 0) {
+    news_ = true;
+    show(from, progress);
+  }
   if (progress.ended) {
     working_.erase(from);
   } else {

@@ -71,7 +71,7 @@ class Progress {
   WireProgress own_;        ///< Rank 0 tells it to all.
   Clock::time_point last_;  ///< When any rank told.
   Clock::time_point next_tell_;
-  bool news_ = false;  ///< Rank 0: progress that the others do not know of.
+  bool news_ = false;  ///< Progress, on rank 0 that of any, which has not been told.
   Outbox outbox_;
 };
 
