@@ -585,6 +585,7 @@ class AttachedEngines(SlurmTest):
         self.check_batch_refused(wrong_model)
         self.assertIn("/nowhere", wrong_model.text())
         self.assertEqual(no_inference.await_end(), ("FAILED", "2:0"), no_inference.text())
+        self.assertEqual(len(lines_of("error:.*", no_inference.text())), 1, no_inference.text())
         self.assertRegex(no_inference.text(), r"\Aerror: TRAINER and INFERENCE")
 
 
