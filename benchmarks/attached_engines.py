@@ -121,7 +121,7 @@ def environment(options):
     paths = [str(ROOT / "python/src"), os.environ.get("PYTHONPATH")]
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)),
              "AWEX_COLOCATE_LIBRARY": str(options.build / "libawex_colocate.so")}
-    found.pop("AWEX_COLOCATE_JOB", None)  # With it vLLM would attach while it loads.
+    found.pop("AWEX_COLOCATE_JOB", None)  # With it the other sides' vLLM would attach, too.
     if os.geteuid() == 0:
         found.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     return found

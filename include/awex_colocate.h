@@ -124,6 +124,14 @@ typedef struct awex_memory_info {
 } awex_memory_info;
 awex_status awex_memory(awex_engine* engine, awex_tag tag, awex_memory_info* info);
 
+/* Inference, before awex_seal: where a tag's memory is not there yet, maps a placeholder over all
+ * of its addresses, so that they can be computed with before the job gives the memory: engines
+ * capture CUDA graphs over their KV cache while they start. What is written at one place is read at
+ * others, and nothing of it stays: it is the memory of one chunk (1 GiB at the most, and a last,
+ * shorter one) at the addresses of all. It goes in awex_seal, when nothing queued may use it any
+ * more. */
+awex_status awex_map_placeholder(awex_engine* engine, awex_tag tag);
+
 /* A tensor. For weights, `name` is the engine's own, as the layout lists it. `dtype` is "bf16",
  * "f16", "f32", "f8_e4m3", …, as the job's reports have them. Matrices have rows and cols, stacks
  * of matrices (experts) all their rows, vectors one row. */

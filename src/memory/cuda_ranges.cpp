@@ -176,14 +176,10 @@ class CudaOwnedChunks final : public OwnedChunks {
                       CallResult<CUresult>::describe(failure));
   }
 
-  [[nodiscard]] std::vector<int> do_export() override {
-    std::vector<int> fds;
-    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-      auto& held = *chunks_[chunk];
-      if (!held.fd.valid()) held.fd = export_chunk(chunk);
-      fds.push_back(held.fd.get());
-    }
-    return fds;
+  [[nodiscard]] int do_export(uint64_t chunk) override {
+    auto& held = *chunks_[chunk];
+    if (!held.fd.valid()) held.fd = export_chunk(chunk);
+    return held.fd.get();
   }
 
  private:

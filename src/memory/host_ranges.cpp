@@ -159,13 +159,9 @@ class HostOwnedChunks final : public OwnedChunks {
     for (uint64_t i = 0; i < count; ++i) chunks_[first + i].reset();
   }
 
-  [[nodiscard]] std::vector<int> do_export() override {
-    std::vector<int> fds;
-    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-      if (at(chunk).is_fresh()) spoil(chunk);
-      fds.push_back(at(chunk).fd());
-    }
-    return fds;
+  [[nodiscard]] int do_export(uint64_t chunk) override {
+    if (at(chunk).is_fresh()) spoil(chunk);
+    return at(chunk).fd();
   }
 
  private:

@@ -28,7 +28,14 @@ uint64_t OwnedChunks::held_bytes() const {
 
 std::vector<int> OwnedChunks::export_fds() {
   expect(0, taken_.size(), true);
-  return do_export();
+  std::vector<int> fds;
+  for (uint64_t chunk = 0; chunk < taken_.size(); ++chunk) fds.push_back(do_export(chunk));
+  return fds;
+}
+
+int OwnedChunks::export_fd(uint64_t chunk) {
+  expect(chunk, 1, true);
+  return do_export(chunk);
 }
 
 void OwnedChunks::expect(uint64_t first, uint64_t count, bool taken) const {

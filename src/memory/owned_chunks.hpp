@@ -37,6 +37,8 @@ class OwnedChunks {
   /// One descriptor a chunk that another process can map; every chunk must be taken. They stay
   /// valid until the chunk is released, and are this object's.
   [[nodiscard]] std::vector<int> export_fds();
+  /// The same of one taken chunk.
+  [[nodiscard]] int export_fd(uint64_t chunk);
 
  protected:
   explicit OwnedChunks(Chunking chunking)
@@ -46,7 +48,7 @@ class OwnedChunks {
   virtual void do_take(uint64_t first, uint64_t count) = 0;  ///< All or none.
   /// Frees all that it can before it throws.
   virtual void do_release(uint64_t first, uint64_t count) = 0;
-  [[nodiscard]] virtual std::vector<int> do_export() = 0;
+  [[nodiscard]] virtual int do_export(uint64_t chunk) = 0;
 
  private:
   void expect(uint64_t first, uint64_t count, bool taken) const;

@@ -281,6 +281,67 @@ TEST_CASE("inference serves what is committed, through any number of commands") 
   rank.join();
 }
 
+TEST_CASE("a placeholder is one chunk's memory at the addresses of all, until the seal") {
+  const TemporaryDirectory job;
+  // Two whole chunks and a shorter one.
+  constexpr uint64_t kKvBytes = 130ULL << 20;
+  constexpr uint64_t kChunkBytes = 44ULL << 20;
+  InferenceRank rank(job);
+  rank.own(Tag::kKvCache, kKvBytes, false);
+  REQUIRE(rank.owned(Tag::kKvCache).chunking().chunk_bytes == kChunkBytes);
+  rank.begin([&] {
+    rank.greet_and_seal();
+    rank.hear(FromEngine::kReady);
+    rank.take_and_map(Tag::kWeights);
+    rank.take_and_map(Tag::kKvCache);
+    rank.over(1, false, true);
+  });
+  const AttachedEngine engine(job.path(), AWEX_INFERENCE);
+  CHECK(awex_map_placeholder(engine.get(), AWEX_OPTIMIZER) == AWEX_WRONG_REQUEST);
+  CHECK(says("this engine has no optimizer"));
+  CHECK_FALSE(engine.is_mapped(AWEX_KV_CACHE));
+  REQUIRE(awex_map_placeholder(engine.get(), AWEX_KV_CACHE) == AWEX_OK);
+  REQUIRE(engine.is_mapped(AWEX_KV_CACHE));
+  auto* const bytes = static_cast<unsigned char*>(engine.memory(AWEX_KV_CACHE).address);
+  for (uint64_t at = 0; at < kKvBytes; at += 1 << 20) bytes[at] = 1;  // all of it may be touched
+  bytes[5] = 42;
+  CHECK(bytes[kChunkBytes + 5] == 42);
+  CHECK(bytes[2 * kChunkBytes + 5] != 42);
+  REQUIRE(awex_use(engine.get(), AWEX_KV_CACHE) == AWEX_OK);
+  void* const allocated = awex_alloc(kKvBytes, 0, nullptr);
+  CHECK(allocated == bytes);
+  CHECK(awex_map_placeholder(engine.get(), AWEX_KV_CACHE) == AWEX_OK);  // it is there
+  CHECK(bytes[5] == 42);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  CHECK_FALSE(engine.is_mapped(AWEX_KV_CACHE));
+  CHECK(awex_map_placeholder(engine.get(), AWEX_KV_CACHE) == AWEX_WRONG_REQUEST);
+  REQUIRE(awex_wait(engine.get(), 0, 30, nullptr) == AWEX_OK);
+  CHECK(engine.memory(AWEX_KV_CACHE).address == bytes);
+  bytes[5] = 43;
+  CHECK(bytes[kChunkBytes + 5] != 43);
+  awex_free(allocated, kKvBytes, 0, nullptr);
+  rank.join();
+}
+
+TEST_CASE("memory that is there needs no placeholder, and a trainer has none") {
+  const TemporaryDirectory job;
+  InferenceRank rank(job);
+  rank.own(Tag::kKvCache, kWeightsBytes, true);
+  rank.begin([&] { rank.greet_and_seal(); });
+  const AttachedEngine engine(job.path(), AWEX_INFERENCE);
+  REQUIRE(awex_map_placeholder(engine.get(), AWEX_KV_CACHE) == AWEX_OK);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  CHECK(engine.is_mapped(AWEX_KV_CACHE));
+  rank.join();
+
+  const TemporaryDirectory other_job;
+  TrainerRank trainer_rank(other_job);
+  trainer_rank.begin([&] { trainer_rank.greet(); });
+  const AttachedEngine trainer(other_job.path(), AWEX_TRAINER);
+  CHECK(awex_map_placeholder(trainer.get(), AWEX_OPTIMIZER) == AWEX_WRONG_REQUEST);
+  trainer_rank.join();
+}
+
 TEST_CASE("a command that fails ends the call that it was for, with its error") {
   const TemporaryDirectory job;
   TrainerRank rank(job);

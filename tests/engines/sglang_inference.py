@@ -33,7 +33,10 @@ OPTIONS = {
     "dtype": "bfloat16",
     "attention_backend": "triton",
     "sampling_backend": "pytorch",
-    "disable_cuda_graph": True,
+    # With CUDA graphs whole steps of decoding are captured.
+    "disable_cuda_graph": not os.environ.get("ENGINES_GRAPHS"),
+    "disable_prefill_cuda_graph": True,
+    "cuda_graph_bs_decode": [1, 2, 4],
     "context_length": 512,
     "max_running_requests": 4,
     "max_total_tokens": 4096,

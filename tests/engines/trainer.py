@@ -28,7 +28,9 @@ class Transformers:
         from transformers import Qwen3ForCausalLM
 
         # Attention of kernels whose gradients are the same each time.
-        how = {"attn_implementation": "eager", "dtype": torch.bfloat16} if ON_GPU else {}
+        how = {"attn_implementation": "eager"} if ON_GPU else {}
+        if ON_GPU and KIND == "hf":
+            how["dtype"] = torch.bfloat16
         self.model = Qwen3ForCausalLM.from_pretrained(WORK / "initial", **how)
         if ON_GPU and memories.KIND != "pool":
             self.model.to(DEVICE)
@@ -41,8 +43,9 @@ class Transformers:
     def shard(self):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        torch.distributed.init_process_group("gloo")
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (RANKS,))
+        kind = torch.device(DEVICE).type if ON_GPU else "cpu"
+        torch.distributed.init_process_group("nccl" if ON_GPU else "gloo")
+        mesh = torch.distributed.device_mesh.init_device_mesh(kind, (RANKS,))
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for module in [*self.model.model.layers, self.model]:
             fully_shard(module, mesh=mesh, mp_policy=policy)

@@ -3,7 +3,7 @@
     updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
                [--killed 3] [--memory arena] [--saver]
 
-TRAINER: hf, fsdp2 (of two ranks), megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
+TRAINER: hf, fsdp2 (of two ranks), fsdp2:shard=1, megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
 INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU), vllm:tp=2 or sglang:tp=1. What
 inference says after each update must be what a fresh engine says on the trainer's checkpoint of that version, and
 the trainer's losses those of a job that offloads nothing, bit by bit; on a GPU what is in use, as NVML tells it,
@@ -30,13 +30,16 @@ from pathlib import Path
 
 import torch
 
+import awex_colocate.vllm as vllm_plugin
 from awex_colocate._versions import found_version
 
 HERE = Path(__file__).parent
+VLLM_KV_BYTES = 1 << 30
 #: By name: ranks, the trainer's kind, and the job's layout.
 TRAINERS = {
     "hf": (1, "hf", "hf"),
     "fsdp2": (2, "fsdp2", "fsdp:shard=2"),
+    "fsdp2:shard=1": (1, "fsdp2", "fsdp:shard=1"),
     "megatron": (1, "megatron:1", "megatron:tp=1,spec=local"),
     "megatron:tp=1": (2, "megatron:1", "megatron:tp=1,spec=local"),
     "megatron:tp=2": (2, "megatron:2", "megatron:tp=2,spec=local"),
@@ -58,7 +61,7 @@ def parse():
     parser.add_argument("--fresh", type=int, default=10, help="versions, the last ones, that are compared")
     parser.add_argument("--device", default="host", choices=("host", "cuda:0"), help="cuda:0: trainers of one rank")
     parser.add_argument("--model", default="small", help="small, or Qwen3's published shapes 0.6b and 1.7b")
-    parser.add_argument("--graphs", action="store_true", help="vLLM with CUDA graphs; its KV cache is its own then")
+    parser.add_argument("--graphs", action="store_true", help="vLLM or SGLang with CUDA graphs")
     parser.add_argument("--killed", type=int, default=0, metavar="VERSION", help="kills vLLM (SIGKILL) in this one's rollout")
     parser.add_argument("--saver", action="store_true", help="SGLang with its memory saver: its KV cache goes and comes")
     parser.add_argument("--memory", default="arena", choices=MEMORY, help="where the trainer's weights are")
@@ -71,8 +74,8 @@ def refuse_what_cannot_be(o):
         sys.exit("vllm:tp=2 needs a trainer of two ranks: each GPU has one rank of either role")
     if o.device != "host" and ranks > 1:
         sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
-    if o.graphs and not o.inference.startswith("vllm"):
-        sys.exit("--graphs is for vLLM")
+    if o.graphs and not o.inference.startswith(("vllm", "sglang")):
+        sys.exit("--graphs is for vLLM and SGLang")
     if o.saver and not o.inference.startswith("sglang"):
         sys.exit("--saver is for SGLang")
     if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
@@ -87,13 +90,16 @@ def refuse_what_cannot_be(o):
 
 def kv_bytes(o):
     """Of the KV cache that goes and comes beside what the job moves of the trainer."""
+    from qwen3_shape import CONFIG
+
     if o.saver:
-        from qwen3_shape import CONFIG
         from sglang_inference import OPTIONS
 
         heads = 2 * CONFIG["num_hidden_layers"] * CONFIG["num_key_value_heads"]  # K and V, in bf16
         return OPTIONS["max_total_tokens"] * heads * CONFIG["head_dim"] * 2
-    return 0 if o.graphs or not o.inference.startswith("vllm") else 1 << 30
+    if not o.inference.startswith("vllm"):
+        return 0
+    return VLLM_KV_BYTES if not o.graphs else vllm_plugin.kv_cache_bytes(VLLM_KV_BYTES, CONFIG["num_hidden_layers"])
 
 
 def inference_layout(inference):
@@ -222,7 +228,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     initial = o.work / "both" / "initial"
     # FSDP2 shards fp32 and computes in bf16; the others hold bf16.
-    save_initial(initial, torch.float32 if o.trainer == "fsdp2" else torch.bfloat16, o.device)
+    save_initial(initial, torch.float32 if TRAINERS[o.trainer][1] == "fsdp2" else torch.bfloat16, o.device)
     with Run(o, o.work / "both", "trainer,inference") as run:
         if o.killed:
             run.kill_rollouts()

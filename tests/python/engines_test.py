@@ -123,15 +123,21 @@ def serve(job, work, gpu):
         view = memory.view()
         view[:] = bytes(len(view))  # As the trainer has them.
         declare_all(engine)
+        cache = engine.memory("kv_cache")
+        expect(cache.is_mapped, False, "a KV cache before the first version")
+        cache.map_placeholder()
+        cache.view()[:KV_BYTES] = os.urandom(KV_BYTES)
+        address = cache.alloc(1000)
         engine.seal()
+        expect(cache.is_mapped, False, "the placeholder is gone")
         for version in range(1, UPDATES + 1):
             expect(engine.wait(), version, "version")
             want = work / f"{gpu}-{version}.want"
             while not want.exists():
                 time.sleep(0.01)
             expect(digests(engine), eval(want.read_text()), f"weights of version {version}")
-            cache = engine.memory("kv_cache").view()
-            cache[:KV_BYTES] = bytes(KV_BYTES)
+            expect(cache.address, address, "where the KV cache is")
+            cache.view()[:KV_BYTES] = bytes(KV_BYTES)
         engine.release()
         expect(memory.is_mapped, False, "released")
     expect(changes, list(range(1, UPDATES + 1)), "weights_changed")

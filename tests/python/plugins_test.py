@@ -125,10 +125,81 @@ class Vllm(unittest.TestCase):
             for wrong, word in (
                 (config(lora=object()), "LoRA"),
                 (config(quantization="awq"), "awq"),
-                (config(quantization=None, enable_sleep_mode=True), "enable_sleep_mode"),
             ):
                 with self.assertRaisesRegex(WrongRequest, word):
                     vllm_plugin._refuse(wrong)
+
+    def test_sleep_mode_needs_a_job_while_vllm_loads_and_a_size(self):
+        def config(sleeps, count=None):
+            return types.SimpleNamespace(
+                model_config=types.SimpleNamespace(enable_sleep_mode=sleeps),
+                cache_config=types.SimpleNamespace(kv_cache_memory_bytes=count),
+            )
+
+        vllm_plugin._refuse_sleep_mode(config(False))
+        with self.assertRaisesRegex(WrongRequest, "(?s)enable_sleep_mode.*AWEX_COLOCATE_JOB=DIR"):
+            vllm_plugin._refuse_sleep_mode(config(True))
+        self.assertEqual(vllm_plugin._wanted_kv_cache(config(False, 1 << 30), 3), 0)
+        self.assertEqual(vllm_plugin._wanted_kv_cache(config(True, 1 << 30), 3), (1 << 30) + (6 << 20) + (64 << 20))
+        with self.assertRaisesRegex(WrongRequest, "(?s)how large its KV cache is.*kv_cache_memory_bytes=N"):
+            vllm_plugin._wanted_kv_cache(config(True), 3)
+
+    def test_a_worker_with_a_job_has_its_kv_cache_there(self):
+        entered = []
+
+        @contextlib.contextmanager
+        def pool(tag):
+            entered.append(tag)
+            yield
+
+        class Vllms:  # what vLLM has without the plugin
+            instance = None
+            use_memory_pool = staticmethod(pool)
+            _shutdown_singleton = staticmethod(lambda: None)
+
+        class Memory:
+            def __init__(self, tag):
+                self.tag = tag
+
+            def map_placeholder(self):
+                entered.append(f"a placeholder for {self.tag}")
+
+            def __enter__(self):
+                entered.append(f"the job's {self.tag}")
+
+            def __exit__(self, *_):
+                pass
+
+        def allocator_of(environment, is_cuda):
+            Vllms.instance = None
+            sys.modules.pop("awex_colocate.vllm_memory", None)
+            platform = types.SimpleNamespace(is_cuda=lambda: is_cuda)
+            with (
+                mock.patch.dict(os.environ, environment),
+                module("vllm.distributed.weight_transfer", WeightTransferEngineFactory=Factory()),
+                module("vllm.platforms", current_platform=platform),
+                module("vllm.device_allocator.cumem", CuMemAllocator=Vllms),
+            ):
+                vllm_plugin.register()
+            return Vllms.instance
+
+        with mock.patch.dict(os.environ):
+            os.environ.pop("AWEX_COLOCATE_JOB", None)
+            self.assertIsNone(allocator_of({}, True))
+        self.assertIsNone(allocator_of({"AWEX_COLOCATE_JOB": "dir"}, False))
+        allocator = allocator_of({"AWEX_COLOCATE_JOB": "dir"}, True)
+        with allocator.use_memory_pool("kv_cache"):  # of a vLLM whose KV cache is its own
+            self.assertEqual(entered, ["kv_cache"])
+        entered.clear()
+        allocator.use(types.SimpleNamespace(memory=Memory))
+        for tag in ("weights", "workspace", "kv_cache"):
+            with allocator.use_memory_pool(tag=tag):
+                pass
+        self.assertEqual(entered, ["a placeholder for kv_cache", "workspace", "the job's kv_cache"])
+        with self.assertRaisesRegex(WrongRequest, "update and release"):
+            allocator.sleep(offload_tags=("weights",))
+        with self.assertRaisesRegex(WrongRequest, "update and release"):
+            allocator.wake_up(None)
 
     def test_captured_graphs_keep_what_they_have_captured(self):
         gpu, cpu = types.SimpleNamespace(type="cuda"), types.SimpleNamespace(type="cpu")
@@ -222,23 +293,15 @@ class Sglang(unittest.TestCase):
             names = [name for name, _, _ in engine.method_calls]
             self.assertEqual(names, ["seal", "wait", "wait"] if told is sglang_plugin._resume else ["seal"])
 
-    def test_graphs_are_not_captured_without_weights(self):
-        def load(is_mapped, disable_cuda_graph):
-            attached = mock.Mock()
-            attached.memory.return_value.is_mapped = is_mapped
-            runner = types.SimpleNamespace(
-                server_args=types.SimpleNamespace(disable_cuda_graph=disable_cuda_graph), device="cpu", model="model"
-            )
-            with mock.patch.dict(os.environ, AWEX_COLOCATE_JOB="dir"), self.attached(None):
-                with mock.patch.object(sglang_plugin, "attach", return_value=attached):
-                    sglang_plugin._attach(runner)
-                self.assertIs(sglang_plugin._engine, attached)
-            attached.adopt.assert_called_once_with("model")
-
-        load(True, False)
-        load(False, True)
-        with self.assertRaisesRegex(WrongRequest, "--admission off.*SGLang captures CUDA graphs with them"):
-            load(False, False)
+    def test_weights_lie_where_graphs_can_be_captured_over_them(self):
+        attached = mock.Mock()
+        runner = types.SimpleNamespace(server_args=types.SimpleNamespace(), device="cpu", model="model")
+        with mock.patch.dict(os.environ, AWEX_COLOCATE_JOB="dir"), self.attached(None):
+            with mock.patch.object(sglang_plugin, "attach", return_value=attached):
+                sglang_plugin._attach(runner)
+            self.assertIs(sglang_plugin._engine, attached)
+        want = [mock.call.memory("weights"), mock.call.memory().map_placeholder(), mock.call.adopt("model")]
+        self.assertEqual(attached.mock_calls, want)
 
     def test_it_says_which_version_is_served(self):
         answer = types.SimpleNamespace(internal_state={"model_path": "m"})

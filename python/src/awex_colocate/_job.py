@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from .errors import WrongRequest
 
-if TYPE_CHECKING:
-    from .engine import Engine
-
-__all__ = ["JOB_VARIABLE", "PATIENCE_VARIABLE", "job", "patience", "refuse_unmapped"]
+__all__ = ["JOB_VARIABLE", "PATIENCE_VARIABLE", "job", "patience"]
 
 JOB_VARIABLE = "AWEX_COLOCATE_JOB"
 PATIENCE_VARIABLE = "AWEX_COLOCATE_TIMEOUT"
@@ -34,14 +30,3 @@ def patience() -> float:
     if not 0 < seconds < float("inf"):
         raise WrongRequest(f"{PATIENCE_VARIABLE}={text} is no number of seconds", "say 600, or leave it out")
     return seconds
-
-
-def refuse_unmapped(engine: Engine, user: str, remedy: str) -> None:
-    """For an engine that has attached while it loaded and needs its weights to start. user: who does what with
-    them ("vLLM computes"). Raises WrongRequest where the job maps no memory before its first version."""
-    if not engine.memory("weights").is_mapped:
-        raise WrongRequest(
-            "the job takes no weights that inference has loaded (--admission off), and "
-            f"{user} with them while it starts",
-            f"leave --admission off out, or {remedy}",
-        )

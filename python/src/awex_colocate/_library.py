@@ -76,6 +76,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "awex_layout_tensor": (c_int, [c_void_p, c_uint64, POINTER(CTensor)]),
     "awex_declare": (c_int, [c_void_p, POINTER(CTensor)]),
     "awex_declare_own": (c_int, [c_void_p, POINTER(CTensor), c_void_p]),
+    "awex_map_placeholder": (c_int, [c_void_p, c_int]),
     "awex_seal": (c_int, [c_void_p, c_double]),
     "awex_hand_over": (c_int, [c_void_p, c_double, POINTER(c_uint64)]),
     "awex_take_back": (c_int, [c_void_p, c_double]),

@@ -150,6 +150,14 @@ class Memory:
         """Whether it may be touched."""
         return bool(self._engine._memory_info(self.tag).is_mapped)
 
+    def map_placeholder(self) -> None:
+        """Inference, before `Engine.seal`: where the memory is not there yet, makes its addresses such as
+        can be computed with, over one chunk's memory (1 GiB at the most) again and again: what is written at
+        one place is read at others. For engines that capture CUDA graphs over a KV cache while they start; it
+        goes in `seal`. Raises WrongRequest for a trainer, after `seal`, and where the engine has no such
+        memory."""
+        self._engine._call("awex_map_placeholder", TAGS.index(self.tag))
+
     def view(self) -> memoryview:
         """All of it as bytes, on `host` alone, not copied. Touch it while it is mapped."""
         if self._engine.place.backend != "host":
@@ -338,6 +346,7 @@ class Engine:
         and the likely cause; declare it again and seal again then. Inference that is admitted by digest has
         its loaded weights in place by now."""
         self._check()
+        self._synchronize()
         self._call("awex_seal", timeout)
 
     def adopt(

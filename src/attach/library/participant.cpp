@@ -218,6 +218,27 @@ bool Participant::none_mapped() const {
 
 // ---- Declaring
 
+void Participant::map_placeholder(Tag tag) {
+  expect_role(Role::kInference, "awex_map_placeholder");
+  const Call call(*this);
+  if (seal_ != Seal::kOpen) {
+    throw request_error("awex_map_placeholder: what this engine holds is sealed",
+                        "from there on its memory is the job's, to give and to take");
+  }
+  auto* of_tag = memory(tag);
+  if (of_tag == nullptr) {
+    throw request_error(fmt::format("awex_map_placeholder: this engine has no {}", tag_name(tag)),
+                        "ask for its bytes when attaching");
+  }
+  of_tag->map_placeholder();
+}
+
+void Participant::unmap_placeholders() {
+  for (const auto& memory : memory_) {
+    if (memory && memory->has_placeholder()) memory->unmap();
+  }
+}
+
 void Participant::declare(Tag tag, const Parameter& parameter) {
   const Call call(*this);
   if (seal_ == Seal::kSealed) {
@@ -314,6 +335,7 @@ void Participant::seal(Seconds timeout) {
         "set them before awex_seal, or attach with weights that stay");
   }
   if (seal_ == Seal::kOpen) {
+    unmap_placeholders();
     if (has_own_weights()) lend_anew();
     ToRank message;
     message.kind = ToRank::Kind::kSeal;

@@ -64,6 +64,7 @@ class Participant {
   [[nodiscard]] std::shared_ptr<Arena> arena(Tag tag) const;
   EngineCallbacks& callbacks() { return callbacks_; }
 
+  void map_placeholder(Tag tag);
   void declare(Tag tag, const Parameter& parameter);
   /// A tensor of weights in memory of this engine's own; its place is an address.
   void declare_own(const Parameter& parameter);
@@ -109,6 +110,7 @@ class Participant {
   [[nodiscard]] bool all_mapped() const;
   [[nodiscard]] bool none_mapped() const;
 
+  void unmap_placeholders();
   void lend();
   void lend_anew();
   void call_own_back();

@@ -1,6 +1,10 @@
 #include "attach/library/tag_memory.hpp"
 
+#include <fcntl.h>
+
+#include <cerrno>
 #include <utility>
+#include <vector>
 
 #include "attach/message.hpp"
 #include "base/checked.hpp"
@@ -17,6 +21,12 @@ void expect_possible(const std::string& name, uint64_t bytes, uint64_t chunk_byt
   throw runtime_error(
       fmt::format("the rank's {} of {} bytes in chunks of {} cannot be", name, bytes, chunk_bytes),
       kOtherBuild);
+}
+
+UniqueFd duplicate(int fd) {
+  UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (!copy.valid()) throw errno_error("duplicate the descriptor of a chunk", "fcntl", errno);
+  return copy;
 }
 
 }  // namespace
@@ -52,11 +62,36 @@ void TagMemory::map(uint64_t first, std::vector<UniqueFd> fds, bool last, bool h
   arena_->set_mapped(true);
 }
 
+void TagMemory::map_placeholder() {
+  if (is_mapped_) return;
+  const auto owner = device_.make_chunks(name_, bytes());
+  const auto& chunking = owner->chunking();
+  const uint64_t last = chunks() - 1;
+  const auto stands_for = [&](uint64_t chunk) {
+    return chunking.held_bytes(chunk, 1) == chunking.held_bytes(0, 1) ? 0 : chunk;
+  };
+  owner->take(0, 1);
+  if (stands_for(last) != 0) owner->take(last, 1);
+  try {
+    for (uint64_t chunk = 0; chunk <= last; ++chunk) {
+      std::vector<UniqueFd> fd;
+      fd.push_back(duplicate(owner->export_fd(stands_for(chunk))));
+      chunks_->map(chunk, std::move(fd));
+    }
+  } catch (...) {
+    unmap();
+    throw;
+  }
+  is_mapped_ = has_placeholder_ = true;
+  has_content_ = false;
+  arena_->set_mapped(true);
+}
+
 void TagMemory::unmap() {
   arena_->set_mapped(false);
   chunks_->unmap();
   restored_.reset();
-  is_mapped_ = false;
+  is_mapped_ = has_placeholder_ = false;
   come_ = 0;
 }
 

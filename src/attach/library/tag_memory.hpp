@@ -39,6 +39,12 @@ class TagMemory {
   /// Maps the rank's chunks from `first` on, which follow those that are mapped; `last` comes with
   /// the last ones. After a throw nothing is mapped. Throws Error(kRuntime).
   void map(uint64_t first, std::vector<UniqueFd> fds, bool last, bool has_content);
+  /// Where nothing is mapped: maps memory of this process's own, of one chunk and at the addresses
+  /// of all, so that what is written at one place is read at others; until `unmap`. After a throw
+  /// nothing is mapped. Throws Error(kRuntime).
+  void map_placeholder();
+  /// Whether that is what is mapped.
+  [[nodiscard]] bool has_placeholder() const { return has_placeholder_; }
   /// Unmaps whatever is mapped.
   void unmap();
 
@@ -61,6 +67,7 @@ class TagMemory {
   HostCopy copy_;
   uint64_t come_ = 0;  ///< Chunks that are mapped, from the first on.
   bool is_mapped_ = false;
+  bool has_placeholder_ = false;
   bool has_content_ = false;
   bool is_proven_ = true;
 };
