@@ -202,9 +202,12 @@ Steps CycleSteps::scale() {
 
 Steps CycleSteps::offload(Tag tag) {
   if (!has(tag)) return {};
-  return {{{"offload", kTrainers, tag, Link::kDeviceToHost}, region(tag), [this, tag] {
-             return trainer_->offload(tag, proves());
-           }}};
+  return {{{"offload", kTrainers, tag, Link::kDeviceToHost},
+           region(tag),
+           [this, tag] { return trainer_->offload(tag, proves()); },
+           {},
+           {},
+           engines_move(tag)}};
 }
 
 Steps CycleSteps::check_backup(Tag tag) {
@@ -216,9 +219,12 @@ Steps CycleSteps::check_backup(Tag tag) {
 
 Steps CycleSteps::restore(Tag tag) {
   if (!has(tag)) return {};
-  return {{{"resume", kTrainers, tag, Link::kHostToDevice}, region(tag), [this, tag] {
-             return trainer_->resume(tag, proves());
-           }}};
+  return {{{"resume", kTrainers, tag, Link::kHostToDevice},
+           region(tag),
+           [this, tag] { return trainer_->resume(tag, proves()); },
+           {},
+           {},
+           engines_move(tag)}};
 }
 
 Steps CycleSteps::take(Tag tag) {
@@ -437,6 +443,13 @@ bool CycleSteps::has(Tag tag) const {
       return roster_.inference ? any_asks(&EngineNeeds::kv_cache) : options_.kv_cache_bytes > 0;
   }
   return false;
+}
+
+/// Whether any trainer's engine moves its memory of a tag itself.
+bool CycleSteps::engines_move(Tag tag) const {
+  return tag == Tag::kWeights &&
+         std::any_of(roster_.needs.begin(), roster_.needs.end(),
+                     [](const EngineNeeds& needs) { return needs.moves_weights; });
 }
 
 /// This rank's own memory of a tag, if its role has such.

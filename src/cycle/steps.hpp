@@ -116,6 +116,7 @@ class CycleSteps {
   [[nodiscard]] bool proves() const { return verify_ != Verify::kOff; }
   [[nodiscard]] Region* region(Tag tag);
   [[nodiscard]] Engine& engine();
+  [[nodiscard]] bool engines_move(Tag tag) const;
   [[nodiscard]] bool lends(int rank) const { return roster_.of(rank).lends_weights; }
   uint64_t digest_trainer();
   void admit();

