@@ -30,11 +30,9 @@ from pathlib import Path
 
 import torch
 
-import awex_colocate.vllm as vllm_plugin
 from awex_colocate._versions import found_version
 
 HERE = Path(__file__).parent
-VLLM_KV_BYTES = 1 << 30
 #: By name: ranks, the trainer's kind, and the job's layout.
 TRAINERS = {
     "hf": (1, "hf", "hf"),
@@ -90,16 +88,13 @@ def refuse_what_cannot_be(o):
 
 def kv_bytes(o):
     """Of the KV cache that goes and comes beside what the job moves of the trainer."""
-    from qwen3_shape import CONFIG
-
     if o.saver:
+        from qwen3_shape import CONFIG
         from sglang_inference import OPTIONS
 
         heads = 2 * CONFIG["num_hidden_layers"] * CONFIG["num_key_value_heads"]  # K and V, in bf16
         return OPTIONS["max_total_tokens"] * heads * CONFIG["head_dim"] * 2
-    if not o.inference.startswith("vllm"):
-        return 0
-    return VLLM_KV_BYTES if not o.graphs else vllm_plugin.kv_cache_bytes(VLLM_KV_BYTES, CONFIG["num_hidden_layers"])
+    return 1 << 30 if o.inference.startswith("vllm") else 0
 
 
 def inference_layout(inference):

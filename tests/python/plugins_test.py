@@ -139,67 +139,10 @@ class Vllm(unittest.TestCase):
         vllm_plugin._refuse_sleep_mode(config(False))
         with self.assertRaisesRegex(WrongRequest, "(?s)enable_sleep_mode.*AWEX_COLOCATE_JOB=DIR"):
             vllm_plugin._refuse_sleep_mode(config(True))
-        self.assertEqual(vllm_plugin._wanted_kv_cache(config(False, 1 << 30), 3), 0)
-        self.assertEqual(vllm_plugin._wanted_kv_cache(config(True, 1 << 30), 3), (1 << 30) + (6 << 20) + (64 << 20))
+        self.assertEqual(vllm_plugin._wanted_kv_cache(config(False, 1 << 30)), 0)
+        self.assertEqual(vllm_plugin._wanted_kv_cache(config(True, 1 << 30)), 1 << 30)
         with self.assertRaisesRegex(WrongRequest, "(?s)how large its KV cache is.*kv_cache_memory_bytes=N"):
-            vllm_plugin._wanted_kv_cache(config(True), 3)
-
-    def test_a_worker_with_a_job_has_its_kv_cache_there(self):
-        entered = []
-
-        @contextlib.contextmanager
-        def pool(tag):
-            entered.append(tag)
-            yield
-
-        class Vllms:  # what vLLM has without the plugin
-            instance = None
-            use_memory_pool = staticmethod(pool)
-            _shutdown_singleton = staticmethod(lambda: None)
-
-        class Memory:
-            def __init__(self, tag):
-                self.tag = tag
-
-            def map_placeholder(self):
-                entered.append(f"a placeholder for {self.tag}")
-
-            def __enter__(self):
-                entered.append(f"the job's {self.tag}")
-
-            def __exit__(self, *_):
-                pass
-
-        def allocator_of(environment, is_cuda):
-            Vllms.instance = None
-            sys.modules.pop("awex_colocate.vllm_memory", None)
-            platform = types.SimpleNamespace(is_cuda=lambda: is_cuda)
-            with (
-                mock.patch.dict(os.environ, environment),
-                module("vllm.distributed.weight_transfer", WeightTransferEngineFactory=Factory()),
-                module("vllm.platforms", current_platform=platform),
-                module("vllm.device_allocator.cumem", CuMemAllocator=Vllms),
-            ):
-                vllm_plugin.register()
-            return Vllms.instance
-
-        with mock.patch.dict(os.environ):
-            os.environ.pop("AWEX_COLOCATE_JOB", None)
-            self.assertIsNone(allocator_of({}, True))
-        self.assertIsNone(allocator_of({"AWEX_COLOCATE_JOB": "dir"}, False))
-        allocator = allocator_of({"AWEX_COLOCATE_JOB": "dir"}, True)
-        with allocator.use_memory_pool("kv_cache"):  # of a vLLM whose KV cache is its own
-            self.assertEqual(entered, ["kv_cache"])
-        entered.clear()
-        allocator.use(types.SimpleNamespace(memory=Memory))
-        for tag in ("weights", "workspace", "kv_cache"):
-            with allocator.use_memory_pool(tag=tag):
-                pass
-        self.assertEqual(entered, ["a placeholder for kv_cache", "workspace", "the job's kv_cache"])
-        with self.assertRaisesRegex(WrongRequest, "update and release"):
-            allocator.sleep(offload_tags=("weights",))
-        with self.assertRaisesRegex(WrongRequest, "update and release"):
-            allocator.wake_up(None)
+            vllm_plugin._wanted_kv_cache(config(True))
 
     def test_captured_graphs_keep_what_they_have_captured(self):
         gpu, cpu = types.SimpleNamespace(type="cuda"), types.SimpleNamespace(type="cpu")

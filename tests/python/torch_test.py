@@ -4,11 +4,13 @@ Skipped (77) where PyTorch is not there: torch_test.py [AWEX-COLOCATE [TEST...]]
 import contextlib
 import copy
 import gc
+import os
 import sys
 import tempfile
 import types
 import unittest
 from pathlib import Path
+from unittest import mock
 
 try:
     import torch
@@ -20,6 +22,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "engines"), str(TESTS / "attach")]
 import attached_job
 import fake_engine
+from plugins_test import Factory, module
 
 import awex_colocate
 import awex_colocate.torch as support
@@ -477,6 +480,77 @@ class Storages(unittest.TestCase):
         with self.assertRaisesRegex(WrongRequest, "64 bytes"):
             vllm._move_caches(engine, caches)
         self.assertEqual(held.nbytes(), 64)
+
+
+class VllmWithGraphs(unittest.TestCase):
+    """Its KV cache is allocated in the job's memory, by what stands in for vLLM's own allocator."""
+
+    def test_a_worker_with_a_job_has_its_kv_cache_there(self):
+        entered = []
+
+        @contextlib.contextmanager
+        def pool(tag):
+            entered.append(tag)
+            yield
+
+        class Vllms:  # what vLLM has without the plugin
+            instance = None
+            use_memory_pool = staticmethod(pool)
+            _shutdown_singleton = staticmethod(lambda: None)
+
+        class Job:  # an engine, its memory of a tag, and a tensor in it
+            def memory(self, tag):
+                entered.append(f"a placeholder for {tag}")
+                return types.SimpleNamespace(map_placeholder=lambda: None)
+
+            def empty(self, tag, shape, dtype):
+                entered.append((tag, shape, dtype))
+                return torch.empty(shape, dtype=dtype)
+
+        def allocator_of(environment, is_cuda):
+            Vllms.instance = None
+            sys.modules.pop("awex_colocate.vllm_memory", None)
+            platform = types.SimpleNamespace(is_cuda=lambda: is_cuda)
+            with (
+                mock.patch.dict(os.environ, environment),
+                module("vllm.distributed.weight_transfer", WeightTransferEngineFactory=Factory()),
+                module("vllm.platforms", current_platform=platform),
+                module("vllm.device_allocator.cumem", CuMemAllocator=Vllms),
+            ):
+                vllm.register()
+            return Vllms.instance
+
+        with mock.patch.dict(os.environ):
+            os.environ.pop("AWEX_COLOCATE_JOB", None)
+            self.assertIsNone(allocator_of({}, True))
+        self.assertIsNone(allocator_of({"AWEX_COLOCATE_JOB": "dir"}, False))
+        allocator = allocator_of({"AWEX_COLOCATE_JOB": "dir"}, True)
+        with allocator.use_memory_pool("kv_cache"):  # of a vLLM whose KV cache is its own
+            self.assertEqual(entered, ["kv_cache"])
+        self.assertEqual(allocator.addresses, set())
+        entered.clear()
+        allocator.use(Job())
+        made = {}
+        for tag in ("weights", "workspace", "kv_cache"):
+            with allocator.use_memory_pool(tag=tag):
+                made[tag] = torch.zeros(12, dtype=torch.int8)
+                torch.zeros(12, dtype=torch.int32), torch.zeros(3, 4, dtype=torch.int8)  # tables
+        want = ["a placeholder for kv_cache", "workspace", ("kv_cache", (12,), torch.int8)]
+        self.assertEqual(entered, want)
+        self.assertEqual(made["kv_cache"].tolist(), [0] * 12)
+        self.assertEqual(allocator.addresses, {made["kv_cache"].data_ptr()})
+        with self.assertRaisesRegex(WrongRequest, "update and release"):
+            allocator.sleep(offload_tags=("weights",))
+        with self.assertRaisesRegex(WrongRequest, "update and release"):
+            allocator.wake_up(None)
+
+    def test_a_kv_cache_that_lies_elsewhere_is_refused(self):
+        first, second, table = (torch.zeros(8, dtype=torch.int8) for _ in range(3))
+        layers = {"0": types.SimpleNamespace(kv_cache=first.view(2, 4)), "1": types.SimpleNamespace(kv_cache=[second])}
+        places = {tensor.data_ptr() for tensor in (first, second)}
+        vllm._refuse_caches_elsewhere(layers, places)
+        with self.assertRaisesRegex(WrongRequest, "1 of its 2 storages are not in .* and 1 are there that are none"):
+            vllm._refuse_caches_elsewhere(layers, {first.data_ptr(), table.data_ptr()})
 
 
 class Random(unittest.TestCase):

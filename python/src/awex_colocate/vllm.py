@@ -27,6 +27,8 @@ from ._versions import found_version, refuse_others
 from .errors import WrongRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -101,14 +103,8 @@ def release(llm: Any, *, timeout: float = 600.0) -> None:
     llm.finish_weight_update()
 
 
-def kv_cache_bytes(count: int, layers: int) -> int:
-    """Bytes to ask the job for where vLLM allocates a KV cache of `count` bytes, of so many layers, in its memory:
-    PyTorch rounds each layer's up to 2 MiB, and vLLM allocates buffers beside them."""
-    return count + (layers << 21) + (64 << 20)
-
-
-def _wanted_kv_cache(vllm_config: Any, layers: int) -> int:
-    """Bytes to ask the job for by a vLLM that attaches while it loads; 0 where the KV cache stays its own."""
+def _wanted_kv_cache(vllm_config: Any) -> int:
+    """Bytes of the KV cache of a vLLM that attaches while it loads; 0 where that stays its own."""
     if not getattr(vllm_config.model_config, "enable_sleep_mode", False):
         return 0
     count = getattr(vllm_config.cache_config, "kv_cache_memory_bytes", None)
@@ -118,7 +114,7 @@ def _wanted_kv_cache(vllm_config: Any, layers: int) -> int:
             "before vLLM has found out what is free",
             "say kv_cache_memory_bytes=N, too",
         )
-    return kv_cache_bytes(count, layers)
+    return int(count)
 
 
 @dataclass
@@ -130,25 +126,43 @@ class _Cache:
     tensors: list[torch.Tensor]
 
 
+def _storages_of(layers: dict[str, Any]) -> dict[int, torch.UntypedStorage]:
+    """Of all layers' KV caches, by address."""
+    tensors = _tensors_in([getattr(layer, "kv_cache", None) for layer in layers.values()])
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.numel()]
+    return {storage.data_ptr(): storage for storage in storages}
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors_in(one)
+    elif hasattr(value, "untyped_storage"):
+        yield value
+
+
 def _caches_of(layers: dict[str, Any]) -> list[_Cache]:
     from torch.multiprocessing.reductions import StorageWeakRef
 
     from ._tensors import all_that_look_into
 
-    found: dict[int, tuple[StorageWeakRef, int]] = {}  # By address.
-
-    def add(value: Any) -> None:
-        if isinstance(value, (list, tuple)):
-            for one in value:
-                add(one)
-        elif hasattr(value, "untyped_storage") and value.numel():
-            storage = value.untyped_storage()
-            found[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
-
-    for layer in layers.values():
-        add(getattr(layer, "kv_cache", None))
     # Not the layers' alone: those are views, and what they are views of would keep the memory.
-    return [_Cache(*known, all_that_look_into(pointer)) for pointer, known in found.items()]
+    return [
+        _Cache(StorageWeakRef(storage), storage.nbytes(), all_that_look_into(address))
+        for address, storage in _storages_of(layers).items()
+    ]
+
+
+def _refuse_caches_elsewhere(layers: dict[str, Any], in_job: set[int]) -> None:
+    """in_job: addresses of the storages that were allocated in the job's memory."""
+    found = set(_storages_of(layers))
+    if found == in_job:
+        return
+    raise WrongRequest(
+        f"vLLM allocates its KV cache otherwise than this plugin knows: {len(found - in_job)} of its {len(found)} "
+        f"storages are not in the job's memory, and {len(in_job - found)} are there that are none of it",
+        "leave enable_sleep_mode out: the KV cache stays vLLM's own",
+    )
 
 
 def _move_caches(engine: Engine, caches: list[_Cache]) -> None:

@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from . import vllm as plugin
 from ._job import JOB_VARIABLE, patience
-from ._tensors import round_up
+from ._tensors import ALIGNMENT, round_up
 from ._versions import found_version
 from .engine import Engine, attach
 from .errors import WrongRequest
@@ -48,6 +48,7 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
 
     engine: Engine | None = None
     job = ""
+    has_cache_in_job = False  #: Allocated there, while vLLM loaded.
     is_sealed = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -65,29 +66,38 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
             plugin._refuse_graphs(self.vllm_config, self.device)
             plugin._refuse_sleep_mode(self.vllm_config)
             self._adopt_what_is_there(init_info)
-        elif os.path.realpath(init_info.job) != os.path.realpath(self.job):
-            raise WrongRequest(f"vLLM has attached to the job at {self.job} while it loaded", f"{JOB_VARIABLE} says so")
-        elif init_info.kv_cache and not self.engine.memory("kv_cache").bytes:
-            raise WrongRequest(
-                f"vLLM has attached while it loaded, as {JOB_VARIABLE} says, and its KV cache cannot follow",
-                "start vLLM with enable_sleep_mode=True and kv_cache_memory_bytes=N, or leave kv_cache=True out",
-            )
+        else:
+            self._expect_adopted(init_info)
         engine = self._attached()
         engine.seal(init_info.timeout)  # From here to the first version the weights' memory is gone.
         self.is_sealed = True
         if engine.place.backend == "cuda":
             torch.cuda.empty_cache()  # What the weights lay in before.
 
+    def _expect_adopted(self, init_info: AwexInitInfo) -> None:
+        """What has attached while vLLM loaded is what is asked for."""
+        if os.path.realpath(init_info.job) != os.path.realpath(self.job):
+            raise WrongRequest(f"vLLM has attached to the job at {self.job} while it loaded", f"{JOB_VARIABLE} says so")
+        if self.has_cache_in_job:
+            plugin._refuse_caches_elsewhere(self._layers(), self._allocator().addresses)
+        elif init_info.kv_cache:
+            raise WrongRequest(
+                f"vLLM has attached while it loaded, as {JOB_VARIABLE} says, and its KV cache cannot follow",
+                "start vLLM with enable_sleep_mode=True and kv_cache_memory_bytes=N, or leave kv_cache=True out",
+            )
+
     def _adopt_while_loading(self, init_info: AwexInitInfo) -> None:
         """The weights that are there, and the KV cache that vLLM allocates next."""
         plugin._refuse(self.vllm_config)
-        wanted = plugin._wanted_kv_cache(self.vllm_config, len(self._layers()))
-        with self._attaching(init_info, wanted) as engine:
+        wanted = plugin._wanted_kv_cache(self.vllm_config)
+        alignment = len(self._layers()) * ALIGNMENT  # of each layer's
+        with self._attaching(init_info, wanted + alignment if wanted else 0) as engine:
             # vLLM finds its peak and captures CUDA graphs next, whether weights are there or not.
             engine.memory("weights").map_placeholder()
             engine.adopt(self.model)
             if wanted:
                 self._allocator().use(engine)
+                self.has_cache_in_job = True
 
     def _adopt_what_is_there(self, init_info: AwexInitInfo) -> None:
         plugin._refuse(self.vllm_config)

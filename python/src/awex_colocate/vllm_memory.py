@@ -8,12 +8,33 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch.overrides import TorchFunctionMode
 from vllm.device_allocator.cumem import CuMemAllocator
 
 from .engine import Engine
 from .errors import WrongRequest
 
 __all__ = ["JobAllocator", "install", "installed"]
+
+
+class _CachesInJob(TorchFunctionMode):
+    """Has the storages of a KV cache lie in an engine's memory. vLLM makes each of them as so many zeros of one
+    byte; tables that it makes beside them keep their content, and must lie elsewhere."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self.addresses: set[int] = set()  #: Of the storages.
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        named = named or {}
+        is_cache = function is torch.zeros and named.get("dtype") is torch.int8
+        if not is_cache or len(arguments) != 1 or not isinstance(arguments[0], int):
+            return function(*arguments, **named)
+        made = self._engine.empty("kv_cache", arguments, torch.int8).zero_()
+        self.addresses.add(made.data_ptr())
+        return made
 
 
 class JobAllocator(CuMemAllocator):
@@ -23,19 +44,24 @@ class JobAllocator(CuMemAllocator):
 
     def __init__(self) -> None:
         super().__init__()
-        self._engine: Engine | None = None
+        self._caches: _CachesInJob | None = None
 
     def use(self, engine: Engine) -> None:
         """Has the KV cache that vLLM allocates next lie in an engine's memory."""
         engine.memory("kv_cache").map_placeholder()
-        self._engine = engine
+        self._caches = _CachesInJob(engine)
+
+    @property
+    def addresses(self) -> set[int]:
+        """Of the storages in the job's memory."""
+        return self._caches.addresses if self._caches is not None else set()
 
     @contextlib.contextmanager
     def use_memory_pool(self, tag: str | None = None) -> Iterator[None]:
         if tag == "weights":
             yield
-        elif tag == "kv_cache" and self._engine is not None:
-            with self._engine.memory("kv_cache"):
+        elif tag == "kv_cache" and self._caches is not None:
+            with self._caches:
                 yield
         else:
             with super().use_memory_pool(tag):

@@ -70,6 +70,26 @@ class Participant::Call {
   Participant& participant_;
 };
 
+/// Inference that has none of its memory computes nothing until it gets some, or its call returns.
+class Participant::Rest {
+ public:
+  explicit Rest(Participant& participant) : participant_(participant) { participant_.rest(); }
+  Rest(const Rest&) = delete;
+  Rest& operator=(const Rest&) = delete;
+  Rest(Rest&&) = delete;
+  Rest& operator=(Rest&&) = delete;
+  ~Rest() {
+    try {
+      participant_.device_->take_stacks();
+    } catch (const std::exception& error) {
+      log::warning(fmt::format("rank {}: {}", participant_.welcome_.rank, error.what()));
+    }
+  }
+
+ private:
+  Participant& participant_;
+};
+
 Participant::Participant(const ParticipantOptions& options)
     : role_(options.rank.role), own_weights_(options.own_weights) {
   if (has_own_weights()) expect_role(Role::kTrainer, "lending weights of its own");
@@ -431,6 +451,7 @@ ToEngine Participant::take_part(const char* name, EngineWish wish, uint64_t newe
   const Call call(*this);
   const auto until = after(timeout);
   hear_what_came();
+  const Rest rest(*this);
   std::optional<Error> last;
   while (true) {
     ToRank message;
@@ -557,7 +578,12 @@ bool Participant::serve(const ToEngine& message, std::vector<UniqueFd>& fds) {
   return true;
 }
 
+void Participant::rest() {
+  if (role_ == Role::kInference && none_mapped()) device_->give_stacks();
+}
+
 void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
+  device_->take_stacks();
   if (are_own(message.tag)) return bring_back_own();
   auto& of_tag = memory_told_of(message.tag);
   of_tag.map(message.first, std::move(fds), message.last, message.has_content);
@@ -574,6 +600,7 @@ void Participant::release(Tag tag) {
     of_tag->copy().forget();
     of_tag->unmap();
   }
+  rest();
 }
 
 void Participant::note_copied(const ToEngine& message, std::vector<UniqueFd> fds) {
