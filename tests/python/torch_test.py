@@ -539,6 +539,10 @@ class VllmWithGraphs(unittest.TestCase):
         self.assertEqual(entered, want)
         self.assertEqual(made["kv_cache"].tolist(), [0] * 12)
         self.assertEqual(allocator.addresses, {made["kv_cache"].data_ptr()})
+        entered.clear()
+        with allocator.use_memory_pool("kv_cache"):  # of another LLM
+            torch.zeros(12, dtype=torch.int8)
+        self.assertEqual(entered, ["kv_cache"])
         with self.assertRaisesRegex(WrongRequest, "update and release"):
             allocator.sleep(offload_tags=("weights",))
         with self.assertRaisesRegex(WrongRequest, "update and release"):

@@ -45,11 +45,14 @@ class JobAllocator(CuMemAllocator):
     def __init__(self) -> None:
         super().__init__()
         self._caches: _CachesInJob | None = None
+        self._is_awaited = False
 
     def use(self, engine: Engine) -> None:
-        """Has the KV cache that vLLM allocates next lie in an engine's memory."""
+        """Has the KV cache that vLLM allocates next lie in an engine's memory; that of another LLM of this process
+        does not."""
         engine.memory("kv_cache").map_placeholder()
         self._caches = _CachesInJob(engine)
+        self._is_awaited = True
 
     @property
     def addresses(self) -> set[int]:
@@ -60,7 +63,8 @@ class JobAllocator(CuMemAllocator):
     def use_memory_pool(self, tag: str | None = None) -> Iterator[None]:
         if tag == "weights":
             yield
-        elif tag == "kv_cache" and self._caches is not None:
+        elif tag == "kv_cache" and self._is_awaited and self._caches is not None:
+            self._is_awaited = False
             with self._caches:
                 yield
         else:
