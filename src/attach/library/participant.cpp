@@ -70,7 +70,8 @@ class Participant::Call {
   Participant& participant_;
 };
 
-/// Inference that has none of its memory computes nothing until it gets some, or its call returns.
+/// Inference that gives all of its memory away computes nothing until its call returns, unless its
+/// callbacks do: meanwhile it does without threads' stacks.
 class Participant::Rest {
  public:
   explicit Rest(Participant& participant) : participant_(participant) { participant_.rest(); }
@@ -579,11 +580,11 @@ bool Participant::serve(const ToEngine& message, std::vector<UniqueFd>& fds) {
 }
 
 void Participant::rest() {
-  if (role_ == Role::kInference && none_mapped()) device_->give_stacks();
+  const bool computes = callbacks_.after_resume || callbacks_.weights_changed;
+  if (role_ == Role::kInference && !computes && none_mapped()) device_->give_stacks();
 }
 
 void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
-  device_->take_stacks();
   if (are_own(message.tag)) return bring_back_own();
   auto& of_tag = memory_told_of(message.tag);
   of_tag.map(message.first, std::move(fds), message.last, message.has_content);
