@@ -70,7 +70,11 @@ for name in "${chosen[@]}"; do
       "$python" examples/torch_rl/run.py --program "$build/awex-colocate" --kills 6 --compare 60
       ;;
     example) "$python" examples/torch_rl/run.py --program "$build/awex-colocate" --compare 10 ;;
-    vllm) updates hf vllm:tp=1 ;;
+    vllm)
+      updates hf vllm:tp=1
+      updates hf vllm:tp=1 --graphs --updates 4 --fresh 2 --killed 2
+      updates hf vllm:tp=1 --graphs --unloaded --updates 4 --fresh 1
+      ;;
     fsdp2-hf) updates fsdp2 hf ;;
     megatron-vllm)
       updates megatron vllm:tp=1

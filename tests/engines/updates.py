@@ -1,7 +1,7 @@
 """A real trainer and a real inference engine in a real job, on a CPU or a GPU:
 
     updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
-               [--killed 3] [--memory arena] [--saver]
+               [--unloaded] [--killed 3] [--memory arena] [--saver]
 
 TRAINER: hf, fsdp2 (of two ranks), fsdp2:shard=1, megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
 INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU), vllm:tp=2 or sglang:tp=1. What
@@ -59,7 +59,8 @@ def parse():
     parser.add_argument("--fresh", type=int, default=10, help="versions, the last ones, that are compared")
     parser.add_argument("--device", default="host", choices=("host", "cuda:0"), help="cuda:0: trainers of one rank")
     parser.add_argument("--model", default="small", help="small, or Qwen3's published shapes 0.6b and 1.7b")
-    parser.add_argument("--graphs", action="store_true", help="vLLM or SGLang with CUDA graphs")
+    parser.add_argument("--graphs", action="store_true", help="vLLM or SGLang with CUDA graphs; on a CPU vLLM as with them")
+    parser.add_argument("--unloaded", action="store_true", help="with --graphs: a vLLM that loads no weights, not admitted")
     parser.add_argument("--killed", type=int, default=0, metavar="VERSION", help="kills vLLM (SIGKILL) in this one's rollout")
     parser.add_argument("--saver", action="store_true", help="SGLang with its memory saver: its KV cache goes and comes")
     parser.add_argument("--memory", default="arena", choices=MEMORY, help="where the trainer's weights are")
@@ -74,6 +75,8 @@ def refuse_what_cannot_be(o):
         sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
     if o.graphs and not o.inference.startswith(("vllm", "sglang")):
         sys.exit("--graphs is for vLLM and SGLang")
+    if o.unloaded and not (o.graphs and o.inference.startswith("vllm")):
+        sys.exit("--unloaded is for vLLM with --graphs")
     if o.saver and not o.inference.startswith("sglang"):
         sys.exit("--saver is for SGLang")
     if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
@@ -132,6 +135,8 @@ class Run:
     def __init__(self, o, work, attach, *options):
         self.o, self.work, self.job, self.processes = o, work, str(work / "job"), {}
         self.ranks, kind, layout = TRAINERS[o.trainer]
+        if o.unloaded and "inference" in attach:
+            options = ("--admission", "off", *options)
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
         self.start("serve", "mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(2 * self.ranks),
                    o.program, "serve", "--job", self.job, "--model", str(work / "initial"), "--trainer", layout,
@@ -218,7 +223,7 @@ def main():
     ranks = TRAINERS[o.trainer][0]
     os.environ.update(ENGINES_DEVICE=o.device, ENGINES_MODEL=o.model, ENGINES_GRAPHS="1" if o.graphs else "",
                       ENGINES_KILLED=str(o.killed or ""), ENGINES_MEMORY=o.memory,
-                      ENGINES_SGLANG_SAVER="1" if o.saver else "")
+                      ENGINES_SGLANG_SAVER="1" if o.saver else "", ENGINES_UNLOADED="1" if o.unloaded else "")
     os.environ["ENGINES_KV_BYTES"] = str(kv_bytes(o))  # of the model that was chosen
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     initial = o.work / "both" / "initial"

@@ -1,7 +1,8 @@
 """A real vLLM: vllm_inference.py JOB WORK UPDATES FRESH TP INSTANCE INSTANCES. Serves every version by the
 plugin. The first of INSTANCES then compares its greedy tokens with those of fresh engines of the same TP on the
 checkpoints that the trainer saved of the FRESH last versions; those of all instances must be the same. On a GPU it
-may have CUDA graphs (ENGINES_GRAPHS=1): its workers attach while it loads then, with a KV cache that is the job's.
+may have CUDA graphs (ENGINES_GRAPHS=1): its workers attach while it loads then, and its KV cache is allocated in the
+job's memory. On a CPU all of that is so but for the graphs.
 
 With ENGINES_KILLED=VERSION it says that it generates with that version, and goes on until it is killed. Started again it
 loads no weights, and must say the same with those that the job has."""
@@ -44,6 +45,10 @@ from vllm.v1.executor import multiproc_executor  # noqa: E402
 
 import awex_colocate.vllm as plugin  # noqa: E402
 
+if GRAPHS and not ON_GPU:
+    import on_cpu
+
+    on_cpu.let_vllm_sleep()
 SAMPLING = SamplingParams(temperature=0, max_tokens=16, detokenize=False, ignore_eos=True)
 PROMPTS = [
     {"prompt_token_ids": [5, 17, 300, 42, 7]},
@@ -59,7 +64,7 @@ CAPTURED = {
 
 
 def start(model, **options):
-    how = dict(CAPTURED) if GRAPHS else {"enforce_eager": True}
+    how = dict(CAPTURED) if GRAPHS and ON_GPU else {"enforce_eager": True}
     if ON_GPU:
         how["kv_cache_memory_bytes"] = 1 << 30
     else:
@@ -94,7 +99,7 @@ def begin():
     """An LLM that is attached, what it said with the weights that it loaded (nothing where its KV cache was not there
     yet), and what was served before."""
     again = SAID.exists()
-    how = {"load_format": "dummy"} if again else {}
+    how = {"load_format": "dummy"} if again or os.environ.get("ENGINES_UNLOADED") else {}
     if GRAPHS:
         how["enable_sleep_mode"] = True
     llm = start(WORK / "initial", weight_transfer_config={"backend": "awex"}, **how)
