@@ -128,8 +128,8 @@ awex_status awex_memory(awex_engine* engine, awex_tag tag, awex_memory_info* inf
  * of its addresses, so that they can be computed with before the job gives the memory: engines
  * capture CUDA graphs over their KV cache while they start. What is written at one place is read at
  * others, and nothing of it stays: it is the memory of one chunk (1 GiB at the most, and a last,
- * shorter one) at the addresses of all. It goes in awex_seal, when nothing queued may use it any
- * more. */
+ * shorter one) at the addresses of all. It goes in awex_seal, also in one that is refused, when
+ * nothing queued may use it any more; before the next one it may be mapped again. */
 awex_status awex_map_placeholder(awex_engine* engine, awex_tag tag);
 
 /* A tensor. For weights, `name` is the engine's own, as the layout lists it. `dtype` is "bf16",

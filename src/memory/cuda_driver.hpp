@@ -53,8 +53,6 @@ inline constinit const DriverFunction<PFN_cuCtxGetCurrent_v4000> cuCtxGetCurrent
                                                                                  4000};
 inline constinit const DriverFunction<PFN_cuCtxSetCurrent_v4000> cuCtxSetCurrent{"cuCtxSetCurrent",
                                                                                  4000};
-inline constinit const DriverFunction<PFN_cuDevicePrimaryCtxGetState_v7000>
-    cuDevicePrimaryCtxGetState{"cuDevicePrimaryCtxGetState", 7000};
 inline constinit const DriverFunction<PFN_cuMemGetAllocationGranularity_v10020>
     cuMemGetAllocationGranularity{"cuMemGetAllocationGranularity", 10020};
 inline constinit const DriverFunction<PFN_cuMemGetAddressRange_v3020> cuMemGetAddressRange{

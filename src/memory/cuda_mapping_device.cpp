@@ -1,7 +1,3 @@
-#include <atomic>
-#include <map>
-#include <mutex>
-#include <optional>
 #include <vector>
 
 #include "base/error.hpp"
@@ -34,33 +30,10 @@ class OnDevice {
   CUcontext former_ = nullptr;
 };
 
-/// How many of them this process has of a device: what one does to the context is done to all.
-class DeviceShare {
- public:
-  explicit DeviceShare(int device) : device_(device) { ++count(); }
-  DeviceShare(const DeviceShare&) = delete;
-  DeviceShare& operator=(const DeviceShare&) = delete;
-  DeviceShare(DeviceShare&&) = delete;
-  DeviceShare& operator=(DeviceShare&&) = delete;
-  ~DeviceShare() { --count(); }
-
-  [[nodiscard]] bool is_whole() const { return count().load() == 1; }
-
- private:
-  [[nodiscard]] std::atomic<int>& count() const {
-    static std::mutex mutex;
-    static std::map<int, std::atomic<int>> counts;
-    const std::lock_guard lock(mutex);
-    return counts[device_];
-  }
-
-  int device_;
-};
-
 class CudaMappingDevice final : public MappingDevice {
  public:
   explicit CudaMappingDevice(const DeviceIdentity& identity)
-      : source_(inspect_cuda_memory(identity.index, identity.name)), share_(source_.device) {}
+      : source_(inspect_cuda_memory(identity.index, identity.name)) {}
 
   [[nodiscard]] std::unique_ptr<MappedChunks> reserve(const std::string& name, uint64_t bytes,
                                                       uint64_t chunk_bytes) override {
@@ -84,44 +57,13 @@ class CudaMappingDevice final : public MappingDevice {
     AWEX_CHECK(synchronized, "copy {} to the GPU", what);
   }
 
-  void give_stacks() override {
-    if (stack_bytes_ || !share_.is_whole() || !has_context()) return;
-    const OnDevice here(source_.device);
-    size_t bytes = 0;
-    AWEX_CHECK(cudaDeviceGetLimit(&bytes, cudaLimitStackSize),
-               "learn how large threads' stacks are on gpu {}", source_.device);
-    AWEX_CHECK(cudaDeviceSetLimit(cudaLimitStackSize, 0),
-               "give back the memory of threads' stacks on gpu {}", source_.device);
-    stack_bytes_ = bytes;
-  }
-
-  void take_stacks() override {
-    if (!stack_bytes_) return;
-    const OnDevice here(source_.device);
-    AWEX_CHECK(cudaDeviceSetLimit(cudaLimitStackSize, *stack_bytes_),
-               "let threads have stacks of {} bytes again on gpu {}", *stack_bytes_,
-               source_.device);
-    stack_bytes_.reset();
-  }
-
   [[nodiscard]] Lending lend(const std::byte* address) override {
     const OnDevice here(source_.device);
     return lend_cuda_memory(address);
   }
 
  private:
-  /// Whether the process has opened the device, as `OnDevice` would.
-  [[nodiscard]] bool has_context() const {
-    unsigned flags = 0;
-    int is_active = 0;
-    AWEX_CHECK(cuDevicePrimaryCtxGetState(source_.device, &flags, &is_active),
-               "learn whether gpu {} is open", source_.device);
-    return is_active != 0;
-  }
-
   CudaMemorySource source_;
-  DeviceShare share_;
-  std::optional<size_t> stack_bytes_;  ///< Before they were given back.
 };
 
 }  // namespace

@@ -23,9 +23,6 @@ class HostMappingDevice final : public MappingDevice {
     std::memcpy(to, from.data(), from.size());
   }
 
-  void give_stacks() override {}
-  void take_stacks() override {}
-
   [[nodiscard]] Lending lend(const std::byte* address) override {
     return lend_host_memory(address);
   }

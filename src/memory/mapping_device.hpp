@@ -36,13 +36,6 @@ class MappingDevice {
                                                                  uint64_t bytes) = 0;
   /// Copies from host memory into mapped chunks; done on return. Throws Error(kRuntime).
   virtual void copy_in(std::byte* to, std::span<std::byte> from) = 0;
-  /// Has the driver give back what it has set aside for threads' stacks in this process's context:
-  /// a quarter of a gigabyte on an H200, and more where kernels have needed more. Kernels must not
-  /// run until `take_stacks`, which lets them have stacks as large as before; what they need beyond
-  /// that the driver takes as they begin. Nothing where this process has no context on the device,
-  /// or maps memory of the device for others, too. Repeating is nothing. Throw Error(kRuntime).
-  virtual void give_stacks() = 0;
-  virtual void take_stacks() = 0;
   /// The block of memory of this process's own that `address` lies in, for others to open. Throws a
   /// request error, with the remedy, for memory that no other process can map.
   [[nodiscard]] virtual Lending lend(const std::byte* address) = 0;

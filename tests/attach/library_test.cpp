@@ -323,6 +323,28 @@ TEST_CASE("a placeholder is one chunk's memory at the addresses of all, until th
   rank.join();
 }
 
+TEST_CASE("a seal that is refused takes the placeholder, and it may be mapped again") {
+  const TemporaryDirectory job;
+  InferenceRank rank(job);
+  rank.begin([&] {
+    rank.greet();
+    for (const auto answer : {FromRank::kRefused, FromRank::kSealed}) {
+      rank.hear(FromEngine::kSeal);
+      ToEngine message;
+      message.kind = answer;
+      if (answer == FromRank::kRefused) message.error = a_failure(ExitCode::kRequest);
+      rank.say(message);
+    }
+  });
+  const AttachedEngine engine(job.path(), AWEX_INFERENCE);
+  for (const auto status : {AWEX_WRONG_REQUEST, AWEX_OK}) {
+    REQUIRE(awex_map_placeholder(engine.get(), AWEX_KV_CACHE) == AWEX_OK);
+    CHECK(awex_seal(engine.get(), 30) == status);
+    CHECK_FALSE(engine.is_mapped(AWEX_KV_CACHE));
+  }
+  rank.join();
+}
+
 TEST_CASE("memory that is there needs no placeholder, and a trainer has none") {
   const TemporaryDirectory job;
   InferenceRank rank(job);

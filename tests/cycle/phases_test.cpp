@@ -13,7 +13,7 @@ namespace {
 
 using awex::test::job;
 
-constexpr uint64_t kFreeBytes = 1 << 20;
+constexpr uint64_t kFreeBytes = 1ULL << 30;
 constexpr uint64_t kPageBytes = 4096;
 
 class NoObserver final : public awex::CycleObserver {
@@ -23,15 +23,23 @@ class NoObserver final : public awex::CycleObserver {
                       uint64_t /*bytes*/) override {}
 };
 
-/// The failure of a phase in which a rank loses a page.
-std::optional<awex::Error> failure_of_leak(int leaking) {
+/// A rank loses some of its memory in a phase.
+struct Loss {
+  awex::BackendKind backend = awex::BackendKind::kHost;
+  int rank = 0;
+  uint64_t bytes = kPageBytes;
+  bool is_of_engines = false;
+};
+
+/// The failure of that phase.
+std::optional<awex::Error> failure_of(const Loss& loss) {
   NoObserver observer;
   awex::DeviceMap devices;
   for (const auto& peer : job().peers()) {
     devices.physical.push_back(peer.role_rank);
     devices.gpus = std::max(devices.gpus, peer.device.index + 1);
   }
-  awex::MemoryAccount account(awex::BackendKind::kHost, job().peers(), devices);
+  awex::MemoryAccount account(loss.backend, job().peers(), devices);
   awex::MemorySample sample;
   sample.free_bytes = kFreeBytes;
   awex::Report report;
@@ -40,11 +48,14 @@ std::optional<awex::Error> failure_of_leak(int leaking) {
       job(), observer, account, [&sample] { return sample; }, report);
   phases.take_baseline();
   const auto lose = [&]() -> uint64_t {
-    if (job().rank() == leaking) sample.free_bytes -= kPageBytes;
+    if (job().rank() == loss.rank) sample.free_bytes -= loss.bytes;
     return 0;
   };
   try {
-    phases.run({.phase = {"discard", {}, {}}, .region = nullptr, .work = lose});
+    phases.run({.phase = {"discard", {}, {}},
+                .region = nullptr,
+                .work = lose,
+                .is_of_engines = loss.is_of_engines});
   } catch (const awex::Error& error) {
     return error;
   }
@@ -56,7 +67,7 @@ std::optional<awex::Error> failure_of_leak(int leaking) {
 TEST_CASE(
     "memory that is gone is told of the GPU that lacks it, and of no rank, in the phase before") {
   for (int leaking = 0; leaking < job().size(); ++leaking) {
-    const auto error = failure_of_leak(leaking);
+    const auto error = failure_of({.rank = leaking});
     CHECK(error.has_value());
     CHECK(job().failure_is_agreed());
     if (!error) continue;
@@ -69,5 +80,17 @@ TEST_CASE(
     CHECK(context.phase == "discard");
     CHECK_FALSE(context.rank.has_value());
     CHECK(context.role.empty());
+  }
+}
+
+TEST_CASE("what an engine moves itself is not lost, on a GPU that all of its processes share") {
+  constexpr uint64_t kWeightsBytes = 100 << 20;
+  for (int rank = 0; rank < job().size(); ++rank) {
+    Loss loss{awex::BackendKind::kCuda, rank, kWeightsBytes, /*is_of_engines=*/true};
+    CHECK_FALSE(failure_of(loss));
+    loss.is_of_engines = false;
+    CHECK(failure_of(loss).has_value());
+    // A rank's own pages are its own, whoever moves something.
+    CHECK(failure_of({awex::BackendKind::kHost, rank, kPageBytes, /*is_of_engines=*/true}));
   }
 }

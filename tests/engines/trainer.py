@@ -157,8 +157,6 @@ class Meter:
 
     #: Kernels' code and workspaces that come with a first use, and pages of 2 MiB.
     SLACK_BYTES = 128 << 20
-    #: At the most what inference does without while it has none of its memory.
-    STACKS_BYTES = 320 << 20
 
     def __init__(self, engine, model):
         import pynvml
@@ -180,8 +178,7 @@ class Meter:
         """Once inference has given its memory away: in the first version it is there all the time."""
         print(f"NVML: {before / 1e9:.3f} GB in use, {after / 1e9:.3f} GB once handed over; the books say that "
               f"{self.freed / 1e9:.3f} GB more are gone than came", flush=True)
-        more = before - after - self.freed
-        if not -self.SLACK_BYTES - self.STACKS_BYTES <= more <= self.SLACK_BYTES:
+        if abs(before - after - self.freed) > self.SLACK_BYTES:
             sys.exit("NVML does not tell what the books say")
 
 

@@ -1,5 +1,4 @@
-// What the engine's library does on a GPU in the process that it is loaded in: placeholders, and
-// stacks that are given back.
+// What the engine's library does on a GPU in the process that it is loaded in.
 #include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
@@ -53,31 +52,4 @@ TEST_CASE("a placeholder takes no more than two chunks, whatever it stands for")
   memory.unmap();
   CHECK_FALSE(memory.is_mapped());
   CHECK(before - free_bytes() <= (4 << 20));
-}
-
-TEST_CASE("what is set aside for threads' stacks goes and comes back") {
-  const auto gpu = make_cuda_device(0, 1);  // which has no stacks; an engine's process has them
-  constexpr size_t kStackBytes = 1024;
-  constexpr uint64_t kAtLeast = 100 << 20;  // 264 MiB on an H200
-  REQUIRE(cudaDeviceSetLimit(cudaLimitStackSize, kStackBytes) == cudaSuccess);
-  const uint64_t before = free_bytes();
-  const auto limit = [] {
-    size_t bytes = 0;
-    REQUIRE(cudaDeviceGetLimit(&bytes, cudaLimitStackSize) == cudaSuccess);
-    return bytes;
-  };
-  const auto device = make_cuda_mapping_device(gpu->identity().uuid);
-  device->take_stacks();  // has nothing to take
-  device->give_stacks();
-  CHECK(free_bytes() >= before + kAtLeast);
-  CHECK(limit() < kStackBytes);
-  device->give_stacks();
-  device->take_stacks();
-  CHECK(limit() == kStackBytes);
-  CHECK(free_bytes() <= before + (4 << 20));
-
-  const auto other = make_cuda_mapping_device(gpu->identity().uuid);
-  device->give_stacks();  // of a context that another engine of the process may compute in
-  other->give_stacks();
-  CHECK(limit() == kStackBytes);
 }

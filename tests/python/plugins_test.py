@@ -130,19 +130,21 @@ class Vllm(unittest.TestCase):
                     vllm_plugin._refuse(wrong)
 
     def test_sleep_mode_needs_a_job_while_vllm_loads_and_a_size(self):
-        def config(sleeps, count=None):
+        def config(sleeps, count=None, blocks=None, option="enable_sleep_mode"):
             return types.SimpleNamespace(
-                model_config=types.SimpleNamespace(enable_sleep_mode=sleeps),
-                cache_config=types.SimpleNamespace(kv_cache_memory_bytes=count),
+                model_config=types.SimpleNamespace(**{option: sleeps}),
+                cache_config=types.SimpleNamespace(kv_cache_memory_bytes=count, num_gpu_blocks_override=blocks),
             )
 
         vllm_plugin._refuse_sleep_mode(config(False))
-        with self.assertRaisesRegex(WrongRequest, "(?s)enable_sleep_mode.*AWEX_COLOCATE_JOB=DIR"):
-            vllm_plugin._refuse_sleep_mode(config(True))
+        for option in ("enable_sleep_mode", "enable_cumem_allocator"):
+            with self.assertRaisesRegex(WrongRequest, f"(?s){option}.*AWEX_COLOCATE_JOB=DIR"):
+                vllm_plugin._refuse_sleep_mode(config(True, option=option))
         self.assertEqual(vllm_plugin._wanted_kv_cache(config(False, 1 << 30)), 0)
         self.assertEqual(vllm_plugin._wanted_kv_cache(config(True, 1 << 30)), 1 << 30)
-        with self.assertRaisesRegex(WrongRequest, "(?s)how large its KV cache is.*kv_cache_memory_bytes=N"):
-            vllm_plugin._wanted_kv_cache(config(True))
+        for wrong in (config(True), config(True, 1 << 30, blocks=100)):
+            with self.assertRaisesRegex(WrongRequest, "(?s)how large its KV cache is.*kv_cache_memory_bytes=N"):
+                vllm_plugin._wanted_kv_cache(wrong)
 
     def test_captured_graphs_keep_what_they_have_captured(self):
         gpu, cpu = types.SimpleNamespace(type="cuda"), types.SimpleNamespace(type="cpu")

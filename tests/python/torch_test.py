@@ -527,9 +527,8 @@ class VllmWithGraphs(unittest.TestCase):
         allocator = allocator_of({"AWEX_COLOCATE_JOB": "dir"}, True)
         with allocator.use_memory_pool("kv_cache"):  # of a vLLM whose KV cache is its own
             self.assertEqual(entered, ["kv_cache"])
-        self.assertEqual(allocator.addresses, set())
         entered.clear()
-        allocator.use(Job())
+        caches = allocator.use(Job())
         made = {}
         for tag in ("weights", "workspace", "kv_cache"):
             with allocator.use_memory_pool(tag=tag):
@@ -538,15 +537,14 @@ class VllmWithGraphs(unittest.TestCase):
         want = ["a placeholder for kv_cache", "workspace", ("kv_cache", (12,), torch.int8)]
         self.assertEqual(entered, want)
         self.assertEqual(made["kv_cache"].tolist(), [0] * 12)
-        self.assertEqual(allocator.addresses, {made["kv_cache"].data_ptr()})
+        self.assertEqual(caches.addresses, {made["kv_cache"].data_ptr()})
         entered.clear()
         with allocator.use_memory_pool("kv_cache"):  # of another LLM
             torch.zeros(12, dtype=torch.int8)
         self.assertEqual(entered, ["kv_cache"])
-        with self.assertRaisesRegex(WrongRequest, "update and release"):
-            allocator.sleep(offload_tags=("weights",))
-        with self.assertRaisesRegex(WrongRequest, "update and release"):
-            allocator.wake_up(None)
+        for call in (allocator.sleep, allocator.wake_up, allocator.discard):
+            with self.assertRaisesRegex(WrongRequest, "update and release"):
+                call(("weights",))
 
     def test_a_kv_cache_that_lies_elsewhere_is_refused(self):
         first, second, table = (torch.zeros(8, dtype=torch.int8) for _ in range(3))

@@ -18,6 +18,7 @@ there are no weights to generate with.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,14 @@ def register() -> None:
 
 
 def _install_allocator() -> None:
-    from vllm.platforms import current_platform
+    """Nothing on a vLLM that has no such allocator."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from vllm.platforms import current_platform
 
-    if current_platform.is_cuda():
-        from . import vllm_memory
+        if current_platform.is_cuda():
+            from . import vllm_memory
 
-        vllm_memory.install()
+            vllm_memory.install()
 
 
 def attach(
@@ -68,9 +71,9 @@ def attach(
 ) -> None:
     """Attaches all workers of an LLM that was started with weight_transfer_config={"backend": "awex"}.
     kv_cache: whether the KV cache moves into the job's memory, too, and is given to the trainer with the
-    weights; with CUDA graphs it must have been allocated there (enable_sleep_mode). first_position: without GPUs alone, where several LLMs share a host: how
-    many workers of other LLMs come before this one's (GPUs are found by their UUIDs). Raises what the workers
-    raise: WrongRequest for what does not fit."""
+    weights; with CUDA graphs it must have been allocated there (enable_sleep_mode). first_position: without
+    GPUs alone, where several LLMs share a host: how many workers of other LLMs come before this one's (GPUs
+    are found by their UUIDs). Raises what the workers raise: WrongRequest for what does not fit."""
     info = {
         "job": str(job), "kv_cache": kv_cache, "first_position": first_position, "timeout": timeout,
     }  # fmt: skip
@@ -105,16 +108,23 @@ def release(llm: Any, *, timeout: float = 600.0) -> None:
 
 def _wanted_kv_cache(vllm_config: Any) -> int:
     """Bytes of the KV cache of a vLLM that attaches while it loads; 0 where that stays its own."""
-    if not getattr(vllm_config.model_config, "enable_sleep_mode", False):
+    if not _takes_pools(vllm_config):
         return 0
-    count = getattr(vllm_config.cache_config, "kv_cache_memory_bytes", None)
-    if not count:
+    cache = vllm_config.cache_config
+    count = getattr(cache, "kv_cache_memory_bytes", None)
+    if not count or getattr(cache, "num_gpu_blocks_override", None):
         raise WrongRequest(
-            "vLLM is started with enable_sleep_mode, and does not say how large its KV cache is: the job must know "
-            "before vLLM has found out what is free",
-            "say kv_cache_memory_bytes=N, too",
+            "vLLM is started with enable_sleep_mode, and does not say in bytes how large its KV cache is: the job must "
+            "know before vLLM has found out what is free",
+            "say kv_cache_memory_bytes=N, too, and no num_gpu_blocks_override",
         )
     return int(count)
+
+
+def _takes_pools(vllm_config: Any) -> bool:
+    """Whether vLLM takes weights and KV cache from the allocator of its sleep mode."""
+    model = vllm_config.model_config
+    return bool(getattr(model, "enable_sleep_mode", False) or getattr(model, "enable_cumem_allocator", False))
 
 
 @dataclass
@@ -211,11 +221,11 @@ def _refuse(vllm_config: Any) -> None:
 
 def _refuse_sleep_mode(vllm_config: Any) -> None:
     """For a vLLM that has not attached while it loaded."""
-    if getattr(vllm_config.model_config, "enable_sleep_mode", False):
+    if _takes_pools(vllm_config):
         raise WrongRequest(
-            "vLLM is started with enable_sleep_mode, whose pool would keep the memory of its weights",
-            f"set {JOB_VARIABLE}=DIR for vLLM's processes, or leave enable_sleep_mode out: the job gives memory over "
-            "itself",
+            "vLLM is started with enable_sleep_mode or enable_cumem_allocator, whose pool would keep the memory of its "
+            "weights",
+            f"set {JOB_VARIABLE}=DIR for vLLM's processes, or leave these out: the job gives memory over itself",
         )
 
 

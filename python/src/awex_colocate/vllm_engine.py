@@ -48,8 +48,9 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
 
     engine: Engine | None = None
     job = ""
-    has_cache_in_job = False  #: Allocated there, while vLLM loaded.
+    caches: Any = None  #: What vLLM has allocated in the job's memory while it loaded.
     is_sealed = False
+    refusal: WrongRequest | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """vLLM makes it when the model is loaded, before it allocates its KV cache and captures CUDA graphs."""
@@ -62,6 +63,8 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
             raise WrongRequest("init_info names no job", "the DIR of awex-colocate serve --job DIR")
         if self.is_sealed:
             raise WrongRequest("vLLM is attached already", "attach once for each LLM")
+        if self.refusal is not None:
+            raise WrongRequest(f"vLLM has been refused: {self.refusal.message}", "mend that, and start vLLM anew")
         if self.engine is None:
             plugin._refuse_graphs(self.vllm_config, self.device)
             plugin._refuse_sleep_mode(self.vllm_config)
@@ -69,21 +72,30 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
         else:
             self._expect_adopted(init_info)
         engine = self._attached()
-        engine.seal(init_info.timeout)  # From here to the first version the weights' memory is gone.
-        self.is_sealed = True
+        self._seal(init_info.timeout)  # From here to the first version the weights' memory is gone.
         if engine.place.backend == "cuda":
             torch.cuda.empty_cache()  # What the weights lay in before.
+
+    def _seal(self, timeout: float) -> None:
+        """Once: what is refused would have to be adopted anew, from memory that has gone meanwhile."""
+        try:
+            self._attached().seal(timeout)
+        except WrongRequest as refusal:
+            self.refusal = refusal
+            raise
+        self.is_sealed = True
 
     def _expect_adopted(self, init_info: AwexInitInfo) -> None:
         """What has attached while vLLM loaded is what is asked for."""
         if os.path.realpath(init_info.job) != os.path.realpath(self.job):
             raise WrongRequest(f"vLLM has attached to the job at {self.job} while it loaded", f"{JOB_VARIABLE} says so")
-        if self.has_cache_in_job:
-            plugin._refuse_caches_elsewhere(self._layers(), self._allocator().addresses)
+        if self.caches is not None:
+            plugin._refuse_caches_elsewhere(self._layers(), self.caches.addresses)
         elif init_info.kv_cache:
             raise WrongRequest(
                 f"vLLM has attached while it loaded, as {JOB_VARIABLE} says, and its KV cache cannot follow",
-                "start vLLM with enable_sleep_mode=True and kv_cache_memory_bytes=N, or leave kv_cache=True out",
+                "on a GPU start vLLM with enable_sleep_mode=True and kv_cache_memory_bytes=N; else leave kv_cache=True "
+                f"out, or {JOB_VARIABLE}",
             )
 
     def _adopt_while_loading(self, init_info: AwexInitInfo) -> None:
@@ -96,8 +108,7 @@ class AwexWeightTransfer(WeightTransferEngine[AwexInitInfo, AwexUpdateInfo]):
             engine.memory("weights").map_placeholder()
             engine.adopt(self.model)
             if wanted:
-                self._allocator().use(engine)
-                self.has_cache_in_job = True
+                self.caches = self._allocator().use(engine)
 
     def _adopt_what_is_there(self, init_info: AwexInitInfo) -> None:
         plugin._refuse(self.vllm_config)

@@ -12,13 +12,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from vllm.device_allocator.cumem import CuMemAllocator
 
+from ._job import JOB_VARIABLE
 from .engine import Engine
 from .errors import WrongRequest
 
-__all__ = ["JobAllocator", "install", "installed"]
+__all__ = ["CachesInJob", "JobAllocator", "install", "installed"]
 
 
-class _CachesInJob(TorchFunctionMode):
+class CachesInJob(TorchFunctionMode):
     """Has the storages of a KV cache lie in an engine's memory. vLLM makes each of them as so many zeros of one
     byte; tables that it makes beside them keep their content, and must lie elsewhere."""
 
@@ -44,28 +45,22 @@ class JobAllocator(CuMemAllocator):
 
     def __init__(self) -> None:
         super().__init__()
-        self._caches: _CachesInJob | None = None
-        self._is_awaited = False
+        self._awaited: CachesInJob | None = None  #: The KV cache that is allocated next.
 
-    def use(self, engine: Engine) -> None:
+    def use(self, engine: Engine) -> CachesInJob:
         """Has the KV cache that vLLM allocates next lie in an engine's memory; that of another LLM of this process
         does not."""
         engine.memory("kv_cache").map_placeholder()
-        self._caches = _CachesInJob(engine)
-        self._is_awaited = True
-
-    @property
-    def addresses(self) -> set[int]:
-        """Of the storages in the job's memory."""
-        return self._caches.addresses if self._caches is not None else set()
+        self._awaited = CachesInJob(engine)
+        return self._awaited
 
     @contextlib.contextmanager
     def use_memory_pool(self, tag: str | None = None) -> Iterator[None]:
         if tag == "weights":
             yield
-        elif tag == "kv_cache" and self._is_awaited and self._caches is not None:
-            self._is_awaited = False
-            with self._caches:
+        elif tag == "kv_cache" and self._awaited is not None:
+            caches, self._awaited = self._awaited, None
+            with caches:
                 yield
         else:
             with super().use_memory_pool(tag):
@@ -74,18 +69,20 @@ class JobAllocator(CuMemAllocator):
     def sleep(self, *_: Any, **__: Any) -> None:
         """Refused: vLLM would discard memory that it has not, and serve nothing after it."""
         raise WrongRequest(
-            "vLLM's sleep would give away what is the job's to give",
-            "awex_colocate.vllm.update and release give weights and KV cache to the trainer",
+            f"vLLM's sleep mode would give away what is the job's to give ({JOB_VARIABLE} names one)",
+            "awex_colocate.vllm.update and release give weights and KV cache to the trainer. vLLM has paused "
+            'before it asked: llm.wake_up(tags=["scheduling"]) goes on',
         )
 
-    wake_up = sleep
+    wake_up = discard = sleep
 
 
 def install() -> None:
     """Before vLLM loads a model. Nothing where its allocator has been used already."""
     if CuMemAllocator.instance is None:
+        end = CuMemAllocator._shutdown_singleton
         CuMemAllocator.instance = JobAllocator()
-        atexit.register(CuMemAllocator._shutdown_singleton)
+        atexit.register(end)
 
 
 def installed() -> JobAllocator | None:

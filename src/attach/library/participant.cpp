@@ -70,27 +70,6 @@ class Participant::Call {
   Participant& participant_;
 };
 
-/// Inference that gives all of its memory away computes nothing until its call returns, unless its
-/// callbacks do: meanwhile it does without threads' stacks.
-class Participant::Rest {
- public:
-  explicit Rest(Participant& participant) : participant_(participant) { participant_.rest(); }
-  Rest(const Rest&) = delete;
-  Rest& operator=(const Rest&) = delete;
-  Rest(Rest&&) = delete;
-  Rest& operator=(Rest&&) = delete;
-  ~Rest() {
-    try {
-      participant_.device_->take_stacks();
-    } catch (const std::exception& error) {
-      log::warning(fmt::format("rank {}: {}", participant_.welcome_.rank, error.what()));
-    }
-  }
-
- private:
-  Participant& participant_;
-};
-
 Participant::Participant(const ParticipantOptions& options)
     : role_(options.rank.role), own_weights_(options.own_weights) {
   if (has_own_weights()) expect_role(Role::kTrainer, "lending weights of its own");
@@ -452,7 +431,6 @@ ToEngine Participant::take_part(const char* name, EngineWish wish, uint64_t newe
   const Call call(*this);
   const auto until = after(timeout);
   hear_what_came();
-  const Rest rest(*this);
   std::optional<Error> last;
   while (true) {
     ToRank message;
@@ -579,11 +557,6 @@ bool Participant::serve(const ToEngine& message, std::vector<UniqueFd>& fds) {
   return true;
 }
 
-void Participant::rest() {
-  const bool computes = callbacks_.after_resume || callbacks_.weights_changed;
-  if (role_ == Role::kInference && !computes && none_mapped()) device_->give_stacks();
-}
-
 void Participant::map(const ToEngine& message, std::vector<UniqueFd> fds) {
   if (are_own(message.tag)) return bring_back_own();
   auto& of_tag = memory_told_of(message.tag);
@@ -601,7 +574,6 @@ void Participant::release(Tag tag) {
     of_tag->copy().forget();
     of_tag->unmap();
   }
-  rest();
 }
 
 void Participant::note_copied(const ToEngine& message, std::vector<UniqueFd> fds) {

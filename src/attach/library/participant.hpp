@@ -92,7 +92,6 @@ class Participant {
 
  private:
   class Call;
-  class Rest;
 
   [[nodiscard]] std::optional<Frame> meet_rank(const ParticipantOptions& options,
                                                Clock::time_point until);
@@ -137,7 +136,6 @@ class Participant {
   [[nodiscard]] std::optional<ToEngine> take(Frame& frame);
   void note_served();
   [[nodiscard]] bool serve(const ToEngine& message, std::vector<UniqueFd>& fds);
-  void rest();
   void map(const ToEngine& message, std::vector<UniqueFd> fds);
   void release(Tag tag);
   void note_copied(const ToEngine& message, std::vector<UniqueFd> fds);
