@@ -37,8 +37,8 @@ def train(engine, model, optimizer, o) -> None:
         log.step(**done)  # Again, if the one that died had told of it.
     for step in range(done["step"] + 1, o.steps + 1):
         rollout = o.work / "rollouts" / f"{step}.pt"
-        if engine.memory("weights").is_mapped and not rollout.exists():
-            if engine.place.version < step and (step == 1 or step % o.check_every == 0):
+        if step > engine.place.version:  # Else it was handed over before this process began.
+            if step == 1 or step % o.check_every == 0:
                 save(model, o.work / "checkpoints" / str(step))
                 log.phase("save")
             version = engine.hand_over()  # None of the memory may be touched from here on.

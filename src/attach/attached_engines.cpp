@@ -130,7 +130,13 @@ class AttachedTrainer final : public TrainerEngine {
     attachment_->loaded(refusal, deadline, monitor);
   }
   void before_release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) override {
-    attachment_->release(tag, deadline, monitor);
+    try {
+      attachment_->release(tag, deadline, monitor);
+    } catch (const Error&) {
+      // Weights go last: their version is committed, and serves whoever dies.
+      if (tag != Tag::kWeights || !attachment_->release_of_ended(tag, monitor)) throw;
+      monitor.poll();
+    }
     if (region(tag) == nullptr) return;  // what is its own, it copies itself
     copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
   }

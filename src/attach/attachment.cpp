@@ -6,6 +6,7 @@
 
 #include "base/fixed_text.hpp"
 #include "base/log.hpp"
+#include "base/process_activity.hpp"
 
 namespace awex::attach {
 Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
@@ -222,6 +223,26 @@ void Attachment::release(Tag tag, const Deadline& deadline, WaitMonitor& monitor
   mapped(tag) = Mapped::kUnsure;
   door_.ask(message, {}, deadline, monitor);
   mapped(tag) = Mapped::kNo;
+}
+
+bool Attachment::release_of_ended(Tag tag, WaitMonitor& monitor) {
+  if (lends(tag) || !has_ended(monitor)) return false;
+  mapped(tag) = Mapped::kNo;
+  return true;
+}
+
+bool Attachment::has_ended(WaitMonitor& monitor) const {
+  constexpr Seconds kDying{2};
+  if (door_.state() != Door::State::kLost || !read_process_stat("/proc/self/stat")) return false;
+  const auto path = fmt::format("/proc/{}/stat", door_.pid());
+  const Deadline dying(kDying);
+  for (uint64_t spins = 0;; ++spins) {
+    const auto process = read_process_stat(path);
+    if (!process || process->has_ended()) return true;
+    if (dying.expired()) return false;
+    monitor.poll();
+    pause_in_wait(spins);
+  }
 }
 
 void Attachment::map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor) {

@@ -56,6 +56,9 @@ class Attachment {
   [[nodiscard]] bool has_none() const;
   /// Asks for a tag's memory; nothing where the engine has it not.
   void release(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
+  /// The same of an engine that is lost and whose process has ended, or ends now: nothing of it
+  /// maps the memory any more. Whether that is so.
+  [[nodiscard]] bool release_of_ended(Tag tag, WaitMonitor& monitor);
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.
   void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
   /// What the engine lends of its own memory, and where that is open here; null where it lends
@@ -106,6 +109,7 @@ class Attachment {
   void welcome(const Inheritance& inheritance, const Deadline& deadline, WaitMonitor& monitor);
   void check_bytes() const;
   void check_own_weights() const;
+  [[nodiscard]] bool has_ended(WaitMonitor& monitor) const;
   [[nodiscard]] bool lends(Tag tag) const {
     return tag == Tag::kWeights && own_weights_ != OwnWeights::kNone;
   }

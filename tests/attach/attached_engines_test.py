@@ -836,9 +836,8 @@ class Lost(Attached):
         self.hand_over(other, inference, 1)
         self.holds(inference, 2)
 
-    def test_a_version_that_was_committed_and_had_no_time_to_serve(self):
-        """The trainer dies while inference's KV cache is still on its way: whoever comes in its place finds the weights
-        mapped, and hands over again."""
+    def test_a_version_that_is_committed_is_served_whoever_dies(self):
+        """The trainer dies while inference's KV cache and its own weights are still on their way."""
         job, trainer, inference = self.pair()
         inference.do("delay", "after_resume kv_cache", 2.0)
         trainer.do("delay", "before_release weights", 600)
@@ -847,23 +846,34 @@ class Lost(Attached):
         wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
         time.sleep(0.3)
         trainer.kill()
+        self.assertEqual(inference.end(), 1)
+        self.holds(inference, 1)
+        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
+        other, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["version"]), (1, 1))
+        self.assertFalse(other.do("memory")["is_mapped"])
+        self.take_back(other, inference)
+        self.trainer_holds(other, 1)
+        other.do("step", 2)
+        self.hand_over(other, inference, 1)
+        self.holds(inference, 2)
+
+    def test_a_trainer_that_dies_before_the_commit_hands_nothing_over(self):
+        job, trainer, inference = self.pair()
+        trainer.do("delay", "before_release optimizer", 600)
+        inference.begin("wait", 0)
+        trainer.begin("hand_over")
+        wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
+        time.sleep(0.3)
+        trainer.kill()
         wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
         self.assertFalse(inference.answers_within(0.5))
         other, place = self.again(job, "trainer")
-        self.assertEqual((place["reattached"], place["version"]), (1, 1))
+        self.assertEqual((place["reattached"], place["version"]), (1, 0))
         self.assertTrue(other.do("memory")["is_mapped"])
         self.assertEqual(other.do("hand_over"), 1)
         self.assertEqual(inference.end(), 1)
         self.holds(inference, 1)
-        other.kill()
-        third, place = self.again(job, "trainer")
-        self.assertEqual((place["reattached"], place["version"]), (1, 1))
-        self.assertFalse(third.do("memory")["is_mapped"])
-        self.take_back(third, inference)
-        self.trainer_holds(third, 1)
-        third.do("step", 2)
-        self.hand_over(third, inference, 1)
-        self.holds(inference, 2)
 
     def test_others_places_and_doors(self):
         job, trainer, inference = self.pair()
