@@ -1,6 +1,7 @@
 """What a trainer that waits for restarts hears when inference is lost: restarted_engine_test.py MPIRUN PROGRAM.
 AWEX_COLOCATE_LIBRARY is the library."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from awex_colocate import EngineLost, WrongRequest
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support")]
-from sessions import kill_session  # noqa: E402
+from sessions import session_of  # noqa: E402
 
 MPIRUN = PROGRAM = ""
 PATIENCE_S = 60.0
@@ -30,14 +31,14 @@ class RestartedEngine(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.job = str(Path(folder.name) / "job")
-        self.serve = subprocess.Popen(
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        self.serve = stack.enter_context(session_of(
             [MPIRUN, "--oversubscribe", "--bind-to", "none", "-np", "2", PROGRAM, "serve", "--job", self.job, "--model",
              "preset:tiny-dense", "--trainer", "hf", "--inference", "vllm:tp=1", "--backend", "host", "--limits", "off",
              "--attach", "trainer,inference"],
-            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.addCleanup(self.serve.wait)
-        self.addCleanup(kill_session, self.serve.pid)
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ))  # fmt: skip
         self.start_inference()
 
     def start_inference(self):

@@ -10,6 +10,7 @@ import tempfile
 import types
 import unittest
 from pathlib import Path
+from typing import Generic, TypeVar
 from unittest import mock
 
 try:
@@ -31,6 +32,7 @@ from awex_colocate import WrongRequest
 from awex_colocate._tensors import DTYPE_NAMES, all_that_look_into
 
 nn = torch.nn
+One, Other = TypeVar("One"), TypeVar("Other")
 
 
 class Small(nn.Module):
@@ -553,6 +555,99 @@ class VllmWithGraphs(unittest.TestCase):
         vllm._refuse_caches_elsewhere(layers, places)
         with self.assertRaisesRegex(WrongRequest, "1 of its 2 storages are not in .* and 1 are there that are none"):
             vllm._refuse_caches_elsewhere(layers, {first.data_ptr(), table.data_ptr()})
+
+
+class TransferEngine(Generic[One, Other]):
+    """What vLLM's own class gives a backend."""
+
+    def __init__(self, config, vllm_config, device, model):
+        self.vllm_config, self.device, self.model, self.parallel_config = vllm_config, device, model, None
+
+
+class VllmWorkers(unittest.TestCase):
+    """The backend in each of vLLM's workers, without vLLM and without a job."""
+
+    LAYERS = 2
+    KV_BYTES = 1 << 20
+
+    def setUp(self):
+        class Info:
+            def __init_subclass__(cls, **_):
+                pass
+
+        base = {"WeightTransferEngine": TransferEngine, "WeightTransferInitInfo": Info,
+                "WeightTransferUpdateInfo": Info}  # fmt: skip
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
+        self.stack.enter_context(module("vllm.distributed.weight_transfer.base", **base))
+        self.stack.enter_context(mock.patch.dict(os.environ, AWEX_COLOCATE_JOB="job", AWEX_COLOCATE_ANY_VERSION="1"))
+        import awex_colocate.vllm_engine as backend
+
+        self.addCleanup(sys.modules.pop, backend.__name__)  # The next one makes its own.
+
+        self.backend = backend
+        self.engine = mock.Mock()
+        self.engine.place.backend = "host"
+        self.attach = self.stack.enter_context(mock.patch.object(backend, "attach", return_value=self.engine))
+        self.allocator = mock.Mock()
+        self.allocator.use.return_value.addresses = set()
+        self.stack.enter_context(mock.patch.object(backend.AwexWeightTransfer, "_allocator", lambda _: self.allocator))
+
+    def worker(self, sleeps):
+        layers = {str(number): types.SimpleNamespace() for number in range(self.LAYERS)}
+        config = types.SimpleNamespace(
+            lora_config=None, model_config=types.SimpleNamespace(quantization=None, enable_sleep_mode=sleeps),
+            cache_config=types.SimpleNamespace(kv_cache_memory_bytes=self.KV_BYTES),
+            compilation_config=types.SimpleNamespace(static_forward_context=layers),
+        )  # fmt: skip
+        with mock.patch.object(vllm, "_device", return_value="host:0"):
+            return self.backend.AwexWeightTransfer(None, config, torch.device("cpu"), "model")
+
+    def info(self, **named):
+        return self.backend.AwexInitInfo(job="job", **named)
+
+    def test_one_that_loads_has_weights_and_kv_cache_in_the_job(self):
+        worker = self.worker(sleeps=True)
+        asked = self.attach.call_args.kwargs["memory"]
+        self.assertEqual(asked, {"kv_cache": self.KV_BYTES + self.LAYERS * 512})
+        want = [mock.call.memory("weights"), mock.call.memory().map_placeholder(), mock.call.adopt("model")]
+        self.assertEqual(self.engine.mock_calls, want)
+        self.allocator.use.assert_called_once_with(self.engine)
+        worker.init_transfer_engine(self.info(kv_cache=True))
+        self.engine.seal.assert_called_once()
+        with self.assertRaisesRegex(WrongRequest, "attached already"):
+            worker.init_transfer_engine(self.info())
+
+    def test_without_sleep_mode_the_kv_cache_stays_vllms(self):
+        worker = self.worker(sleeps=False)
+        self.assertEqual(self.attach.call_args.kwargs["memory"], {})
+        self.allocator.use.assert_not_called()
+        with self.assertRaisesRegex(WrongRequest, "its KV cache cannot follow"):
+            worker.init_transfer_engine(self.info(kv_cache=True))
+        worker.init_transfer_engine(self.info())
+        self.engine.seal.assert_called_once()
+
+    def test_a_kv_cache_that_is_not_where_it_was_allocated_is_refused(self):
+        worker = self.worker(sleeps=True)
+        self.allocator.use.return_value.addresses = {4096}
+        with self.assertRaisesRegex(WrongRequest, "1 are there that are none of it"):
+            worker.init_transfer_engine(self.info())
+        self.engine.seal.assert_not_called()
+
+    def test_what_was_refused_is_told_again(self):
+        worker = self.worker(sleeps=True)
+        self.engine.seal.side_effect = WrongRequest("the first cause")
+        with self.assertRaisesRegex(WrongRequest, "^the first cause"):
+            worker.init_transfer_engine(self.info())
+        with self.assertRaisesRegex(WrongRequest, "refused: the first cause\\n.*start vLLM anew"):
+            worker.init_transfer_engine(self.info())
+        self.engine.seal.assert_called_once()
+
+    def test_a_start_that_fails_leaves_the_job(self):
+        self.engine.adopt.side_effect = WrongRequest("another shape")
+        with self.assertRaisesRegex(WrongRequest, "another shape"):
+            self.worker(sleeps=True)
+        self.engine.close.assert_called_once()
 
 
 class Random(unittest.TestCase):
