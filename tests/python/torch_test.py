@@ -487,12 +487,12 @@ class Storages(unittest.TestCase):
 class VllmWithGraphs(unittest.TestCase):
     """Its KV cache is allocated in the job's memory, by what stands in for vLLM's own allocator."""
 
-    def test_a_worker_with_a_job_has_its_kv_cache_there(self):
-        entered = []
+    def setUp(self):
+        self.seen = []  #: vLLM's own pools that were entered, and what an engine was asked for.
 
         @contextlib.contextmanager
         def pool(tag):
-            entered.append(tag)
+            self.seen.append(tag)
             yield
 
         class Vllms:  # what vLLM has without the plugin
@@ -500,50 +500,80 @@ class VllmWithGraphs(unittest.TestCase):
             use_memory_pool = staticmethod(pool)
             _shutdown_singleton = staticmethod(lambda: None)
 
-        class Job:  # an engine, its memory of a tag, and a tensor in it
-            def memory(self, tag):
-                entered.append(f"a placeholder for {tag}")
-                return types.SimpleNamespace(map_placeholder=lambda: None)
+        self.vllms = Vllms
 
-            def empty(self, tag, shape, dtype):
-                entered.append((tag, shape, dtype))
-                return torch.empty(shape, dtype=dtype)
+    def allocator(self, is_cuda=True, **environment):
+        """What the plugin has put in place of vLLM's own."""
+        sys.modules.pop("awex_colocate.vllm_memory", None)
+        vars(awex_colocate).pop("vllm_memory", None)  # It is made anew, of these stubs.
+        platform = types.SimpleNamespace(is_cuda=lambda: is_cuda)
+        with (
+            mock.patch.dict(os.environ, environment),
+            module("vllm.distributed.weight_transfer", WeightTransferEngineFactory=Factory()),
+            module("vllm.platforms", current_platform=platform),
+            module("vllm.device_allocator.cumem", CuMemAllocator=self.vllms),
+        ):
+            vllm.register()
+        return self.vllms.instance
 
-        def allocator_of(environment, is_cuda):
-            Vllms.instance = None
-            sys.modules.pop("awex_colocate.vllm_memory", None)
-            platform = types.SimpleNamespace(is_cuda=lambda: is_cuda)
-            with (
-                mock.patch.dict(os.environ, environment),
-                module("vllm.distributed.weight_transfer", WeightTransferEngineFactory=Factory()),
-                module("vllm.platforms", current_platform=platform),
-                module("vllm.device_allocator.cumem", CuMemAllocator=Vllms),
-            ):
-                vllm.register()
-            return Vllms.instance
+    def memory(self, tag):
+        """Of an engine, as is `empty`."""
+        return types.SimpleNamespace(map_placeholder=lambda: self.seen.append(f"a placeholder for {tag}"))
 
+    def empty(self, tag, shape, dtype):
+        self.seen.append((tag, shape, dtype))
+        return torch.empty(shape, dtype=dtype)
+
+    def kv_cache(self, allocator):
+        """As vLLM makes it, with tables beside it."""
+        with allocator.use_memory_pool(tag="kv_cache"):
+            made = torch.zeros(12, dtype=torch.int8)
+            torch.zeros(12, dtype=torch.int32), torch.zeros(3, 4, dtype=torch.int8)
+        return made
+
+    def load(self, allocator):
+        with allocator.use_memory_pool(tag="weights"):
+            torch.zeros(12, dtype=torch.int8)
+
+    def test_it_is_there_for_workers_with_a_job(self):
         with mock.patch.dict(os.environ):
             os.environ.pop("AWEX_COLOCATE_JOB", None)
-            self.assertIsNone(allocator_of({}, True))
-        self.assertIsNone(allocator_of({"AWEX_COLOCATE_JOB": "dir"}, False))
-        allocator = allocator_of({"AWEX_COLOCATE_JOB": "dir"}, True)
-        with allocator.use_memory_pool("kv_cache"):  # of a vLLM whose KV cache is its own
-            self.assertEqual(entered, ["kv_cache"])
-        entered.clear()
-        caches = allocator.use(Job())
-        made = {}
-        for tag in ("weights", "workspace", "kv_cache"):
-            with allocator.use_memory_pool(tag=tag):
-                made[tag] = torch.zeros(12, dtype=torch.int8)
-                torch.zeros(12, dtype=torch.int32), torch.zeros(3, 4, dtype=torch.int8)  # tables
-        want = ["a placeholder for kv_cache", "workspace", ("kv_cache", (12,), torch.int8)]
-        self.assertEqual(entered, want)
-        self.assertEqual(made["kv_cache"].tolist(), [0] * 12)
-        self.assertEqual(caches.addresses, {made["kv_cache"].data_ptr()})
-        entered.clear()
-        with allocator.use_memory_pool("kv_cache"):  # of another LLM
+            self.assertIsNone(self.allocator())
+        self.assertIsNone(self.allocator(is_cuda=False, AWEX_COLOCATE_JOB="dir"))
+        self.assertIsNotNone(self.allocator(AWEX_COLOCATE_JOB="dir"))
+
+    def test_an_llm_that_attaches_has_its_kv_cache_in_the_job(self):
+        allocator = self.allocator(AWEX_COLOCATE_JOB="dir")
+        self.load(allocator)
+        caches = allocator.use(self)
+        with allocator.use_memory_pool(tag="workspace"):
             torch.zeros(12, dtype=torch.int8)
-        self.assertEqual(entered, ["kv_cache"])
+        made = self.kv_cache(allocator)
+        self.assertEqual(self.seen, ["a placeholder for kv_cache", "workspace", ("kv_cache", (12,), torch.int8)])
+        self.assertEqual(made.tolist(), [0] * 12)
+        self.assertEqual(caches.addresses, {made.data_ptr()})
+
+    def test_other_llms_have_it_where_vllm_puts_it(self):
+        allocator = self.allocator(AWEX_COLOCATE_JOB="dir")
+        self.kv_cache(allocator)
+        self.assertEqual(self.seen, ["kv_cache"])
+        allocator.use(self)
+        self.kv_cache(allocator)
+        self.seen.clear()
+        self.kv_cache(allocator)
+        self.assertEqual(self.seen, ["kv_cache"])
+
+    def test_a_start_that_failed_is_forgotten(self):
+        allocator = self.allocator(AWEX_COLOCATE_JOB="dir")
+        self.load(allocator)
+        allocator.use(self)
+        self.seen.clear()
+        self.load(allocator)  # of the next LLM
+        self.kv_cache(allocator)
+        self.assertEqual(self.seen, ["kv_cache"])
+
+    def test_sleep_is_refused(self):
+        allocator = self.allocator(AWEX_COLOCATE_JOB="dir")
         for call in (allocator.sleep, allocator.wake_up, allocator.discard):
             with self.assertRaisesRegex(WrongRequest, "update and release"):
                 call(("weights",))

@@ -57,6 +57,7 @@ class JobAllocator(CuMemAllocator):
     @contextlib.contextmanager
     def use_memory_pool(self, tag: str | None = None) -> Iterator[None]:
         if tag == "weights":
+            self._awaited = None  # Of an LLM whose start has failed.
             yield
         elif tag == "kv_cache" and self._awaited is not None:
             caches, self._awaited = self._awaited, None
