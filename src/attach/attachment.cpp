@@ -1,5 +1,7 @@
 #include "attach/attachment.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <span>
 #include <utility>
@@ -233,11 +235,13 @@ bool Attachment::release_of_ended(Tag tag, WaitMonitor& monitor) {
 
 bool Attachment::has_ended(WaitMonitor& monitor) const {
   constexpr Seconds kDying{2};
-  if (door_.state() != Door::State::kLost || !read_process_stat("/proc/self/stat")) return false;
-  const auto path = fmt::format("/proc/{}/stat", door_.pid());
+  const int pid = door_.pid();
+  // A process of another namespace has no pid here, and /proc may not be there to look at.
+  const bool can_look = pid > 0 && process_stat_of(::getpid());
+  if (door_.state() != Door::State::kLost || !can_look) return false;
   const Deadline dying(kDying);
   for (uint64_t spins = 0;; ++spins) {
-    const auto process = read_process_stat(path);
+    const auto process = process_stat_of(pid);
     if (!process || process->has_ended()) return true;
     if (dying.expired()) return false;
     monitor.poll();

@@ -47,6 +47,10 @@ std::optional<ProcessStat> read_process_stat(const std::string& path) {
   return stat;
 }
 
+std::optional<ProcessStat> process_stat_of(int pid) {
+  return read_process_stat(fmt::format("/proc/{}/stat", pid));
+}
+
 std::optional<ProcessActivity> activity_of(int pid) {
   try {
     const auto stat = read_process_stat(fmt::format("/proc/{0}/task/{0}/stat", pid));

@@ -19,6 +19,8 @@ struct ProcessStat {
 
 /// Nothing where there is no such process. Throws errno's code where that cannot be known.
 [[nodiscard]] std::optional<ProcessStat> read_process_stat(const std::string& path);
+/// The same of a process of /proc's namespace.
+[[nodiscard]] std::optional<ProcessStat> process_stat_of(int pid);
 
 /// What a process does, as far as its main thread shows.
 struct ProcessActivity {

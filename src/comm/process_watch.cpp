@@ -11,20 +11,15 @@ namespace awex {
 
 namespace {
 
-std::optional<ProcessStat> stat_of(int pid) {
-  return read_process_stat(fmt::format("/proc/{}/stat", pid));
-}
-
-/// A zombie has ended.
 std::optional<uint64_t> start_time_of_living(int pid) {
-  const auto stat = stat_of(pid);
-  if (!stat || stat->state == 'Z' || stat->state == 'X') return std::nullopt;
+  const auto stat = process_stat_of(pid);
+  if (!stat || stat->has_ended()) return std::nullopt;
   return stat->start_time;
 }
 
 /// /proc must be that of this process's own PID namespace, and tell of other processes.
 void check_proc(int pid, int refusal) {
-  if (stat_of(::getpid())) return;
+  if (process_stat_of(::getpid())) return;
   throw errno_error(fmt::format("watch process {} (and /proc is not there to look at)", pid),
                     "pidfd_open", refusal);
 }

@@ -55,6 +55,7 @@ void PhaseRunner::take_baseline() {
 void PhaseRunner::run(std::span<const Step> steps) {
   for (const auto& step : steps) {
     if (step.begins) step.begins();
+    if (step.is_of_engines) account_.others_were_at_work();
   }
   Sample sample = perform(steps);
   job_.agree(nullptr);
@@ -64,9 +65,6 @@ void PhaseRunner::run(std::span<const Step> steps) {
   for (size_t i = 0; i < steps.size(); ++i) record(steps[i], i, samples);
   std::vector<MemorySample> memory;
   for (const auto& one : samples) memory.push_back(one.memory);
-  const bool is_of_engines =
-      std::any_of(steps.begin(), steps.end(), [](const Step& step) { return step.is_of_engines; });
-  if (is_of_engines) account_.others_were_at_work();
   check_leaks(memory);
   for (const auto& step : steps) {
     if (step.ended) step.ended();

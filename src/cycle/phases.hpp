@@ -32,7 +32,8 @@ struct Step {
   std::function<uint64_t()> work;
   std::function<void()> begins{};  ///< On every rank, before any of the phases beside it begins.
   std::function<void()> ended{};   ///< On every rank, when all ranks have finished them.
-  bool is_of_engines = false;      ///< Engines move memory of their own, which is in no book.
+  /// Engines take memory, or give it, that is in no book: nobody knows what a device lacks then.
+  bool is_of_engines = false;
 };
 
 /// Runs phases as collective steps that end in agreement: every rank finishes or all learn why not.

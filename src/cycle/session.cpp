@@ -101,7 +101,6 @@ void Session::tell_over(const std::optional<Error>& error) {
 void Session::do_command(const CommandOptions& command) {
   steps_->prove(command.verify);
   begin_version(brings_weights(command.command));
-  if (setup_.roster.any()) account_.others_were_at_work();
   run_steps({steps_->ready(command.command == Command::kTakeBack)});
   switch (command.command) {
     case Command::kUpdate:
@@ -250,8 +249,6 @@ void Session::hand_over(const CommandOptions& command) {
                                           .version = report_.versions.back().version,
                                           .error = std::nullopt})};
   if (options_.offload) lists.push_back(steps_->offload(Tag::kWeights));
-  // What engines take of a GPU as they go on is no leak of the job's.
-  if (setup_.roster.inference) account_.others_were_at_work();
   run_steps(std::move(lists));
 }
 

@@ -167,10 +167,12 @@ void CycleSteps::swap_segments() {
 
 Steps CycleSteps::ready(bool is_take_back) {
   if (!roster_.any()) return {};
-  return {{{"ready", kEveryone, std::nullopt}, nullptr, [this, is_take_back]() -> uint64_t {
+  return {{.phase = {"ready", kEveryone, std::nullopt},
+           .work = [this, is_take_back]() -> uint64_t {
              engine().await_ready(is_take_back, job_.deadline(), job_);
              return 0;
-           }}};
+           },
+           .is_of_engines = true}};
 }
 
 void CycleSteps::command_over(const CommandOutcome& end) { engine().command_over(end); }
@@ -202,12 +204,10 @@ Steps CycleSteps::scale() {
 
 Steps CycleSteps::offload(Tag tag) {
   if (!has(tag)) return {};
-  return {{{"offload", kTrainers, tag, Link::kDeviceToHost},
-           region(tag),
-           [this, tag] { return trainer_->offload(tag, proves()); },
-           {},
-           {},
-           engines_move(tag)}};
+  return {{.phase = {"offload", kTrainers, tag, Link::kDeviceToHost},
+           .region = region(tag),
+           .work = [this, tag] { return trainer_->offload(tag, proves()); },
+           .is_of_engines = engines_move(tag)}};
 }
 
 Steps CycleSteps::check_backup(Tag tag) {
@@ -219,12 +219,10 @@ Steps CycleSteps::check_backup(Tag tag) {
 
 Steps CycleSteps::restore(Tag tag) {
   if (!has(tag)) return {};
-  return {{{"resume", kTrainers, tag, Link::kHostToDevice},
-           region(tag),
-           [this, tag] { return trainer_->resume(tag, proves()); },
-           {},
-           {},
-           engines_move(tag)}};
+  return {{.phase = {"resume", kTrainers, tag, Link::kHostToDevice},
+           .region = region(tag),
+           .work = [this, tag] { return trainer_->resume(tag, proves()); },
+           .is_of_engines = engines_move(tag)}};
 }
 
 Steps CycleSteps::take(Tag tag) {
@@ -246,11 +244,13 @@ Steps CycleSteps::discard(Tag tag) {
 
 Steps CycleSteps::serve(const CommandOutcome& end) {
   if (!roster_.inference) return {};
-  return {{{"serve", kInference, std::nullopt}, nullptr, [this, end]() -> uint64_t {
+  return {{.phase = {"serve", kInference, std::nullopt},
+           .work = [this, end]() -> uint64_t {
              meet_inference();
              inference_engine_->go_on(end);
              return 0;
-           }}};
+           },
+           .is_of_engines = true}};
 }
 
 void CycleSteps::let_trainer_go_on(const CommandOutcome& end) {

@@ -200,7 +200,7 @@ std::optional<int64_t> begin_of_process(int pid) {
     if (line.rfind("btime ", 0) == 0) boot_time = std::strtoll(line.c_str() + 6, nullptr, 10);
   }
   try {
-    const auto stat = read_process_stat(fmt::format("/proc/{}/stat", pid));
+    const auto stat = process_stat_of(pid);
     if (boot_time < 0 || !stat || stat->has_ended()) return std::nullopt;
     return boot_time + static_cast<int64_t>(stat->start_time) / ::sysconf(_SC_CLK_TCK);
   } catch (const Error&) {  // Another user's, which /proc may hide: not the job's.

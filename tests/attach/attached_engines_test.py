@@ -803,10 +803,11 @@ class Lost(Attached):
         self.hand_over(trainer, third, 1)
         self.holds(third, 2)
 
-    def lose_in_hand_over(self, before):
-        """A trainer, before it gives a tag's memory."""
+    def lose_in_hand_over(self, before, *call, cache_delay=0):
+        """A trainer, before it gives a tag's memory, while inference is in a call (default: ready)."""
         job, trainer, inference = self.pair(timeout="20s")
-        inference.begin("ready")
+        inference.do("delay", "after_resume kv_cache", cache_delay)
+        inference.begin(*(call or ("ready",)))
         trainer.do("delay", f"before_release {before}", 600)
         trainer.begin("hand_over")
         wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
@@ -814,39 +815,8 @@ class Lost(Attached):
         trainer.kill()
         return job, inference
 
-    def test_before_the_version_serves(self):
-        job, inference = self.lose_in_hand_over(before="optimizer")
-        self.assertIn("lost", self.fails(LOST, inference.end))
-        other, place = self.again(job, "trainer")
-        self.assertEqual(place["reattached"], 1)
-        self.trainer_holds(other, 1)
-        self.hand_over(other, inference, 0)
-        self.holds(inference, 1)
-
-    def test_in_the_midst_of_a_command(self):
-        job, inference = self.lose_in_hand_over(before="weights")
-        inference.end()
-        self.holds(inference, 1)
-        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
-        other, place = self.again(job, "trainer")
-        self.assertEqual(place["reattached"], 1)
-        self.take_back(other, inference)
-        self.trainer_holds(other, 1)
-        other.do("step", 2)
-        self.hand_over(other, inference, 1)
-        self.holds(inference, 2)
-
-    def test_a_version_that_is_committed_is_served_whoever_dies(self):
-        """The trainer dies while inference's KV cache and its own weights are still on their way."""
-        job, trainer, inference = self.pair()
-        inference.do("delay", "after_resume kv_cache", 2.0)
-        trainer.do("delay", "before_release weights", 600)
-        inference.begin("wait", 0)
-        trainer.begin("hand_over")
-        wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
-        time.sleep(0.3)
-        trainer.kill()
-        self.assertEqual(inference.end(), 1)
+    def goes_on_behind_the_hand_over(self, job, inference):
+        """What inference serves is what the next trainer gets back."""
         self.holds(inference, 1)
         wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
         other, place = self.again(job, "trainer")
@@ -858,14 +828,28 @@ class Lost(Attached):
         self.hand_over(other, inference, 1)
         self.holds(inference, 2)
 
+    def test_before_the_version_serves(self):
+        job, inference = self.lose_in_hand_over("optimizer")
+        self.assertIn("lost", self.fails(LOST, inference.end))
+        other, place = self.again(job, "trainer")
+        self.assertEqual(place["reattached"], 1)
+        self.trainer_holds(other, 1)
+        self.hand_over(other, inference, 0)
+        self.holds(inference, 1)
+
+    def test_in_the_midst_of_a_command(self):
+        job, inference = self.lose_in_hand_over("weights")
+        inference.end()
+        self.goes_on_behind_the_hand_over(job, inference)
+
+    def test_a_version_that_is_committed_is_served_whoever_dies(self):
+        """The trainer dies while inference's KV cache and its own weights are still on their way."""
+        job, inference = self.lose_in_hand_over("weights", "wait", 0, cache_delay=2.0)
+        self.assertEqual(inference.end(), 1)
+        self.goes_on_behind_the_hand_over(job, inference)
+
     def test_a_trainer_that_dies_before_the_commit_hands_nothing_over(self):
-        job, trainer, inference = self.pair()
-        trainer.do("delay", "before_release optimizer", 600)
-        inference.begin("wait", 0)
-        trainer.begin("hand_over")
-        wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
-        time.sleep(0.3)
-        trainer.kill()
+        job, inference = self.lose_in_hand_over("optimizer", "wait", 0)
         wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
         self.assertFalse(inference.answers_within(0.5))
         other, place = self.again(job, "trainer")

@@ -66,7 +66,7 @@ CAPTURED = {
 def start(model, **options):
     how = dict(CAPTURED) if GRAPHS and ON_GPU else {"enforce_eager": True}
     if ON_GPU:
-        how["kv_cache_memory_bytes"] = 1 << 30
+        how["kv_cache_memory_bytes"] = int(os.environ["ENGINES_KV_BYTES"])
     else:
         how.update(kv_cache_memory_bytes=32 << 20, block_size=32)
     return LLM(

@@ -607,21 +607,20 @@ class VllmWorkers(unittest.TestCase):
 
         base = {"WeightTransferEngine": TransferEngine, "WeightTransferInitInfo": Info,
                 "WeightTransferUpdateInfo": Info}  # fmt: skip
-        self.stack = contextlib.ExitStack()
-        self.addCleanup(self.stack.close)
-        self.stack.enter_context(module("vllm.distributed.weight_transfer.base", **base))
-        self.stack.enter_context(mock.patch.dict(os.environ, AWEX_COLOCATE_JOB="job", AWEX_COLOCATE_ANY_VERSION="1"))
+        stack = contextlib.ExitStack()
+        self.addCleanup(stack.close)
+        stack.enter_context(module("vllm.distributed.weight_transfer.base", **base))
+        stack.enter_context(mock.patch.dict(os.environ, AWEX_COLOCATE_JOB="job", AWEX_COLOCATE_ANY_VERSION="1"))
         import awex_colocate.vllm_engine as backend
 
         self.addCleanup(sys.modules.pop, backend.__name__)  # The next one makes its own.
-
         self.backend = backend
         self.engine = mock.Mock()
         self.engine.place.backend = "host"
-        self.attach = self.stack.enter_context(mock.patch.object(backend, "attach", return_value=self.engine))
+        self.attach = stack.enter_context(mock.patch.object(backend, "attach", return_value=self.engine))
         self.allocator = mock.Mock()
         self.allocator.use.return_value.addresses = set()
-        self.stack.enter_context(mock.patch.object(backend.AwexWeightTransfer, "_allocator", lambda _: self.allocator))
+        stack.enter_context(mock.patch.object(backend.AwexWeightTransfer, "_allocator", lambda _: self.allocator))
 
     def worker(self, sleeps):
         layers = {str(number): types.SimpleNamespace() for number in range(self.LAYERS)}

@@ -29,7 +29,7 @@ RankLink::RankLink(UniqueFd socket, const EngineRecord& rank, std::string job)
     : job_(std::move(job)), rank_(rank.rank), pid_(rank.pid) {
   channel_.emplace(std::move(socket));
   if (rank.pid_namespace != own_pid_namespace()) return;
-  const auto process = read_process_stat(fmt::format("/proc/{}/stat", pid_));
+  const auto process = process_stat_of(pid_);
   if (process) start_time_ = process->start_time;
 }
 
@@ -92,7 +92,7 @@ bool RankLink::is_stopped() const { return start_time_ && awex::is_stopped(pid_)
 
 bool RankLink::is_running() const {
   if (!start_time_) return false;
-  const auto now = read_process_stat(fmt::format("/proc/{}/stat", pid_));
+  const auto now = process_stat_of(pid_);
   return now && now->start_time == *start_time_ && !now->has_ended();
 }
 
