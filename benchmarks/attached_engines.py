@@ -92,10 +92,13 @@ class GpuMemory:
         self._ending.set()
         self._thread.join()
 
+    def between(self, begin, end):
+        """[(seconds since `begin`, bytes)] between two times of time.monotonic(), wherever it changes."""
+        before = [(0, used) for at, used in self._samples if at <= begin][-1:]
+        return before + [(at - begin, used) for at, used in self._samples if begin < at <= end]
+
     def peak(self, begin, end):
-        """Between two times of time.monotonic()."""
-        before = [used for at, used in self._samples if at <= begin][-1:]
-        return max(before + [used for at, used in self._samples if begin < at <= end])
+        return max(used for _, used in self.between(begin, end))
 
 
 class NoGpu:
@@ -109,6 +112,9 @@ class NoGpu:
 
     def used(self):
         return None
+
+    def between(self, _begin, _end):
+        return []
 
     def peak(self, _begin, _end):
         return None
@@ -223,6 +229,8 @@ def measure_side(options, side, memory, limit_s):
     for cycle in result["cycles"]:
         cycle["peak_bytes"] = memory.peak(cycle["begin"], cycle["end"])
         cycle["rollout_bytes"] = memory.peak(cycle["rollout"], cycle["rollout"])
+    last = result["cycles"][-1]
+    last["memory"] = memory.between(last["begin"], last["end"])
     result.update(idle_bytes=idle, seconds=time.monotonic() - start)
     if side in ("ours", "tight"):
         result.update(told_by_job(options.out / f"{side}-serve.log"))

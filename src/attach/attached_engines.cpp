@@ -133,8 +133,8 @@ class AttachedTrainer final : public TrainerEngine {
     try {
       attachment_->release(tag, deadline, monitor);
     } catch (const Error&) {
-      // Weights go last: their version is committed, and serves whoever dies.
-      if (tag != Tag::kWeights || !attachment_->release_of_ended(tag, monitor)) throw;
+      // It has consented: what it has handed over serves, although it dies.
+      if (!attachment_->release_of_ended(tag, monitor)) throw;
       monitor.poll();
     }
     if (region(tag) == nullptr) return;  // what is its own, it copies itself

@@ -6,6 +6,18 @@
 namespace awex {
 namespace {
 
+/// Of a GPU's free memory left to what trainers take beside the job,
+constexpr uint64_t kSpareBytes = 1ULL << 30;
+/// and to what inference takes, before much of the trainers' has gone: an eighth of all. An engine
+/// that generates allocates for the largest batch that it takes on (vLLM with its defaults sets a
+/// tenth of the GPU aside for what it cannot foresee).
+constexpr uint64_t kParts = 8;
+
+/// What may be taken of a rank's GPU while `spare_bytes` of it stay free.
+uint64_t room_beside(const Holding& rank, uint64_t spare_bytes) {
+  return std::min(rank.room_bytes, rank.free_bytes - std::min(rank.free_bytes, spare_bytes));
+}
+
 /// What is looked for among the ranks of a role.
 class Holdings {
  public:
@@ -120,11 +132,36 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
 
 bool has_room_for_trainers(std::span<const Holding> ranks, std::span<const uint32_t> gpus) {
   std::map<uint32_t, uint64_t> away;
-  for (size_t rank = 0; rank < ranks.size(); ++rank) away[gpus[rank]] += ranks[rank].away_bytes;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    if (away[gpus[rank]] > ranks[rank].room_bytes) return false;
+    if (ranks[rank].role == Role::kTrainer) away[gpus[rank]] += ranks[rank].lacking_bytes;
+  }
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    if (away[gpus[rank]] > room_beside(ranks[rank], kSpareBytes)) return false;
   }
   return true;
+}
+
+std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
+                                         std::span<const uint32_t> gpus) {
+  struct Gpu {
+    uint64_t wanted = 0;
+    uint64_t room = UINT64_MAX;
+  };
+  std::map<uint32_t, Gpu> all;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    Gpu& gpu = all[gpus[rank]];
+    if (ranks[rank].role == Role::kInference) gpu.wanted += ranks[rank].lacking_bytes;
+    const uint64_t spare = ranks[rank].total_bytes / kParts;
+    gpu.room = std::min(gpu.room, room_beside(ranks[rank], spare));
+  }
+  std::vector<uint64_t> given(ranks.size());
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    Gpu& gpu = all[gpus[rank]];
+    if (ranks[rank].role != Role::kTrainer || gpu.wanted <= gpu.room) continue;
+    given[rank] = std::min(ranks[rank].optimizer_bytes, gpu.wanted - gpu.room);
+    gpu.wanted -= given[rank];
+  }
+  return given;
 }
 
 Preparation preparation_to_train(std::span<const Holding> ranks) {

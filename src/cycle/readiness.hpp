@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 #include "cycle/accounting.hpp"
 #include "cycle/options.hpp"
@@ -23,8 +24,11 @@ struct Holding {
   bool is_changed = false;  ///< Its weights may have changed since, beside its steps.
   /// By Tag: the engine takes it for released, wherever its bytes are.
   std::array<bool, kTags> is_released{};
-  uint64_t away_bytes = 0;  ///< What a trainer's memory lacks of the device's.
-  uint64_t room_bytes = 0;  ///< What may still be taken of its GPU, and is free there.
+  uint64_t lacking_bytes = 0;    ///< What its memory lacks of the device's.
+  uint64_t optimizer_bytes = 0;  ///< What a trainer's optimizer state holds of the device's.
+  uint64_t room_bytes = 0;       ///< What may still be taken of its GPU by the books,
+  uint64_t free_bytes = 0;       ///< and by the driver,
+  uint64_t total_bytes = 0;      ///< of this.
 };
 static_assert(std::is_trivially_copyable_v<Holding>);
 
@@ -56,6 +60,12 @@ struct Preparation {
 /// `gpus` by rank (DeviceMap::physical). Pure; the same on every rank.
 [[nodiscard]] bool has_room_for_trainers(std::span<const Holding> ranks,
                                          std::span<const uint32_t> gpus);
+
+/// What each trainer gives back of its optimizer's memory, in bytes by rank, before inference has
+/// room for all of its own and may generate: a part of the GPU stays free for what its engine
+/// allocates then. All of it where that is not enough. `gpus` as above. Pure; the same on every rank.
+[[nodiscard]] std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
+                                                       std::span<const uint32_t> gpus);
 
 /// What the trainers need to train on, and the update after that: their memory, mapped. Whatever
 /// inference holds stays, and trainers need not have come equally far. Pure; the same on every

@@ -107,7 +107,7 @@ void Session::do_command(const CommandOptions& command) {
       make_ready(command.command);
       for (uint64_t version = 1; version <= command.versions; ++version) {
         if (version > 1) begin_version(true);
-        bring_weights(command);
+        bring_weights(command, offload_of_optimizer());
         update();
         end_version();
       }
@@ -123,7 +123,7 @@ void Session::do_command(const CommandOptions& command) {
       break;
     case Command::kTransfer:
       make_ready(command.command);
-      bring_weights(command);
+      bring_weights(command, offload_of_optimizer());
       break;
     case Command::kResume:
       if (command.scope) {
@@ -234,13 +234,14 @@ void Session::refuse_unequal(const std::vector<Holding>& ranks) {
       "let those that are behind train on, or attach them all anew from one checkpoint"));
 }
 
-/// The first half of an update, after which inference serves what the trainers hold.
+/// The first half of an update, after which inference serves what the trainers hold. It generates
+/// as soon as it has room, while most of the trainers' memory still leaves.
 void Session::hand_over(const CommandOptions& command) {
   const bool trains = command.train && !setup_.roster.trainers;
   if (trains || !is_served_already()) {
     make_ready(Command::kHandOver);
     if (trains) run_steps({steps_->train()});
-    bring_weights(command);
+    bring_weights(command, room_for_inference());
   }
   has_given_over_ = true;
   std::vector<Steps> lists{steps_->take(Tag::kKvCache),
@@ -248,12 +249,26 @@ void Session::hand_over(const CommandOptions& command) {
                                           .is_take_back = false,
                                           .version = report_.versions.back().version,
                                           .error = std::nullopt})};
-  if (options_.offload) lists.push_back(steps_->offload(Tag::kWeights));
+  if (options_.offload) {
+    lists.push_back(steps_->offload(Tag::kOptimizer));
+    lists.push_back(steps_->offload(Tag::kWeights));
+  }
   run_steps(std::move(lists));
 }
 
+/// What the trainers do beside a transfer that nobody waits to generate after.
+Steps Session::offload_of_optimizer() {
+  return options_.offload ? steps_->offload(Tag::kOptimizer) : Steps{};
+}
+
+/// What they do beside one that inference waits for.
+Steps Session::room_for_inference() {
+  if (!options_.offload) return {};
+  return steps_->make_room(bytes_to_make_room(holdings(), world().devices.physical));
+}
+
 /// Whether inference serves what the trainers hold without another transfer: then the version is
-/// that one, and what would have gone beside the transfer goes.
+/// that one.
 bool Session::is_served_already() {
   if (content().state() != ContentState::kCommitted) return false;
   const auto ranks = holdings();
@@ -261,9 +276,7 @@ bool Session::is_served_already() {
   auto& version = report_.versions.back();
   version.version = content().committed().value();
   version.committed = true;
-  if (!options_.offload) return true;
-  prepare(preparation_while_serving(ranks));
-  run_steps({steps_->offload(Tag::kOptimizer)});
+  if (options_.offload) prepare(preparation_while_serving(ranks));
   return true;
 }
 
@@ -323,18 +336,15 @@ void Session::update() {
   run_steps({steps_->train()});
 }
 
-/// While the trainer's optimizer state goes, inference takes its weights and brings them up to
-/// date.
-void Session::bring_weights(const CommandOptions& command) {
+/// While `leaving` of the trainers goes, inference takes its weights and brings them up to date.
+void Session::bring_weights(const CommandOptions& command, Steps leaving) {
   has_given_over_ = true;
   auto& version = report_.versions.back();
   run_steps({steps_->scale()});
   std::vector<Steps> trainer{steps_->digest()};
   std::vector<Steps> inference{steps_->take(Tag::kWeights), steps_->transfer(), steps_->compare()};
-  if (options_.offload) {
-    trainer.push_back(steps_->offload(Tag::kOptimizer));
-    inference.push_back(steps_->unmap());
-  }
+  trainer.push_back(std::move(leaving));
+  if (options_.offload) inference.push_back(steps_->unmap());
   run_steps({together(std::move(trainer)), together(std::move(inference))});
   if (command.verify != Verify::kOff) run_steps({steps_->verify(version.digest)});
   run_steps({steps_->commit(version.version)});

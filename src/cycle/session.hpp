@@ -81,7 +81,9 @@ class Session {
   void offload(const Scope& scope);
   void resume(const Scope& scope);
   void update();
-  void bring_weights(const CommandOptions& command);
+  [[nodiscard]] Steps offload_of_optimizer();
+  [[nodiscard]] Steps room_for_inference();
+  void bring_weights(const CommandOptions& command, Steps leaving);
   void restore();
   void run_steps(std::vector<Steps> lists);
   void begin_version(bool is_new);

@@ -15,9 +15,6 @@ constexpr std::optional<Role> kTrainers = Role::kTrainer;
 constexpr std::optional<Role> kInference = Role::kInference;
 constexpr std::optional<Role> kEveryone = std::nullopt;
 
-/// Of a GPU's free memory left to what engines take beside the job.
-constexpr uint64_t kSpareBytes = 1ULL << 30;
-
 constexpr auto kEndOfDigest = "the end of the trainer's digest";
 
 }  // namespace
@@ -210,6 +207,16 @@ Steps CycleSteps::offload(Tag tag) {
            .is_of_engines = engines_move(tag)}};
 }
 
+Steps CycleSteps::make_room(const std::vector<uint64_t>& bytes) {
+  if (std::all_of(bytes.begin(), bytes.end(), [](uint64_t give) { return give == 0; })) return {};
+  const uint64_t mine = bytes[static_cast<size_t>(job_.rank())];
+  return {{.phase = {"offload", kTrainers, Tag::kOptimizer, Link::kDeviceToHost},
+           .region = region(Tag::kOptimizer),
+           .work = [this, mine]() -> uint64_t {
+             return mine > 0 ? trainer_->offload(Tag::kOptimizer, proves(), mine) : 0;
+           }}};
+}
+
 Steps CycleSteps::check_backup(Tag tag) {
   if (!has(tag) || !proves()) return {};
   return {{{"verify", kTrainers, tag}, region(tag), [this, tag] {
@@ -388,6 +395,7 @@ Holding CycleSteps::holding() {
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
     if (const Region* memory = region(tag)) {
       holding.regions.at(static_cast<size_t>(tag)) = memory->state();
+      holding.lacking_bytes += memory->lacking_bytes();
     }
   }
   if (trainer_) {
@@ -397,13 +405,16 @@ Holding CycleSteps::holding() {
     holding.lends = lends(job_.rank());
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
       holding.is_released.at(static_cast<size_t>(tag)) = trainer_->is_released(tag);
-      if (const Region* memory = region(tag)) holding.away_bytes += memory->lacking_bytes();
+    }
+    if (const Region* memory = region(Tag::kOptimizer)) {
+      holding.optimizer_bytes = memory->held_bytes();
     }
   }
   holding.has_mapped = inference_ && inference_->has_mapped();
-  const uint64_t free_bytes = world_.device->memory().free_bytes;
-  holding.room_bytes =
-      std::min(ledger_.room_bytes(), free_bytes - std::min(free_bytes, kSpareBytes));
+  holding.room_bytes = ledger_.room_bytes();
+  const DeviceMemory memory = world_.device->memory();
+  holding.free_bytes = memory.free_bytes;
+  holding.total_bytes = memory.total_bytes;
   return holding;
 }
 

@@ -83,7 +83,7 @@ void TrainerMember::finish_warm_up(const Region& region) {
                   format_seconds(watch.seconds())));
 }
 
-uint64_t TrainerMember::offload(Tag tag, bool proven) {
+uint64_t TrainerMember::offload(Tag tag, bool proven, uint64_t enough_bytes) {
   Region* held = region(tag);
   if (held == nullptr) {
     if (!moves_lent(tag) || is_released(tag)) return 0;
@@ -97,9 +97,12 @@ uint64_t TrainerMember::offload(Tag tag, bool proven) {
     engine_.before_release(tag, job_.deadline(), job_);
   }
   if (!proven && held->state() == RegionState::kResident) proofs_.at(tag).forget();
-  const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_)
-                             : held->offload(queue_, job_.deadline(), job_);
-  engine_.after_offload(tag, digested_runs(tag), job_.deadline(), job_);
+  const auto change = proven
+                          ? proofs_.at(tag).offload(queue_, job_.deadline(), job_, enough_bytes)
+                          : held->offload(queue_, job_.deadline(), job_, {}, enough_bytes);
+  if (held->state() == RegionState::kOffloaded) {
+    engine_.after_offload(tag, digested_runs(tag), job_.deadline(), job_);
+  }
   return change.moved_bytes;
 }
 

@@ -36,7 +36,9 @@ class TrainerMember {
   /// Give a tag's memory back, and take it again with its bytes. With `proven`, the bytes are
   /// digested on their way out and on their way in; what came back otherwise than it went is an
   /// Error(kMismatch) that names the first wrong tensor. Nothing for a tag that it does not hold.
-  uint64_t offload(Tag tag, bool proven);
+  /// An offload ends early when it has given `enough_bytes` (> 0) of device memory back; the next
+  /// goes on from there.
+  uint64_t offload(Tag tag, bool proven, uint64_t enough_bytes = kEverything);
   uint64_t resume(Tag tag, bool proven);
   /// Compares the bytes in host memory with what was digested; throws as `resume`.
   uint64_t check_backup(Tag tag);

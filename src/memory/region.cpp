@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -98,7 +99,7 @@ RegionChange Region::discard() {
 }
 
 RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                             const ChunkLeaving& leaving) {
+                             const ChunkLeaving& leaving, uint64_t enough_bytes) {
   if (state_ == RegionState::kOffloaded) return {};
   return about_tag(tag_, [&] {
     if (state_ == RegionState::kResident) {
@@ -106,7 +107,8 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     }
     enter(RegionState::kOffloading);
     RegionChange change{.changed = true};
-    BlocksAhead ahead(device_, missing_backups(), sharing_);
+    const auto next = next_to_leave(enough_bytes);
+    BlocksAhead ahead(device_, missing_backups(next), sharing_);
     // Chunks are shown behind their copies: beside them, work on the first would begin with the
     // offload, when another process is likely to use the device (to transfer weights, say).
     const auto settle = [&](const InFlight& copy, bool is_last) {
@@ -117,9 +119,9 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
       release_chunks(copy.chunk, 1);
     };
     std::optional<InFlight> behind;
-    for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+    for (const uint64_t chunk : next) {
       if (chunks_[chunk].bytes_in_host) {
-        if (range_->is_taken(chunk)) release_chunks(chunk, 1);
+        release_chunks(chunk, 1);
         continue;
       }
       if (!chunks_[chunk].host) {
@@ -135,7 +137,7 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
       if (before) settle(*before, /*is_last=*/false);
     }
     if (behind) settle(*behind, /*is_last=*/true);
-    enter(RegionState::kOffloaded);
+    if (held_bytes() == 0) enter(RegionState::kOffloaded);
     return change;
   });
 }
@@ -224,7 +226,9 @@ bool Region::has_copy() const {
 
 void Region::prepare_backup(const std::stop_token& stop) {
   if (stop.stop_requested()) return;
-  BlocksAhead ahead(device_, missing_backups(), sharing_);
+  std::vector<uint64_t> all(chunks_.size());
+  std::iota(all.begin(), all.end(), uint64_t{0});
+  BlocksAhead ahead(device_, missing_backups(all), sharing_);
   for (uint64_t chunk = 0; chunk < chunks_.size() && !stop.stop_requested(); ++chunk) {
     if (!chunks_[chunk].host) keep_backup(chunk, ahead.next());
   }
@@ -303,10 +307,22 @@ void Region::release_chunks(uint64_t first, uint64_t count) {
   if (failure) std::rethrow_exception(failure);
 }
 
-/// Sizes of the host blocks that chunks have none of.
-std::vector<uint64_t> Region::missing_backups() const {
+/// The first chunks that hold device memory, `enough_bytes` of it together, or all.
+std::vector<uint64_t> Region::next_to_leave(uint64_t enough_bytes) const {
+  std::vector<uint64_t> next;
+  uint64_t bytes = 0;
+  for (uint64_t chunk = 0; chunk < chunks_.size() && bytes < enough_bytes; ++chunk) {
+    if (!range_->is_taken(chunk)) continue;
+    next.push_back(chunk);
+    bytes += range_->chunking().held_bytes(chunk, 1);
+  }
+  return next;
+}
+
+/// Sizes of the host blocks that these chunks have none of.
+std::vector<uint64_t> Region::missing_backups(std::span<const uint64_t> chunks) const {
   std::vector<uint64_t> sizes;
-  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+  for (const uint64_t chunk : chunks) {
     if (!chunks_[chunk].host) sizes.push_back(range_->chunking().used_bytes(chunk));
   }
   return sizes;

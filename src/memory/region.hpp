@@ -69,6 +69,8 @@ struct RegionChange {
 /// while the next chunk's runs; for the last chunk while its own runs. What reads the chunk must be
 /// done when this returns.
 using ChunkLeaving = std::function<void(uint64_t chunk)>;
+/// Of device memory: all that there is.
+inline constexpr uint64_t kEverything = UINT64_MAX;
 /// Called in a resume when a chunk's bytes are back, in the order of chunks, while copies of later
 /// chunks run.
 using ChunkArrived = std::function<void(uint64_t chunk)>;
@@ -114,12 +116,13 @@ class Region {
   /// may be repeated. No device work on them may be in flight. Bytes that were offloaded cannot be
   /// discarded.
   RegionChange discard();
-  /// Resident (or a failed offload) to offloaded. Each chunk is released behind its copy, while the
-  /// next chunk's copy runs. Tells the monitor of each chunk's host memory that it had to make. No
-  /// other work on the region may be in flight. `leaving` is not called for chunks that a failed
-  /// offload has copied before.
+  /// Resident (or an offload that failed, or was of a part) to offloaded. Each chunk is released
+  /// behind its copy, while the next chunk's copy runs. Tells the monitor of each chunk's host
+  /// memory that it had to make. No other work on the region may be in flight. `leaving` is not
+  /// called for chunks that an offload before this has copied. It ends early, and the region stays
+  /// kOffloading, when it has given `enough_bytes` (> 0) of device memory back.
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                       const ChunkLeaving& leaving = {});
+                       const ChunkLeaving& leaving = {}, uint64_t enough_bytes = kEverything);
   /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`, and no
   /// chunk arrives.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
@@ -159,7 +162,8 @@ class Region {
   void take_reserved(uint64_t first, uint64_t count);
   [[nodiscard]] uint64_t taken_chunks() const;
   void release_chunks(uint64_t first, uint64_t count);
-  [[nodiscard]] std::vector<uint64_t> missing_backups() const;
+  [[nodiscard]] std::vector<uint64_t> next_to_leave(uint64_t enough_bytes) const;
+  [[nodiscard]] std::vector<uint64_t> missing_backups(std::span<const uint64_t> chunks) const;
   void keep_backup(uint64_t chunk, std::unique_ptr<HostBlock> host);
   [[nodiscard]] std::string describe_move(const char* move, uint64_t chunk) const;
   [[nodiscard]] std::byte* chunk_data(uint64_t chunk) const;

@@ -23,6 +23,10 @@ from engine_process import pattern  # noqa: E402
 from resident_job import text_of, wait_until  # noqa: E402
 
 
+LARGE = 130 * MIB  # of an optimizer state: in several chunks
+BARELY = ("--gpu-memory", "140MiB")  # for that and the trainer's weights, and for nothing of inference beside
+
+
 class Attached(unittest.TestCase):
     def setUp(self):
         directory = tempfile.TemporaryDirectory()
@@ -45,10 +49,10 @@ class Attached(unittest.TestCase):
         self.assertEqual(caught.exception.status, status, caught.exception.text)
         return caught.exception.text
 
-    def pair(self, *options, admission="off", optimizer=(), **named):
+    def pair(self, *options, admission="off", optimizer=(), trainer=None, **named):
         """A job of one trainer and one inference rank of the same layout, whose engines have sealed."""
         job = self.job(2, "--admission", admission, *options, **named)
-        trainer, inference = self.player(job, "trainer"), self.player(job, "inference")
+        trainer, inference = self.player(job, "trainer", **(trainer or {})), self.player(job, "inference")
         self.layout = trainer.end()["tensors"]
         inference.end()
         trainer.do("declare", None, optimizer)
@@ -329,22 +333,70 @@ class OneOfEach(Attached):
 
     def test_failed_callbacks_fail_the_command(self):
         _, trainer, inference = self.pair()
-        for player, what in ((trainer, "before_release optimizer"), (inference, "after_resume weights"),
-                             (inference, "after_resume kv_cache")):
-            player.do("fail", [what])
+        for what in ("after_resume weights", "after_resume kv_cache"):
+            inference.do("fail", [what])
             inference.begin("ready")
             text = self.fails(FAILED, trainer.do, "hand_over")
             self.assertIn(what.split()[0], text)
             self.assertIn("callback", self.fails(FAILED, inference.end))
-            player.do("fail", [])
-        # However far the trainer's weights had come.
+            inference.do("fail", [])
+        # However far the trainer's memory had come.
         self.hand_over(trainer, inference, 0)
         self.holds(inference, 1)
 
-    def test_a_version_serves_whatever_becomes_of_the_trainers_weights(self):
+    def test_a_failed_callback_that_makes_room_fails_the_command(self):
+        _, trainer, inference = self.pair(*BARELY, trainer={"optimizer": LARGE})
+        trainer.do("fail", ["before_release optimizer"])
+        inference.begin("ready")
+        self.assertIn("before_release", self.fails(FAILED, trainer.do, "hand_over"))
+        self.assertIn("callback", self.fails(FAILED, inference.end))
+        trainer.do("fail", [])
+        self.hand_over(trainer, inference, 0)
+        self.holds(inference, 1)
+
+    def test_inference_generates_while_the_trainers_memory_leaves(self):
+        """Where the GPU has room for all, none of it has to go before."""
         _, trainer, inference = self.pair()
-        trainer.do("delay", "before_release weights", 0.5)
-        trainer.do("fail", ["before_release weights"])
+        trainer.do("delay", "before_release optimizer", 1.0)
+        start = time.monotonic()
+        trainer.begin("hand_over")
+        self.assertEqual(inference.do("wait", 0), 1)
+        self.assertLess(time.monotonic() - start, 0.9)
+        self.holds(inference, 1)
+        self.assertEqual(trainer.end(), 1)
+        self.assertGreater(time.monotonic() - start, 1.0)
+
+    def test_inference_generates_once_it_has_room(self):
+        """Of three chunks of optimizer state one goes before, as often as it is asked for."""
+        job, trainer, inference = self.pair(*BARELY, trainer={"optimizer": LARGE})
+        for version in (1, 2):
+            trainer.begin("ready")
+            inference.begin("ready")
+            told = job.client("update", "--json", "-")
+            self.assertEqual(told.returncode, OK, told.stderr)
+            trainer.end()
+            inference.end()
+            self.holds(inference, version)
+            phases = json.loads(told.stdout)["versions"][-1]["phases"]
+            names = [" ".join(filter(None, (one["phase"], one["tag"]))) for one in phases]
+            offloads = [at for at, name in enumerate(names) if name == "offload optimizer"]
+            self.assertEqual([round(phases[at]["bytes"] / LARGE, 1) for at in offloads], [0.3, 0.7])
+            commit = names.index("commit weights")
+            self.assertTrue(offloads[0] < commit < offloads[1], names)
+            self.assertLess(commit, names.index("serve"))
+            self.take_back(trainer, inference)
+            self.trainer_holds(trainer, version)
+            trainer.do("step", version + 1)
+
+    def test_a_version_serves_whatever_becomes_of_the_trainers_memory(self):
+        for what in ("before_release optimizer", "before_release weights"):
+            with self.subTest(what=what):
+                self.serves_although_it_fails(what)
+
+    def serves_although_it_fails(self, what):
+        job, trainer, inference = self.pair()
+        trainer.do("delay", what, 0.5)
+        trainer.do("fail", [what])
         trainer.begin("hand_over")
         self.assertEqual(inference.do("wait", 0), 1)
         self.holds(inference, 1)
@@ -359,6 +411,7 @@ class OneOfEach(Attached):
         trainer.do("step", 2)
         self.hand_over(trainer, inference, 1)
         self.holds(inference, 2)
+        job.end()
 
     def test_a_busy_engine_is_named(self):
         job, trainer, inference = self.pair(timeout="2s")
@@ -803,11 +856,11 @@ class Lost(Attached):
         self.hand_over(trainer, third, 1)
         self.holds(third, 2)
 
-    def lose_in_hand_over(self, before, *call, cache_delay=0):
-        """A trainer, before it gives a tag's memory, while inference is in a call (default: ready)."""
-        job, trainer, inference = self.pair(timeout="20s")
+    def lose_in_hand_over(self, before, *options, cache_delay=0, optimizer=MIB):
+        """A trainer, before it gives a tag's memory, while inference waits for its version."""
+        job, trainer, inference = self.pair(*options, timeout="20s", trainer={"optimizer": optimizer})
         inference.do("delay", "after_resume kv_cache", cache_delay)
-        inference.begin(*(call or ("ready",)))
+        inference.begin("wait", 0)
         trainer.do("delay", f"before_release {before}", 600)
         trainer.begin("hand_over")
         wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer hangs")
@@ -815,11 +868,11 @@ class Lost(Attached):
         trainer.kill()
         return job, inference
 
-    def goes_on_behind_the_hand_over(self, job, inference):
+    def goes_on_behind_the_hand_over(self, job, inference, **named):
         """What inference serves is what the next trainer gets back."""
         self.holds(inference, 1)
         wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
-        other, place = self.again(job, "trainer")
+        other, place = self.again(job, "trainer", **named)
         self.assertEqual((place["reattached"], place["version"]), (1, 1))
         self.assertFalse(other.do("memory")["is_mapped"])
         self.take_back(other, inference)
@@ -828,36 +881,20 @@ class Lost(Attached):
         self.hand_over(other, inference, 1)
         self.holds(inference, 2)
 
-    def test_before_the_version_serves(self):
-        job, inference = self.lose_in_hand_over("optimizer")
-        self.assertIn("lost", self.fails(LOST, inference.end))
-        other, place = self.again(job, "trainer")
-        self.assertEqual(place["reattached"], 1)
-        self.trainer_holds(other, 1)
-        self.hand_over(other, inference, 0)
-        self.holds(inference, 1)
+    def test_what_is_handed_over_is_served_whoever_dies(self):
+        """The trainer dies before its optimizer state or its weights have left; the KV cache may be on its way."""
+        for before, delay in (("optimizer", 0), ("weights", 0), ("optimizer", 2.0), ("weights", 2.0)):
+            with self.subTest(before=before, delay=delay):
+                job, inference = self.lose_in_hand_over(before, cache_delay=delay)
+                self.assertEqual(inference.end(), 1)
+                self.goes_on_behind_the_hand_over(job, inference)
+                job.end()
 
-    def test_in_the_midst_of_a_command(self):
-        job, inference = self.lose_in_hand_over("weights")
-        inference.end()
-        self.goes_on_behind_the_hand_over(job, inference)
-
-    def test_a_version_that_is_committed_is_served_whoever_dies(self):
-        """The trainer dies while inference's KV cache and its own weights are still on their way."""
-        job, inference = self.lose_in_hand_over("weights", "wait", 0, cache_delay=2.0)
+    def test_what_is_handed_over_is_served_although_its_trainer_dies_before_the_commit(self):
+        """Its optimizer state makes room for inference's weights: nothing is brought before some of it has left."""
+        job, inference = self.lose_in_hand_over("optimizer", *BARELY, optimizer=LARGE)
         self.assertEqual(inference.end(), 1)
-        self.goes_on_behind_the_hand_over(job, inference)
-
-    def test_a_trainer_that_dies_before_the_commit_hands_nothing_over(self):
-        job, inference = self.lose_in_hand_over("optimizer", "wait", 0)
-        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
-        self.assertFalse(inference.answers_within(0.5))
-        other, place = self.again(job, "trainer")
-        self.assertEqual((place["reattached"], place["version"]), (1, 0))
-        self.assertTrue(other.do("memory")["is_mapped"])
-        self.assertEqual(other.do("hand_over"), 1)
-        self.assertEqual(inference.end(), 1)
-        self.holds(inference, 1)
+        self.goes_on_behind_the_hand_over(job, inference, optimizer=LARGE)
 
     def test_others_places_and_doors(self):
         job, trainer, inference = self.pair()

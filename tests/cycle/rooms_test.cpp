@@ -311,22 +311,60 @@ TEST_CASE("an offload that failed midway is undone before it is repeated") {
 
 TEST_CASE("the trainers' memory comes before inference's goes where each GPU has room for it") {
   auto trainer = trainer_with(State::kOffloaded, State::kOffloaded);
-  trainer.away_bytes = 100;
+  trainer.lacking_bytes = 100;
   trainer.room_bytes = 150;
+  trainer.free_bytes = trainer.total_bytes = 80 * kGiB;
   auto inference = inference_with(State::kResident, State::kResident, false);
   inference.room_bytes = 100;
+  inference.free_bytes = inference.total_bytes = 80 * kGiB;
   const std::vector<Holding> pair{trainer, inference};
   const std::vector<uint32_t> one{0, 0};
   CHECK(has_room_for_trainers(pair, one));
   CHECK(preparation_to_train(pair) ==
         Preparation{.restore_optimizer = true, .restore_weights = true, .map = true});
   auto narrow = pair;
-  narrow[1].room_bytes = 99;  // other processes are on the GPU, too
+  narrow[1].room_bytes = 99;
   CHECK(!has_room_for_trainers(narrow, one));
+  auto shared = pair;
+  shared[1].free_bytes = kGiB + 99;  // other processes are on the GPU, too, and take more
+  CHECK(!has_room_for_trainers(shared, one));
   // Two pairs on one GPU want twice as much of it.
   const std::vector<Holding> both{trainer, inference, trainer, inference};
   CHECK(has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 1, 1}));
   CHECK(!has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 0, 0}));
+}
+
+TEST_CASE("trainers give as much of their optimizer's memory as inference lacks, and no more") {
+  auto trainer = trainer_with(State::kResident, State::kResident);
+  trainer.optimizer_bytes = 48 * kGiB;
+  trainer.room_bytes = kGiB;
+  trainer.free_bytes = 20 * kGiB;
+  trainer.total_bytes = 80 * kGiB;
+  auto inference = inference_with(State::kDiscarded, State::kDiscarded, true);
+  inference.lacking_bytes = 12 * kGiB;
+  inference.room_bytes = kGiB;
+  inference.free_bytes = 20 * kGiB;
+  inference.total_bytes = 80 * kGiB;
+  const std::vector<uint32_t> one{0, 0};
+  using Bytes = std::vector<uint64_t>;
+  CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{11 * kGiB, 0});
+  // By the books there is room; of what is free an eighth of the GPU is inference's to allocate.
+  trainer.room_bytes = inference.room_bytes = 100 * kGiB;
+  CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{2 * kGiB, 0});
+  trainer.free_bytes = inference.free_bytes = 22 * kGiB;
+  CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{0, 0});
+  // What a rank of the GPU finds counts, and its optimizer's memory is all that can be given.
+  inference.free_bytes = 3 * kGiB;
+  trainer.optimizer_bytes = 9 * kGiB;
+  CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{9 * kGiB, 0});
+  // Two pairs on one GPU: the first gives what it has, the second the rest. One of its own gives less.
+  const std::vector both{trainer, trainer, inference, inference};
+  trainer.optimizer_bytes = 100 * kGiB;
+  const std::vector unlike{both[0], trainer, inference, inference};
+  CHECK(bytes_to_make_room(unlike, std::vector<uint32_t>{0, 0, 0, 0}) ==
+        Bytes{9 * kGiB, 15 * kGiB, 0, 0});
+  CHECK(bytes_to_make_room(unlike, std::vector<uint32_t>{0, 1, 0, 1}) ==
+        Bytes{9 * kGiB, 12 * kGiB, 0, 0});
 }
 
 TEST_CASE("inference keeps the weights that it serves while a failed offload is undone") {

@@ -366,6 +366,32 @@ TEST_CASE("a chunk is released behind its own copy, while the next one runs") {
                                                    "wait 5", "wait 6", "wait 7", "wait 8"});
 }
 
+TEST_CASE("an offload of a part gives enough back, and makes host memory for no more") {
+  Fixture f;
+  f.take_and_fill();
+  const auto offload = [&f](uint64_t enough) {
+    return f.region.offload(*f.queue, f.deadline, f.monitor, {}, enough).moved_bytes;
+  };
+  CHECK(offload(1) == kFakeChunk);
+  CHECK(f.region.state() == RegionState::kOffloading);
+  CHECK(f.script.host_calls == 1);
+  CHECK(offload(kFakeChunk + 1) == 2 * kFakeChunk);
+  CHECK(f.region.held_bytes() == kFakeChunk);
+  CHECK_FALSE(f.region.has_copy());
+  CHECK(f.script.calls ==
+        std::vector<std::string>{"copy 16", "wait 1", "release 0", "copy 16", "copy 16", "wait 2",
+                                 "release 1", "wait 3", "release 2"});
+  SUBCASE("the rest follows") {
+    CHECK(offload(kEverything) == 7);
+    CHECK(f.region.state() == RegionState::kOffloaded);
+    CHECK(f.region.has_copy());
+    CHECK(f.script.host_calls == 4);
+    CHECK(f.resume().moved_bytes == Fixture::kBytes);
+  }
+  SUBCASE("the part comes back") { CHECK(f.resume().moved_bytes == 3 * kFakeChunk); }
+  CHECK(f.is_whole());
+}
+
 TEST_CASE("a chunk is shown when it is copied, beside the next copy, the last beside its own") {
   Fixture f;
   f.take_and_fill();

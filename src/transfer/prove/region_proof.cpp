@@ -43,24 +43,29 @@ std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
   return views;
 }
 
-RegionChange RegionProof::offload(CopyQueue& queue, const Deadline& deadline,
-                                  WaitMonitor& monitor) {
-  if (region_.state() == RegionState::kOffloading) {
+RegionChange RegionProof::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                                  uint64_t enough_bytes) {
+  const bool goes_on = recorded_ && is_of_part_ && region_.state() == RegionState::kOffloading;
+  if (region_.state() == RegionState::kOffloading && !goes_on) {
     throw runtime_error(fmt::format("cannot prove the rest of the offload of \"{}\" ({}), which "
                                     "failed before: some of its bytes have left the device",
                                     region_.name(), format_bytes(region_.bytes())),
                         "resume it, then offload it again")
         .about_tag(tag_name(region_.tag()));
   }
-  if (region_.state() != RegionState::kResident) return region_.offload(queue, deadline, monitor);
+  if (region_.state() != RegionState::kResident && !goes_on) {
+    return region_.offload(queue, deadline, monitor);
+  }
   recorded_.reset();
-  digests_->begin();
-  const auto change = region_.offload(queue, deadline, monitor, [&](uint64_t chunk) {
+  if (!goes_on) digests_->begin();
+  const auto leaving = [&](uint64_t chunk) {
     digests_->add(chunk);
     wait(deadline, monitor);
-  });
+  };
+  const auto change = region_.offload(queue, deadline, monitor, leaving, enough_bytes);
   const auto sums = finish(deadline, monitor);
   recorded_.emplace(sums.begin(), sums.end());
+  is_of_part_ = region_.state() == RegionState::kOffloading;
   return change;
 }
 
@@ -79,6 +84,7 @@ RegionChange RegionProof::resume(CopyQueue& queue, const Deadline& deadline, Wai
   if (change.moved_bytes == 0) return change;
   const auto sums = finish(deadline, monitor);
   for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was resumed");
+  if (is_of_part_) recorded_.reset();  // host memory has no more than that part
   return change;
 }
 
@@ -106,6 +112,7 @@ RegionChange RegionProof::back_up(CopyQueue& queue, const Deadline& deadline,
   for (uint64_t chunk = 0; chunk < region_.range().chunks(); ++chunk) digests_->add(chunk);
   const auto sums = finish(deadline, monitor);
   recorded_.emplace(sums.begin(), sums.end());
+  is_of_part_ = false;
   return change;
 }
 
@@ -121,7 +128,7 @@ std::span<const uint64_t> RegionProof::finish(const Deadline& deadline, WaitMoni
 }
 
 uint64_t RegionProof::check_backup(ThreadPool& threads) const {
-  if (!recorded_) {
+  if (!has_all()) {
     throw runtime_error(fmt::format("cannot check the host memory of \"{}\": no offload of it has "
                                     "recorded digests",
                                     region_.name()),

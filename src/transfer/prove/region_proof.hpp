@@ -31,9 +31,11 @@ class RegionProof {
  public:
   RegionProof(Region& region, std::vector<ProvenRun> runs, Kernels& kernels);
 
-  /// Offloads the region and records the digests of what leaves. An offload that failed cannot be
-  /// repeated: what left then is no longer there to be digested. Resume it first.
-  RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
+  /// Offloads the region and records the digests of what leaves; `enough_bytes` as in the region,
+  /// where the next call goes on. An offload that failed cannot be repeated: what left then is no
+  /// longer there to be digested. Resume it first.
+  RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
+                       uint64_t enough_bytes = kEverything);
   /// Resumes the region and compares what came back with what was recorded. Throws Error(kMismatch)
   /// that names the first wrong one. Where the offload failed there is no record, and a warning
   /// says so. Compares nothing where nothing comes back, as when the region is resident already.
@@ -46,15 +48,16 @@ class RegionProof {
   /// The region is offloaded without a proof: what was recorded is of other bytes.
   void forget() { recorded_.reset(); }
   [[nodiscard]] std::span<const ProvenRun> runs() const { return runs_; }
-  /// The digests of the last offload or copy, by run; none where there is no record.
+  /// The digests of the last offload or copy, by run; none where there is no record of all.
   [[nodiscard]] std::span<const uint64_t> recorded() const {
-    return recorded_ ? std::span<const uint64_t>(*recorded_) : std::span<const uint64_t>();
+    return has_all() ? std::span<const uint64_t>(*recorded_) : std::span<const uint64_t>();
   }
   /// Compares the offloaded bytes in host memory with what was recorded; throws as `resume`, and
   /// where there is no record. Returns the bytes read.
   uint64_t check_backup(ThreadPool& threads) const;
 
  private:
+  [[nodiscard]] bool has_all() const { return recorded_ && !is_of_part_; }
   [[nodiscard]] std::vector<DigestView> views_of(uint64_t chunk) const;
   void wait(const Deadline& deadline, WaitMonitor& monitor);
   [[nodiscard]] std::span<const uint64_t> finish(const Deadline& deadline, WaitMonitor& monitor);
@@ -67,6 +70,7 @@ class RegionProof {
   Kernels& kernels_;
   std::unique_ptr<DigestParts> digests_;           ///< A part for each chunk, a sum for each run.
   std::optional<std::vector<uint64_t>> recorded_;  ///< By the last offload, if it went well.
+  bool is_of_part_ = false;                        ///< What is recorded: of what has left so far.
 };
 
 }  // namespace awex

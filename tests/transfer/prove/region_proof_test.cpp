@@ -108,6 +108,40 @@ TEST_CASE("a flipped bit is found in whichever chunk it is, and its run named") 
   }
 }
 
+TEST_CASE("what goes in parts is proven as what goes at once") {
+  Fixture whole;
+  whole.offload();
+  Fixture f;
+  ThreadPool threads(2);
+  for (int cycle = 0; cycle < 2; ++cycle) {
+    f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
+    CHECK(f.region.state() == RegionState::kOffloading);
+    CHECK(f.region.held_bytes() == whole.region.lacking_bytes() - f.region.lacking_bytes());
+    CHECK(f.proof.recorded().empty());
+    CHECK_THROWS_AS(f.proof.check_backup(threads), Error);
+    f.offload();
+    CHECK(f.region.state() == RegionState::kOffloaded);
+    CHECK(std::ranges::equal(f.proof.recorded(), whole.proof.recorded()));
+    f.proof.check_backup(threads);
+    f.resume();
+    CHECK(f.is_whole());
+  }
+}
+
+TEST_CASE("a part that comes back is proven, and is no copy of the whole") {
+  Fixture f;
+  f.offload();
+  f.resume();
+  f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
+  f.resume();
+  CHECK(f.is_whole());
+  CHECK(f.proof.recorded().empty());
+  CHECK_FALSE(f.region.has_copy());
+  f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
+  f.damage(3);
+  CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("first has the digest"), Error);
+}
+
 TEST_CASE("what belongs to no run proves nothing") {
   Fixture f;
   f.offload();
