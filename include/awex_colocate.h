@@ -177,6 +177,11 @@ awex_status awex_hand_over(awex_engine* engine, double timeout_s, uint64_t* vers
 /* A trainer: wants its memory back. Returns when all of it is mapped, with its bytes, and that of
  * the other trainers; at once where its own is. Inference's may still be on its way out. */
 awex_status awex_take_back(awex_engine* engine, double timeout_s);
+/* The same of its weights alone, which is what forward and backward need: its optimizer state stays
+ * in host memory until awex_take_back, and what the GPU would hold of it is free for activations.
+ * All trainers of a job call the one or the other. Until the state is back awex_writing is refused;
+ * awex_hand_over is not. */
+awex_status awex_take_back_weights(awex_engine* engine, double timeout_s);
 /* Inference: gives its memory to whoever needs it and returns when it serves a version that is
  * newer than `newer_than`: weights and KV cache are mapped, the KV cache with undefined content, on
  * all inference ranks. The trainers' weights may still be on their way out. Returns at once where

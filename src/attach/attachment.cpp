@@ -11,6 +11,13 @@
 #include "base/process_activity.hpp"
 
 namespace awex::attach {
+namespace {
+
+bool wants_back(EngineWish wish) {
+  return wish == EngineWish::kTakeBack || wish == EngineWish::kTakeBackWeights;
+}
+
+}  // namespace
 Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
                        std::array<Region*, 3> regions, uint64_t own_bytes)
     : door_(door),
@@ -362,7 +369,7 @@ Attendance Attachment::attendance() const {
   const auto state = door_.state();
   Attendance attendance{.pid = door_.pid(),
                         .is_here = state == Door::State::kSealed,
-                        .wants_back = door_.wish() == EngineWish::kTakeBack,
+                        .wants_back = wants_back(door_.wish()),
                         .own_bytes = own_bytes()};
   switch (state) {
     case Door::State::kAbsent:

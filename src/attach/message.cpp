@@ -46,7 +46,8 @@ constexpr std::array kFromRank{
 
 constexpr std::array kWishes{Named<EngineWish>{"none", EngineWish::kNone},
                              Named<EngineWish>{"hand_over", EngineWish::kHandOver},
-                             Named<EngineWish>{"take_back", EngineWish::kTakeBack}};
+                             Named<EngineWish>{"take_back", EngineWish::kTakeBack},
+                             Named<EngineWish>{"take_back_weights", EngineWish::kTakeBackWeights}};
 
 constexpr std::array kOwn{Named<OwnWeights>{"none", OwnWeights::kNone},
                           Named<OwnWeights>{"stays", OwnWeights::kStays},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 namespace awex {
 namespace {
@@ -12,6 +13,14 @@ constexpr uint64_t kSpareBytes = 1ULL << 30;
 /// that generates allocates for the largest batch that it takes on (vLLM with its defaults sets a
 /// tenth of the GPU aside for what it cannot foresee).
 constexpr uint64_t kParts = 8;
+
+uint64_t lacking(const Holding& rank, Tag tag) {
+  return rank.lacking_bytes.at(static_cast<size_t>(tag));
+}
+
+uint64_t lacking(const Holding& rank) {
+  return std::accumulate(rank.lacking_bytes.begin(), rank.lacking_bytes.end(), uint64_t{0});
+}
 
 /// What may be taken of a rank's GPU while `spare_bytes` of it stay free.
 uint64_t room_beside(const Holding& rank, uint64_t spare_bytes) {
@@ -100,15 +109,16 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   Preparation needed;
   switch (command) {
     case Command::kUpdate:
-    case Command::kHandOver:
       needed.train_to = all.steps_to_catch_up();
       needed.restore_optimizer = all.is_away(Tag::kOptimizer);
       needed.restore_weights = all.is_away(Tag::kWeights);
       prepare_mapping(all, needed);
       break;
+    case Command::kHandOver:
     case Command::kTransfer:
       needed.train_to = all.steps_to_catch_up();
-      needed.restore_optimizer = needed.train_to > 0 && all.is_away(Tag::kOptimizer);
+      needed.restore_optimizer =
+          all.is_midway(Tag::kOptimizer) || (needed.train_to > 0 && all.is_away(Tag::kOptimizer));
       needed.restore_weights = all.is_away(Tag::kWeights);
       prepare_mapping(all, needed);
       break;
@@ -130,10 +140,13 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   return needed;
 }
 
-bool has_room_for_trainers(std::span<const Holding> ranks, std::span<const uint32_t> gpus) {
+bool has_room_for_trainers(std::span<const Holding> ranks, std::span<const uint32_t> gpus,
+                           TakenBack what) {
   std::map<uint32_t, uint64_t> away;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    if (ranks[rank].role == Role::kTrainer) away[gpus[rank]] += ranks[rank].lacking_bytes;
+    if (ranks[rank].role != Role::kTrainer) continue;
+    away[gpus[rank]] +=
+        what == TakenBack::kAll ? lacking(ranks[rank]) : lacking(ranks[rank], Tag::kWeights);
   }
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     if (away[gpus[rank]] > room_beside(ranks[rank], kSpareBytes)) return false;
@@ -150,7 +163,7 @@ std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
   std::map<uint32_t, Gpu> all;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     Gpu& gpu = all[gpus[rank]];
-    if (ranks[rank].role == Role::kInference) gpu.wanted += ranks[rank].lacking_bytes;
+    if (ranks[rank].role == Role::kInference) gpu.wanted += lacking(ranks[rank]);
     const uint64_t spare = ranks[rank].total_bytes / kParts;
     gpu.room = std::min(gpu.room, room_beside(ranks[rank], spare));
   }
@@ -164,10 +177,11 @@ std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
   return given;
 }
 
-Preparation preparation_to_train(std::span<const Holding> ranks) {
-  Preparation needed = preparation_for(Command::kHandOver, ranks);
+Preparation preparation_to_train(std::span<const Holding> ranks, TakenBack what) {
+  Preparation needed = preparation_for(Command::kUpdate, ranks);
   needed.discard_kv_cache = needed.discard_weights = false;
   needed.train_to = 0;
+  if (what == TakenBack::kWeights) needed.restore_optimizer = false;
   return needed;
 }
 

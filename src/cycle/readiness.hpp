@@ -24,7 +24,7 @@ struct Holding {
   bool is_changed = false;  ///< Its weights may have changed since, beside its steps.
   /// By Tag: the engine takes it for released, wherever its bytes are.
   std::array<bool, kTags> is_released{};
-  uint64_t lacking_bytes = 0;    ///< What its memory lacks of the device's.
+  std::array<uint64_t, kTags> lacking_bytes{};  ///< By Tag: what its memory lacks of the device's.
   uint64_t optimizer_bytes = 0;  ///< What a trainer's optimizer state holds of the device's.
   uint64_t room_bytes = 0;       ///< What may still be taken of its GPU by the books,
   uint64_t free_bytes = 0;       ///< and by the driver,
@@ -50,27 +50,32 @@ struct Preparation {
 [[nodiscard]] bool serves_what_trainers_hold(std::span<const Holding> ranks);
 
 /// What a command finds missing when the ranks hold what they hold. An update needs all of the
-/// trainers' memory and their weights mapped, a transfer their weights, resident and mapped; an
+/// trainers' memory and their weights mapped, a hand-over and a transfer their weights, resident
+/// and mapped, and of their optimizer state no half; an
 /// offload needs nobody to have them mapped, for what is mapped does not become free, and goes on
 /// only from what is whole; a resume needs inference to have given its memory back. Pure; the same
 /// on every rank.
 [[nodiscard]] Preparation preparation_for(Command command, std::span<const Holding> ranks);
 
-/// Whether every GPU has room for all that its trainers have away, whatever inference holds there.
-/// `gpus` by rank (DeviceMap::physical). Pure; the same on every rank.
+/// What of the trainers' memory a take-back brings.
+enum class TakenBack : uint8_t { kAll, kWeights };
+
+/// Whether every GPU has room for what its trainers have away of that, whatever inference holds
+/// there. `gpus` by rank (DeviceMap::physical). Pure; the same on every rank.
 [[nodiscard]] bool has_room_for_trainers(std::span<const Holding> ranks,
-                                         std::span<const uint32_t> gpus);
+                                         std::span<const uint32_t> gpus, TakenBack what);
 
 /// What each trainer gives back of its optimizer's memory, in bytes by rank, before inference has
 /// room for all of its own and may generate: a part of the GPU stays free for what its engine
-/// allocates then. All of it where that is not enough. `gpus` as above. Pure; the same on every rank.
+/// allocates then. All of it where that is not enough. `gpus` as above. Pure; the same on every
+/// rank.
 [[nodiscard]] std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
                                                        std::span<const uint32_t> gpus);
 
-/// What the trainers need to train on, and the update after that: their memory, mapped. Whatever
-/// inference holds stays, and trainers need not have come equally far. Pure; the same on every
-/// rank.
-[[nodiscard]] Preparation preparation_to_train(std::span<const Holding> ranks);
+/// What the trainers need to train on, and the update after that: their memory, or that of it, and
+/// their weights mapped. Whatever inference holds stays, and trainers need not have come equally
+/// far. Pure; the same on every rank.
+[[nodiscard]] Preparation preparation_to_train(std::span<const Holding> ranks, TakenBack what);
 
 /// The same before the trainers' memory goes while inference serves what they hold: what failed
 /// midway is undone, and inference keeps its weights. Pure; the same on every rank.

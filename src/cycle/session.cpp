@@ -116,7 +116,7 @@ void Session::do_command(const CommandOptions& command) {
       hand_over(command);
       break;
     case Command::kTakeBack:
-      take_back();
+      take_back(command.scope ? TakenBack::kWeights : TakenBack::kAll);
       break;
     case Command::kOffload:
       offload(command.scope.value_or(Scope{.role = Role::kTrainer}));
@@ -239,7 +239,7 @@ void Session::refuse_unequal(const std::vector<Holding>& ranks) {
 void Session::hand_over(const CommandOptions& command) {
   const bool trains = command.train && !setup_.roster.trainers;
   if (trains || !is_served_already()) {
-    make_ready(Command::kHandOver);
+    make_ready(trains ? Command::kUpdate : Command::kHandOver);
     if (trains) run_steps({steps_->train()});
     bring_weights(command, room_for_inference());
   }
@@ -280,14 +280,15 @@ bool Session::is_served_already() {
   return true;
 }
 
-/// The second half, after which the trainers have all their memory, mapped for the next transfer.
+/// The second half, after which the trainers have what they take back of their memory, and their
+/// weights are mapped for the next transfer.
 /// Memory that is given back is cleared by the driver, with the engine that copies to the GPU:
 /// where there is room, the trainers' comes first, and they do not wait for the rest.
-void Session::take_back() {
+void Session::take_back(TakenBack what) {
   if (!options_.offload) return;
   const auto ranks = holdings();
-  if (has_room_for_trainers(ranks, world().devices.physical)) {
-    prepare(preparation_to_train(ranks));
+  if (has_room_for_trainers(ranks, world().devices.physical, what)) {
+    prepare(preparation_to_train(ranks, what));
     steps_->let_trainer_go_on({.is_hand_over = false,
                                .is_take_back = true,
                                .version = content().committed().value_or(0),
@@ -295,7 +296,7 @@ void Session::take_back() {
     if (setup_.roster.trainers) account_.others_were_at_work();
   }
   make_ready(Command::kTakeBack);
-  prepare(preparation_to_train(holdings()));
+  prepare(preparation_to_train(holdings(), what));
 }
 
 /// The memory of a scope goes: the trainers' to host memory, inference's for good.

@@ -77,7 +77,7 @@ class Session {
   void prepare(const Preparation& needed);
   void hand_over(const CommandOptions& command);
   [[nodiscard]] bool is_served_already();
-  void take_back();
+  void take_back(TakenBack what);
   void offload(const Scope& scope);
   void resume(const Scope& scope);
   void update();

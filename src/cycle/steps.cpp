@@ -395,7 +395,7 @@ Holding CycleSteps::holding() {
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
     if (const Region* memory = region(tag)) {
       holding.regions.at(static_cast<size_t>(tag)) = memory->state();
-      holding.lacking_bytes += memory->lacking_bytes();
+      holding.lacking_bytes.at(static_cast<size_t>(tag)) = memory->lacking_bytes();
     }
   }
   if (trainer_) {

@@ -57,8 +57,8 @@ class CycleSteps {
   [[nodiscard]] Steps scale();
   /// The trainer's memory of a tag goes to host memory.
   [[nodiscard]] Steps offload(Tag tag);
-  /// So much of each trainer's optimizer state goes, in bytes of device memory by rank; nothing where
-  /// that is nothing. An offload goes on with the rest.
+  /// So much of each trainer's optimizer state goes, in bytes of device memory by rank; nothing
+  /// where that is nothing. An offload goes on with the rest.
   [[nodiscard]] Steps make_room(const std::vector<uint64_t>& bytes);
   /// The trainer's bytes in host memory are what they were on the device.
   [[nodiscard]] Steps check_backup(Tag tag);

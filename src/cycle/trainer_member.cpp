@@ -97,9 +97,8 @@ uint64_t TrainerMember::offload(Tag tag, bool proven, uint64_t enough_bytes) {
     engine_.before_release(tag, job_.deadline(), job_);
   }
   if (!proven && held->state() == RegionState::kResident) proofs_.at(tag).forget();
-  const auto change = proven
-                          ? proofs_.at(tag).offload(queue_, job_.deadline(), job_, enough_bytes)
-                          : held->offload(queue_, job_.deadline(), job_, {}, enough_bytes);
+  const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_, enough_bytes)
+                             : held->offload(queue_, job_.deadline(), job_, {}, enough_bytes);
   if (held->state() == RegionState::kOffloaded) {
     engine_.after_offload(tag, digested_runs(tag), job_.deadline(), job_);
   }

@@ -45,7 +45,7 @@ struct EngineNeeds {
 };
 
 /// A command that an engine asks for.
-enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack };
+enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack, kTakeBackWeights };
 
 /// How an engine that is a process of its own stands. Plain data, to be gathered.
 struct Attendance {

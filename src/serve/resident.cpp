@@ -29,6 +29,8 @@ constexpr Seconds kLook{0.1};
 constexpr Seconds kRollCall{1};
 /// The same where one is lost: the next may wait at the door.
 constexpr Seconds kRollCallOfLost{0.2};
+/// What trainers wait for that take their weights back, and nothing else.
+constexpr Scope kTrainersWeights{.role = Role::kTrainer, .tags = {true, false, false}};
 /// How long clients may take to read what they are told when the job ends.
 constexpr Seconds kFarewell{1};
 
@@ -368,6 +370,8 @@ std::optional<Resident::Order> Resident::order_at_rest() {
       return Order{Order::Kind::kRun, {.command = Command::kHandOver}};
     case EngineWish::kTakeBack:
       return Order{Order::Kind::kRun, {.command = Command::kTakeBack}};
+    case EngineWish::kTakeBackWeights:
+      return Order{Order::Kind::kRun, {.command = Command::kTakeBack, .scope = kTrainersWeights}};
     case EngineWish::kNone:
       break;
   }

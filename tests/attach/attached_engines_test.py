@@ -169,6 +169,10 @@ class TwoOfEach(Attached):
             self.update(trainers, servers, version)
             self.assertFalse(any(player.do("memory")["is_mapped"] for player in trainers))
             self.check(servers, model)
+            if version % 2:
+                take_back(trainers, servers, "take_back_weights")
+                self.check_trainers(trainers, version)
+                self.assertFalse(any(player.do("memory", "optimizer")["is_mapped"] for player in trainers))
             take_back(trainers, servers)
             self.assertEqual([player.do("sum_of", "optimizer") for player in trainers], sums)
             if version == 8:
@@ -179,6 +183,23 @@ class TwoOfEach(Attached):
         status = job.status()
         self.assertEqual((status["committed_version"], status["memory"]["leaked_bytes"]), (20, 0))
         self.assertEqual({rank["steps"] for rank in status["ranks"] if rank["role"] == "trainer"}, {20})
+
+    def test_a_trainer_that_wants_all_waits_for_one_that_wants_its_weights(self):
+        job, trainers, servers = self.attach()
+        self.begin(job, trainers, servers)
+        sums = [player.do("sum_of", "optimizer") for player in trainers]
+        self.update(trainers, servers, 1)
+        for player in servers:
+            player.begin("release")
+        trainers[0].begin("take_back_weights")
+        trainers[1].begin("take_back")
+        trainers[0].end()
+        self.assertFalse(trainers[1].answers_within(0.5))
+        trainers[0].do("take_back")
+        for player in trainers[1:] + servers:
+            player.end()
+        self.assertEqual([player.do("sum_of", "optimizer") for player in trainers], sums)
+        self.update(trainers, servers, 2)
 
     def test_tensors_lie_anywhere(self):
         job, trainers, servers = self.attach(scatter=True)
@@ -387,6 +408,42 @@ class OneOfEach(Attached):
             self.take_back(trainer, inference)
             self.trainer_holds(trainer, version)
             trainer.do("step", version + 1)
+
+    def take_weights_back(self, trainer, inference):
+        inference.begin("release")
+        trainer.do("take_back_weights")
+        inference.end()
+
+    def test_a_trainer_takes_its_weights_back_alone(self):
+        for options in ((), BARELY):
+            with self.subTest(options=options):
+                self.takes_weights_back(options)
+
+    def takes_weights_back(self, options):
+        job, trainer, inference = self.pair(*options, trainer={"optimizer": LARGE})
+        state = trainer.do("sum_of", "optimizer")
+        self.hand_over(trainer, inference, 0)
+        self.take_weights_back(trainer, inference)
+        self.trainer_holds(trainer, 1)
+        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
+        self.assertEqual([(rank["role"], memory["tag"]) for rank in job.status()["ranks"] for memory in rank["tags"]
+                          if memory["device_bytes"]], [("trainer", "weights")])
+        self.assertIn("awex_take_back", self.fails(WRONG, trainer.do, "step", 2))
+        trainer.do("take_back_weights", 0)  # at once
+        trainer.do("take_back")
+        self.assertEqual(trainer.do("sum_of", "optimizer"), state)
+        trainer.do("step", 2)
+        state = trainer.do("sum_of", "optimizer")
+        self.hand_over(trainer, inference, 1)
+        self.holds(inference, 2)
+        # Whoever does not need it leaves it where it is.
+        self.take_weights_back(trainer, inference)
+        self.assertEqual(self.hand_over(trainer, inference, 2), 3)
+        self.holds(inference, 2)
+        self.take_back(trainer, inference)
+        self.trainer_holds(trainer, 2)
+        self.assertEqual(trainer.do("sum_of", "optimizer"), state)
+        job.end()
 
     def test_a_version_serves_whatever_becomes_of_the_trainers_memory(self):
         for what in ("before_release optimizer", "before_release weights"):
@@ -813,6 +870,24 @@ class Lost(Attached):
         self.take_back(third, inference)
         self.trainer_holds(third, 2)
         self.assertEqual(third.do("sum_of", "optimizer"), state)
+
+    def test_a_trainer_that_has_its_weights_alone(self):
+        job, trainer, inference = self.pair()
+        state = trainer.do("sum_of", "optimizer")
+        self.hand_over(trainer, inference, 0)
+        inference.begin("release")
+        trainer.do("take_back_weights")
+        inference.end()
+        trainer.kill()
+        other, place = self.again(job, "trainer")
+        self.assertEqual((place["reattached"], place["version"]), (1, 1))
+        self.assertFalse(other.do("memory", "optimizer")["is_mapped"])
+        self.trainer_holds(other, 1)
+        other.do("take_back")
+        self.assertEqual(other.do("sum_of", "optimizer"), state)
+        other.do("step", 2)
+        self.hand_over(other, inference, 1)
+        self.holds(inference, 2)
 
     def test_a_trainer_in_its_first_step_begins_anew(self):
         job, trainer, inference = self.pair()

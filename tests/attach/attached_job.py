@@ -92,11 +92,11 @@ def hand_over(trainers, servers, newer_than):
     return [player.end() for player in trainers + servers]
 
 
-def take_back(trainers, servers):
+def take_back(trainers, servers, call="take_back"):
     for player in servers:
         player.begin("release")
     for player in trainers:
-        player.begin("take_back")
+        player.begin(call)
     for player in trainers + servers:
         player.end()
 

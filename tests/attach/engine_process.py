@@ -354,6 +354,9 @@ class Engine:
     def take_back(self, timeout=60.0):
         self.call("take_back", self.handle, ctypes.c_double(timeout))
 
+    def take_back_weights(self, timeout=60.0):
+        self.call("take_back_weights", self.handle, ctypes.c_double(timeout))
+
     def wait(self, newer_than=0, timeout=60.0):
         version = ctypes.c_uint64()
         self.call("wait", self.handle, ctypes.c_uint64(newer_than), ctypes.c_double(timeout), ctypes.byref(version))

@@ -264,6 +264,7 @@ TEST_CASE("what was handed over comes back before it is used, and inference make
   // A transfer needs no optimizer, and inference's weights have room.
   CHECK(preparation_for(Command::kTransfer, ranks) ==
         Preparation{.discard_kv_cache = true, .restore_weights = true, .map = true});
+  CHECK(preparation_for(Command::kHandOver, ranks) == preparation_for(Command::kTransfer, ranks));
   CHECK(preparation_for(Command::kOffload, ranks) == Preparation{});
   CHECK(preparation_for(Command::kResume, ranks) ==
         Preparation{.discard_kv_cache = true, .discard_weights = true});
@@ -306,12 +307,15 @@ TEST_CASE("an offload that failed midway is undone before it is repeated") {
     const std::vector<Holding> ranks{trainer_with(midway, State::kOffloaded),
                                      inference_with(State::kDiscarded, State::kDiscarded, false)};
     CHECK(preparation_for(Command::kOffload, ranks) == Preparation{.restore_weights = true});
+    const std::vector<Holding> half{trainer_with(State::kResident, midway),
+                                    inference_with(State::kDiscarded, State::kDiscarded, true)};
+    CHECK(preparation_for(Command::kHandOver, half) == Preparation{.restore_optimizer = true});
   }
 }
 
 TEST_CASE("the trainers' memory comes before inference's goes where each GPU has room for it") {
   auto trainer = trainer_with(State::kOffloaded, State::kOffloaded);
-  trainer.lacking_bytes = 100;
+  trainer.lacking_bytes = {40, 60, 0};
   trainer.room_bytes = 150;
   trainer.free_bytes = trainer.total_bytes = 80 * kGiB;
   auto inference = inference_with(State::kResident, State::kResident, false);
@@ -319,19 +323,23 @@ TEST_CASE("the trainers' memory comes before inference's goes where each GPU has
   inference.free_bytes = inference.total_bytes = 80 * kGiB;
   const std::vector<Holding> pair{trainer, inference};
   const std::vector<uint32_t> one{0, 0};
-  CHECK(has_room_for_trainers(pair, one));
-  CHECK(preparation_to_train(pair) ==
+  CHECK(has_room_for_trainers(pair, one, TakenBack::kAll));
+  CHECK(preparation_to_train(pair, TakenBack::kAll) ==
         Preparation{.restore_optimizer = true, .restore_weights = true, .map = true});
+  CHECK(preparation_to_train(pair, TakenBack::kWeights) ==
+        Preparation{.restore_weights = true, .map = true});
   auto narrow = pair;
   narrow[1].room_bytes = 99;
-  CHECK(!has_room_for_trainers(narrow, one));
+  CHECK(!has_room_for_trainers(narrow, one, TakenBack::kAll));
+  narrow[1].room_bytes = 40;
+  CHECK(has_room_for_trainers(narrow, one, TakenBack::kWeights));
   auto shared = pair;
   shared[1].free_bytes = kGiB + 99;  // other processes are on the GPU, too, and take more
-  CHECK(!has_room_for_trainers(shared, one));
+  CHECK(!has_room_for_trainers(shared, one, TakenBack::kAll));
   // Two pairs on one GPU want twice as much of it.
   const std::vector<Holding> both{trainer, inference, trainer, inference};
-  CHECK(has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 1, 1}));
-  CHECK(!has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 0, 0}));
+  CHECK(has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 1, 1}, TakenBack::kAll));
+  CHECK(!has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 0, 0}, TakenBack::kAll));
 }
 
 TEST_CASE("trainers give as much of their optimizer's memory as inference lacks, and no more") {
@@ -341,7 +349,7 @@ TEST_CASE("trainers give as much of their optimizer's memory as inference lacks,
   trainer.free_bytes = 20 * kGiB;
   trainer.total_bytes = 80 * kGiB;
   auto inference = inference_with(State::kDiscarded, State::kDiscarded, true);
-  inference.lacking_bytes = 12 * kGiB;
+  inference.lacking_bytes = {8 * kGiB, 0, 4 * kGiB};
   inference.room_bytes = kGiB;
   inference.free_bytes = 20 * kGiB;
   inference.total_bytes = 80 * kGiB;
@@ -357,7 +365,8 @@ TEST_CASE("trainers give as much of their optimizer's memory as inference lacks,
   inference.free_bytes = 3 * kGiB;
   trainer.optimizer_bytes = 9 * kGiB;
   CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{9 * kGiB, 0});
-  // Two pairs on one GPU: the first gives what it has, the second the rest. One of its own gives less.
+  // Two pairs on one GPU: the first gives what it has, the second the rest. One of its own gives
+  // less.
   const std::vector both{trainer, trainer, inference, inference};
   trainer.optimizer_bytes = 100 * kGiB;
   const std::vector unlike{both[0], trainer, inference, inference};

@@ -378,9 +378,9 @@ TEST_CASE("an offload of a part gives enough back, and makes host memory for no 
   CHECK(offload(kFakeChunk + 1) == 2 * kFakeChunk);
   CHECK(f.region.held_bytes() == kFakeChunk);
   CHECK_FALSE(f.region.has_copy());
-  CHECK(f.script.calls ==
-        std::vector<std::string>{"copy 16", "wait 1", "release 0", "copy 16", "copy 16", "wait 2",
-                                 "release 1", "wait 3", "release 2"});
+  CHECK(f.script.calls == std::vector<std::string>{"copy 16", "wait 1", "release 0", "copy 16",
+                                                   "copy 16", "wait 2", "release 1", "wait 3",
+                                                   "release 2"});
   SUBCASE("the rest follows") {
     CHECK(offload(kEverything) == 7);
     CHECK(f.region.state() == RegionState::kOffloaded);

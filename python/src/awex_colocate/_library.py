@@ -80,6 +80,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "awex_seal": (c_int, [c_void_p, c_double]),
     "awex_hand_over": (c_int, [c_void_p, c_double, POINTER(c_uint64)]),
     "awex_take_back": (c_int, [c_void_p, c_double]),
+    "awex_take_back_weights": (c_int, [c_void_p, c_double]),
     "awex_wait": (c_int, [c_void_p, c_uint64, c_double, POINTER(c_uint64)]),
     "awex_release": (c_int, [c_void_p, c_double]),
     "awex_ready": (c_int, [c_void_p, c_double]),

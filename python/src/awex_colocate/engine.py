@@ -394,10 +394,15 @@ class Engine:
         self._served = version.value
         return self._served
 
-    def take_back(self, timeout: float = PATIENCE_S) -> None:
-        """A trainer: returns when all of its memory is mapped again, with its bytes; at once where it is."""
+    def take_back(self, timeout: float = PATIENCE_S, *, optimizer: bool = True) -> None:
+        """A trainer: returns when all of its memory is mapped again, with its bytes; at once where it is.
+
+        With `optimizer=False` its weights alone, which is what forward and backward need: the optimizer's state
+        stays in host memory, and the GPU has its room for activations, until another `take_back` before the
+        optimizer's step. All trainers of a job do the same."""
         self._settle()
-        self._consent_with_others("awex_take_back", timeout)
+        function = "awex_take_back" if optimizer else "awex_take_back_weights"
+        self._consent_with_others(function, timeout)
 
     def wait(self, newer_than: int | None = None, timeout: float = PATIENCE_S) -> int:
         """Inference: gives its memory to whoever needs it, and returns the version that it serves then,

@@ -322,6 +322,10 @@ awex_status awex_take_back(awex_engine* engine, double timeout_s) {
   return guarded([&] { participant_of(engine).take_back(timeout_of(timeout_s)); });
 }
 
+awex_status awex_take_back_weights(awex_engine* engine, double timeout_s) {
+  return guarded([&] { participant_of(engine).take_back_weights(timeout_of(timeout_s)); });
+}
+
 awex_status awex_wait(awex_engine* engine, uint64_t newer_than, double timeout_s,
                       uint64_t* version) {
   return guarded([&] {

@@ -211,6 +211,11 @@ bool Participant::all_mapped() const {
   });
 }
 
+bool Participant::has_weights() const {
+  const auto& weights = memory_.at(static_cast<size_t>(Tag::kWeights));
+  return !own_is_away_ && (!weights || weights->is_mapped());
+}
+
 bool Participant::none_mapped() const {
   return std::none_of(memory_.begin(), memory_.end(),
                       [](const auto& of_tag) { return of_tag && of_tag->is_mapped(); });
@@ -396,7 +401,18 @@ void Participant::take_back(Seconds timeout) {
   expect_role(Role::kTrainer, "awex_take_back");
   expect_sealed("awex_take_back");
   if (all_mapped()) return;
-  static_cast<void>(take_part("awex_take_back", EngineWish::kTakeBack, 0, timeout,
+  // One that brings weights alone does not end it.
+  static_cast<void>(take_part(
+      "awex_take_back", EngineWish::kTakeBack, 0, timeout,
+      [this](const ToEngine& end) { return end.brought && (end.error || all_mapped()); }));
+}
+
+void Participant::take_back_weights(Seconds timeout) {
+  constexpr auto kName = "awex_take_back_weights";
+  expect_role(Role::kTrainer, kName);
+  expect_sealed(kName);
+  if (has_weights()) return;
+  static_cast<void>(take_part(kName, EngineWish::kTakeBackWeights, 0, timeout,
                               [](const ToEngine& end) { return end.brought; }));
 }
 
@@ -650,6 +666,10 @@ void Participant::check() {
 void Participant::begin_writing() {
   expect_role(Role::kTrainer, "awex_writing");
   link_->expect_there();
+  if (!all_mapped()) {
+    throw request_error("awex_writing while some of the trainer's memory is away",
+                        "take it back first: awex_take_back brings all of it");
+  }
   (**page_).writing.store(1);
 }
 

@@ -73,6 +73,7 @@ class Participant {
   /// The version that was committed.
   [[nodiscard]] uint64_t hand_over(Seconds timeout);
   void take_back(Seconds timeout);
+  void take_back_weights(Seconds timeout);
   [[nodiscard]] uint64_t wait(uint64_t newer_than, Seconds timeout);
   void release(Seconds timeout);
   void ready(Seconds timeout);
@@ -108,6 +109,7 @@ class Participant {
   [[nodiscard]] bool has_own_weights() const { return own_weights_ != OwnWeights::kNone; }
   [[nodiscard]] bool are_own(Tag tag) const { return tag == Tag::kWeights && has_own_weights(); }
   [[nodiscard]] bool all_mapped() const;
+  [[nodiscard]] bool has_weights() const;
   [[nodiscard]] bool none_mapped() const;
 
   void unmap_placeholders();
