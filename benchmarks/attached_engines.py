@@ -173,7 +173,7 @@ def run_side(options, side, limit_s):
         (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
         told = {name: getattr(options, name) for name in
                 ("backend", "model", "layers", "cycles", "kv_cache_bytes", "kv_cache_stays",
-                 "first_step_s", "rollout_s")}
+                 "activation_bytes", "first_step_s", "rollout_s")}
         told.update(side=side, job=str(job), vllm_model=str(model))
         (folder / "options.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -241,7 +241,7 @@ def measure_side(options, side, memory, limit_s):
 def measure(options, failures):
     results = {"model": options.model, "layers": options.layers, "backend": options.backend,
                "cycles": options.cycles, "kv_cache_bytes": options.kv_cache_bytes,
-               "first_step_s": options.first_step_s,
+               "activation_bytes": options.activation_bytes, "first_step_s": options.first_step_s,
                "weights_bytes": attached_sides.weights_bytes(attached_sides.model_of(options)),
                "cores": len(os.sched_getaffinity(0)),
                "host_memory_bytes": one_gpu.host_memory_bytes(),
@@ -317,6 +317,7 @@ def parse_options():
         parser.error("vLLM has no IPC weight transfer without a GPU: leave ipc out of --sides")
     options.inference = options.inference or f"vllm:tp=1{version_of_vllm()}"
     options.kv_cache_bytes = (64 << 20) if on_host else (4 << 30)
+    options.activation_bytes = (64 << 20) if on_host else (12 << 30)
     return options
 
 

@@ -73,7 +73,8 @@ def main_table(sides):
     return one_gpu_tables.table([
         heads,
         timed("from the end of the step to the first token", lambda cycle: cycle["to_first_token"]),
-        timed("from the end of the rollouts to the trainer's next step", lambda cycle: cycle["back"]),
+        timed("from the end of the rollouts to the trainer's forward", lambda cycle: cycle["forward"]),
+        timed("the trainer's waits for its memory, all", lambda cycle: cycle["back"]),
         once("GPU memory, most in a cycle", lambda r: size(most(r, "peak_bytes"))),
         once("GPU memory in the rollouts", lambda r: size(most(r, "rollout_bytes"))),
         once("GPU memory used before", lambda r: size(r["idle_bytes"])),
@@ -96,6 +97,11 @@ def goals_table(sides):
     ]
     rows = [(what, f"≤ {goal:.2f} s", f"{found:.3f} s",
              "reached" if found <= goal else "**missed**") for what, goal, found in goals]
+    found = most(sides["ours"], "peak_bytes")
+    peers = [most(sides[side], "peak_bytes") for side in ("ipc", "load") if side in sides]
+    if found and all(peers) and peers:
+        rows.append(("GPU memory, most in a cycle", f"< {size(min(peers))}", size(found),
+                     "reached" if found < min(peers) else "**missed**"))
     return one_gpu_tables.table([("what", "goal", "reached", "verdict"), *rows])
 
 
@@ -122,7 +128,9 @@ def markdown(results, plotted):
         f"memory; {of}, weights {size(results['weights_bytes'])}; ours {found['ours']}, commit "
         f"{found['commit']}, driver {found['driver']}, PyTorch {found['PyTorch']}, vLLM {vllm}. A first cycle "
         f"and {results['cycles'] - 1} warm ones: median (least to most). Ours had "
-        f"{results['first_step_s']:.0f} s from the attaching of both to the first hand-over."]
+        f"{results['first_step_s']:.0f} s from the attaching of both to the first hand-over. Forward and backward "
+        f"allocate {size(results['weights_bytes'])} of gradients and {size(results['activation_bytes'])} of "
+        f"activations."]
     if sides:
         parts += [main_table(sides), steps_table(sides)]
     parts += [f"{SIDES[side]}: {said}." for side, result in sides.items()
@@ -139,7 +147,7 @@ def markdown(results, plotted):
 
 
 def plot(results, path):
-    """Time to the first token and back, as one_gpu_tables draws its phases."""
+    """Time to the first token and back, as one_gpu_tables draws its phases, and the GPU's memory over a cycle."""
     import matplotlib
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "attached_engines", "svg.fonttype": "none",
@@ -149,7 +157,8 @@ def plot(results, path):
     groups = [(f"{name}, {when}", key, part) for key, name in spans
               for when, part in (("first", slice(0, 1)), ("warm", slice(1, None)))]
     width = 0.8 / len(results["sides"])
-    figure, axes = pyplot.subplots(figsize=(9.5, 4), facecolor="white")
+    figure, (axes, over_time) = pyplot.subplots(2, figsize=(9.5, 7), facecolor="white",
+                                                height_ratios=(4, 3))
     for index, (side, result) in enumerate(results["sides"].items()):
         left = (index - (len(results["sides"]) - 1) / 2) * width
         bars = [(at + left, statistics.median(cycle[key] for cycle in result["cycles"][part]))
@@ -163,6 +172,23 @@ def plot(results, path):
     axes.grid(axis="y", linewidth=0.3)
     axes.set_axisbelow(True)
     axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    plot_memory(over_time, results["sides"])
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
     pyplot.close(figure)
+
+
+def plot_memory(axes, sides):
+    """What is used of the GPU in each side's last cycle, from the trainer's forward to the next one."""
+    for index, (side, result) in enumerate(sides.items()):
+        cycle = result["cycles"][-1]
+        points = [*cycle.get("memory", [])]
+        if points:
+            points.append((cycle["end"] - cycle["begin"], points[-1][1]))
+        axes.step([at for at, _ in points], [used / 1e9 for _, used in points], where="post",
+                  label=SIDES[side], color=one_gpu_tables.COLOURS[index], linewidth=1)
+    axes.set_xlabel("seconds of a cycle: the trainer's step, hand-over, rollouts, take-back")
+    axes.set_ylabel("GB of the GPU")
+    axes.set_ylim(bottom=0)
+    axes.grid(linewidth=0.3)
+    axes.set_axisbelow(True)

@@ -4,14 +4,16 @@
 usage: attached_sides.py OPTIONS.json OUT.json
 
 vLLM runs in this process, the trainer in a child. Both have the same weights whatever the side: they are
-made from one seed, and a step multiplies each tensor by 1 or -1. Sides:
+made from one seed, and a step multiplies each tensor by 1 or -1. What forward and backward allocate (gradients, and
+activations of a size that is asked for) is allocated and written, and given back to PyTorch. Sides:
 
 ipc    vLLM's own IPC weight transfer and sleep(2). The trainer has its memory from PyTorch and keeps its pinned
        copies; its optimizer state is three flat tensors, which is the fastest that it can be.
 load   the same trainer and sleep, the weights by vLLM's `load_weights`: bucket by bucket through one buffer that
        vLLM maps by CUDA IPC, as RL frameworks bring an FSDP state dict in Hugging Face names to vLLM.
 ours   a job of awex-colocate, which both engines are attached to; the trainer's optimizer state is three tensors
-       for each parameter, all declared, so that the job proves them.
+       for each parameter, all declared, so that the job proves them. It takes its weights back for forward and
+       backward, and its optimizer state for the step.
 """
 import dataclasses
 import json
@@ -117,6 +119,16 @@ def multiply(weights, number):
         tensor.mul_(-1 if tensor.dim() > 1 and (index + number) % 3 == 0 else 1)
 
 
+def forward_and_backward(weights, activation_bytes, device):
+    """The gradients. Activations live as long as this runs."""
+    import torch
+    activations = torch.zeros(activation_bytes, dtype=torch.uint8, device=device)
+    gradients = [torch.zeros_like(tensor) for tensor in weights.values()]
+    synchronize(device)
+    del activations
+    return gradients
+
+
 def digest(weights):
     """Of all bits, so that all sides can be held against each other."""
     import torch
@@ -140,6 +152,7 @@ class OwnTrainer:
     def __init__(self, options, pipe):
         self.device = device_of(options)
         self.model = model_of(options)
+        self.activation_bytes = options.activation_bytes
         self.pipe = pipe
         self.moved = dict.fromkeys(("to_host", "to_device", "written_on_device"), 0)
         self.host_weights, self.host_states = {}, [None] * len(STATES)
@@ -154,10 +167,12 @@ class OwnTrainer:
         synchronize(self.device)
 
     def step(self, number):
+        gradients = forward_and_backward(self.weights, self.activation_bytes, self.device)
         check_states(self.states, number)
         multiply(self.weights, number)
         for state in self.states:
             state.add_(1)
+        del gradients
         self.moved = dict.fromkeys(self.moved, 0)
         return digest(self.weights)
 
@@ -257,6 +272,7 @@ class AttachedTrainer:
     def __init__(self, options, _pipe):
         self.device = device_of(options)
         self.model = model_of(options)
+        self.activation_bytes = options.activation_bytes
         self.job = options.job
         self.place = "cuda:0" if options.backend == "cuda" else "host:0"
 
@@ -284,26 +300,34 @@ class AttachedTrainer:
         self.engine.declare(name, "f32", 1, state.numel(), offset, "optimizer")
         return state.zero_()
 
+    def _take_back(self):
+        """The gradients, when and what the weights were there, and how long the optimizer's state took then."""
+        self.engine.take_back(PATIENCE_S, optimizer=False)
+        forward = time.monotonic()
+        gradients = forward_and_backward(self.weights, self.activation_bytes, self.device)
+        backward = time.monotonic()
+        self.engine.take_back(PATIENCE_S)
+        return gradients, {"forward": forward, "waited": time.monotonic() - backward}
+
     def cycle(self, number):
         """Takes its memory back, trains and hands over; returns the times of these."""
         import torch
-        self.engine.take_back(PATIENCE_S)
-        back = time.monotonic()
+        gradients, times = self._take_back()
         check_states(self.states, number)
         with self.engine.writing():
             multiply(self.weights, number)
             torch._foreach_add_(self.states, 1)
+        del gradients
         found = digest(self.weights)
         stepped = time.monotonic()
         self.engine.hand_over(PATIENCE_S)
-        return {"back": back, "stepped": stepped, "handed_over": time.monotonic(), "digest": found}
+        return {**times, "stepped": stepped, "handed_over": time.monotonic(), "digest": found}
 
     def finish(self, steps):
-        self.engine.take_back(PATIENCE_S)
-        back = time.monotonic()
+        _, times = self._take_back()
         check_states(self.states, steps)
         size = sum(self.engine.memory(tag).bytes for tag in ("weights", "optimizer"))
-        return {"back": back, "digest": digest(self.weights), "host_bytes": size,
+        return {**times, "digest": digest(self.weights), "host_bytes": size,
                 "moved": {"to_host": size, "to_device": size,
                           "written_on_device": weights_bytes(self.model)}}
 
@@ -466,6 +490,7 @@ def run_asleep(options, transfer, **more):
         rollout.llm.init_weight_transfer_engine({"init_info": {}})
     cycles = []
     for number in range(options.cycles):
+        trains = time.monotonic()
         found = child.ask("step", number)
         laps = Laps()
         child.ask("offload_optimizer")
@@ -489,8 +514,8 @@ def run_asleep(options, transfer, **more):
         back.end("trainer back")
         cycles.append({
             "digest": found, "first": first, "tokens": tokens, "to_first_token": laps.whole,
-            "back": back.whole, "steps": {**laps.seconds, **back.seconds},
-            "begin": laps.begin, "rollout": back.begin, "end": back.last})
+            "back": back.whole, "forward": back.whole, "steps": {**laps.seconds, **back.seconds},
+            "begin": trains, "rollout": back.begin, "end": back.last})
         print("cycle", number, json.dumps(cycles[-1]), flush=True)
     last = child.ask("finish", options.cycles)
     child.end()
@@ -542,10 +567,10 @@ def run_ours(options):
         tokens = rollout.tokens(CHECKED_TOKENS)
         rest(options)
         if cycles:
-            end_cycle(cycles[-1], asked[-1], trainer["back"])
+            end_cycle(cycles[-1], asked[-1], trainer)
         cycles.append({
             "digest": trainer["digest"], "first": first, "tokens": tokens,
-            "to_first_token": token - trainer["stepped"], "begin": trainer["stepped"],
+            "to_first_token": token - trainer["stepped"], "begin": trainer["forward"],
             "steps": {"until vLLM serves": served - trainer["stepped"],
                       "until hand_over has returned": trainer["handed_over"] - trainer["stepped"],
                       "first token": token - served}})
@@ -554,14 +579,16 @@ def run_ours(options):
     child.tell("finish", options.cycles)
     plugin.release(rollout.llm, timeout=PATIENCE_S)
     last = child.answer()
-    end_cycle(cycles[-1], asked[-1], last["back"])
+    end_cycle(cycles[-1], asked[-1], last)
     child.end()
     return {"cycles": cycles, **last, "vllm": rollout.version}
 
 
-def end_cycle(cycle, asked, back):
-    """`asked`: when vLLM was done; `back`: when the trainer had its memory."""
-    cycle.update(back=back - asked, rollout=asked, end=back)
+def end_cycle(cycle, asked, trainer):
+    """`asked`: when vLLM was done; `trainer`: the times of its take-back."""
+    forward, waited = trainer["forward"] - asked, trainer["waited"]
+    cycle.update(forward=forward, back=forward + waited, rollout=asked, end=trainer["forward"])
+    cycle["steps"].update({"weights back": forward, "optimizer back": waited})
 
 
 def main():

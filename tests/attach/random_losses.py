@@ -213,12 +213,12 @@ class Runs(RandomRuns):
             self.check(actor, self.step)
         self.handed_over = self.step
 
-    def begin_take_back(self):
+    def begin_take_back(self, call="take_back"):
         for actor in self.servers:
             if actor.pending != "wait":
                 actor.begin("release")
         for actor in self.trainers:
-            actor.begin("take_back")
+            actor.begin(call)
 
     def end_take_back(self):
         for actor in self.trainers:
@@ -241,6 +241,9 @@ class Runs(RandomRuns):
                 actor.do("train", self.weights(actor, step), step)
             actor.step = self.step
         self.timed("hand over", self.begin_hand_over, self.end_hand_over)
+        if self.step % 3 == 0:  # in two halves
+            self.begin_take_back("take_back_weights")
+            self.end_take_back()
         self.timed("take back", self.begin_take_back, self.end_take_back)
         for actor in self.trainers:
             self.check(actor, self.step)
