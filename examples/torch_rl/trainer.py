@@ -46,7 +46,7 @@ def train(engine, model, optimizer, o) -> None:
             log.phase("hand over")
         answer = get(rollout, engine)
         log.phase("rollout")
-        engine.take_back()  # Now it may.
+        engine.take_back(optimizer=False)  # Now the weights may.
         log.phase("take back")
         done = update(engine, model, optimizer, step, prompts(step, o.batch), answer)
         log.phase("train")
@@ -68,6 +68,7 @@ def update(engine, model, optimizer, step, prompt, answer) -> dict:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     done = {"step": step, "loss": loss.item(), "reward": reward.mean().item()}
+    engine.take_back()  # The optimizer's state, now that activations are gone.
     with engine.writing():
         optimizer.step()
         engine.keep(json.dumps(done).encode())

@@ -354,8 +354,7 @@ bool Attachment::has_all() const {
 }
 
 bool Attachment::has_none() const {
-  return door_.state() == Door::State::kSealed &&
-         std::all_of(mapped_.begin(), mapped_.end(),
+  return std::all_of(mapped_.begin(), mapped_.end(),
                      [](Mapped mapped) { return mapped == Mapped::kNo; });
 }
 

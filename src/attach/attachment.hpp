@@ -51,8 +51,9 @@ class Attachment {
   void await_ready(const Deadline& deadline, WaitMonitor& monitor, const Inherit& inherit) {
     door_.await_ready(deadline, monitor, [&] { attend(inherit, monitor); });
   }
-  /// Whether an engine takes part, and has all of its rank's memory mapped, or surely none.
+  /// Whether an engine takes part, and has all of its rank's memory mapped.
   [[nodiscard]] bool has_all() const;
+  /// Whether none of the rank's memory is mapped, surely, by an engine that is there or lost.
   [[nodiscard]] bool has_none() const;
   /// Asks for a tag's memory; nothing where the engine has it not.
   void release(Tag tag, const Deadline& deadline, WaitMonitor& monitor);

@@ -889,6 +889,29 @@ class Lost(Attached):
         self.hand_over(other, inference, 1)
         self.holds(inference, 2)
 
+    def test_an_inference_engine_that_has_nothing_is_not_missed_by_a_take_back(self):
+        for end in ("kill", "detach"):
+            with self.subTest(end=end):
+                job, trainer, inference = self.pair()
+                state = trainer.do("sum_of", "optimizer")
+                self.hand_over(trainer, inference, 0)
+                inference.begin("release")
+                trainer.do("take_back_weights")
+                inference.end()
+                if end == "kill":
+                    inference.kill()
+                else:
+                    inference.do("detach")
+                wait_until(lambda: re.match("lost|detached", job.status()["ranks"][1]["engine_state"]), 10, "it is missed")
+                trainer.do("take_back")
+                self.assertEqual(trainer.do("sum_of", "optimizer"), state)
+                trainer.do("step", 2)
+                self.fails(LOST, trainer.do, "hand_over")
+                other, _ = self.again(job, "inference")
+                self.hand_over(trainer, other, 1)
+                self.holds(other, 2)
+                job.end()
+
     def test_a_trainer_in_its_first_step_begins_anew(self):
         job, trainer, inference = self.pair()
         trainer.do("half_step", 1)

@@ -206,8 +206,9 @@ def main():
         if meter and version > 1:
             meter.compare(before, meter.used())
             put(WORK / "measured" / str(version))
-        engine.take_back(PATIENCE_S)
+        engine.take_back(PATIENCE_S, optimizer=False)
         losses.append(trainer.gradients(version))
+        engine.take_back(PATIENCE_S)
         with engine.writing(), memories.first_state(engine, version):
             trainer.optimizer.step()
         trainer.forget_gradients()
