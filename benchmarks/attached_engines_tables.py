@@ -79,6 +79,7 @@ def main_table(sides):
     return one_gpu_tables.table([
         heads,
         timed("from the end of the step to the first token", lambda cycle: cycle["to_first_token"]),
+        timed("16 tokens right after the first", lambda cycle: cycle["more"]),
         timed("from the end of the rollouts to the trainer's forward", lambda cycle: cycle["forward"]),
         timed("the trainer's waits for its memory, all", lambda cycle: cycle["back"]),
         sized("GPU memory, most in a cycle", "peak_bytes"),

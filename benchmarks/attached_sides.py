@@ -505,7 +505,9 @@ def run_asleep(options, transfer, **more):
         rollout.llm.reset_prefix_cache()
         first = rollout.tokens(1)
         laps.end("first token")
+        more = time.monotonic()
         tokens = rollout.tokens(CHECKED_TOKENS)
+        more = time.monotonic() - more
         rest(options)
         back = Laps()
         rollout.sleep()
@@ -514,7 +516,7 @@ def run_asleep(options, transfer, **more):
         back.end("trainer back")
         cycles.append({
             "digest": found, "first": first, "tokens": tokens, "to_first_token": laps.whole,
-            "back": back.whole, "forward": back.whole, "steps": {**laps.seconds, **back.seconds},
+            "more": more, "back": back.whole, "forward": back.whole, "steps": {**laps.seconds, **back.seconds},
             "begin": trains, "rollout": back.begin, "end": back.last})
         print("cycle", number, json.dumps(cycles[-1]), flush=True)
     last = child.ask("finish", options.cycles)
@@ -563,13 +565,14 @@ def run_ours(options):
         served = time.monotonic()
         first = rollout.tokens(1)
         token = time.monotonic()
-        trainer = child.answer()
         tokens = rollout.tokens(CHECKED_TOKENS)
+        more = time.monotonic() - token
+        trainer = child.answer()
         rest(options)
         if cycles:
             end_cycle(cycles[-1], asked[-1], trainer)
         cycles.append({
-            "digest": trainer["digest"], "first": first, "tokens": tokens,
+            "digest": trainer["digest"], "first": first, "tokens": tokens, "more": more,
             "to_first_token": token - trainer["stepped"], "begin": trainer["forward"],
             "steps": {"until vLLM serves": served - trainer["stepped"],
                       "until hand_over has returned": trainer["handed_over"] - trainer["stepped"],

@@ -19,7 +19,7 @@ from peer_shapes import elements, inference_tensors  # noqa: E402
 
 def cycle(number, to_first_token, back):
     return {"digest": 10 + number, "tokens": [number, 7], "to_first_token": to_first_token,
-            "back": back, "forward": back / 4, "steps": {"update": to_first_token / 2},
+            "back": back, "forward": back / 4, "more": 0.125, "steps": {"update": to_first_token / 2},
             "peak_bytes": (60 + number) * 10**9, "rollout_bytes": 13 * 10**9}
 
 
@@ -69,6 +69,7 @@ class Tables(unittest.TestCase):
             "900 ms (800 ms to 1,900 ms)"])
         self.assertEqual(rows["from the end of the rollouts to the trainer's forward"][3],
                          "265 ms (255 ms to 268 ms)")
+        self.assertEqual(rows["16 tokens right after the first"][0], "125 ms")
         self.assertEqual(rows["the trainer's waits for its memory, all"][3],
                          "1,060 ms (1,020 ms to 1,070 ms)")
         self.assertEqual(rows["GPU memory, most in a cycle"], ["60.00 GB", "63.00 GB"] * 2)
