@@ -333,12 +333,18 @@ class Runs(RandomRuns):
 
     # ---- An engine that is killed
 
+    def without(self, loss, actor):
+        """How a take-back may end that an engine is lost for: inference that has nothing is not missed."""
+        if actor.role == "trainer":
+            return (LOST,)
+        return (OK,) if loss.moment in ("step", "between", "attach") else (OK, LOST)
+
     def judge_killed(self, loss, actor):
         """Others hear who is gone; another takes its place."""
         who = rf"rank {actor.rank}\b"
         gone = rf"{who}.*(lost since|no {actor.role} engine is attached)"
-        for command in ("update", "resume"):
-            self.refused(command, actor, (LOST,), gone)
+        self.refused("update", actor, (LOST,), gone)
+        self.refused("resume", actor, self.without(loss, actor), gone)
         self.settle_calls(actor, (LOST, DEADLINE), who)
         states = lambda: {rank["rank"]: rank["engine_state"] for rank in self.job.status()["ranks"]}  # noqa: E731
         wait_until(lambda: "lost since" in (states()[actor.rank] or ""), 3.0 + allowance_s(),
