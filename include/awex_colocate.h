@@ -184,8 +184,8 @@ awex_status awex_take_back(awex_engine* engine, double timeout_s);
 awex_status awex_take_back_weights(awex_engine* engine, double timeout_s);
 /* Inference: gives its memory to whoever needs it and returns when it serves a version that is
  * newer than `newer_than`: weights and KV cache are mapped, the KV cache with undefined content, on
- * all inference ranks. The trainers' weights may still be on their way out. Returns at once where
- * that is so. A command that fails before does not end the wait. */
+ * all inference ranks. Most of the trainers' memory may still be on its way out. Returns at once
+ * where that is so. A command that fails before does not end the wait. */
 awex_status awex_wait(awex_engine* engine, uint64_t newer_than, double timeout_s,
                       uint64_t* version);
 /* Inference: gives its memory up; returns when a command of the job (a take-back) has taken it, at

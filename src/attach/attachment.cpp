@@ -18,6 +18,7 @@ bool wants_back(EngineWish wish) {
 }
 
 }  // namespace
+
 Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
                        std::array<Region*, 3> regions, uint64_t own_bytes)
     : door_(door),

@@ -12,7 +12,7 @@ constexpr uint64_t kSpareBytes = 1ULL << 30;
 /// and to what inference takes, before much of the trainers' has gone: an eighth of all. An engine
 /// that generates allocates for the largest batch that it takes on (vLLM with its defaults sets a
 /// tenth of the GPU aside for what it cannot foresee).
-constexpr uint64_t kParts = 8;
+constexpr uint64_t kInferencePart = 8;
 
 uint64_t lacking(const Holding& rank, Tag tag) {
   return rank.lacking_bytes.at(static_cast<size_t>(tag));
@@ -164,7 +164,7 @@ std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     Gpu& gpu = all[gpus[rank]];
     if (ranks[rank].role == Role::kInference) gpu.wanted += lacking(ranks[rank]);
-    const uint64_t spare = ranks[rank].total_bytes / kParts;
+    const uint64_t spare = ranks[rank].total_bytes / kInferencePart;
     gpu.room = std::min(gpu.room, room_beside(ranks[rank], spare));
   }
   std::vector<uint64_t> given(ranks.size());

@@ -51,10 +51,9 @@ struct Preparation {
 
 /// What a command finds missing when the ranks hold what they hold. An update needs all of the
 /// trainers' memory and their weights mapped, a hand-over and a transfer their weights, resident
-/// and mapped, and of their optimizer state no half; an
-/// offload needs nobody to have them mapped, for what is mapped does not become free, and goes on
-/// only from what is whole; a resume needs inference to have given its memory back. Pure; the same
-/// on every rank.
+/// and mapped, and of their optimizer state no half; an offload needs nobody to have them mapped,
+/// for what is mapped does not become free, and goes on only from what is whole; a resume needs
+/// inference to have given its memory back. Pure; the same on every rank.
 [[nodiscard]] Preparation preparation_for(Command command, std::span<const Holding> ranks);
 
 /// What of the trainers' memory a take-back brings.

@@ -70,9 +70,9 @@ class Attached(unittest.TestCase):
         self.assertEqual(inference.end(), version)
         return version
 
-    def take_back(self, trainer, inference):
+    def take_back(self, trainer, inference, call="take_back"):
         inference.begin("release")
-        trainer.do("take_back")
+        trainer.do(call)
         inference.end()
 
     def trainer_holds(self, trainer, seed):
@@ -409,11 +409,6 @@ class OneOfEach(Attached):
             self.trainer_holds(trainer, version)
             trainer.do("step", version + 1)
 
-    def take_weights_back(self, trainer, inference):
-        inference.begin("release")
-        trainer.do("take_back_weights")
-        inference.end()
-
     def test_a_trainer_takes_its_weights_back_alone(self):
         for options in ((), BARELY):
             with self.subTest(options=options):
@@ -423,7 +418,7 @@ class OneOfEach(Attached):
         job, trainer, inference = self.pair(*options, trainer={"optimizer": LARGE})
         state = trainer.do("sum_of", "optimizer")
         self.hand_over(trainer, inference, 0)
-        self.take_weights_back(trainer, inference)
+        self.take_back(trainer, inference, "take_back_weights")
         self.trainer_holds(trainer, 1)
         wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
         self.assertEqual([(rank["role"], memory["tag"]) for rank in job.status()["ranks"] for memory in rank["tags"]
@@ -437,7 +432,7 @@ class OneOfEach(Attached):
         self.hand_over(trainer, inference, 1)
         self.holds(inference, 2)
         # Whoever does not need it leaves it where it is.
-        self.take_weights_back(trainer, inference)
+        self.take_back(trainer, inference, "take_back_weights")
         self.assertEqual(self.hand_over(trainer, inference, 2), 3)
         self.holds(inference, 2)
         self.take_back(trainer, inference)
@@ -875,9 +870,7 @@ class Lost(Attached):
         job, trainer, inference = self.pair()
         state = trainer.do("sum_of", "optimizer")
         self.hand_over(trainer, inference, 0)
-        inference.begin("release")
-        trainer.do("take_back_weights")
-        inference.end()
+        self.take_back(trainer, inference, "take_back_weights")
         trainer.kill()
         other, place = self.again(job, "trainer")
         self.assertEqual((place["reattached"], place["version"]), (1, 1))
@@ -895,9 +888,7 @@ class Lost(Attached):
                 job, trainer, inference = self.pair()
                 state = trainer.do("sum_of", "optimizer")
                 self.hand_over(trainer, inference, 0)
-                inference.begin("release")
-                trainer.do("take_back_weights")
-                inference.end()
+                self.take_back(trainer, inference, "take_back_weights")
                 if end == "kill":
                     inference.kill()
                 else:

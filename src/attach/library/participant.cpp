@@ -398,22 +398,23 @@ uint64_t Participant::hand_over(Seconds timeout) {
 }
 
 void Participant::take_back(Seconds timeout) {
-  expect_role(Role::kTrainer, "awex_take_back");
-  expect_sealed("awex_take_back");
-  if (all_mapped()) return;
-  // One that brings weights alone does not end it.
-  static_cast<void>(take_part(
-      "awex_take_back", EngineWish::kTakeBack, 0, timeout,
-      [this](const ToEngine& end) { return end.brought && (end.error || all_mapped()); }));
+  bring_back("awex_take_back", EngineWish::kTakeBack, timeout, &Participant::all_mapped);
 }
 
 void Participant::take_back_weights(Seconds timeout) {
-  constexpr auto kName = "awex_take_back_weights";
-  expect_role(Role::kTrainer, kName);
-  expect_sealed(kName);
-  if (has_weights()) return;
-  static_cast<void>(take_part(kName, EngineWish::kTakeBackWeights, 0, timeout,
-                              [](const ToEngine& end) { return end.brought; }));
+  bring_back("awex_take_back_weights", EngineWish::kTakeBackWeights, timeout,
+             &Participant::has_weights);
+}
+
+/// A command that brings less than what the call is for does not end it.
+void Participant::bring_back(const char* name, EngineWish wish, Seconds timeout,
+                             bool (Participant::*is_there)() const) {
+  expect_role(Role::kTrainer, name);
+  expect_sealed(name);
+  if ((this->*is_there)()) return;
+  static_cast<void>(take_part(name, wish, 0, timeout, [&](const ToEngine& end) {
+    return end.brought && (end.error || (this->*is_there)());
+  }));
 }
 
 uint64_t Participant::wait(uint64_t newer_than, Seconds timeout) {

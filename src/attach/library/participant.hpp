@@ -125,6 +125,8 @@ class Participant {
   using IsDone = std::function<bool(const ToEngine& over)>;
   ToEngine take_part(const char* name, EngineWish wish, uint64_t newer_than, Seconds timeout,
                      const IsDone& is_done);
+  void bring_back(const char* name, EngineWish wish, Seconds timeout,
+                  bool (Participant::*is_there)() const);
   [[nodiscard]] std::optional<ToEngine> await_over(Clock::time_point until);
   [[nodiscard]] std::optional<ToEngine> hear_of_withdrawal();
   void note_loss();

@@ -45,8 +45,8 @@ std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
 
 RegionChange RegionProof::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                                   uint64_t enough_bytes) {
-  const bool goes_on = recorded_ && is_of_part_ && region_.state() == RegionState::kOffloading;
-  if (region_.state() == RegionState::kOffloading && !goes_on) {
+  const bool goes_on = region_.state() == RegionState::kOffloading;
+  if (goes_on && !recorded_) {
     throw runtime_error(fmt::format("cannot prove the rest of the offload of \"{}\" ({}), which "
                                     "failed before: some of its bytes have left the device",
                                     region_.name(), format_bytes(region_.bytes())),
@@ -65,7 +65,6 @@ RegionChange RegionProof::offload(CopyQueue& queue, const Deadline& deadline, Wa
   const auto change = region_.offload(queue, deadline, monitor, leaving, enough_bytes);
   const auto sums = finish(deadline, monitor);
   recorded_.emplace(sums.begin(), sums.end());
-  is_of_part_ = region_.state() == RegionState::kOffloading;
   return change;
 }
 
@@ -84,7 +83,7 @@ RegionChange RegionProof::resume(CopyQueue& queue, const Deadline& deadline, Wai
   if (change.moved_bytes == 0) return change;
   const auto sums = finish(deadline, monitor);
   for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was resumed");
-  if (is_of_part_) recorded_.reset();  // host memory has no more than that part
+  if (!has_all()) recorded_.reset();
   return change;
 }
 
@@ -112,7 +111,6 @@ RegionChange RegionProof::back_up(CopyQueue& queue, const Deadline& deadline,
   for (uint64_t chunk = 0; chunk < region_.range().chunks(); ++chunk) digests_->add(chunk);
   const auto sums = finish(deadline, monitor);
   recorded_.emplace(sums.begin(), sums.end());
-  is_of_part_ = false;
   return change;
 }
 

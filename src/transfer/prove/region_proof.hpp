@@ -57,7 +57,8 @@ class RegionProof {
   uint64_t check_backup(ThreadPool& threads) const;
 
  private:
-  [[nodiscard]] bool has_all() const { return recorded_ && !is_of_part_; }
+  /// Whether the record is of the whole region: that of a part comes with no whole copy.
+  [[nodiscard]] bool has_all() const { return recorded_ && region_.has_copy(); }
   [[nodiscard]] std::vector<DigestView> views_of(uint64_t chunk) const;
   void wait(const Deadline& deadline, WaitMonitor& monitor);
   [[nodiscard]] std::span<const uint64_t> finish(const Deadline& deadline, WaitMonitor& monitor);
@@ -68,9 +69,9 @@ class RegionProof {
   std::vector<ProvenRun> runs_;
   std::vector<uint64_t> keys_;
   Kernels& kernels_;
-  std::unique_ptr<DigestParts> digests_;           ///< A part for each chunk, a sum for each run.
-  std::optional<std::vector<uint64_t>> recorded_;  ///< By the last offload, if it went well.
-  bool is_of_part_ = false;                        ///< What is recorded: of what has left so far.
+  std::unique_ptr<DigestParts> digests_;  ///< A part for each chunk, a sum for each run.
+  /// By the last offload, if it went well: of what has left so far.
+  std::optional<std::vector<uint64_t>> recorded_;
 };
 
 }  // namespace awex
