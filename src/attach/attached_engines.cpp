@@ -87,8 +87,9 @@ class AttachedTrainer final : public TrainerEngine {
     return attachment_->declared(tag);
   }
 
-  void await_ready(bool is_take_back, const Deadline& deadline, WaitMonitor& monitor) override {
-    if (is_take_back && attachment_->has_all()) return attachment_->door().use_consent();
+  void await_ready(std::optional<TakenBack> take_back, const Deadline& deadline,
+                   WaitMonitor& monitor) override {
+    if (take_back && attachment_->has(*take_back)) return attachment_->door().use_consent();
     attachment_->await_ready(deadline, monitor, inherit());
   }
   void go_on(const CommandOutcome& end) override {
@@ -98,6 +99,8 @@ class AttachedTrainer final : public TrainerEngine {
   }
   void command_over(const CommandOutcome& end) override {
     ++released_from_consent_;
+    // Some trainers' memory may have begun to leave: then those have lost their older copies.
+    if (end.error && end.is_hand_over && end.all_consented) must_secure_ = true;
     if (attachment_->door().is_ready()) secure(parts_.common.monitor);
     attachment_->command_over(end);
   }
@@ -105,7 +108,8 @@ class AttachedTrainer final : public TrainerEngine {
   [[nodiscard]] Attendance attendance() const override {
     auto attendance = attachment_->attendance();
     attendance.is_torn = !attendance.is_here && page().writing.load() != 0;
-    attendance.has_all = attachment_->has_all();
+    attendance.has_all = attachment_->has(TakenBack::kAll);
+    attendance.has_weights = attachment_->has(TakenBack::kWeights);
     return attendance;
   }
   /// One that has come is let in once all trainers have been heard of.
@@ -193,17 +197,21 @@ class AttachedTrainer final : public TrainerEngine {
       const auto& copy = copies_.at(static_cast<size_t>(tag));
       if (!copy || !region(tag)->has_copy()) return nullptr;
       if (whole != nullptr && whole->steps != copy->steps) return nullptr;
-      whole = &*copy;
+      if (whole == nullptr) whole = &*copy;  // the weights', which leave last
     }
     return whole;
   }
 
-  /// Where a hand-over has failed halfway, host memory has parts of several steps. Before the
-  /// engine trains on, all of its memory is copied that has no copy of this one.
+  /// Where a hand-over has failed halfway, host memory has parts of several steps, or not the same
+  /// step on all trainers. Before the engine trains on, all of its memory is copied that has no
+  /// copy of this one.
   void secure(WaitMonitor& monitor) {
     const bool has_any = std::any_of(copies_.begin(), copies_.end(),
                                      [](const auto& copy) { return copy.has_value(); });
-    if (!has_any || whole_copy() != nullptr || !by_.back_up || page().writing.load() != 0) return;
+    const Copy* whole = whole_copy();
+    const bool is_secure = whole != nullptr && (!must_secure_ || whole->steps == steps());
+    if (is_secure) must_secure_ = false;
+    if (!has_any || is_secure || !by_.back_up || page().writing.load() != 0) return;
     for (const Tag tag : kTags) {
       if (region(tag) != nullptr && region(tag)->state() != RegionState::kResident) return;
     }
@@ -213,6 +221,7 @@ class AttachedTrainer final : public TrainerEngine {
         by_.back_up(tag, monitor);
         copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
       }
+      must_secure_ = false;
     } catch (const Error& error) {
       monitor.poll();
       log::warning(fmt::format("rank {}: {}", attachment_->rank(), error.what()));
@@ -268,6 +277,7 @@ class AttachedTrainer final : public TrainerEngine {
   std::array<std::optional<Copy>, 3> copies_;
   uint64_t released_from_consent_ = 0;  ///< How often.
   Copies by_;
+  bool must_secure_ = false;         ///< A hand-over has failed since the last whole copy.
   bool asks_of_others_ = false;      ///< One has come in place of the lost one,
   std::optional<bool> must_return_;  ///< and this is what all trainers say.
 };
@@ -322,8 +332,9 @@ class AttachedInference final : public Engine {
     return {};
   }
 
-  void await_ready(bool is_take_back, const Deadline& deadline, WaitMonitor& monitor) override {
-    if (is_take_back && attachment_->has_none()) return attachment_->door().use_consent();
+  void await_ready(std::optional<TakenBack> take_back, const Deadline& deadline,
+                   WaitMonitor& monitor) override {
+    if (take_back && attachment_->has_none()) return attachment_->door().use_consent();
     attachment_->await_ready(deadline, monitor, inherit());
   }
   void go_on(const CommandOutcome& end) override { attachment_->go_on(end); }

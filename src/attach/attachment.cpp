@@ -11,13 +11,7 @@
 #include "base/process_activity.hpp"
 
 namespace awex::attach {
-namespace {
-
-bool wants_back(EngineWish wish) {
-  return wish == EngineWish::kTakeBack || wish == EngineWish::kTakeBackWeights;
-}
-
-}  // namespace
+namespace {}  // namespace
 
 Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
                        std::array<Region*, 3> regions, uint64_t own_bytes)
@@ -100,6 +94,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
                          WaitMonitor& monitor) {
   mapped_ = {};
   has_copies_ = {};
+  engine_pid_ = door_.pid();
   if (lends(Tag::kWeights)) mapped(Tag::kWeights) = Mapped::kYes;
   try {
     check_own_weights();
@@ -243,13 +238,14 @@ bool Attachment::release_of_ended(Tag tag, WaitMonitor& monitor) {
 
 bool Attachment::has_ended(WaitMonitor& monitor) const {
   constexpr Seconds kDying{2};
-  const int pid = door_.pid();
+  const auto state = door_.state();
+  const bool is_gone = state == Door::State::kLost || state == Door::State::kGreeted;
   // A process of another namespace has no pid here, and /proc may not be there to look at.
-  const bool can_look = pid > 0 && process_stat_of(::getpid());
-  if (door_.state() != Door::State::kLost || !can_look) return false;
+  const bool can_look = engine_pid_ > 0 && process_stat_of(::getpid());
+  if (!is_gone || !can_look) return false;
   const Deadline dying(kDying);
   for (uint64_t spins = 0;; ++spins) {
-    const auto process = process_stat_of(pid);
+    const auto process = process_stat_of(engine_pid_);
     if (!process || process->has_ended()) return true;
     if (dying.expired()) return false;
     monitor.poll();
@@ -346,12 +342,14 @@ void Attachment::command_over(const CommandOutcome& end) {
   door_.tell(message);
 }
 
-bool Attachment::has_all() const {
-  return door_.state() == Door::State::kSealed &&
-         std::all_of(kAllTags.begin(), kAllTags.end(), [this](Tag tag) {
-           return (region(tag) == nullptr && !lends(tag)) ||
-                  mapped_.at(static_cast<size_t>(tag)) == Mapped::kYes;
-         });
+bool Attachment::has(TakenBack what) const {
+  const auto has_tag = [this](Tag tag) {
+    return (region(tag) == nullptr && !lends(tag)) ||
+           mapped_.at(static_cast<size_t>(tag)) == Mapped::kYes;
+  };
+  if (door_.state() != Door::State::kSealed) return false;
+  if (what == TakenBack::kWeights) return has_tag(Tag::kWeights);
+  return std::all_of(kAllTags.begin(), kAllTags.end(), has_tag);
 }
 
 bool Attachment::has_none() const {
@@ -369,7 +367,7 @@ Attendance Attachment::attendance() const {
   const auto state = door_.state();
   Attendance attendance{.pid = door_.pid(),
                         .is_here = state == Door::State::kSealed,
-                        .wants_back = wants_back(door_.wish()),
+                        .wish = door_.wish(),
                         .own_bytes = own_bytes()};
   switch (state) {
     case Door::State::kAbsent:

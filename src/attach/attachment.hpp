@@ -51,8 +51,8 @@ class Attachment {
   void await_ready(const Deadline& deadline, WaitMonitor& monitor, const Inherit& inherit) {
     door_.await_ready(deadline, monitor, [&] { attend(inherit, monitor); });
   }
-  /// Whether an engine takes part, and has all of its rank's memory mapped.
-  [[nodiscard]] bool has_all() const;
+  /// Whether an engine takes part, and has so much of its rank's memory mapped.
+  [[nodiscard]] bool has(TakenBack what) const;
   /// Whether none of the rank's memory is mapped, surely, by an engine that is there or lost.
   [[nodiscard]] bool has_none() const;
   /// Asks for a tag's memory; nothing where the engine has it not.
@@ -145,6 +145,7 @@ class Attachment {
   std::array<bool, 3> has_content_{};
   std::array<std::vector<DigestedRun>, 3> copied_;  ///< What host memory holds of a tag.
   std::array<bool, 3> has_copies_{};                ///< The engine has its descriptors.
+  int engine_pid_ = 0;                              ///< Of the one that all this is about.
   std::array<std::vector<Parameter>, 3> declared_;
   std::vector<Parameter> places_;
   bool has_sealed_ = false;

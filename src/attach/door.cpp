@@ -68,12 +68,12 @@ Error Door::Shared::lost_error() const {
             hint};
   }
   if (has_detached) {
-    return {ExitCode::kPeerLost, fmt::format("{} has detached at {}", who(), lost_at), hint};
+    return {ExitCode::kPeerLost, fmt::format("{} has detached at {}", lost_who, lost_at), hint};
   }
-  return {
-      ExitCode::kPeerLost,
-      fmt::format("{} is lost since {}{}", who(), lost_at, why_lost.empty() ? "" : ": " + why_lost),
-      hint};
+  return {ExitCode::kPeerLost,
+          fmt::format("{} is lost since {}{}", lost_who, lost_at,
+                      why_lost.empty() ? "" : ": " + why_lost),
+          hint};
 }
 
 void Door::Shared::send(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
@@ -307,6 +307,8 @@ void Door::ask(const ToEngine& message, std::span<const int> fds, const Deadline
   uint64_t number = 0;
   {
     const std::lock_guard guard(shared_->mutex);
+    // One that waits for its welcome has none of what is asked about: that was the former one's.
+    if (shared_->state == State::kGreeted) throw shared_->lost_error();
     engine = shared_->engine_number;
     number = ++shared_->asked;
   }

@@ -97,7 +97,8 @@ class Door {
                    const std::function<void()>& meanwhile = {});
   /// The same without waiting: if there is a consent, it holds until kOver is told.
   void use_consent();
-  /// Sends a kMap, kRelease or kChanged and waits for its kAck; throws the engine's error.
+  /// Sends a kMap, kRelease, kChanged or kCopied to the engine that was welcomed last and waits for
+  /// its kAck; throws the engine's error.
   void ask(const ToEngine& message, std::span<const int> fds, const Deadline& deadline,
            WaitMonitor& monitor);
   /// Tells without an answer: kOver, to an engine whose consent was waited for, and ends with it;

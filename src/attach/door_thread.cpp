@@ -215,6 +215,7 @@ void Door::Shared::say_why(const std::shared_ptr<Channel>& engine, const Error& 
 void Door::Shared::note_loss(const std::string& why) {
   channel.reset();
   state = State::kLost;
+  lost_who = who();
   lost_at = utc_now();
   why_lost = why;
   has_detached = false;

@@ -93,6 +93,7 @@ struct Door::Shared {
   uint64_t engine_number = 0;  ///< How many have come.
   ToRank hello;
   int pid = 0;
+  std::string lost_who;  ///< As `who`, before another came.
   std::string lost_at;
   std::string why_lost;
   bool has_detached = false;  ///< In order, rather than died.

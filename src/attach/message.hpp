@@ -24,7 +24,7 @@
 namespace awex::attach {
 
 /// Raised with every change that an older library or rank would misread.
-inline constexpr int kProtocolVersion = 2;
+inline constexpr int kProtocolVersion = 3;
 /// What to do where the two do not understand each other.
 inline constexpr const char* kOtherBuild =
     "the engine must load the libawex_colocate.so of the awex-colocate that the job runs";

@@ -8,6 +8,7 @@
 
 #include "base/units.hpp"
 #include "comm/job.hpp"
+#include "engine/engine.hpp"
 #include "layout/spec.hpp"
 #include "memory/device.hpp"
 #include "memory/region.hpp"
@@ -82,6 +83,7 @@ struct CommandOptions {
   Verify verify = Verify::kDigest;
   bool train = true;             ///< kHandOver: stand-ins take a training step before it.
   std::optional<Scope> scope{};  ///< kOffload and kResume of a resident job: that memory alone.
+  TakenBack taken_back = TakenBack::kAll;  ///< kTakeBack.
 };
 static_assert(std::is_trivially_copyable_v<CommandOptions>);
 

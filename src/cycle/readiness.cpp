@@ -14,17 +14,38 @@ constexpr uint64_t kSpareBytes = 1ULL << 30;
 /// tenth of the GPU aside for what it cannot foresee).
 constexpr uint64_t kInferencePart = 8;
 
-uint64_t lacking(const Holding& rank, Tag tag) {
-  return rank.lacking_bytes.at(static_cast<size_t>(tag));
-}
+/// A GPU, as its ranks see it.
+struct Gpu {
+  uint64_t lacking_bytes = 0;  ///< What the ranks of a role lack of their memory.
+  uint64_t room_bytes = UINT64_MAX;
+  uint64_t free_bytes = UINT64_MAX;
+  uint64_t total_bytes = 0;
 
-uint64_t lacking(const Holding& rank) {
-  return std::accumulate(rank.lacking_bytes.begin(), rank.lacking_bytes.end(), uint64_t{0});
-}
+  /// What has to become free before they have that and `spare_bytes` are free beside it.
+  [[nodiscard]] uint64_t missing_bytes(uint64_t spare_bytes) const {
+    const auto more_than = [](uint64_t wanted, uint64_t there) {
+      return wanted - std::min(wanted, there);
+    };
+    return std::max(more_than(lacking_bytes, room_bytes),
+                    more_than(lacking_bytes + spare_bytes, free_bytes));
+  }
+};
 
-/// What may be taken of a rank's GPU while `spare_bytes` of it stay free.
-uint64_t room_beside(const Holding& rank, uint64_t spare_bytes) {
-  return std::min(rank.room_bytes, rank.free_bytes - std::min(rank.free_bytes, spare_bytes));
+/// By number; `lacking_bytes` of the ranks of `role`.
+std::map<uint32_t, Gpu> gpus_of(std::span<const Holding> ranks, std::span<const uint32_t> gpus,
+                                Role role) {
+  std::map<uint32_t, Gpu> all;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const Holding& one = ranks[rank];
+    Gpu& gpu = all[gpus[rank]];
+    gpu.room_bytes = std::min(gpu.room_bytes, one.room_bytes);
+    gpu.free_bytes = std::min(gpu.free_bytes, one.free_bytes);
+    gpu.total_bytes = std::max(gpu.total_bytes, one.total_bytes);
+    if (one.role != role) continue;
+    gpu.lacking_bytes +=
+        std::accumulate(one.lacking_bytes.begin(), one.lacking_bytes.end(), uint64_t{0});
+  }
+  return all;
 }
 
 /// What is looked for among the ranks of a role.
@@ -54,10 +75,9 @@ class Holdings {
     }
     return differ ? most : 0;
   }
-  /// Whether a move of some trainer's memory of a tag has failed midway.
-  [[nodiscard]] bool is_midway(Tag tag) const {
-    return any(Role::kTrainer, tag, [](RegionState state) {
-      return state == RegionState::kOffloading || state == RegionState::kResuming;
+  [[nodiscard]] bool any_must_return(Tag tag) const {
+    return std::any_of(ranks_.begin(), ranks_.end(), [tag](const Holding& rank) {
+      return rank.must_return.at(static_cast<size_t>(tag));
     });
   }
   [[nodiscard]] bool inference_holds(Tag tag) const {
@@ -117,14 +137,14 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
     case Command::kHandOver:
     case Command::kTransfer:
       needed.train_to = all.steps_to_catch_up();
-      needed.restore_optimizer =
-          all.is_midway(Tag::kOptimizer) || (needed.train_to > 0 && all.is_away(Tag::kOptimizer));
+      needed.restore_optimizer = all.any_must_return(Tag::kOptimizer) ||
+                                 (needed.train_to > 0 && all.is_away(Tag::kOptimizer));
       needed.restore_weights = all.is_away(Tag::kWeights);
       prepare_mapping(all, needed);
       break;
     case Command::kOffload:
-      needed.restore_optimizer = all.is_midway(Tag::kOptimizer);
-      needed.restore_weights = all.is_midway(Tag::kWeights);
+      needed.restore_optimizer = all.any_must_return(Tag::kOptimizer);
+      needed.restore_weights = all.any_must_return(Tag::kWeights);
       needed.unmap = all.any_has_mapped();
       break;
     case Command::kResume:
@@ -140,39 +160,25 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   return needed;
 }
 
-bool has_room_for_trainers(std::span<const Holding> ranks, std::span<const uint32_t> gpus,
-                           TakenBack what) {
-  std::map<uint32_t, uint64_t> away;
-  for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    if (ranks[rank].role != Role::kTrainer) continue;
-    away[gpus[rank]] +=
-        what == TakenBack::kAll ? lacking(ranks[rank]) : lacking(ranks[rank], Tag::kWeights);
-  }
-  for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    if (away[gpus[rank]] > room_beside(ranks[rank], kSpareBytes)) return false;
-  }
-  return true;
+bool has_room_for_trainers(std::span<const Holding> ranks, std::span<const uint32_t> gpus) {
+  const auto all = gpus_of(ranks, gpus, Role::kTrainer);
+  return std::all_of(all.begin(), all.end(), [](const auto& one) {
+    return one.second.lacking_bytes == 0 || one.second.missing_bytes(kSpareBytes) == 0;
+  });
 }
 
 std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
                                          std::span<const uint32_t> gpus) {
-  struct Gpu {
-    uint64_t wanted = 0;
-    uint64_t room = UINT64_MAX;
-  };
-  std::map<uint32_t, Gpu> all;
-  for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    Gpu& gpu = all[gpus[rank]];
-    if (ranks[rank].role == Role::kInference) gpu.wanted += lacking(ranks[rank]);
-    const uint64_t spare = ranks[rank].total_bytes / kInferencePart;
-    gpu.room = std::min(gpu.room, room_beside(ranks[rank], spare));
+  std::map<uint32_t, uint64_t> missing;
+  for (const auto& [gpu, memory] : gpus_of(ranks, gpus, Role::kInference)) {
+    missing[gpu] = memory.missing_bytes(memory.total_bytes / kInferencePart);
   }
   std::vector<uint64_t> given(ranks.size());
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    Gpu& gpu = all[gpus[rank]];
-    if (ranks[rank].role != Role::kTrainer || gpu.wanted <= gpu.room) continue;
-    given[rank] = std::min(ranks[rank].optimizer_bytes, gpu.wanted - gpu.room);
-    gpu.wanted -= given[rank];
+    if (ranks[rank].role != Role::kTrainer) continue;
+    uint64_t& still = missing[gpus[rank]];
+    given[rank] = std::min(ranks[rank].held_bytes.at(static_cast<size_t>(Tag::kOptimizer)), still);
+    still -= given[rank];
   }
   return given;
 }

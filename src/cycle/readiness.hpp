@@ -24,11 +24,13 @@ struct Holding {
   bool is_changed = false;  ///< Its weights may have changed since, beside its steps.
   /// By Tag: the engine takes it for released, wherever its bytes are.
   std::array<bool, kTags> is_released{};
-  std::array<uint64_t, kTags> lacking_bytes{};  ///< By Tag: what its memory lacks of the device's.
-  uint64_t optimizer_bytes = 0;  ///< What a trainer's optimizer state holds of the device's.
-  uint64_t room_bytes = 0;       ///< What may still be taken of its GPU by the books,
-  uint64_t free_bytes = 0;       ///< and by the driver,
-  uint64_t total_bytes = 0;      ///< of this.
+  /// By Tag, a trainer's: a move of it has failed midway, and it has to come back before it can go.
+  std::array<bool, kTags> must_return{};
+  std::array<uint64_t, kTags> held_bytes{};     ///< By Tag: what its memory holds of the device's,
+  std::array<uint64_t, kTags> lacking_bytes{};  ///< and what it lacks.
+  uint64_t room_bytes = 0;   ///< What may still be taken of its GPU by the books,
+  uint64_t free_bytes = 0;   ///< and by the driver,
+  uint64_t total_bytes = 0;  ///< of this.
 };
 static_assert(std::is_trivially_copyable_v<Holding>);
 
@@ -51,22 +53,19 @@ struct Preparation {
 
 /// What a command finds missing when the ranks hold what they hold. An update needs all of the
 /// trainers' memory and their weights mapped, a hand-over and a transfer their weights, resident
-/// and mapped, and of their optimizer state no half; an offload needs nobody to have them mapped,
-/// for what is mapped does not become free, and goes on only from what is whole; a resume needs
+/// and mapped; an offload needs nobody to have them mapped, for what is mapped does not become
+/// free; what failed midway goes on from there, unless it must return first; a resume needs
 /// inference to have given its memory back. Pure; the same on every rank.
 [[nodiscard]] Preparation preparation_for(Command command, std::span<const Holding> ranks);
 
-/// What of the trainers' memory a take-back brings.
-enum class TakenBack : uint8_t { kAll, kWeights };
-
-/// Whether every GPU has room for what its trainers have away of that, whatever inference holds
-/// there. `gpus` by rank (DeviceMap::physical). Pure; the same on every rank.
+/// Whether every GPU has room for all that its trainers have away, whatever inference holds there.
+/// `gpus` by rank (DeviceMap::physical). Pure; the same on every rank.
 [[nodiscard]] bool has_room_for_trainers(std::span<const Holding> ranks,
-                                         std::span<const uint32_t> gpus, TakenBack what);
+                                         std::span<const uint32_t> gpus);
 
 /// What each trainer gives back of its optimizer's memory, in bytes by rank, before inference has
-/// room for all of its own and may generate: a part of the GPU stays free for what its engine
-/// allocates then. All of it where that is not enough. `gpus` as above. Pure; the same on every
+/// room for all of its own and may generate: a part of the GPU is free then for what its engine
+/// allocates. All of it where that is not enough. `gpus` as above. Pure; the same on every
 /// rank.
 [[nodiscard]] std::vector<uint64_t> bytes_to_make_room(std::span<const Holding> ranks,
                                                        std::span<const uint32_t> gpus);
@@ -76,8 +75,8 @@ enum class TakenBack : uint8_t { kAll, kWeights };
 /// far. Pure; the same on every rank.
 [[nodiscard]] Preparation preparation_to_train(std::span<const Holding> ranks, TakenBack what);
 
-/// The same before the trainers' memory goes while inference serves what they hold: what failed
-/// midway is undone, and inference keeps its weights. Pure; the same on every rank.
+/// The same before the trainers' memory goes while inference serves what they hold, and keeps its
+/// weights. Pure; the same on every rank.
 [[nodiscard]] Preparation preparation_while_serving(std::span<const Holding> ranks);
 
 }  // namespace awex

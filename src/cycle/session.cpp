@@ -83,6 +83,7 @@ void Session::begin() {
 
 void Session::run(const CommandOptions& command) {
   running_ = command.command;
+  all_consented_ = false;
   do_command(command);
   tell_over(std::nullopt);
 }
@@ -95,13 +96,16 @@ void Session::tell_over(const std::optional<Error>& error) {
       {.is_hand_over = brings_weights(*command),
        .is_take_back = *command == Command::kTakeBack || *command == Command::kResume,
        .version = content().committed().value_or(0),
-       .error = error});
+       .error = error,
+       .all_consented = all_consented_});
 }
 
 void Session::do_command(const CommandOptions& command) {
   steps_->prove(command.verify);
   begin_version(brings_weights(command.command));
-  run_steps({steps_->ready(command.command == Command::kTakeBack)});
+  run_steps({steps_->ready(command.command == Command::kTakeBack ? std::optional(command.taken_back)
+                                                                 : std::nullopt)});
+  all_consented_ = true;
   switch (command.command) {
     case Command::kUpdate:
       make_ready(command.command);
@@ -116,7 +120,7 @@ void Session::do_command(const CommandOptions& command) {
       hand_over(command);
       break;
     case Command::kTakeBack:
-      take_back(command.scope ? TakenBack::kWeights : TakenBack::kAll);
+      take_back(command.taken_back);
       break;
     case Command::kOffload:
       offload(command.scope.value_or(Scope{.role = Role::kTrainer}));
@@ -242,13 +246,15 @@ void Session::hand_over(const CommandOptions& command) {
     make_ready(trains ? Command::kUpdate : Command::kHandOver);
     if (trains) run_steps({steps_->train()});
     bring_weights(command, room_for_inference());
+  } else if (options_.offload) {
+    prepare(preparation_while_serving(holdings()));
+    run_steps({room_for_inference()});
   }
   has_given_over_ = true;
   std::vector<Steps> lists{steps_->take(Tag::kKvCache),
                            steps_->serve({.is_hand_over = true,
                                           .is_take_back = false,
-                                          .version = report_.versions.back().version,
-                                          .error = std::nullopt})};
+                                          .version = report_.versions.back().version})};
   if (options_.offload) {
     lists.push_back(steps_->offload(Tag::kOptimizer));
     lists.push_back(steps_->offload(Tag::kWeights));
@@ -264,35 +270,32 @@ Steps Session::offload_of_optimizer() {
 /// What they do beside one that inference waits for.
 Steps Session::room_for_inference() {
   if (!options_.offload) return {};
-  return steps_->make_room(bytes_to_make_room(holdings(), world().devices.physical));
+  return steps_->offload(Tag::kOptimizer, bytes_to_make_room(holdings(), world().devices.physical));
 }
 
 /// Whether inference serves what the trainers hold without another transfer: then the version is
 /// that one.
 bool Session::is_served_already() {
   if (content().state() != ContentState::kCommitted) return false;
-  const auto ranks = holdings();
-  if (!serves_what_trainers_hold(ranks)) return false;
+  if (!serves_what_trainers_hold(holdings())) return false;
   auto& version = report_.versions.back();
   version.version = content().committed().value();
   version.committed = true;
-  if (options_.offload) prepare(preparation_while_serving(ranks));
   return true;
 }
 
 /// The second half, after which the trainers have what they take back of their memory, and their
 /// weights are mapped for the next transfer.
 /// Memory that is given back is cleared by the driver, with the engine that copies to the GPU:
-/// where there is room, the trainers' comes first, and they do not wait for the rest.
+/// where there is room for all of the trainers', it comes first, and they do not wait for the rest.
 void Session::take_back(TakenBack what) {
   if (!options_.offload) return;
   const auto ranks = holdings();
-  if (has_room_for_trainers(ranks, world().devices.physical, what)) {
+  if (has_room_for_trainers(ranks, world().devices.physical)) {
     prepare(preparation_to_train(ranks, what));
     steps_->let_trainer_go_on({.is_hand_over = false,
                                .is_take_back = true,
-                               .version = content().committed().value_or(0),
-                               .error = std::nullopt});
+                               .version = content().committed().value_or(0)});
     if (setup_.roster.trainers) account_.others_were_at_work();
   }
   make_ready(Command::kTakeBack);

@@ -109,7 +109,8 @@ class Session {
   MemoryAccount account_;
   PhaseRunner phases_;
   bool has_given_over_ = false;     ///< Some of the trainer's memory, at least once.
-  std::optional<Command> running_;  ///< Whose end the engines have not been told.
+  std::optional<Command> running_;  ///< Whose end the engines have not been told,
+  bool all_consented_ = false;      ///< and whether they had consented to it.
   double version_start_ = 0;
 };
 

@@ -162,11 +162,11 @@ void CycleSteps::swap_segments() {
   inference_->place_trainer(head.bytes, segments);
 }
 
-Steps CycleSteps::ready(bool is_take_back) {
+Steps CycleSteps::ready(std::optional<TakenBack> take_back) {
   if (!roster_.any()) return {};
   return {{.phase = {"ready", kEveryone, std::nullopt},
-           .work = [this, is_take_back]() -> uint64_t {
-             engine().await_ready(is_take_back, job_.deadline(), job_);
+           .work = [this, take_back]() -> uint64_t {
+             engine().await_ready(take_back, job_.deadline(), job_);
              return 0;
            },
            .is_of_engines = true}};
@@ -200,21 +200,20 @@ Steps CycleSteps::scale() {
 }
 
 Steps CycleSteps::offload(Tag tag) {
-  if (!has(tag)) return {};
-  return {{.phase = {"offload", kTrainers, tag, Link::kDeviceToHost},
-           .region = region(tag),
-           .work = [this, tag] { return trainer_->offload(tag, proves()); },
-           .is_of_engines = engines_move(tag)}};
+  return offload(tag, std::vector(static_cast<size_t>(job_.size()), kEverything));
 }
 
-Steps CycleSteps::make_room(const std::vector<uint64_t>& bytes) {
-  if (std::all_of(bytes.begin(), bytes.end(), [](uint64_t give) { return give == 0; })) return {};
+Steps CycleSteps::offload(Tag tag, const std::vector<uint64_t>& bytes) {
+  const bool is_any =
+      std::any_of(bytes.begin(), bytes.end(), [](uint64_t give) { return give > 0; });
+  if (!has(tag) || !is_any) return {};
   const uint64_t mine = bytes[static_cast<size_t>(job_.rank())];
-  return {{.phase = {"offload", kTrainers, Tag::kOptimizer, Link::kDeviceToHost},
-           .region = region(Tag::kOptimizer),
-           .work = [this, mine]() -> uint64_t {
-             return mine > 0 ? trainer_->offload(Tag::kOptimizer, proves(), mine) : 0;
-           }}};
+  return {{.phase = {"offload", kTrainers, tag, Link::kDeviceToHost},
+           .region = region(tag),
+           .work = [this, tag, mine]() -> uint64_t {
+             return mine > 0 ? trainer_->offload(tag, proves(), mine) : 0;
+           },
+           .is_of_engines = engines_move(tag)}};
 }
 
 Steps CycleSteps::check_backup(Tag tag) {
@@ -395,6 +394,7 @@ Holding CycleSteps::holding() {
   for (const Tag tag : {Tag::kWeights, Tag::kOptimizer, Tag::kKvCache}) {
     if (const Region* memory = region(tag)) {
       holding.regions.at(static_cast<size_t>(tag)) = memory->state();
+      holding.held_bytes.at(static_cast<size_t>(tag)) = memory->held_bytes();
       holding.lacking_bytes.at(static_cast<size_t>(tag)) = memory->lacking_bytes();
     }
   }
@@ -405,9 +405,7 @@ Holding CycleSteps::holding() {
     holding.lends = lends(job_.rank());
     for (const Tag tag : {Tag::kWeights, Tag::kOptimizer}) {
       holding.is_released.at(static_cast<size_t>(tag)) = trainer_->is_released(tag);
-    }
-    if (const Region* memory = region(Tag::kOptimizer)) {
-      holding.optimizer_bytes = memory->held_bytes();
+      holding.must_return.at(static_cast<size_t>(tag)) = !trainer_->can_offload(tag, proves());
     }
   }
   holding.has_mapped = inference_ && inference_->has_mapped();

@@ -52,14 +52,14 @@ class CycleSteps {
   void load(bool with_mapping);
 
   /// Engines that attach consent to the command; nothing where none attaches.
-  [[nodiscard]] Steps ready(bool is_take_back);
+  [[nodiscard]] Steps ready(std::optional<TakenBack> take_back);
   /// The trainer finds the scales of what is quantised on its way.
   [[nodiscard]] Steps scale();
   /// The trainer's memory of a tag goes to host memory.
   [[nodiscard]] Steps offload(Tag tag);
-  /// So much of each trainer's optimizer state goes, in bytes of device memory by rank; nothing
-  /// where that is nothing. An offload goes on with the rest.
-  [[nodiscard]] Steps make_room(const std::vector<uint64_t>& bytes);
+  /// So much of it goes, in bytes of device memory by rank; nothing where that is nothing. The next
+  /// offload goes on with the rest.
+  [[nodiscard]] Steps offload(Tag tag, const std::vector<uint64_t>& bytes);
   /// The trainer's bytes in host memory are what they were on the device.
   [[nodiscard]] Steps check_backup(Tag tag);
   /// The trainer's memory of a tag comes back, and is what it was.

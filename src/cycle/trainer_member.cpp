@@ -96,13 +96,19 @@ uint64_t TrainerMember::offload(Tag tag, bool proven, uint64_t enough_bytes) {
     released_.insert(tag);
     engine_.before_release(tag, job_.deadline(), job_);
   }
-  if (!proven && held->state() == RegionState::kResident) proofs_.at(tag).forget();
+  if (!proven && held->state() != RegionState::kOffloaded) proofs_.at(tag).forget();
   const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_, enough_bytes)
                              : held->offload(queue_, job_.deadline(), job_, {}, enough_bytes);
   if (held->state() == RegionState::kOffloaded) {
     engine_.after_offload(tag, digested_runs(tag), job_.deadline(), job_);
   }
   return change.moved_bytes;
+}
+
+bool TrainerMember::can_offload(Tag tag, bool proven) {
+  const Region* held = region(tag);
+  if (held == nullptr) return true;
+  return held->state() != RegionState::kResuming && (!proven || proofs_.at(tag).can_go_on());
 }
 
 std::vector<DigestedRun> TrainerMember::digested_runs(Tag tag) const {

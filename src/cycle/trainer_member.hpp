@@ -39,6 +39,8 @@ class TrainerMember {
   /// An offload ends early when it has given `enough_bytes` (> 0) of device memory back; the next
   /// goes on from there.
   uint64_t offload(Tag tag, bool proven, uint64_t enough_bytes = kEverything);
+  /// Whether `offload` can begin, or go on; else `resume` comes first.
+  [[nodiscard]] bool can_offload(Tag tag, bool proven);
   uint64_t resume(Tag tag, bool proven);
   /// Compares the bytes in host memory with what was digested; throws as `resume`.
   uint64_t check_backup(Tag tag);

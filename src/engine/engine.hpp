@@ -44,6 +44,9 @@ struct EngineNeeds {
   bool moves_weights = false;  ///< and moves it away and back itself.
 };
 
+/// What of the trainers' memory a take-back brings.
+enum class TakenBack : uint8_t { kAll, kWeights };
+
 /// A command that an engine asks for.
 enum class EngineWish : uint8_t { kNone, kHandOver, kTakeBack, kTakeBackWeights };
 
@@ -52,10 +55,11 @@ struct Attendance {
   int pid = 0;  ///< Its process; 0 for none, and for an engine that is built in.
   FixedText<48>
       state{};  ///< "ready", "busy", "lost since …", "detached …"; empty for one that is built in.
-  bool is_here = true;      ///< It takes part.
-  bool is_torn = false;     ///< It was lost while it wrote: its memory is of no step.
-  bool has_all = false;     ///< A trainer that has all its memory,
-  bool wants_back = false;  ///< or waits for a take-back.
+  bool is_here = true;       ///< It takes part.
+  bool is_torn = false;      ///< It was lost while it wrote: its memory is of no step.
+  bool has_all = false;      ///< A trainer that has all its memory,
+  bool has_weights = false;  ///< or that much of it.
+  EngineWish wish = EngineWish::kNone;
   uint64_t own_bytes = 0;  ///< Of the GPU that are its own: what it lends, and what it has told of.
 };
 
@@ -64,7 +68,8 @@ struct CommandOutcome {
   bool is_hand_over = false;  ///< The trainers' memory was to be given over,
   bool is_take_back = false;  ///< or to come back.
   uint64_t version = 0;       ///< Last committed, 0 for none.
-  std::optional<Error> error;
+  std::optional<Error> error{};
+  bool all_consented = false;  ///< All engines had consented to it.
 };
 
 /// What plays a role on a rank: memory by tag, the tensors that lie in it, and what has to be done
@@ -103,10 +108,10 @@ class Engine {
   [[nodiscard]] virtual std::vector<Parameter> tensors(Tag tag) const = 0;
 
   /// Before a command gives memory over: returns when the engine is where that may be done. An
-  /// engine whose memory the command leaves as it is (`is_take_back`: trainers have theirs,
-  /// inference none) is not waited for. Throws Error(kDeadline) that names an engine that is busy,
-  /// Error(kPeerLost) for one that has gone.
-  virtual void await_ready(bool /*is_take_back*/, const Deadline& /*deadline*/,
+  /// engine whose memory the command leaves as it is (a take-back: trainers have what it brings,
+  /// inference has none) is not waited for. Throws Error(kDeadline) that names an engine that is
+  /// busy, Error(kPeerLost) for one that has gone.
+  virtual void await_ready(std::optional<TakenBack> /*take_back*/, const Deadline& /*deadline*/,
                            WaitMonitor& /*monitor*/) {}
   /// Within a command: all engines of its role have the memory that it brings, and the rest of the
   /// command leaves that alone. The engine may go on; `end` is as if the command were over.

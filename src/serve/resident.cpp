@@ -29,8 +29,6 @@ constexpr Seconds kLook{0.1};
 constexpr Seconds kRollCall{1};
 /// The same where one is lost: the next may wait at the door.
 constexpr Seconds kRollCallOfLost{0.2};
-/// What trainers wait for that take their weights back, and nothing else.
-constexpr Scope kTrainersWeights{.role = Role::kTrainer, .tags = {true, false, false}};
 /// How long clients may take to read what they are told when the job ends.
 constexpr Seconds kFarewell{1};
 
@@ -42,13 +40,19 @@ CommandOptions resident_command(CommandOptions command) {
   return command;
 }
 
-/// Whether a trainer waits for memory that rank 0's, whose wish begins commands, has already: one
+/// What trainers wait for of which rank 0's, whose wish begins commands, has as much already: one
 /// of them was lost in the midst of a take-back.
-bool is_waited_for_by_others(const std::vector<RankStatus>& ranks) {
-  if (ranks.empty() || !ranks[0].attendance || !ranks[0].attendance->has_all) return false;
-  return std::any_of(ranks.begin(), ranks.end(), [](const RankStatus& rank) {
-    return rank.attendance && rank.attendance->wants_back;
-  });
+std::optional<TakenBack> wanted_by_others(const std::vector<RankStatus>& ranks) {
+  if (ranks.empty() || !ranks[0].attendance) return std::nullopt;
+  const auto any_wishes = [&](EngineWish wish) {
+    return std::any_of(ranks.begin(), ranks.end(), [wish](const RankStatus& rank) {
+      return rank.attendance && rank.attendance->wish == wish;
+    });
+  };
+  const auto& first = *ranks[0].attendance;
+  if (first.has_all && any_wishes(EngineWish::kTakeBack)) return TakenBack::kAll;
+  if (first.has_weights && any_wishes(EngineWish::kTakeBackWeights)) return TakenBack::kWeights;
+  return std::nullopt;
 }
 
 /// How a job has ended that was told to while a command failed. What the launcher sends goes to its
@@ -76,8 +80,8 @@ struct Resident::Door {
   bool runs = false;              ///< A command does, a client's or an engine's.
   bool is_stopped_early = false;  ///< By the client of the visit, as it wished.
   Deadline roll_call{kRollCall};
-  bool others_want_back = false;  ///< Trainers wait for a take-back that rank 0's need not ask for.
-  Stopwatch watch;                ///< Of the command that runs.
+  std::optional<TakenBack> others_want;  ///< Of a take-back that rank 0's need not ask for.
+  Stopwatch watch;                       ///< Of the command that runs.
 };
 
 /// What all ranks do next. Plain data, to be sent.
@@ -371,12 +375,13 @@ std::optional<Resident::Order> Resident::order_at_rest() {
     case EngineWish::kTakeBack:
       return Order{Order::Kind::kRun, {.command = Command::kTakeBack}};
     case EngineWish::kTakeBackWeights:
-      return Order{Order::Kind::kRun, {.command = Command::kTakeBack, .scope = kTrainersWeights}};
+      return Order{Order::Kind::kRun,
+                   {.command = Command::kTakeBack, .taken_back = TakenBack::kWeights}};
     case EngineWish::kNone:
       break;
   }
-  if (std::exchange(door_->others_want_back, false)) {
-    return Order{Order::Kind::kRun, {.command = Command::kTakeBack}};
+  if (const auto wanted = std::exchange(door_->others_want, std::nullopt)) {
+    return Order{Order::Kind::kRun, {.command = Command::kTakeBack, .taken_back = *wanted}};
   }
   if (!door_->roll_call.expired()) return std::nullopt;
   return Order{Order::Kind::kLook, {}};
@@ -418,7 +423,7 @@ void Resident::refresh() {
     return !rank.attendance || rank.attendance->is_here;
   });
   door_->roll_call = Deadline(all_here ? kRollCall : kRollCallOfLost);
-  door_->others_want_back = is_waited_for_by_others(ranks);
+  door_->others_want = wanted_by_others(ranks);
   door_->board.update([&](JobStatus& status) {
     status.ranks = std::move(ranks);
     status.content = session_->content().state();

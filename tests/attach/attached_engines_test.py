@@ -117,10 +117,11 @@ class TwoOfEach(Attached):
         for rank, player in enumerate(players):
             self.assertEqual(player.do("differing", self.store(as_megatron(canonical(seed), rank, 2))), [])
 
-    def attach(self, *options, admission="digest", scatter=False, fault=None):
+    def attach(self, *options, admission="digest", scatter=False, fault=None, optimizer=(MIB, MIB)):
         job = self.job(4, "--admission", admission, *options, trainer="megatron:tp=2", inference="vllm:tp=2",
                        fault=fault)
-        trainers = [self.player(job, "trainer", at, weights=8 * MIB if scatter else 0) for at in range(2)]
+        trainers = [self.player(job, "trainer", at, weights=8 * MIB if scatter else 0, optimizer=optimizer[at])
+                    for at in range(2)]
         servers = [self.player(job, "inference", at, weights=8 * MIB if scatter else 0) for at in range(2)]
         for player in trainers + servers:
             tensors = player.end()["tensors"]
@@ -283,7 +284,12 @@ class TwoOfEach(Attached):
         self.check(servers, canonical(3))
 
     def test_one_trainers_memory_that_has_not_come_back(self):
-        fault = os.path.join(self.scratch, "fault")
+        for call in ("take_back", "take_back_weights"):
+            with self.subTest(call=call):
+                self.comes_back_to_one_alone(call)
+
+    def comes_back_to_one_alone(self, call):
+        fault = os.path.join(self.scratch, call)
         job, trainers, servers = self.attach(admission="off", fault=fault)
         self.begin(job, trainers, servers)
         self.update(trainers, servers, 1)
@@ -292,20 +298,58 @@ class TwoOfEach(Attached):
         for player in servers:
             player.begin("release")
         for player in trainers:
-            player.begin("take_back")
+            player.begin(call)
         for player in trainers + servers:
             self.assertIn("a fault on purpose", self.fails(FAILED, player.end))
-        self.assertEqual([player.do("all_mapped") for player in trainers], [True, False])
+        self.assertEqual([player.do("memory")["is_mapped"] for player in trainers], [1, 0])
         for player in servers:
             player.begin("release")
-        trainers[1].do("take_back", 10.0)  # while the other trainer is busy
+        trainers[0].do(call)  # at once
+        trainers[1].do(call, 10.0)  # while the other trainer is busy
         for player in servers:
             player.end()
         self.check_trainers(trainers, 0)
+        take_back(trainers, servers)
         for rank, player in enumerate(trainers):
             player.do("step_from", self.store(as_megatron(canonical(2), rank, 2)))
         self.update(trainers, servers, 2)
         self.check(servers, canonical(2))
+        job.end()
+
+    def test_trainers_whose_hand_over_has_failed_return_to_one_step(self):
+        """One of them has given a part of its optimizer state for it, the other nothing."""
+        fault = os.path.join(self.scratch, "fault")
+        job, trainers, servers = self.attach("--gpu-memory", "184MiB", admission="off", fault=fault,
+                                             optimizer=(LARGE, MIB))
+        self.begin(job, trainers, servers)
+        for version in (1, 2):
+            for rank, player in enumerate(trainers):
+                player.do("step_from", self.store(as_megatron(canonical(version), rank, 2)))
+                player.do("keep", f"step {version}")
+            if version == 1:
+                self.update(trainers, servers, 1)
+                take_back(trainers, servers)
+        with open(fault, "w", encoding="utf-8") as file:
+            file.write("1 2 late transfer inference weights 0\n")
+        for player in servers + trainers:
+            player.begin("hand_over" if player in trainers else "ready")
+        for player in servers + trainers:
+            self.assertIn("a fault on purpose", self.fails(FAILED, player.end))
+        for player in servers:
+            player.begin("ready")
+        for player in trainers:
+            player.begin("take_back")
+        for player in trainers:
+            player.end()
+            player.do("half_step", 3)
+        for player in trainers:
+            player.kill()
+        again = [self.player(job, "trainer", at, optimizer=size) for at, size in enumerate((LARGE, MIB))]
+        for player in again:
+            self.assertEqual(player.end()["kept"], "step 2")
+            player.do("declare")
+            player.do("seal")
+        self.check_trainers(again, 2)
 
 
 class OneOfEach(Attached):
@@ -464,6 +508,23 @@ class OneOfEach(Attached):
         self.hand_over(trainer, inference, 1)
         self.holds(inference, 2)
         job.end()
+
+    def test_a_hand_over_that_failed_behind_its_commit_goes_on(self):
+        """There is no room for the part of the optimizer state that has left: it goes on leaving."""
+        job, trainer, inference = self.pair(*BARELY, trainer={"optimizer": LARGE})
+        state = trainer.do("sum_of", "optimizer")
+        inference.do("fail", ["after_resume kv_cache"])
+        inference.begin("ready")
+        self.assertIn("after_resume", self.fails(FAILED, trainer.do, "hand_over"))
+        self.fails(FAILED, inference.end)
+        self.assertEqual(job.status()["committed_version"], 1)
+        self.assertFalse(trainer.do("memory", "optimizer")["is_mapped"])
+        inference.do("fail", [])
+        self.assertEqual(self.hand_over(trainer, inference, 0), 1)
+        self.holds(inference, 1)
+        self.take_back(trainer, inference)
+        self.trainer_holds(trainer, 1)
+        self.assertEqual(trainer.do("sum_of", "optimizer"), state)
 
     def test_a_busy_engine_is_named(self):
         job, trainer, inference = self.pair(timeout="2s")
@@ -984,6 +1045,17 @@ class Lost(Attached):
         job, inference = self.lose_in_hand_over("optimizer", *BARELY, optimizer=LARGE)
         self.assertEqual(inference.end(), 1)
         self.goes_on_behind_the_hand_over(job, inference, optimizer=LARGE)
+
+    def test_who_comes_while_the_hand_over_of_a_dead_trainer_goes_on(self):
+        job, inference = self.lose_in_hand_over("optimizer", "--gpu-memory", "1GiB", cache_delay=3.0)
+        other = self.player(job, "trainer")
+        self.assertEqual(inference.end(), 1)
+        place = other.end()
+        self.assertEqual((place["reattached"], place["version"]), (1, 1))
+        other.do("declare")
+        other.do("seal")
+        self.take_back(other, inference)
+        self.trainer_holds(other, 1)
 
     def test_others_places_and_doors(self):
         job, trainer, inference = self.pair()

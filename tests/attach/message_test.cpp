@@ -256,8 +256,8 @@ TEST_CASE("what no engine says is refused, and why is said") {
   refuse(R"({"message":"keep","kept_bytes":16777217})", "not at most 16 MiB");
   refuse(R"({"message":"ready","wish":"rest","newer_than":0})", "\"wish\" is \"rest\"");
   refuse(R"({"message":"ready","wish":"none","newer_than":-1})", "not a count");
-  refuse(changed(said, "\"protocol\":2", "\"protocol\":3,\"news\":0"),
-         "the engine's library speaks version 3 of the protocol, this rank version 2");
+  refuse(changed(said, "\"protocol\":3", "\"protocol\":4,\"news\":0"),
+         "the engine's library speaks version 4 of the protocol, this rank version 3");
   refuse(changed(said, "\"inference\"", "\"inferrence\""), "\"role\" is \"inferrence\"");
   refuse(changed(said, "vllm 0.32.0", ""), "not a name of 1 to 31 bytes");
   refuse(changed(said, "vllm 0.32.0", std::string(32, 'x')), "not a name of 1 to 31 bytes");
@@ -338,8 +338,8 @@ TEST_CASE("what no rank says is refused, and why is said") {
   refuse(R"({"message":"map","tag":"moments"})", "\"tag\" is \"moments\"");
   refuse(R"({"message":"map","tag":"weights","first":0,"last":1})", "not true or false");
   refuse(R"({"message":"over","version":1,"gave":true})", "\"brought\" is missing");
-  refuse(changed(said, "\"protocol\":2", "\"protocol\":0"),
-         "the rank speaks version 0 of the protocol, this library version 2");
+  refuse(changed(said, "\"protocol\":3", "\"protocol\":0"),
+         "the rank speaks version 0 of the protocol, this library version 3");
   refuse(changed(said, "\"rank\":7", "\"rank\":2147483648"), "not a number that can be");
   refuse(changed(said, "\"role_rank\":3", "\"role_rank\":4294967296"), "not a number that can be");
   refuse(changed(said, "\"silence_s\":0.5", "\"silence_s\":-1"), "not a time");

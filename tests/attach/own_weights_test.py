@@ -74,6 +74,21 @@ class Own(Attached):
         tags = {rank["role"]: {tag["tag"] for tag in rank["tags"]} for rank in status["ranks"]}
         self.assertEqual(tags, {"trainer": {"optimizer"}, "inference": {"weights", "kv_cache"}})
 
+    def test_weights_that_stay_are_back_when_inference_has_given_its_memory(self):
+        for call in ("take_back_weights", "take_back"):
+            with self.subTest(call=call):
+                job, trainer, inference = self.begin("stays")
+                self.hand_over(trainer, inference, 0)
+                trainer.begin(call)
+                self.assertFalse(trainer.answers_within(0.5))
+                self.assertTrue(inference.do("memory")["is_mapped"])
+                inference.do("release")
+                trainer.end()
+                self.assertFalse(inference.do("memory")["is_mapped"])
+                trainer.do(call)  # at once
+                self.assertEqual(trainer.do("memory", "optimizer")["is_mapped"], int(call == "take_back"))
+                job.end()
+
     def test_more_blocks_than_descriptors(self):
         """As expandable segments of a large model have: ranks take what they may have, an engine needs few at once."""
         job, trainer, inference = self.begin("stays", kind="pages", open_files=160)

@@ -302,15 +302,27 @@ TEST_CASE("an engine that takes its memory for released is told that it is back"
         Preparation{.unmap = true, .restore_weights = true, .map = true});
 }
 
-TEST_CASE("an offload that failed midway is undone before it is repeated") {
-  for (const State midway : {State::kOffloading, State::kResuming}) {
-    const std::vector<Holding> ranks{trainer_with(midway, State::kOffloaded),
-                                     inference_with(State::kDiscarded, State::kDiscarded, false)};
-    CHECK(preparation_for(Command::kOffload, ranks) == Preparation{.restore_weights = true});
-    const std::vector<Holding> half{trainer_with(State::kResident, midway),
-                                    inference_with(State::kDiscarded, State::kDiscarded, true)};
-    CHECK(preparation_for(Command::kHandOver, half) == Preparation{.restore_optimizer = true});
-  }
+TEST_CASE("what failed midway goes on, unless it must return first") {
+  auto moving = trainer_with(State::kOffloading, State::kOffloading);
+  const auto served = inference_with(State::kResident, State::kResident, true);
+  CHECK(preparation_for(Command::kOffload, std::vector{moving, served}) ==
+        Preparation{.unmap = true});
+  CHECK(preparation_while_serving(std::vector{moving, served}) == Preparation{.unmap = true});
+  auto half = trainer_with(State::kResident, State::kOffloading);
+  const auto away = inference_with(State::kDiscarded, State::kDiscarded, true);
+  CHECK(preparation_for(Command::kHandOver, std::vector{half, away}) == Preparation{});
+  moving.must_return = {true, true, false};
+  half.must_return = {false, true, false};
+  CHECK(preparation_for(Command::kOffload, std::vector{moving, away}) ==
+        Preparation{.unmap = true, .restore_optimizer = true, .restore_weights = true});
+  CHECK(preparation_for(Command::kHandOver, std::vector{half, away}) ==
+        Preparation{.restore_optimizer = true});
+  // Inference keeps the weights that it serves.
+  CHECK(preparation_while_serving(std::vector{moving, served}) ==
+        Preparation{.unmap = true,
+                    .discard_kv_cache = true,
+                    .restore_optimizer = true,
+                    .restore_weights = true});
 }
 
 TEST_CASE("the trainers' memory comes before inference's goes where each GPU has room for it") {
@@ -323,28 +335,30 @@ TEST_CASE("the trainers' memory comes before inference's goes where each GPU has
   inference.free_bytes = inference.total_bytes = 80 * kGiB;
   const std::vector<Holding> pair{trainer, inference};
   const std::vector<uint32_t> one{0, 0};
-  CHECK(has_room_for_trainers(pair, one, TakenBack::kAll));
+  CHECK(has_room_for_trainers(pair, one));
   CHECK(preparation_to_train(pair, TakenBack::kAll) ==
         Preparation{.restore_optimizer = true, .restore_weights = true, .map = true});
   CHECK(preparation_to_train(pair, TakenBack::kWeights) ==
         Preparation{.restore_weights = true, .map = true});
   auto narrow = pair;
   narrow[1].room_bytes = 99;
-  CHECK(!has_room_for_trainers(narrow, one, TakenBack::kAll));
-  narrow[1].room_bytes = 40;
-  CHECK(has_room_for_trainers(narrow, one, TakenBack::kWeights));
+  CHECK(!has_room_for_trainers(narrow, one));
+  narrow[0].lacking_bytes = {};  // all is there
+  narrow[1].free_bytes = 0;
+  CHECK(has_room_for_trainers(narrow, one));
   auto shared = pair;
   shared[1].free_bytes = kGiB + 99;  // other processes are on the GPU, too, and take more
-  CHECK(!has_room_for_trainers(shared, one, TakenBack::kAll));
+  CHECK(!has_room_for_trainers(shared, one));
   // Two pairs on one GPU want twice as much of it.
   const std::vector<Holding> both{trainer, inference, trainer, inference};
-  CHECK(has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 1, 1}, TakenBack::kAll));
-  CHECK(!has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 0, 0}, TakenBack::kAll));
+  CHECK(has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 1, 1}));
+  CHECK(!has_room_for_trainers(both, std::vector<uint32_t>{0, 0, 0, 0}));
 }
 
 TEST_CASE("trainers give as much of their optimizer's memory as inference lacks, and no more") {
   auto trainer = trainer_with(State::kResident, State::kResident);
-  trainer.optimizer_bytes = 48 * kGiB;
+  auto& optimizer = trainer.held_bytes.at(static_cast<size_t>(Tag::kOptimizer));
+  optimizer = 48 * kGiB;
   trainer.room_bytes = kGiB;
   trainer.free_bytes = 20 * kGiB;
   trainer.total_bytes = 80 * kGiB;
@@ -363,26 +377,22 @@ TEST_CASE("trainers give as much of their optimizer's memory as inference lacks,
   CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{0, 0});
   // What a rank of the GPU finds counts, and its optimizer's memory is all that can be given.
   inference.free_bytes = 3 * kGiB;
-  trainer.optimizer_bytes = 9 * kGiB;
+  CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{19 * kGiB, 0});
+  optimizer = 9 * kGiB;
   CHECK(bytes_to_make_room(std::vector{trainer, inference}, one) == Bytes{9 * kGiB, 0});
+  // Inference has all, and is to generate.
+  auto ready = inference;
+  ready.lacking_bytes = {};
+  CHECK(bytes_to_make_room(std::vector{trainer, ready}, one) == Bytes{7 * kGiB, 0});
   // Two pairs on one GPU: the first gives what it has, the second the rest. One of its own gives
   // less.
   const std::vector both{trainer, trainer, inference, inference};
-  trainer.optimizer_bytes = 100 * kGiB;
+  optimizer = 100 * kGiB;
   const std::vector unlike{both[0], trainer, inference, inference};
   CHECK(bytes_to_make_room(unlike, std::vector<uint32_t>{0, 0, 0, 0}) ==
-        Bytes{9 * kGiB, 15 * kGiB, 0, 0});
+        Bytes{9 * kGiB, 22 * kGiB, 0, 0});
   CHECK(bytes_to_make_room(unlike, std::vector<uint32_t>{0, 1, 0, 1}) ==
-        Bytes{9 * kGiB, 12 * kGiB, 0, 0});
-}
-
-TEST_CASE("inference keeps the weights that it serves while a failed offload is undone") {
-  const std::vector<Holding> ranks{trainer_with(State::kOffloading, State::kOffloading),
-                                   inference_with(State::kResident, State::kResident, true)};
-  CHECK(preparation_while_serving(ranks) == Preparation{.unmap = true,
-                                                        .discard_kv_cache = true,
-                                                        .restore_optimizer = true,
-                                                        .restore_weights = true});
+        Bytes{9 * kGiB, 19 * kGiB, 0, 0});
 }
 
 }  // namespace awex

@@ -32,7 +32,8 @@ MIB = 1 << 20
 SETTLE_S = 2.0  # rank 0 closes a client's connection after its answer
 QUANTITIES = ("rss", "descriptors", "threads")
 PLACES = [("train", "trainer", "-"), ("transfer", "inference", "weights"), ("verify", "all", "weights"),
-          ("commit", "all", "weights"), ("offload", "trainer", "weights"), ("resume", "inference", "kv_cache")]
+          ("commit", "all", "weights"), ("resume", "inference", "kv_cache"), ("offload", "trainer", "optimizer"),
+          ("offload", "trainer", "weights")]
 
 
 def usage_of(pid):

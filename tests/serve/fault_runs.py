@@ -34,10 +34,10 @@ MOST_STEPS = 80  # of one job
 MOST_LATE = 3  # times that an undisturbed command may be late, on a machine that has more to do
 
 TRAIN = ("train", "trainer", "-")
-BRING = [("digest", "trainer", "weights"), ("offload", "trainer", "optimizer"), ("resume", "inference", "weights"),
-         ("transfer", "inference", "weights"), ("unmap", "inference", "weights"), ("verify", "all", "weights"),
-         ("commit", "all", "weights")]
-SERVE = [("resume", "inference", "kv_cache"), ("offload", "trainer", "weights")]
+LEAVE = ("offload", "trainer", "optimizer")
+BRING = [("digest", "trainer", "weights"), ("resume", "inference", "weights"), ("transfer", "inference", "weights"),
+         ("unmap", "inference", "weights"), ("verify", "all", "weights"), ("commit", "all", "weights")]
+SERVE = [("resume", "inference", "kv_cache"), LEAVE, ("offload", "trainer", "weights")]
 MAKE_ROOM = [("discard", "inference", "kv_cache"), ("discard", "inference", "weights")]
 BRING_BACK = [("resume", "trainer", "optimizer"), ("resume", "trainer", "weights")]
 MAP = ("map", "all", "weights")
@@ -57,7 +57,7 @@ COMMANDS = [
                                       ("verify", "trainer", "weights"), ("verify", "trainer", "optimizer")]),
     Command("offload", ["--role", "trainer", "--tag", "optimizer"], "resume", [("offload", "trainer", "optimizer")]),
     Command("offload", ["--role", "inference"], "update", MAKE_ROOM),
-    Command("transfer", [], "resume", BRING),
+    Command("transfer", [], "resume", [LEAVE, *BRING]),
 ]
 FULL_UPDATE = Command("update", ["--verify", "full"], "resume", [("compare", "inference", "weights")])
 FULL_TRANSFER = Command("transfer", ["--verify", "full"], "resume", [("compare", "inference", "weights")])
@@ -329,13 +329,14 @@ class Runs(RandomRuns):
         version, committed = self.before["committed_version"], status["committed_version"]
         brings = fault.command.name in ("update", "transfer")
         allowed = {was, "empty"}
-        if brings and fault.place in SERVE and now == "committed":
+        serves = fault.command.name == "update" and fault.place in SERVE
+        if serves and now == "committed" and committed > version:
             allowed, version = {"committed"}, version + 1
-        elif brings and fault.place in SERVE:
+        elif serves and fault.place != LEAVE:  # of which some may make room for inference before
             allowed = {"poisoned"}  # some ranks had not heard yet that all have agreed on the version
         elif brings and fault.place[0] in ("compare", "verify", "commit"):
             allowed = {"poisoned"}
-        elif brings and fault.place in BRING:
+        elif brings and fault.place in (LEAVE, *BRING):
             allowed = {was, "empty", "poisoned"}
         if fault.kind in ("stall", "spin") and brings:  # others are ahead
             allowed |= {"poisoned"}

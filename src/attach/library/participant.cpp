@@ -406,12 +406,13 @@ void Participant::take_back_weights(Seconds timeout) {
              &Participant::has_weights);
 }
 
-/// A command that brings less than what the call is for does not end it.
+/// A command that brings less than what the call is for does not end it. Where memory is the
+/// engine's own and stays, it is inference's that has to go.
 void Participant::bring_back(const char* name, EngineWish wish, Seconds timeout,
                              bool (Participant::*is_there)() const) {
   expect_role(Role::kTrainer, name);
   expect_sealed(name);
-  if ((this->*is_there)()) return;
+  if ((this->*is_there)() && !is_handed_over_) return;
   static_cast<void>(take_part(name, wish, 0, timeout, [&](const ToEngine& end) {
     return end.brought && (end.error || (this->*is_there)());
   }));
@@ -534,6 +535,9 @@ std::optional<ToEngine> Participant::take(Frame& frame) {
   if (message.kind == ToEngine::Kind::kOver) {
     version_ = message.version;
     if (!message.error) note_served();
+    if (!message.error && message.gave)
+      is_handed_over_ = has_own_weights() && welcome_.takes_memory;
+    if (!message.error && message.brought) is_handed_over_ = false;
   }
   return message;
 }

@@ -158,6 +158,7 @@ class Participant {
   enum class Seal : uint8_t { kOpen, kPending, kSealed };
   Seal seal_ = Seal::kOpen;
   bool own_is_away_ = false;     ///< The engine has moved what it lends.
+  bool is_handed_over_ = false;  ///< With weights of its own: inference has had its turn since.
   bool own_comes_back_ = false;  ///< It brings that back just now, maybe to other places.
   std::atomic<bool> in_call_{false};
   uint64_t version_ = 0;

@@ -45,45 +45,57 @@ std::vector<DigestView> RegionProof::views_of(uint64_t chunk) const {
 
 RegionChange RegionProof::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                                   uint64_t enough_bytes) {
-  const bool goes_on = region_.state() == RegionState::kOffloading;
-  if (goes_on && !recorded_) {
-    throw runtime_error(fmt::format("cannot prove the rest of the offload of \"{}\" ({}), which "
-                                    "failed before: some of its bytes have left the device",
+  if (!can_go_on()) {
+    throw runtime_error(fmt::format("cannot prove the rest of the offload of \"{}\" ({}): some of "
+                                    "its bytes have left the device without a proof",
                                     region_.name(), format_bytes(region_.bytes())),
                         "resume it, then offload it again")
         .about_tag(tag_name(region_.tag()));
   }
-  if (region_.state() != RegionState::kResident && !goes_on) {
-    return region_.offload(queue, deadline, monitor);
+  if (region_.state() == RegionState::kResident) {
+    begin_record();
+  } else if (region_.state() == RegionState::kOffloading) {
+    record_->sums.reset();
+  } else {
+    const auto change = region_.offload(queue, deadline, monitor);
+    if (record_ && !record_->sums) end_record(deadline, monitor);
+    return change;
   }
-  recorded_.reset();
-  if (!goes_on) digests_->begin();
+  // What has failed may have digested a chunk that it did not give back.
   const auto leaving = [&](uint64_t chunk) {
-    digests_->add(chunk);
+    if (!record_->chunks[chunk]) add_to_record(chunk);
     wait(deadline, monitor);
   };
   const auto change = region_.offload(queue, deadline, monitor, leaving, enough_bytes);
-  const auto sums = finish(deadline, monitor);
-  recorded_.emplace(sums.begin(), sums.end());
+  end_record(deadline, monitor);
   return change;
 }
 
 RegionChange RegionProof::resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor) {
-  if (!recorded_) {
+  if (!record_) {
     const auto change = region_.resume(queue, deadline, monitor);
     if (change.moved_bytes > 0) {
-      log::warning(fmt::format("{} of \"{}\" came back unproven, because their offload failed",
-                               format_bytes(change.moved_bytes), region_.name()));
+      log::warning(
+          fmt::format("{} of \"{}\" came back unproven, because some had left without a "
+                      "proof",
+                      format_bytes(change.moved_bytes), region_.name()));
     }
     return change;
   }
+  if (!record_->sums) end_record(deadline, monitor);
   digests_->begin();
-  const auto change =
-      region_.resume(queue, deadline, monitor, [&](uint64_t chunk) { digests_->add(chunk); });
+  auto stayed = record_->chunks;  // though they were digested: their offload has failed
+  const auto change = region_.resume(queue, deadline, monitor, [&](uint64_t chunk) {
+    digests_->add(chunk);
+    stayed[chunk] = false;
+  });
   if (change.moved_bytes == 0) return change;
+  for (uint64_t chunk = 0; chunk < stayed.size(); ++chunk) {
+    if (stayed[chunk]) digests_->add(chunk);
+  }
   const auto sums = finish(deadline, monitor);
   for (size_t i = 0; i < sums.size(); ++i) compare(i, sums[i], "after it was resumed");
-  if (!has_all()) recorded_.reset();
+  if (!has_all()) record_.reset();
   return change;
 }
 
@@ -93,7 +105,7 @@ RegionChange RegionProof::bring_back(CopyQueue& queue, const Deadline& deadline,
   const auto change =
       region_.bring_back(queue, deadline, monitor, [&](uint64_t chunk) { digests_->add(chunk); });
   const auto sums = finish(deadline, monitor);
-  if (!recorded_) {
+  if (!record_) {
     log::warning(
         fmt::format("{} of \"{}\" came back unproven, because their offload was not proven",
                     format_bytes(change.moved_bytes), region_.name()));
@@ -105,13 +117,28 @@ RegionChange RegionProof::bring_back(CopyQueue& queue, const Deadline& deadline,
 
 RegionChange RegionProof::back_up(CopyQueue& queue, const Deadline& deadline,
                                   WaitMonitor& monitor) {
-  recorded_.reset();
+  record_.reset();
   const auto change = region_.back_up(queue, deadline, monitor);
-  digests_->begin();
-  for (uint64_t chunk = 0; chunk < region_.range().chunks(); ++chunk) digests_->add(chunk);
-  const auto sums = finish(deadline, monitor);
-  recorded_.emplace(sums.begin(), sums.end());
+  begin_record();
+  for (uint64_t chunk = 0; chunk < region_.range().chunks(); ++chunk) add_to_record(chunk);
+  end_record(deadline, monitor);
   return change;
+}
+
+void RegionProof::begin_record() {
+  record_.reset();
+  digests_->begin();
+  record_.emplace(std::vector<bool>(region_.range().chunks()));
+}
+
+void RegionProof::add_to_record(uint64_t chunk) {
+  digests_->add(chunk);
+  record_->chunks[chunk] = true;
+}
+
+void RegionProof::end_record(const Deadline& deadline, WaitMonitor& monitor) {
+  const auto sums = finish(deadline, monitor);
+  record_->sums.emplace(sums.begin(), sums.end());
 }
 
 void RegionProof::wait(const Deadline& deadline, WaitMonitor& monitor) {
@@ -148,7 +175,7 @@ uint64_t RegionProof::digest_of_backup(size_t run) const {
 }
 
 void RegionProof::compare(size_t run, uint64_t digest, const char* where) const {
-  const uint64_t recorded = recorded_.value()[run];
+  const uint64_t recorded = record_.value().sums.value()[run];
   if (digest == recorded) return;
   const auto& name = runs_[run].name;
   throw Error(ExitCode::kMismatch,

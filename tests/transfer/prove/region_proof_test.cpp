@@ -163,33 +163,76 @@ TEST_CASE("what is so already leaves the record as it is") {
   CHECK(f.region.state() == RegionState::kResident);
 }
 
-TEST_CASE("an offload that failed is brought back, not repeated, and the next one is proven") {
+/// For copies, for digests, for the sums.
+constexpr int kWaitsOfOffload = 3 + 3 + 1;
+
+TEST_CASE("an offload that failed goes on, as proven as one that did not") {
+  Fixture whole;
+  whole.offload();
+  ThreadPool threads(2);
   Fixture f;
   f.region.prepare_backup();
-  ThreadPool threads(2);
-  constexpr int kWaits = 3 + 3 + 1;  // for copies, for digests, for the sums
-  for (int waits = 0; waits < kWaits; ++waits) {
+  for (int waits = 0; waits < kWaitsOfOffload; ++waits) {
+    CAPTURE(waits);
+    ThrowingMonitor once(waits);
+    CHECK_THROWS_AS(f.proof.offload(*f.queue, f.deadline, once), Error);
+    CHECK_THROWS_AS(f.proof.check_backup(threads), Error);
+    ThrowingMonitor again(1);
+    try {
+      f.proof.offload(*f.queue, f.deadline, again);
+    } catch (const Error& error) {
+      CHECK(error.code() == ExitCode::kPeerLost);
+    }
+    CHECK(f.proof.can_go_on());
+    f.offload();
+    CHECK(std::ranges::equal(f.proof.recorded(), whole.proof.recorded()));
+    f.proof.check_backup(threads);
+    f.resume();
+    CHECK(f.is_whole());
+  }
+}
+
+TEST_CASE("what has left before an offload failed is proven when it comes back") {
+  Fixture f;
+  f.region.prepare_backup();
+  for (int waits = 0; waits < kWaitsOfOffload; ++waits) {
     CAPTURE(waits);
     ThrowingMonitor monitor(waits);
     CHECK_THROWS_AS(f.proof.offload(*f.queue, f.deadline, monitor), Error);
-    CHECK_THROWS_AS(f.proof.check_backup(threads), Error);
-    if (waits < kWaits - 1) {
-      try {
-        f.offload();
-        FAIL_CHECK("nothing was thrown");
-      } catch (const Error& error) {
-        CHECK(error.code() == ExitCode::kRuntime);
-        CHECK(error.hint() == "resume it, then offload it again");
-        CHECK(error.context().tag == "optimizer");
-      }
-    }
     f.resume();
     CHECK(f.is_whole());
-    f.offload();
-    f.damage(3);
-    CHECK_THROWS_AS(f.resume(), Error);
-    f.region.data()[3] ^= std::byte{0x10};
+    ThrowingMonitor next(waits);
+    CHECK_THROWS_AS(f.proof.offload(*f.queue, f.deadline, next), Error);
+    const bool has_left = !f.region.range().is_taken(0);
+    if (has_left) {
+      f.damage(3);
+      CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("first has the digest"), Error);
+      f.region.data()[3] ^= std::byte{0x10};
+    } else {
+      f.resume();
+    }
+    CHECK(has_left == (waits >= 2));  // the first chunk's copy and digest
+    CHECK(f.is_whole());
   }
+}
+
+TEST_CASE("what has begun to leave without a proof is not taken for proven") {
+  Fixture f;
+  f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
+  f.proof.forget();
+  f.region.offload(*f.queue, f.deadline, f.monitor, {}, 1);
+  CHECK_FALSE(f.proof.can_go_on());
+  try {
+    f.offload();
+    FAIL_CHECK("nothing was thrown");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::kRuntime);
+    CHECK(error.hint() == "resume it, then offload it again");
+    CHECK(error.context().tag == "optimizer");
+  }
+  f.resume();
+  CHECK(f.is_whole());
+  CHECK(f.proof.can_go_on());
 }
 
 TEST_CASE("a resume that failed is proven when it is repeated") {
