@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
 from attached_job import (DEADLINE, FAILED, LOST, MIB, MISMATCH, OK, WRONG, Answer, Job, Player, Programs,  # noqa: E402
-                          as_megatron, as_vllm, canonical, hand_over, take_back, usage_of)
+                          as_fp8_vllm, as_megatron, as_vllm, canonical, hand_over, take_back, usage_of)
 from engine_process import pattern  # noqa: E402
 from resident_job import text_of, wait_until  # noqa: E402
 
@@ -91,8 +91,10 @@ class Attached(unittest.TestCase):
                 self.assertTrue(np.array_equal(held[tensor["name"]], wanted), tensor["name"])
 
 
-class TwoOfEach(Attached):
+class Pairs(Attached):
     """Megatron with tp=2 hands over to vLLM with tp=2."""
+
+    INFERENCE, FORM = "vllm:tp=2", staticmethod(as_vllm)
 
     def store(self, held):
         path = os.path.join(self.scratch, "given.npz")
@@ -108,7 +110,7 @@ class TwoOfEach(Attached):
         for rank, player in enumerate(players):
             player.do("save", path)
             with np.load(path) as held:
-                wanted = as_vllm(model, rank, len(players))
+                wanted = self.FORM(model, rank, len(players))
                 self.assertEqual(set(held.files), set(wanted))
                 for name, bits in wanted.items():
                     self.assertTrue(np.array_equal(held[name].reshape(bits.shape), bits), name)
@@ -118,7 +120,7 @@ class TwoOfEach(Attached):
             self.assertEqual(player.do("differing", self.store(as_megatron(canonical(seed), rank, 2))), [])
 
     def attach(self, *options, admission="digest", scatter=False, fault=None, optimizer=(MIB, MIB)):
-        job = self.job(4, "--admission", admission, *options, trainer="megatron:tp=2", inference="vllm:tp=2",
+        job = self.job(4, "--admission", admission, *options, trainer="megatron:tp=2", inference=self.INFERENCE,
                        fault=fault)
         trainers = [self.player(job, "trainer", at, weights=8 * MIB if scatter else 0, optimizer=optimizer[at])
                     for at in range(2)]
@@ -136,7 +138,7 @@ class TwoOfEach(Attached):
     def begin(self, job, trainers, servers):
         self.give(trainers, canonical(0), as_megatron)
         if servers[0].do("memory")["is_mapped"]:
-            self.give(servers, canonical(0), as_vllm)
+            self.give(servers, canonical(0), self.FORM)
         for player in trainers + servers:
             player.begin("seal")
         for player in trainers + servers:
@@ -155,6 +157,8 @@ class TwoOfEach(Attached):
         return [(what, old[what], new[what]) for old, new in zip(before, now) for what in new
                 if new[what] - old[what] > most_kb.get(what, 0)]
 
+
+class TwoOfEach(Pairs):
     def test_twenty_updates(self):
         job, trainers, servers = self.attach()
         self.begin(job, trainers, servers)
@@ -350,6 +354,26 @@ class TwoOfEach(Attached):
             player.do("declare")
             player.do("seal")
         self.check_trainers(again, 2)
+
+
+class Quantised(Pairs):
+    """The same to a vLLM whose projections are in fp8; their scales are the job's to find."""
+
+    INFERENCE, FORM = "vllm:tp=2,deep_gemm=off,dtype=fp8,block=32", staticmethod(as_fp8_vllm)
+
+    def test_updates(self):
+        job, trainers, servers = self.attach()
+        self.begin(job, trainers, servers)
+        for version, call in enumerate(("take_back", "take_back_weights", "take_back"), 1):
+            model = canonical(version)
+            for rank, player in enumerate(trainers):
+                player.do("step_from", self.store(as_megatron(model, rank, 2)))
+            self.update(trainers, servers, version)
+            self.check(servers, model)
+            take_back(trainers, servers, call)
+            self.check_trainers(trainers, version)
+            take_back(trainers, servers)
+        self.assertEqual(job.status()["memory"]["leaked_bytes"], 0)
 
 
 class OneOfEach(Attached):

@@ -214,3 +214,33 @@ def as_vllm(model, rank, ranks):
                                                                        part(layer["up"], rank, ranks)]),
                      name + "mlp.down_proj.weight": part(layer["down"], rank, ranks, 1)})
     return held
+
+
+E4M3 = np.array([(1 + code % 8 / 8) * 2.0 ** (code // 8 - 7) if code >= 8 else code / 8 * 2.0 ** -6
+                 for code in range(0x7f)])  # the positive ones; NaN follows
+
+
+def quantised(bits, block):
+    """A matrix of bf16 in fp8 (e4m3) as DeepSeek-V3 and Qwen3-FP8 are published: bits, and those of each block's scale."""
+    values = (bits.astype(np.uint32) << 16).view(np.float32)
+    blocks = values.reshape(values.shape[0] // block, block, -1, block)
+    scales = np.maximum(np.abs(blocks).max(axis=(1, 3)), np.float32(1e-4)) / np.float32(448)
+    wanted = (blocks / scales[:, None, :, None]).reshape(values.shape).astype(np.float64)
+    middles = (E4M3[1:] + E4M3[:-1]) / 2
+    below = np.searchsorted(middles, np.abs(wanted))  # a tie goes to the even one
+    is_tie = np.abs(wanted) == np.append(middles, np.inf)[below]
+    codes = (below + (is_tie & (below % 2 == 1))).astype(np.uint8)
+    return codes | (np.signbit(wanted).astype(np.uint8) << 7), scales.view(np.uint32)
+
+
+def as_fp8_vllm(model, rank, ranks, block=32):
+    """As vLLM, its projections in fp8."""
+    pairs = [{name: quantised(bits, block) for name, bits in layer.items() if bits.ndim == 2} for layer in model["layers"]]
+    held = as_vllm(model, rank, ranks)
+    scales = as_vllm({**model, "layers": [{**layer, **{name: pair[1] for name, pair in two.items()}}
+                                          for layer, two in zip(model["layers"], pairs)]}, rank, ranks)
+    codes = as_vllm({**model, "layers": [{**layer, **{name: pair[0] for name, pair in two.items()}}
+                                         for layer, two in zip(model["layers"], pairs)]}, rank, ranks)
+    for name in [name for name in held if name.endswith("_proj.weight")]:
+        held[name], held[name + "_scale_inv"] = codes[name], scales[name]
+    return held

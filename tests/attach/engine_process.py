@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import time
+import zlib
 
 import numpy as np
 
@@ -328,8 +329,7 @@ class Engine:
         self.write_at(tag, 0, np.random.default_rng(seed).integers(0, 120, size=size, dtype=np.uint8))
 
     def sum_of(self, tag):
-        data = self.read(tag)
-        return int(np.dot(data.astype(np.uint64), np.arange(1, data.size + 1, dtype=np.uint64) % np.uint64(65521)))
+        return zlib.crc32(self.read(tag))
 
     def step(self, seed):
         """A training step that writes everything."""

@@ -460,6 +460,8 @@ class Engine:
     def keep(self, blob: bytes) -> None:
         """A trainer: up to 16 MiB of its own (random state, place in the data) that the rank keeps with the
         next version that is handed over."""
+        if not isinstance(blob, bytes):
+            raise TypeError(f"keep takes bytes, not {type(blob).__name__}")
         if len(blob) > MOST_KEPT_BYTES:
             raise WrongRequest(
                 f"{len(blob)} bytes to be kept are more than {MOST_KEPT_BYTES}", "keep less"

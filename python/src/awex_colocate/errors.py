@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 __all__ = [
@@ -70,8 +71,23 @@ _CLASSES: dict[int, type[AwexError]] = {
 }
 
 
+#: Calls of the library that its errors name,
+_CALL = re.compile(
+    r"\bawex_(attach|book|consistent|declare_own|declare|hand_over|keep|map_placeholder|ready|release|restore|seal"
+    r"|take_back_weights|take_back|wait|writing)\b"
+)
+#: and those of them that are called otherwise here.
+_NAMES = {
+    "consistent": "the end of writing()",
+    "declare": "register()",
+    "declare_own": "register()",
+    "take_back_weights": "take_back(optimizer=False)",
+}
+
+
 def error_of(status: int, text: str) -> AwexError:
-    """The exception for a status and the text of awex_error."""
+    """The exception for a status and the text of awex_error, which names calls as they are called in C."""
+    text = _CALL.sub(lambda call: _NAMES.get(call[1], f"{call[1]}()"), text)
     first, _, rest = text.partition("\n")
     hint = " ".join(rest.split()).removeprefix("hint: ")
     kind = _CLASSES.get(status, Failed)

@@ -16,6 +16,8 @@
 namespace awex::attach {
 namespace {
 
+/// How long an engine waits for its rank's welcome before it says so.
+constexpr Seconds kQuiet{3};
 /// Between two tries to meet a rank.
 constexpr std::chrono::milliseconds kBetweenMeetings{20};
 /// How often a call that withdraws its consent looks whether the rank is stopped,
@@ -118,6 +120,11 @@ std::optional<Frame> Participant::meet_rank(const ParticipantOptions& options,
     link_.emplace(std::move(found.socket), found.record, options.rank.job);
     try {
       link_->say(hello);
+      if (auto answer = link_->receive(std::min(until, after(kQuiet)))) return answer;
+      log::note(
+          fmt::format("rank {} of the job at \"{}\" has not let this engine in yet: it waits for "
+                      "engines of other ranks (the job's log names these), or a command runs",
+                      found.record.rank, options.rank.job));
       return link_->receive(until);
     } catch (const Error&) {
       if (!link_->has_hung_up() || deadline.expired()) throw;
@@ -139,7 +146,7 @@ void Participant::attach(std::optional<Frame> frame, Clock::time_point until, Se
                 fmt::format("the rank of this engine has not taken it in after {}: the job may "
                             "wait for engines of other ranks",
                             format_seconds(timeout.count())),
-                "awex-colocate status --job DIR tells whom it waits for");
+                "the job's log tells which ranks wait for theirs");
   }
   const auto* weights = memory(Tag::kWeights);
   if (weights != nullptr && weights->has_content()) note_served();
