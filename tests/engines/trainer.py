@@ -164,10 +164,13 @@ class Meter:
         pynvml.nvmlInit()
         self.gpu, self.nvml = pynvml.nvmlDeviceGetHandleByIndex(torch.device(DEVICE).index), pynvml
         weights = sum(p.numel() * 2 for p in model.parameters())
+        # Of a vLLM in fp8; its scales are few.
+        halved = sum(p.numel() for n, p in model.named_parameters() if n.endswith("_proj.weight"))
+        served = weights - (halved if os.environ.get("ENGINES_FP8") else 0)
         mine = sum(engine.memory(tag).bytes for tag in ("weights", "optimizer"))  # None for weights of its own.
         if memories.OWN == "moves":
             mine += weights
-        self.freed = mine - weights - int(os.environ["ENGINES_KV_BYTES"])
+        self.freed = mine - served - int(os.environ["ENGINES_KV_BYTES"])
 
     def used(self):
         torch.cuda.synchronize()

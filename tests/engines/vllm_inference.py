@@ -2,7 +2,8 @@
 plugin. The first of INSTANCES then compares its greedy tokens with those of fresh engines of the same TP on the
 checkpoints that the trainer saved of the FRESH last versions; those of all instances must be the same. On a GPU it
 may have CUDA graphs (ENGINES_GRAPHS=1): its workers attach while it loads then, and its KV cache is allocated in the
-job's memory. On a CPU all of that is so but for the graphs.
+job's memory. On a CPU all of that is so but for the graphs. ENGINES_KV_DTYPE=fp8 is its KV cache's; with ENGINES_FP8=1 it
+loads fp8, in blocks.
 
 With ENGINES_KILLED=VERSION it says that it generates with that version, and goes on until it is killed. Started again it
 loads no weights, and must say the same with those that the job has."""
@@ -35,6 +36,7 @@ if TP * INSTANCES > 1:  # A core for each worker, as far as there are any.
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[n % len(cores)]) for n in workers)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "vllm_rl"))
+import fp8_checkpoint  # noqa: E402
 import torch  # noqa: E402
 import unpacked  # noqa: E402, F401: in vLLM's workers, too, which begin with this file
 from files import ON_GPU, PATIENCE_S, get, put  # noqa: E402
@@ -67,12 +69,18 @@ def start(model, **options):
     how = dict(CAPTURED) if GRAPHS and ON_GPU else {"enforce_eager": True}
     if ON_GPU:
         how["kv_cache_memory_bytes"] = int(os.environ["ENGINES_KV_BYTES"])
+        how["kv_cache_dtype"] = os.environ.get("ENGINES_KV_DTYPE") or "auto"
     else:
         how.update(kv_cache_memory_bytes=32 << 20, block_size=32)
     return LLM(
         model=str(model), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=256, max_num_seqs=4, seed=0,
         enable_prefix_caching=True, tensor_parallel_size=TP, gpu_memory_utilization=0.2, **how, **options,
     )  # fmt: skip
+
+
+def checkpoint(folder):
+    """What vLLM loads of a checkpoint: it, or one in fp8 that is made of it."""
+    return fp8_checkpoint.make(folder) if os.environ.get("ENGINES_FP8") else folder
 
 
 def tokens(llm):
@@ -102,7 +110,7 @@ def begin():
     how = {"load_format": "dummy"} if again or os.environ.get("ENGINES_UNLOADED") else {}
     if GRAPHS:
         how["enable_sleep_mode"] = True
-    llm = start(WORK / "initial", weight_transfer_config={"backend": "awex"}, **how)
+    llm = start(checkpoint(WORK / "initial"), weight_transfer_config={"backend": "awex"}, **how)
     first = None if GRAPHS else tokens(llm)
     attach(llm)
     if not again:
@@ -146,7 +154,7 @@ def compare(served):
     # Workers that import vLLM anew take most of the time.
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     for version in range(UPDATES - FRESH + 1, UPDATES + 1):
-        fresh = start(WORK / "checkpoints" / str(version))
+        fresh = start(checkpoint(WORK / "checkpoints" / str(version)))
         want = tokens(fresh)
         end(fresh)
         assert served[version - 1] == want, (version, served[version - 1], want)
