@@ -95,14 +95,15 @@ inline constexpr const char* kDeadlineHint =
 /// Returns when `done()` is true. Throws what `done` or the monitor throw, and Error(kDeadline)
 /// "<what> is not done after <time>" when the monitor holds it overdue; `what` is asked then.
 template <class Predicate, std::invocable What>
-void wait_until(Predicate done, What what, const Deadline& deadline, WaitMonitor& monitor) {
+void wait_until(Predicate done, What what, const Deadline& deadline, WaitMonitor& monitor,
+                const char* hint = kDeadlineHint) {
   for (uint64_t spins = 0; !done(); ++spins) {
     monitor.poll();
     if (monitor.overdue(deadline)) {
       throw Error(ExitCode::kDeadline,
                   fmt::format("{} is not done after {}", what(),
                               format_seconds(deadline.allowed().count())),
-                  kDeadlineHint);
+                  hint);
     }
     pause_in_wait(spins);
   }

@@ -20,7 +20,10 @@ ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {
         "a trainer that had attached brings back what it had handed over by awex_restore "
         "(engine.restore()); built-in roles begin anew with what --model holds");
   }
-  write_all(STDOUT_FILENO, fmt::format("nothing to restore: it was {}\n", describe(record)),
+  write_all(STDOUT_FILENO,
+            fmt::format("nothing to restore: it was {}; a trainer that had attached brings back "
+                        "what it had handed over by awex_restore (engine.restore())\n",
+                        describe(record)),
             "stdout");
   return ExitCode::kOk;
 }

@@ -80,6 +80,12 @@ class Holdings {
       return rank.must_return.at(static_cast<size_t>(tag));
     });
   }
+  /// Any of the device's.
+  [[nodiscard]] bool trainers_hold(Tag tag) const {
+    return std::any_of(ranks_.begin(), ranks_.end(), [tag](const Holding& rank) {
+      return rank.role == Role::kTrainer && rank.held_bytes.at(static_cast<size_t>(tag)) > 0;
+    });
+  }
   [[nodiscard]] bool inference_holds(Tag tag) const {
     return any(Role::kInference, tag,
                [](RegionState state) { return state == RegionState::kResident; });
@@ -155,8 +161,10 @@ Preparation preparation_for(Command command, std::span<const Holding> ranks) {
   }
   // The trainers' weights and inference's have room side by side; nothing else beside them has.
   const bool restores = needed.restore_optimizer || needed.restore_weights;
+  const bool fills =
+      needed.restore_optimizer || (needed.restore_weights && all.trainers_hold(Tag::kOptimizer));
   needed.discard_kv_cache = restores && all.inference_holds(Tag::kKvCache);
-  needed.discard_weights = needed.restore_optimizer && all.inference_holds(Tag::kWeights);
+  needed.discard_weights = fills && all.inference_holds(Tag::kWeights);
   return needed;
 }
 

@@ -12,7 +12,11 @@ void MemoryLedger::reserve(uint64_t bytes, const std::string& what, const Deadli
         "the wait for room for {} of {} within the GPU's budget of {}, of which {} are held,",
         format_bytes(bytes), what, format_bytes(budget_bytes_), format_bytes(words_.held.load()));
   };
-  wait_until([&] { return try_reserve(bytes); }, wait, deadline, monitor);
+  wait_until(
+      [&] { return try_reserve(bytes); }, wait, deadline, monitor,
+      "nothing that this command moves makes that room: awex-colocate status --job DIR tells "
+      "who holds what; a whole resume (take_back) gives inference's back, a larger "
+      "--gpu-memory more");
 }
 
 void MemoryLedger::release(uint64_t bytes) noexcept { words_.held -= bytes; }

@@ -270,6 +270,15 @@ TEST_CASE("what was handed over comes back before it is used, and inference make
         Preparation{.discard_kv_cache = true, .discard_weights = true});
 }
 
+TEST_CASE("inference's weights go where the trainers' come beside their optimizer's memory") {
+  auto trainer = trainer_with(State::kOffloaded, State::kResident);
+  const auto inference = inference_with(State::kResident, State::kDiscarded, false);
+  CHECK_FALSE(preparation_for(Command::kTransfer, std::vector{trainer, inference}).discard_weights);
+  trainer.held_bytes.at(static_cast<size_t>(Tag::kOptimizer)) = 1;
+  CHECK(preparation_for(Command::kTransfer, std::vector{trainer, inference}) ==
+        Preparation{.discard_weights = true, .restore_weights = true, .map = true});
+}
+
 TEST_CASE("old chunks are let go before new ones are mapped, on all ranks or none") {
   const auto trainer = trainer_with(State::kResident, std::nullopt);
   const std::vector<Holding> ranks{
