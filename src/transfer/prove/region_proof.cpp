@@ -128,7 +128,7 @@ RegionChange RegionProof::back_up(CopyQueue& queue, const Deadline& deadline,
 void RegionProof::begin_record() {
   record_.reset();
   digests_->begin();
-  record_.emplace(std::vector<bool>(region_.range().chunks()));
+  record_ = Record{std::vector<bool>(region_.range().chunks()), std::nullopt};
 }
 
 void RegionProof::add_to_record(uint64_t chunk) {
