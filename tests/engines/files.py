@@ -6,8 +6,10 @@ from pathlib import Path
 
 #: Seconds that anybody waits for anybody else: engines take minutes to start where many share the processors.
 PATIENCE_S = 3600.0
-#: As `awex_colocate.attach` names it: host, or cuda:0.
+#: As `awex_colocate.attach` names it: host, or cuda:0; where each rank has a GPU, its own.
 DEVICE = os.environ.get("ENGINES_DEVICE", "host")
+if DEVICE == "cuda":
+    DEVICE = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
 ON_GPU = DEVICE != "host"
 
 

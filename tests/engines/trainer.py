@@ -167,6 +167,7 @@ class Meter:
         # Of a vLLM in fp8; its scales are few.
         halved = sum(p.numel() for n, p in model.named_parameters() if n.endswith("_proj.weight"))
         served = weights - (halved if os.environ.get("ENGINES_FP8") else 0)
+        served //= int(os.environ.get("ENGINES_INFERENCE_TP") or 1)  # Norms, which all have, are small.
         mine = sum(engine.memory(tag).bytes for tag in ("weights", "optimizer"))  # None for weights of its own.
         if memories.OWN == "moves":
             mine += weights
@@ -189,6 +190,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if ON_GPU:
+        torch.cuda.set_device(DEVICE)
         torch.use_deterministic_algorithms(True, warn_only=True)
     trainer = Megatron() if KIND.startswith("megatron") else Transformers()
     engine = awex_colocate.attach(

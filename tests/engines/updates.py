@@ -1,6 +1,6 @@
 """A real trainer and a real inference engine in a real job, on a CPU or a GPU:
 
-    updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda:0] [--model 0.6b] [--graphs]
+    updates.py PROGRAM WORK TRAINER INFERENCE [--updates 10] [--fresh 10] [--device cuda] [--model 0.6b] [--graphs]
                [--unloaded] [--killed 3] [--memory arena] [--saver] [--fp8] [--kv-fp8]
 
 TRAINER: hf, fsdp2 (of two ranks), fsdp2:shard=1, megatron (one rank), megatron:tp=1 (two, data-parallel) or megatron:tp=2.
@@ -40,7 +40,7 @@ TRAINERS = {
     "fsdp2:shard=1": (1, "fsdp2", "fsdp:shard=1"),
     "megatron": (1, "megatron:1", "megatron:tp=1,spec=local"),
     "megatron:tp=1": (2, "megatron:1", "megatron:tp=1,spec=local"),
-    "megatron:tp=2": (2, "megatron:2", "megatron:tp=2,spec=local"),
+    "megatron:tp=2": (2, "megatron:2", "megatron:tp=2,spec=local,pad_vocab=1"),  # which its model does not
 }
 #: By name: where it is tried.
 MEMORY = {
@@ -57,7 +57,8 @@ def parse():
     parser.add_argument("inference", choices=("hf", "vllm:tp=1", "vllm:tp=2", "sglang:tp=1"))
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--fresh", type=int, default=10, help="versions, the last ones, that are compared")
-    parser.add_argument("--device", default="host", choices=("host", "cuda:0"), help="cuda:0: trainers of one rank")
+    parser.add_argument("--device", default="host", choices=("host", "cuda:0", "cuda"),
+                        help="cuda:0: trainers of one rank; cuda: each rank has a GPU of its own")
     parser.add_argument("--model", default="small", help="small, or Qwen3's published shapes 0.6b and 1.7b")
     parser.add_argument("--graphs", action="store_true", help="vLLM or SGLang with CUDA graphs; on a CPU vLLM as with them")
     parser.add_argument("--unloaded", action="store_true", help="with --graphs: a vLLM that loads no weights, not admitted")
@@ -73,7 +74,7 @@ def refuse_what_cannot_be(o):
     ranks, kind = TRAINERS[o.trainer][0], o.trainer.partition(":")[0]
     if o.inference == "vllm:tp=2" and ranks < 2:
         sys.exit("vllm:tp=2 needs a trainer of two ranks: each GPU has one rank of either role")
-    if o.device != "host" and ranks > 1:
+    if o.device == "cuda:0" and ranks > 1:
         sys.exit(f"{o.trainer} has {ranks} ranks, and {o.device} has room for one")
     if o.graphs and not o.inference.startswith(("vllm", "sglang")):
         sys.exit("--graphs is for vLLM and SGLang")
@@ -85,7 +86,7 @@ def refuse_what_cannot_be(o):
         sys.exit("--fp8 and --kv-fp8 are for hf and vLLM on a GPU")
     if o.killed and not (o.inference.startswith("vllm") and 0 < o.killed <= o.updates):
         sys.exit(f"--killed {o.killed}: a version of 1 to {o.updates}, and vLLM")
-    if o.device not in MEMORY[o.memory]:
+    if ("host" if o.device == "host" else "cuda:0") not in MEMORY[o.memory]:
         sys.exit(f"--memory {o.memory} is for --device {' or '.join(MEMORY[o.memory])}")
     if o.memory != "arena" and kind == "fsdp2":
         sys.exit(f"--memory {o.memory} is for hf and megatron")
@@ -230,7 +231,7 @@ def main():
     ranks = TRAINERS[o.trainer][0]
     os.environ.update(ENGINES_DEVICE=o.device, ENGINES_MODEL=o.model, ENGINES_GRAPHS="1" if o.graphs else "",
                       ENGINES_KILLED=str(o.killed or ""), ENGINES_MEMORY=o.memory,
-                      ENGINES_FP8="1" if o.fp8 else "", ENGINES_KV_DTYPE="fp8" if o.kv_fp8 else "",
+                      ENGINES_INFERENCE_TP=o.inference.partition("tp=")[2], ENGINES_FP8="1" if o.fp8 else "", ENGINES_KV_DTYPE="fp8" if o.kv_fp8 else "",
                       VLLM_USE_DEEP_GEMM="0", ENGINES_SGLANG_SAVER="1" if o.saver else "", ENGINES_UNLOADED="1" if o.unloaded else "")
     os.environ["ENGINES_KV_BYTES"] = str(kv_bytes(o))  # of the model that was chosen
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -151,8 +151,9 @@ def serve():
 
 
 def compare(served):
-    # Workers that import vLLM anew take most of the time.
-    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+    # Workers that import vLLM anew take most of the time; a process that uses a GPU cannot be forked.
+    if not ON_GPU:
+        multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     for version in range(UPDATES - FRESH + 1, UPDATES + 1):
         fresh = start(checkpoint(WORK / "checkpoints" / str(version)))
         want = tokens(fresh)
