@@ -564,15 +564,6 @@ class OneOfEach(Attached):
         self.take_back(trainer, inference)
         self.trainer_holds(trainer, 1)
 
-    def test_what_is_half_written_is_not_taken_back(self):
-        _job, trainer, inference = self.pair()
-        trainer.do("half_step", 2)
-        for call in ("take_back", "take_back_weights", "ready", "hand_over"):
-            self.assertIn("awex_consistent", self.fails(WRONG, trainer.do, call), call)
-        trainer.do("step", 2)
-        self.hand_over(trainer, inference, 0)
-        self.holds(inference, 2)
-
     def test_a_busy_engine_is_named(self):
         job, trainer, inference = self.pair(timeout="2s")
         text = self.fails(DEADLINE, trainer.do, "hand_over")

@@ -279,7 +279,7 @@ class Ends(SlurmTest):
         jobs = [self.started(launch=nice), self.started(loading=True),
                 self.started(launch=nice, options=("-N2", "--ntasks-per-node=2"))]
         for job in jobs:
-            Ended(["scontrol", "update", f"JobId={job.id}", "EndTime=now"]).must()
+            Ended(["scontrol", "update", f"JobId={job.id}", "EndTime=now+2"]).must()
         for job in jobs:
             self.assertEqual(job.await_end()[0], "TIMEOUT")
             self.check_told_to_end(job)

@@ -419,7 +419,6 @@ void Participant::bring_back(const char* name, EngineWish wish, Seconds timeout,
                              bool (Participant::*is_there)() const) {
   expect_role(Role::kTrainer, name);
   expect_sealed(name);
-  expect_whole(name);
   if ((this->*is_there)() && !is_handed_over_) return;
   static_cast<void>(take_part(name, wish, 0, timeout, [&](const ToEngine& end) {
     return end.brought && (end.error || (this->*is_there)());
