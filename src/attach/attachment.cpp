@@ -11,8 +11,6 @@
 #include "base/process_activity.hpp"
 
 namespace awex::attach {
-namespace {}  // namespace
-
 Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
                        std::array<Region*, 3> regions, uint64_t own_bytes)
     : door_(door),

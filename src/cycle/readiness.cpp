@@ -55,9 +55,8 @@ class Holdings {
 
   /// Whether some trainer's memory of a tag is anywhere but on the device.
   [[nodiscard]] bool is_away(Tag tag) const {
-    const bool is_released = std::any_of(ranks_.begin(), ranks_.end(), [&](const Holding& rank) {
-      return rank.role == Role::kTrainer && rank.is_released.at(static_cast<size_t>(tag));
-    });
+    const bool is_released = any_trainer(
+        [tag](const Holding& rank) { return rank.is_released.at(static_cast<size_t>(tag)); });
     return is_released || any(Role::kTrainer, tag, [](RegionState state) {
              return state != RegionState::kResident && state != RegionState::kDiscarded;
            });
@@ -76,15 +75,13 @@ class Holdings {
     return differ ? most : 0;
   }
   [[nodiscard]] bool any_must_return(Tag tag) const {
-    return std::any_of(ranks_.begin(), ranks_.end(), [tag](const Holding& rank) {
-      return rank.must_return.at(static_cast<size_t>(tag));
-    });
+    return any_trainer(
+        [tag](const Holding& rank) { return rank.must_return.at(static_cast<size_t>(tag)); });
   }
   /// Any of the device's.
   [[nodiscard]] bool trainers_hold(Tag tag) const {
-    return std::any_of(ranks_.begin(), ranks_.end(), [tag](const Holding& rank) {
-      return rank.role == Role::kTrainer && rank.held_bytes.at(static_cast<size_t>(tag)) > 0;
-    });
+    return any_trainer(
+        [tag](const Holding& rank) { return rank.held_bytes.at(static_cast<size_t>(tag)) > 0; });
   }
   [[nodiscard]] bool inference_holds(Tag tag) const {
     return any(Role::kInference, tag,
@@ -98,6 +95,12 @@ class Holdings {
   [[nodiscard]] bool any_has_not_mapped() const { return some_inference(false); }
 
  private:
+  template <class Is>
+  [[nodiscard]] bool any_trainer(const Is& is) const {
+    return std::any_of(ranks_.begin(), ranks_.end(), [&](const Holding& rank) {
+      return rank.role == Role::kTrainer && is(rank);
+    });
+  }
   template <class Is>
   [[nodiscard]] bool any(Role role, Tag tag, const Is& is) const {
     return std::any_of(ranks_.begin(), ranks_.end(), [&](const Holding& rank) {

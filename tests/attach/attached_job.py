@@ -235,12 +235,11 @@ def quantised(bits, block):
 
 def as_fp8_vllm(model, rank, ranks, block=32):
     """As vLLM, its projections in fp8."""
-    pairs = [{name: quantised(bits, block) for name, bits in layer.items() if bits.ndim == 2} for layer in model["layers"]]
+    layers = [{name: quantised(bits, block) if bits.ndim == 2 else (bits, bits) for name, bits in layer.items()}
+              for layer in model["layers"]]
+    codes, scales = (as_vllm({**model, "layers": [{name: pair[which] for name, pair in layer.items()} for layer in layers]},
+                             rank, ranks) for which in range(2))
     held = as_vllm(model, rank, ranks)
-    scales = as_vllm({**model, "layers": [{**layer, **{name: pair[1] for name, pair in two.items()}}
-                                          for layer, two in zip(model["layers"], pairs)]}, rank, ranks)
-    codes = as_vllm({**model, "layers": [{**layer, **{name: pair[0] for name, pair in two.items()}}
-                                         for layer, two in zip(model["layers"], pairs)]}, rank, ranks)
     for name in [name for name in held if name.endswith("_proj.weight")]:
         held[name], held[name + "_scale_inv"] = codes[name], scales[name]
     return held
