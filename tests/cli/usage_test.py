@@ -371,9 +371,11 @@ class Usage(unittest.TestCase):
     def test_two_sigterms_lose_neither_the_cause_nor_finished_versions(self):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory, "report.json")
-            job = [MPIEXEC, "--oversubscribe", "-n", "2", BINARY, "update", "--model", "preset:tiny-dense",
-                   "--backend", "host", "--kv-cache", "1MiB", "--versions", "100000", "--limits", "off",
-                   "--json", str(path)]
+            # A rank looks for signals between its kernels: under sanitizers on a busy machine for longer than the
+            # second that mpirun gives.
+            job = [MPIEXEC, "--mca", "odls_base_sigkill_timeout", "4", "--oversubscribe", "-n", "2", BINARY, "update",
+                   "--model", "preset:tiny-dense", "--backend", "host", "--kv-cache", "1MiB", "--versions", "100000",
+                   "--limits", "off", "--json", str(path)]
             with subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
                 while not (path.exists() and json.loads(path.read_text(encoding="utf-8"))["versions"]):
                     time.sleep(0.02)  # the file is whole at every moment
