@@ -134,24 +134,13 @@ class AttachedTrainer final : public TrainerEngine {
     attachment_->loaded(refusal, deadline, monitor);
   }
   void before_release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) override {
-    try {
-      attachment_->release(tag, deadline, monitor);
-    } catch (const Error&) {
-      // It has consented: what it has handed over serves, although it dies.
-      if (!attachment_->release_of_ended(tag, monitor)) throw;
-      monitor.poll();
-    }
+    unless_ended(tag, monitor, [&] { attachment_->release(tag, deadline, monitor); });
     if (region(tag) == nullptr) return;  // what is its own, it copies itself
     copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
   }
-  void after_offload(Tag tag, const std::vector<DigestedRun>& runs, const Deadline& deadline,
-                     WaitMonitor& monitor) override {
-    try {
-      attachment_->tell_copied(tag, runs, deadline, monitor);
-    } catch (const Error& error) {
-      monitor.poll();  // the bytes are safe, whatever becomes of the engine
-      log::warning(fmt::format("rank {}: {}", attachment_->rank(), error.what()));
-    }
+  void chunk_copied(Tag tag, uint64_t chunk, const ChunkDigests& runs, const Deadline& deadline,
+                    WaitMonitor& monitor) override {
+    unless_ended(tag, monitor, [&] { attachment_->let_go(tag, chunk, runs, deadline, monitor); });
   }
   void after_change(Tag tag, const Change& /*change*/, const Deadline& deadline,
                     WaitMonitor& monitor) override {
@@ -172,6 +161,18 @@ class AttachedTrainer final : public TrainerEngine {
 
  private:
   static constexpr std::array kTags{Tag::kWeights, Tag::kOptimizer};
+
+  /// Asks for memory of the engine. It has consented: what it has handed over serves, although it
+  /// dies.
+  template <class Ask>
+  void unless_ended(Tag tag, WaitMonitor& monitor, const Ask& ask) {
+    try {
+      ask();
+    } catch (const Error&) {
+      if (!attachment_->release_of_ended(tag, monitor)) throw;
+      monitor.poll();
+    }
+  }
 
   /// What the host copy of a tag is of.
   struct Copy {

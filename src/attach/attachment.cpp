@@ -18,6 +18,10 @@ Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
       parts_(parts),
       regions_(regions),
       own_bytes_(own_bytes) {
+  for (const Tag tag : kAllTags) {
+    if (region(tag) != nullptr)
+      copied_.at(static_cast<size_t>(tag)).resize(region(tag)->range().chunks());
+  }
   if (parts.needs.lends_weights) {
     own_weights_ = parts.needs.moves_weights ? OwnWeights::kMoves : OwnWeights::kStays;
   }
@@ -91,7 +95,10 @@ void Attachment::attend(const Inherit& inherit, WaitMonitor& monitor) {
 void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadline,
                          WaitMonitor& monitor) {
   mapped_ = {};
-  has_copies_ = {};
+  for (const Tag tag : kAllTags) {
+    has_copies_.at(static_cast<size_t>(tag))
+        .assign(region(tag) == nullptr ? 0 : region(tag)->range().chunks(), false);
+  }
   engine_pid_ = door_.pid();
   if (lends(Tag::kWeights)) mapped(Tag::kWeights) = Mapped::kYes;
   try {
@@ -118,7 +125,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
     message.bytes.at(static_cast<size_t>(tag)) = region(tag)->bytes();
     message.chunk_bytes.at(static_cast<size_t>(tag)) = region(tag)->range().chunk_bytes();
     message.mapped.at(static_cast<size_t>(tag)) = region(tag)->state() == RegionState::kResident;
-    message.copied.at(static_cast<size_t>(tag)) = has_copy(tag);
+    message.away.at(static_cast<size_t>(tag)) = is_away(tag);
   }
   door_.welcome(std::move(message), inheritance.kept, deadline, monitor);
   for (const Tag tag : kAllTags) {
@@ -126,8 +133,15 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
     map(tag, inheritance.is_left && has_content_.at(static_cast<size_t>(tag)), deadline, monitor);
   }
   for (const Tag tag : kAllTags) {
-    if (has_copy(tag)) send_copies(tag, deadline, monitor);
+    if (is_away(tag)) send_what_is_away(tag, deadline, monitor);
   }
+}
+
+/// Whether a trainer's memory of a tag is in host memory, or a part of it.
+bool Attachment::is_away(Tag tag) const {
+  if (region(tag) == nullptr) return false;
+  const auto state = region(tag)->state();
+  return state != RegionState::kResident && state != RegionState::kDiscarded;
 }
 
 /// Whether engines of the other role alone have memory of the tag.
@@ -216,16 +230,22 @@ void Attachment::forget_lent() {
 }
 
 void Attachment::release(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
-  if (mapped(tag) == Mapped::kNo) return;
+  if (mapped(tag) == Mapped::kNo || mapped(tag) == Mapped::kLeaving) return;
   if (lends(tag)) forget_lent();
-  copied_.at(static_cast<size_t>(tag)).clear();  // Of what goes next it is known when it has gone.
   ToEngine message;
   message.kind = ToEngine::Kind::kRelease;
   message.tag = tag;
   message.version = version_;
   mapped(tag) = Mapped::kUnsure;
   door_.ask(message, {}, deadline, monitor);
-  mapped(tag) = Mapped::kNo;
+  const bool keeps_chunks = settings_.role == Role::kTrainer && !lends(tag);
+  mapped(tag) = keeps_chunks ? Mapped::kLeaving : Mapped::kNo;
+}
+
+void Attachment::let_go(Tag tag, uint64_t chunk, const ChunkDigests& runs, const Deadline& deadline,
+                        WaitMonitor& monitor) {
+  copied_.at(static_cast<size_t>(tag)).at(chunk) = runs;
+  if (mapped(tag) == Mapped::kLeaving) send_copied(tag, chunk, 1, deadline, monitor);
 }
 
 bool Attachment::release_of_ended(Tag tag, WaitMonitor& monitor) {
@@ -276,41 +296,68 @@ void Attachment::ask_for_own(const Deadline& deadline, WaitMonitor& monitor) {
 
 void Attachment::send_chunks(Tag tag, bool has_content, const Deadline& deadline,
                              WaitMonitor& monitor) {
-  const auto fds = region(tag)->range().export_fds();
-  for (size_t first = 0; first < fds.size(); first += kMostFds) {
-    const size_t count = std::min(kMostFds, fds.size() - first);
-    ToEngine message;
-    message.kind = ToEngine::Kind::kMap;
-    message.tag = tag;
-    message.version = version_;
-    message.first = first;
-    message.last = first + count == fds.size();
-    message.has_content = has_content;
-    door_.ask(message, std::span(fds).subspan(first, count), deadline, monitor);
+  const uint64_t chunks = region(tag)->range().chunks();
+  for (uint64_t first = 0; first < chunks; first += kMostFds) {
+    const uint64_t count = std::min<uint64_t>(kMostFds, chunks - first);
+    send_chunks(tag, first, count, has_content, deadline, monitor);
   }
 }
 
-void Attachment::tell_copied(Tag tag, std::vector<DigestedRun> runs, const Deadline& deadline,
-                             WaitMonitor& monitor) {
-  copied_.at(static_cast<size_t>(tag)) = std::move(runs);
-  send_copies(tag, deadline, monitor);
+/// The last one of the tag completes it, where all of it is on the device.
+void Attachment::send_chunks(Tag tag, uint64_t first, uint64_t count, bool has_content,
+                             const Deadline& deadline, WaitMonitor& monitor) {
+  auto& range = region(tag)->range();
+  std::vector<int> fds;
+  for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+    fds.push_back(range.export_fd(chunk));
+  }
+  ToEngine message;
+  message.kind = ToEngine::Kind::kMap;
+  message.tag = tag;
+  message.version = version_;
+  message.first = first;
+  message.last = !is_away(tag) && first + count == range.chunks();
+  message.has_content = has_content;
+  door_.ask(message, fds, deadline, monitor);
+}
+
+/// To an engine that comes: where each chunk of the tag is.
+void Attachment::send_what_is_away(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
+  const auto& held = *region(tag);
+  const uint64_t chunks = region(tag)->range().chunks();
+  for (uint64_t first = 0; first < chunks;) {
+    const bool in_host = held.is_in_host(first);
+    uint64_t end = first + 1;
+    while (end < std::min<uint64_t>(chunks, first + kMostFds) && held.is_in_host(end) == in_host) {
+      ++end;
+    }
+    if (in_host) {
+      send_copied(tag, first, end - first, deadline, monitor);
+    } else {
+      mapped(tag) = Mapped::kLeaving;
+      send_chunks(tag, first, end - first, /*has_content=*/true, deadline, monitor);
+    }
+    first = end;
+  }
 }
 
 /// The descriptors are of memory that is kept for life, so an engine gets them once.
-void Attachment::send_copies(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
+void Attachment::send_copied(Tag tag, uint64_t first, uint64_t count, const Deadline& deadline,
+                             WaitMonitor& monitor) {
   ToEngine message;
   message.kind = ToEngine::Kind::kCopied;
   message.tag = tag;
-  bool& has_copies = has_copies_.at(static_cast<size_t>(tag));
-  const auto fds = has_copies ? std::vector<int>() : region(tag)->backup_fds();
-  for (size_t first = 0; first == 0 || first < fds.size(); first += kMostFds) {
-    const size_t count = std::min(kMostFds, fds.size() - first);
-    message.first = first;
-    message.last = first + count == fds.size();
-    if (message.last) message.runs = copied_.at(static_cast<size_t>(tag));
-    door_.ask(message, std::span(fds).subspan(first, count), deadline, monitor);
+  message.first = first;
+  const auto& copied = copied_.at(static_cast<size_t>(tag));
+  message.copied.assign(copied.begin() + static_cast<ptrdiff_t>(first),
+                        copied.begin() + static_cast<ptrdiff_t>(first + count));
+  auto& has_copies = has_copies_.at(static_cast<size_t>(tag));
+  std::vector<int> fds;
+  for (uint64_t chunk = first; chunk < first + count && !has_copies[chunk]; ++chunk) {
+    fds.push_back(region(tag)->backup_fd(chunk));
   }
-  has_copies = true;
+  door_.ask(message, fds, deadline, monitor);
+  std::fill_n(has_copies.begin() + static_cast<ptrdiff_t>(first), count, true);
 }
 
 void Attachment::tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor) {

@@ -55,11 +55,18 @@ class Attachment {
   [[nodiscard]] bool has(TakenBack what) const;
   /// Whether none of the rank's memory is mapped, surely, by an engine that is there or lost.
   [[nodiscard]] bool has_none() const;
-  /// Asks for a tag's memory; nothing where the engine has it not.
+  /// Asks for a tag's memory; nothing where the engine has it not. A trainer keeps it mapped, but
+  /// for what `let_go` asks for: all that is on the device is there for it as well, should the rank
+  /// be lost.
   void release(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
   /// The same of an engine that is lost and whose process has ended, or ends now: nothing of it
   /// maps the memory any more. Whether that is so.
   [[nodiscard]] bool release_of_ended(Tag tag, WaitMonitor& monitor);
+  /// A chunk of a trainer's tag that is released is in host memory, and what it holds, if that is
+  /// known: the engine unmaps it, where it has it. It may bring it back without the rank, should
+  /// that be lost. Told to those that attach later, too, as long as it is so.
+  void let_go(Tag tag, uint64_t chunk, const ChunkDigests& runs, const Deadline& deadline,
+              WaitMonitor& monitor);
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.
   void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
   /// What the engine lends of its own memory, and where that is open here; null where it lends
@@ -71,11 +78,6 @@ class Attachment {
   [[nodiscard]] uint64_t loans() const { return loans_; }
   /// How many engines have sealed.
   [[nodiscard]] uint64_t seals() const { return seals_; }
-
-  /// A tag's memory has gone to host memory, whole: the engine may bring it back without the rank,
-  /// should that be lost. Told to those that attach later, too, as long as it is so.
-  void tell_copied(Tag tag, std::vector<DigestedRun> runs, const Deadline& deadline,
-                   WaitMonitor& monitor);
 
   void tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor);
   /// Tells the engine that the command is over before it is.
@@ -105,7 +107,12 @@ class Attachment {
 
  private:
   /// What the engine has of a tag's memory, as far as is known.
-  enum class Mapped : uint8_t { kNo, kYes, kUnsure };
+  enum class Mapped : uint8_t {
+    kNo,
+    kYes,
+    kLeaving,  ///< A trainer: what it has not let go.
+    kUnsure,
+  };
 
   void welcome(const Inheritance& inheritance, const Deadline& deadline, WaitMonitor& monitor);
   void check_bytes() const;
@@ -123,13 +130,14 @@ class Attachment {
   void accept(const ToRank& seal);
   [[nodiscard]] Mapped& mapped(Tag tag) { return mapped_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] Region* region(Tag tag) const { return regions_.at(static_cast<size_t>(tag)); }
-  /// Whether a trainer's memory of a tag is in host memory.
-  [[nodiscard]] bool has_copy(Tag tag) const {
-    return region(tag) != nullptr && region(tag)->state() == RegionState::kOffloaded;
-  }
-  void send_copies(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
+  [[nodiscard]] bool is_away(Tag tag) const;
+  void send_what_is_away(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
+  void send_copied(Tag tag, uint64_t first, uint64_t count, const Deadline& deadline,
+                   WaitMonitor& monitor);
   void ask_for_own(const Deadline& deadline, WaitMonitor& monitor);
   void send_chunks(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
+  void send_chunks(Tag tag, uint64_t first, uint64_t count, bool has_content,
+                   const Deadline& deadline, WaitMonitor& monitor);
 
   Door& door_;
   Settings settings_;
@@ -143,9 +151,10 @@ class Attachment {
   uint64_t seals_ = 0;
   std::array<Mapped, 3> mapped_{};
   std::array<bool, 3> has_content_{};
-  std::array<std::vector<DigestedRun>, 3> copied_;  ///< What host memory holds of a tag.
-  std::array<bool, 3> has_copies_{};                ///< The engine has its descriptors.
-  int engine_pid_ = 0;                              ///< Of the one that all this is about.
+  /// What host memory holds of a tag's chunks, where that is known.
+  std::array<std::vector<ChunkDigests>, 3> copied_;
+  std::array<std::vector<bool>, 3> has_copies_;  ///< The engine has a chunk's descriptor.
+  int engine_pid_ = 0;                           ///< Of the one that all this is about.
   std::array<std::vector<Parameter>, 3> declared_;
   std::vector<Parameter> places_;
   bool has_sealed_ = false;

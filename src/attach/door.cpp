@@ -21,7 +21,7 @@ const char* deed_of(const ToEngine& request) {
     case ToEngine::Kind::kRelease:
       return "given up";
     case ToEngine::Kind::kCopied:
-      return "taken note of the copy of";
+      return "let go what is copied of";
     default:
       return "taken the new version of";
   }

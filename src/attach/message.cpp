@@ -247,27 +247,38 @@ void read_declared(JsonFields& fields, ToRank& seal) {
       });
 }
 
-/// As rows of a table: [name, offset, bytes, element size, digest].
+/// As rows of a table: [name, offset, bytes, element size, first index, digest].
 Json runs_json(const std::vector<DigestedRun>& runs) {
   Json rows = Json::array();
   for (const auto& run : runs) {
-    rows.push_back({run.name, run.offset_bytes, run.bytes, run.element_size, run.digest});
+    rows.push_back(
+        {run.name, run.offset_bytes, run.bytes, run.element_size, run.first_index, run.digest});
   }
   return rows;
 }
 
+/// Of each chunk; null where that is not known.
+Json copied_json(const std::vector<ChunkDigests>& copied) {
+  Json chunks = Json::array();
+  for (const auto& runs : copied) {
+    chunks.push_back(runs ? runs_json(*runs) : Json());
+  }
+  return chunks;
+}
+
 DigestedRun read_run(const json& row) {
-  constexpr size_t kColumns = 5;
+  constexpr size_t kColumns = 6;
   const auto is_number = [](const json& value) { return value.is_number_unsigned(); };
   const bool is_run = row.is_array() && row.size() == kColumns && row[0].is_string() &&
                       std::all_of(row.begin() + 1, row.end(), is_number);
   const uint64_t element = is_run ? row[3].get<uint64_t>() : 0;
   if (element != 1 && element != 2 && element != 4) {
     throw request_error(fmt::format(
-        "what was copied: {} is no [name, offset, bytes, element size, digest]", shown(row)));
+        "what was copied: {} is no [name, offset, bytes, element size, first index, digest]",
+        shown(row)));
   }
-  DigestedRun run{row[0].get<std::string>(), row[1].get<uint64_t>(), row[2].get<uint64_t>(),
-                  static_cast<uint32_t>(element), row[4].get<uint64_t>()};
+  DigestedRun run{row[0].get<std::string>(),      row[1].get<uint64_t>(), row[2].get<uint64_t>(),
+                  static_cast<uint32_t>(element), row[4].get<uint64_t>(), row[5].get<uint64_t>()};
   static_cast<void>(checked_add(run.offset_bytes, run.bytes, "a run's end"));
   return run;
 }
@@ -275,10 +286,15 @@ DigestedRun read_run(const json& row) {
 void read_copied(JsonFields& fields, ToEngine& copied) {
   copied.tag = fields.choice("tag", kNamedTags);
   copied.first = fields.count("first");
-  copied.last = fields.boolean("last");
-  const auto& rows = fields.get("runs");
-  if (!rows.is_array()) throw fields.is_not("runs", rows, "a list");
-  for (const auto& row : rows) copied.runs.push_back(read_run(row));
+  const auto& chunks = fields.get("copied");
+  if (!chunks.is_array()) throw fields.is_not("copied", chunks, "a list");
+  for (const auto& rows : chunks) {
+    auto& runs = copied.copied.emplace_back();
+    if (rows.is_null()) continue;
+    if (!rows.is_array()) throw fields.is_not("copied", rows, "a list of lists");
+    runs.emplace();
+    for (const auto& row : rows) runs->push_back(read_run(row));
+  }
 }
 
 void add_welcome(Json& message, const ToEngine& welcome) {
@@ -296,7 +312,7 @@ void add_welcome(Json& message, const ToEngine& welcome) {
   message["bytes"] = by_tag_json(welcome.bytes);
   message["chunk_bytes"] = by_tag_json(welcome.chunk_bytes);
   message["mapped"] = by_tag_json(welcome.mapped);
-  message["copied"] = by_tag_json(welcome.copied);
+  message["away"] = by_tag_json(welcome.away);
   message["silence_s"] = welcome.silence_s;
   message["takes_memory"] = welcome.takes_memory;
 }
@@ -317,7 +333,7 @@ void read_welcome(JsonFields& fields, ToEngine& welcome) {
   welcome.chunk_bytes = read_bytes(fields, "chunk_bytes");
   const auto read_flag = [](JsonFields& tags, const char* tag) { return tags.boolean(tag); };
   welcome.mapped = read_by_tag<bool>(fields, "mapped", read_flag);
-  welcome.copied = read_by_tag<bool>(fields, "copied", read_flag);
+  welcome.away = read_by_tag<bool>(fields, "away", read_flag);
   welcome.silence_s = read_seconds(fields, "silence_s");
   welcome.takes_memory = fields.boolean("takes_memory");
 }
@@ -427,8 +443,7 @@ std::string encode(const ToEngine& message) {
     case Kind::kCopied:
       json["tag"] = name_of(kNamedTags, message.tag);
       json["first"] = message.first;
-      json["last"] = message.last;
-      json["runs"] = runs_json(message.runs);
+      json["copied"] = copied_json(message.copied);
       break;
     case Kind::kOver:
       json["version"] = message.version;

@@ -24,7 +24,7 @@
 namespace awex::attach {
 
 /// Raised with every change that an older library or rank would misread.
-inline constexpr int kProtocolVersion = 3;
+inline constexpr int kProtocolVersion = 4;
 /// What to do where the two do not understand each other.
 inline constexpr const char* kOtherBuild =
     "the engine must load the libawex_colocate.so of the awex-colocate that the job runs";
@@ -88,10 +88,11 @@ struct ToEngine {
     kRefused,    ///< `error`; after kHello the rank hangs up.
     kSealed,     ///< What was declared fits.
     kMap,        ///< Chunks of a tag, a descriptor each: map them. `last` comes with the last ones.
-    kRelease,    ///< A tag's memory is about to go: call before_release, unmap it.
+    kRelease,    ///< A tag's memory is about to go: call before_release. Inference unmaps it; a
+                 ///< trainer keeps each chunk mapped until that one's kCopied.
     kChanged,    ///< Inference's weights are those of `version`.
-    kCopied,     ///< A trainer's memory of a tag is in host memory, whole, with the descriptors of
-                 ///< that, chunk by chunk, unless the engine has them.
+    kCopied,     ///< Chunks of a trainer's tag are in host memory, with the descriptors of that
+                 ///< unless the engine has them: unmap them, they leave the device next.
     kWithdrawn,  ///< The consent is given back.
     kOver,       ///< A command is over, `error` if it failed; the consent has ended. Both are sent
                  ///< only while a consent holds, so that they end the one that was given last.
@@ -115,17 +116,18 @@ struct ToEngine {
   BytesByTag chunk_bytes{};
   std::array<bool, 3> mapped{};  ///< Tags whose memory is there: their kMap follow, and until all
                                  ///< have come the engine's call attaches.
-  std::array<bool, 3>
-      copied{};              ///< Tags whose memory is in host memory: the same of their kCopied.
-  double silence_s = 0;      ///< How long the rank waits for an answer.
-  bool takes_memory = true;  ///< False where no command takes any of it (--no-offload).
+  std::array<bool, 3> away{};    ///< Tags whose memory is in host memory, or a part of it: the
+                                 ///< same, a kMap or kCopied of each chunk.
+  double silence_s = 0;          ///< How long the rank waits for an answer.
+  bool takes_memory = true;      ///< False where no command takes any of it (--no-offload).
 
   Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged, kCopied.
-  uint64_t first = 0;       ///< kMap, kCopied: first chunk; `last` comes with the last ones.
-  bool last = true;
+  uint64_t first = 0;       ///< kMap, kCopied: first chunk.
+  bool last = true;         ///< kMap: with these all have come.
   bool has_content = true;  ///< kMap: false where the content is undefined.
 
-  std::vector<DigestedRun> runs;  ///< kCopied: what it holds; none where that is not proven.
+  /// kCopied: what each chunk holds, unless that is not proven.
+  std::vector<ChunkDigests> copied;
 
   bool gave = false;  ///< kOver: the command was one that takes this engine's memory (an update for
                       ///< trainers, a take-back for inference).

@@ -96,12 +96,13 @@ uint64_t TrainerMember::offload(Tag tag, bool proven, uint64_t enough_bytes) {
     released_.insert(tag);
     engine_.before_release(tag, job_.deadline(), job_);
   }
-  if (!proven && held->state() != RegionState::kOffloaded) proofs_.at(tag).forget();
-  const auto change = proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_, enough_bytes)
-                             : held->offload(queue_, job_.deadline(), job_, {}, enough_bytes);
-  if (held->state() == RegionState::kOffloaded) {
-    engine_.after_offload(tag, digested_runs(tag), job_.deadline(), job_);
-  }
+  if (!proven) proofs_.at(tag).leave_unproven();
+  const auto copied = [&](uint64_t chunk) {
+    engine_.chunk_copied(tag, chunk, digested_runs(tag, chunk), job_.deadline(), job_);
+  };
+  const auto change =
+      proven ? proofs_.at(tag).offload(queue_, job_.deadline(), job_, enough_bytes, copied)
+             : held->offload(queue_, job_.deadline(), job_, {}, enough_bytes, copied);
   return change.moved_bytes;
 }
 
@@ -111,14 +112,17 @@ bool TrainerMember::can_offload(Tag tag, bool proven) {
   return held->state() != RegionState::kResuming && (!proven || proofs_.at(tag).can_go_on());
 }
 
-std::vector<DigestedRun> TrainerMember::digested_runs(Tag tag) const {
+ChunkDigests TrainerMember::digested_runs(Tag tag, uint64_t chunk) const {
   const auto& proof = proofs_.at(tag);
-  std::vector<DigestedRun> runs;
-  for (size_t i = 0; i < proof.recorded().size(); ++i) {
-    const auto& run = proof.runs()[i];
-    runs.push_back({run.name, run.offset_bytes, run.bytes, run.element_size, proof.recorded()[i]});
+  if (!proof.has_record(chunk) || proof.runs().empty()) return std::nullopt;
+  std::vector<DigestedRun> digested;
+  const auto pieces = proof.pieces(chunk);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto& run = proof.runs()[pieces[i].run];
+    digested.push_back({run.name, pieces[i].offset_bytes, pieces[i].bytes, run.element_size,
+                        pieces[i].first_index, proof.recorded(chunk)[i]});
   }
-  return runs;
+  return digested;
 }
 
 uint64_t TrainerMember::resume(Tag tag, bool proven) {

@@ -61,7 +61,7 @@ class TrainerMember {
     return tag == Tag::kWeights && engine_.moves_lent();
   }
   void tell_of_return(Tag tag);
-  [[nodiscard]] std::vector<DigestedRun> digested_runs(Tag tag) const;
+  [[nodiscard]] ChunkDigests digested_runs(Tag tag, uint64_t chunk) const;
 
   Job& job_;
   TrainerEngine& engine_;

@@ -141,14 +141,18 @@ class Engine {
                             WaitMonitor& monitor) = 0;
 };
 
-/// A named run of whole elements of a tag's memory, and the digest of its bits (model/digest.hpp).
+/// Whole elements of a tensor that lie in one chunk of a tag's memory, and what they add to the
+/// tensor's digest (model/digest.hpp).
 struct DigestedRun {
   std::string name;
-  uint64_t offset_bytes = 0;
+  uint64_t offset_bytes = 0;  ///< In the tag's memory.
   uint64_t bytes = 0;
   uint32_t element_size = 4;
+  uint64_t first_index = 0;  ///< Elements of the tensor before these.
   uint64_t digest = 0;
 };
+/// What a chunk holds; nothing where that is not known.
+using ChunkDigests = std::optional<std::vector<DigestedRun>>;
 
 /// An engine that trains.
 class TrainerEngine : public Engine {
@@ -168,10 +172,11 @@ class TrainerEngine : public Engine {
     std::function<void(Tag, WaitMonitor&)> back_up;
   };
   virtual void copy_by(const Copies& /*copies*/) {}
-  /// Its memory of a tag has gone to host memory, whole; the digests of what has gone, none where
-  /// that was not proven.
-  virtual void after_offload(Tag /*tag*/, const std::vector<DigestedRun>& /*runs*/,
-                             const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) {}
+  /// A chunk of its memory of a tag is in host memory, and is given back next: whoever else has it
+  /// mapped lets it go. With the digests of what it holds, unless it leaves without a proof. After
+  /// a throw it stays.
+  virtual void chunk_copied(Tag /*tag*/, uint64_t /*chunk*/, const ChunkDigests& /*runs*/,
+                            const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) {}
   /// What it lends of its own memory, where it keeps its weights in place of a region; null for one
   /// that does not, or has moved them away. `before_release` and `after_change` of weights are
   /// called for one whose lent memory does not stay: it moves it itself.

@@ -99,7 +99,8 @@ RegionChange Region::discard() {
 }
 
 RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                             const ChunkLeaving& leaving, uint64_t enough_bytes) {
+                             const ChunkLeaving& leaving, uint64_t enough_bytes,
+                             const ChunkCopied& copied) {
   if (state_ == RegionState::kOffloaded) return {};
   return about_tag(tag_, [&] {
     if (state_ == RegionState::kResident) {
@@ -109,19 +110,23 @@ RegionChange Region::offload(CopyQueue& queue, const Deadline& deadline, WaitMon
     RegionChange change{.changed = true};
     const auto next = next_to_leave(enough_bytes);
     BlocksAhead ahead(device_, missing_backups(next), sharing_);
+    const auto give_back = [&](uint64_t chunk) {
+      if (copied) copied(chunk);
+      chunks_[chunk].bytes_in_host = chunks_[chunk].has_copy = true;
+      release_chunks(chunk, 1);
+    };
     // Chunks are shown behind their copies: beside them, work on the first would begin with the
     // offload, when another process is likely to use the device (to transfer weights, say).
     const auto settle = [&](const InFlight& copy, bool is_last) {
       if (leaving && is_last) leaving(copy.chunk);  // no later copy is left to hide it behind
       queue.wait(copy.event, describe_move("offload", copy.chunk), deadline, monitor);
       if (leaving && !is_last) leaving(copy.chunk);
-      chunks_[copy.chunk].bytes_in_host = chunks_[copy.chunk].has_copy = true;
-      release_chunks(copy.chunk, 1);
+      give_back(copy.chunk);
     };
     std::optional<InFlight> behind;
     for (const uint64_t chunk : next) {
       if (chunks_[chunk].bytes_in_host) {
-        release_chunks(chunk, 1);
+        give_back(chunk);
         continue;
       }
       if (!chunks_[chunk].host) {
@@ -239,14 +244,11 @@ std::span<const std::byte> Region::backup(uint64_t chunk) const {
   return host ? host->bytes() : std::span<std::byte>();
 }
 
-std::vector<int> Region::backup_fds() const {
-  std::vector<int> fds;
-  for (const auto& chunk : chunks_) fds.push_back(chunk.host ? chunk.host->fd() : -1);
-  if (std::all_of(fds.begin(), fds.end(), [](int fd) { return fd >= 0; })) return fds;
-  throw runtime_error(
-      fmt::format("cannot share the host memory of \"{}\": not all of it is there, "
-                  "or it is private",
-                  name_));
+int Region::backup_fd(uint64_t chunk) const {
+  const auto& host = chunks_.at(chunk).host;
+  if (host && host->fd() >= 0) return host->fd();
+  throw runtime_error(fmt::format("cannot share the host memory of {}: it is not there, or private",
+                                  range_->chunking().describe(chunk, 1)));
 }
 
 Error Region::illegal_move(RegionState to) const {

@@ -69,6 +69,10 @@ struct RegionChange {
 /// while the next chunk's runs; for the last chunk while its own runs. What reads the chunk must be
 /// done when this returns.
 using ChunkLeaving = std::function<void(uint64_t chunk)>;
+/// Called in an offload for each chunk when its bytes are in host memory, before its device memory
+/// is given back: others that have that mapped let it go. After a throw the chunk stays where it
+/// was.
+using ChunkCopied = std::function<void(uint64_t chunk)>;
 /// Of device memory: all that there is.
 inline constexpr uint64_t kEverything = UINT64_MAX;
 /// Called in a resume when a chunk's bytes are back, in the order of chunks, while copies of later
@@ -122,7 +126,8 @@ class Region {
   /// called for chunks that an offload before this has copied. It ends early, and the region stays
   /// kOffloading, when it has given `enough_bytes` (> 0) of device memory back.
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
-                       const ChunkLeaving& leaving = {}, uint64_t enough_bytes = kEverything);
+                       const ChunkLeaving& leaving = {}, uint64_t enough_bytes = kEverything,
+                       const ChunkCopied& copied = {});
   /// Offloaded (or a failed offload or resume) to resident. From discarded it is `take`, and no
   /// chunk arrives.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
@@ -145,12 +150,14 @@ class Region {
   /// The host memory of a chunk, empty where there is none yet. Holds the chunk's bytes while they
   /// are in host memory.
   [[nodiscard]] std::span<const std::byte> backup(uint64_t chunk) const;
-  /// A descriptor of each chunk's host memory, all of which must be there, and shared.
-  [[nodiscard]] std::vector<int> backup_fds() const;
+  /// A descriptor of a chunk's host memory, which must be there, and shared.
+  [[nodiscard]] int backup_fd(uint64_t chunk) const;
+  /// Whether host memory is where a chunk's bytes are surely whole.
+  [[nodiscard]] bool is_in_host(uint64_t chunk) const { return chunks_.at(chunk).bytes_in_host; }
 
  private:
   struct Chunk {
-    bool bytes_in_host = false;  ///< Host memory is where its bytes are surely whole.
+    bool bytes_in_host = false;  ///< See `is_in_host`.
     bool has_copy = false;       ///< Host memory holds what an offload has copied.
     std::unique_ptr<HostBlock> host;
   };

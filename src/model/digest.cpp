@@ -85,18 +85,4 @@ uint64_t digest_elements(uint64_t key, uint64_t element_size, uint64_t first,
   }
 }
 
-uint64_t digest_in_parts(uint64_t key, uint64_t element_size, uint64_t offset, uint64_t bytes,
-                         uint64_t part_bytes,
-                         const std::function<std::span<const std::byte>(uint64_t part)>& part_of) {
-  uint64_t digest = 0;
-  for (uint64_t done = 0; done < bytes;) {
-    const uint64_t at = offset + done;
-    const auto rest = part_of(at / part_bytes).subspan(at % part_bytes);
-    const auto here = rest.first(std::min<uint64_t>(rest.size(), bytes - done));
-    digest += digest_elements(key, element_size, done / element_size, here);
-    done += here.size();
-  }
-  return digest;
-}
-
 }  // namespace awex

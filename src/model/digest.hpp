@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string_view>
 
@@ -44,12 +43,6 @@ inline constexpr uint64_t kLaneKeys[kDigestLanes] = {
 /// `element_size` is 1, 2 or 4; `bytes` holds whole little-endian elements at any alignment.
 [[nodiscard]] uint64_t digest_elements(uint64_t key, uint64_t element_size, uint64_t first,
                                        std::span<const std::byte> bytes);
-
-/// The same over `bytes` bytes from byte `offset` on of memory that lies in parts of `part_bytes`
-/// each, but for the last; `part_of` tells where. No element lies in two parts.
-[[nodiscard]] uint64_t digest_in_parts(
-    uint64_t key, uint64_t element_size, uint64_t offset, uint64_t bytes, uint64_t part_bytes,
-    const std::function<std::span<const std::byte>(uint64_t part)>& part_of);
 
 /// A model's digest: the sum over its tensors of mix64(tensor digest ^ tensor key), mod 2^64.
 [[nodiscard]] constexpr uint64_t model_digest_term(uint64_t key, uint64_t tensor_digest) {

@@ -804,9 +804,9 @@ class LostJob(Attached):
 class Restored(Attached):
     """A trainer whose job is lost while its memory is away brings it back from what the rank has shared."""
 
-    def lose(self, job, signalled=signal.SIGKILL):
-        pids = job.rank_pids()
-        os.kill(pids[0], signalled)
+    def lose(self, job, pids=None):
+        pids = pids or job.rank_pids()
+        os.kill(pids[0], signal.SIGKILL)
         wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10, "its ranks are gone")
 
     #: All of the optimizer's memory, so that it is proven.
@@ -896,6 +896,75 @@ class Restored(Attached):
         self.lose(job)
         self.fails(LOST, trainer.end)
         self.restores(trainer, 1, state)
+
+    #: The same, in several chunks, and a job that has no room for inference's weights before some have left.
+    LARGE_STATE = dict(name="large state", dtype="f32", rows=1, cols=LARGE // 4, offset=0)
+
+    def large_pair(self, **named):
+        job, trainer, inference = self.pair(*BARELY, trainer={"optimizer": LARGE}, optimizer=[self.LARGE_STATE], **named)
+        trainer.do("step", 1)
+        return job, trainer, inference, trainer.do("sum_of", "optimizer")
+
+    @staticmethod
+    def chunks_of(trainer):
+        """How many of its optimizer state it has mapped."""
+        return text_of(f"/proc/{trainer.process.pid}/maps").count("awex-trainer optimizer")
+
+    def test_some_chunks_that_are_away(self):
+        """The rank ends while it copies, or waits for the trainer to let go what it has copied."""
+        for waits in (False, True):
+            with self.subTest(waits=waits):
+                job, trainer, inference, state = self.large_pair(name=f"waits-{waits}")
+                pids, chunks = job.rank_pids(), self.chunks_of(trainer)
+                self.assertGreater(chunks, 2)
+                inference.begin("wait", 0)
+                trainer.begin("hand_over")
+                while self.chunks_of(trainer) == chunks:
+                    self.assertIsNone(job.process.poll())
+                if waits:
+                    os.kill(trainer.process.pid, signal.SIGSTOP)
+                    time.sleep(0.3)
+                self.lose(job, pids)
+                os.kill(trainer.process.pid, signal.SIGCONT)
+                self.fails(LOST, trainer.end)
+                self.assertFalse(trainer.do("memory", "optimizer")["is_mapped"])
+                self.restores(trainer, 1, state)
+
+    def test_a_rank_that_is_stopped_while_it_is_given_the_optimizers_state(self):
+        job, trainer, inference, state = self.large_pair(timeout="2s")
+        pids = job.rank_pids()
+        trainer.do("delay", "before_release optimizer", 1)
+        inference.begin("wait", 0)
+        trainer.begin("hand_over")
+        wait_until(lambda: job.status()["phase"] == "offload", 10, "the trainer is asked for its memory")
+        os.kill(pids[0], signal.SIGSTOP)
+        self.fails(LOST, trainer.end)
+        self.assertEqual(job.process.wait(20), DEADLINE)
+        self.restores(trainer, 1, state)
+
+    def test_what_a_hand_over_that_failed_has_left_on_both_sides(self):
+        """A job is lost with a part of the optimizer's state in host memory: of the trainer that has handed over, and of
+        one that has come in its place."""
+        for comes in (False, True):
+            with self.subTest(comes=comes):
+                fault = os.path.join(self.scratch, f"fault-{comes}")
+                job, trainer, inference, state = self.large_pair(name=f"comes-{comes}", fault=fault)
+                with open(fault, "w", encoding="utf-8") as file:
+                    file.write("1 1 late transfer inference weights 0\n")
+                chunks = self.chunks_of(trainer)
+                inference.begin("ready")
+                self.assertIn("a fault on purpose", self.fails(FAILED, trainer.do, "hand_over"))
+                self.fails(FAILED, inference.end)
+                if comes:
+                    trainer.kill()
+                    trainer = self.player(job, "trainer", optimizer=LARGE)
+                    trainer.end()
+                    trainer.do("declare", None, [self.LARGE_STATE])
+                    trainer.do("seal")
+                self.assertIn(self.chunks_of(trainer), range(1, chunks))
+                self.assertFalse(trainer.do("memory", "optimizer")["is_mapped"])
+                self.lose(job)
+                self.restores(trainer, 1, state)
 
     def test_what_is_spoilt_or_was_not_proven(self):
         job, trainer, _, _ = self.handed_over()

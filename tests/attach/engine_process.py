@@ -424,11 +424,11 @@ class Engine:
 
     def spoil(self, offset):
         """Writes into host memory that the rank has shared, by a descriptor that came from it."""
-        for fd in os.listdir("/proc/self/fd"):
-            if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:awex-copy"):
-                os.pwrite(int(fd), b"\xff\xee\xdd", offset)
-                return True
-        return False
+        links = {fd: os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+        copies = [int(fd) for fd, path in links.items() if os.path.basename(path).startswith("memfd:awex-copy")]
+        for fd in copies:
+            os.pwrite(fd, b"\xff\xee\xdd", offset)
+        return bool(copies)
 
     def heard(self):
         events, self.events = self.events, []

@@ -183,6 +183,16 @@ class FakeRank {
     message.tag = tag;
     return ask(message);
   }
+  /// Has chunks let go that these descriptors are the host memory of.
+  std::optional<Error> let_go(Tag tag, uint64_t first, const std::vector<int>& fds,
+                              std::vector<ChunkDigests> hold) {
+    attach::ToEngine message;
+    message.kind = attach::ToEngine::Kind::kCopied;
+    message.tag = tag;
+    message.first = first;
+    message.copied = std::move(hold);
+    return ask(message, fds);
+  }
   std::optional<Error> ask(const attach::ToEngine& message, const std::vector<int>& fds = {}) {
     say(message, fds);
     return hear(attach::ToRank::Kind::kAck).error;
@@ -198,13 +208,9 @@ class FakeRank {
   }
 
   /// What the memory of a tag has at an offset, as its owner sees it.
-  std::byte read(Tag tag, uint64_t offset) {
-    auto& chunks = owned(tag);
-    const auto& cut = chunks.chunking();
-    const auto mapping =
-        make_host_mapping("look", cut.bytes, cut.chunk_bytes, MappedAccess::kRead, pages_);
-    mapping->map(chunks, 0, cut.count());
-    return mapping->data()[offset];
+  std::byte read(Tag tag, uint64_t offset) { return mapping_of(tag)->data()[offset]; }
+  void fill(Tag tag, int value) {
+    std::memset(mapping_of(tag)->data(), value, owned(tag).chunking().bytes);
   }
 
   attach::EngineRecord record;
@@ -217,6 +223,15 @@ class FakeRank {
   attach::Frame last;
 
  private:
+  std::unique_ptr<MappedChunks> mapping_of(Tag tag) {
+    auto& chunks = owned(tag);
+    const auto& cut = chunks.chunking();
+    auto mapping =
+        make_host_mapping("look", cut.bytes, cut.chunk_bytes, MappedAccess::kReadWrite, pages_);
+    mapping->map(chunks, 0, cut.count());
+    return mapping;
+  }
+
   TemporaryDirectory directory_;
   std::string job_;
   UniqueFd listener_;

@@ -11,13 +11,16 @@
 #include <cstring>
 #include <map>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "attach/attached_engine.hpp"
 #include "attach/fake_rank.hpp"
 #include "base/units.hpp"
+#include "model/digest.hpp"
 #include "support/failure_of.hpp"
 
 namespace {
@@ -661,6 +664,161 @@ TEST_CASE("what is no message ends the conversation and keeps the memory") {
   check_lost(engine);
 }
 
+/// A trainer's rank whose optimizer state begins to leave: the host memory of its first chunk has
+/// 0x66, so that it is known where that was read, while the engine has written 0x44.
+struct LeavingRank : TrainerRank {
+  explicit LeavingRank(const TemporaryDirectory& job)
+      : TrainerRank(job, 0, kOptimizerBytes),
+        copy(test::file_with(std::string(first_bytes(), '\x66'))) {
+    record.pid = ::fork();
+    if (record.pid == 0) {
+      while (true) ::pause();
+    }
+  }
+  LeavingRank(const LeavingRank&) = delete;
+  LeavingRank& operator=(const LeavingRank&) = delete;
+  LeavingRank(LeavingRank&&) = delete;
+  LeavingRank& operator=(LeavingRank&&) = delete;
+  ~LeavingRank() { end_process(); }
+  void end_process() {
+    if (record.pid == 0) return;
+    ::kill(record.pid, SIGKILL);
+    ::waitpid(std::exchange(record.pid, 0), nullptr, 0);
+  }
+  void die() {
+    end_process();
+    channel.reset();
+  }
+  [[nodiscard]] uint64_t first_bytes() const {
+    return welcome.chunk_bytes[static_cast<size_t>(Tag::kOptimizer)];
+  }
+  /// The first chunk, with what it holds; but for a digest that is wrong where it is `spoilt`.
+  std::optional<Error> let_go_first(bool spoilt = false) {
+    const std::string sixes(first_bytes() - 64, '\x66');
+    const auto digest =
+        digest_elements(tensor_key("m of a"), 4, 5, std::as_bytes(std::span(sixes)));
+    return let_go(
+        Tag::kOptimizer, 0, {copy.get()},
+        {std::vector<DigestedRun>{{"m of a", 64, sixes.size(), 4, 5, digest + (spoilt ? 1 : 0)}}});
+  }
+  [[nodiscard]] bool is_half_back(const AttachedEngine& engine) const {
+    const auto* data = engine.data(AWEX_OPTIMIZER);
+    return engine.is_mapped(AWEX_OPTIMIZER) && data[0] == std::byte{0x66} &&
+           data[first_bytes() - 1] == std::byte{0x66} && data[first_bytes()] == std::byte{0x44} &&
+           data[kOptimizerBytes - 1] == std::byte{0x44};
+  }
+
+  UniqueFd copy;
+};
+
+TEST_CASE("a rank that is lost while a trainer's memory leaves takes nothing of it along") {
+  const TemporaryDirectory job;
+  LeavingRank rank(job);
+  rank.begin([&] {
+    rank.greet_and_seal();
+    rank.hear(FromEngine::kReady);
+    CHECK_FALSE(rank.release(Tag::kOptimizer));
+    CHECK_FALSE(rank.let_go_first());
+    rank.die();
+  });
+  const AttachedEngine engine(job.path(), AWEX_TRAINER);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  std::memset(engine.data(AWEX_OPTIMIZER), 0x44, kOptimizerBytes);
+  CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_LOST);
+  rank.join();
+  CHECK_FALSE(engine.is_mapped(AWEX_OPTIMIZER));
+  int32_t proven = 0;
+  REQUIRE(awex_restore(engine.get(), &proven) == AWEX_OK);
+  CHECK(rank.is_half_back(engine));
+  CHECK(proven == 1);
+  CHECK(engine.is_mapped(AWEX_WEIGHTS));
+}
+
+TEST_CASE("a part that has left is compared with what it was, and is not proven where none knows") {
+  for (const bool spoilt : {true, false}) {
+    const TemporaryDirectory job;
+    LeavingRank rank(job);
+    rank.begin([&] {
+      rank.greet_and_seal();
+      rank.hear(FromEngine::kReady);
+      CHECK_FALSE(rank.release(Tag::kOptimizer));
+      if (spoilt) CHECK_FALSE(rank.let_go_first(spoilt));
+      if (!spoilt) {
+        CHECK_FALSE(rank.let_go(Tag::kOptimizer, 0, {rank.copy.get()}, {std::nullopt}));
+      }
+      rank.die();
+    });
+    const AttachedEngine engine(job.path(), AWEX_TRAINER);
+    REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+    std::memset(engine.data(AWEX_OPTIMIZER), 0x44, kOptimizerBytes);
+    CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_LOST);
+    rank.join();
+    int32_t proven = 1;
+    CHECK(awex_restore(engine.get(), &proven) == (spoilt ? AWEX_MISMATCH : AWEX_OK));
+    if (spoilt) says("m of a of \"optimizer\" is not in host memory what it was before it left");
+    CHECK(rank.is_half_back(engine) == !spoilt);
+    CHECK(proven == (spoilt ? 1 : 0));
+  }
+}
+
+TEST_CASE(
+    "a trainer that comes while a part of its memory is away has all of it without its rank") {
+  const TemporaryDirectory job;
+  LeavingRank rank(job);
+  rank.welcome.mapped[static_cast<size_t>(Tag::kOptimizer)] = false;
+  rank.welcome.away[static_cast<size_t>(Tag::kOptimizer)] = true;
+  rank.begin([&] {
+    rank.greet();
+    ToEngine rest;
+    rest.kind = FromRank::kMap;
+    rest.tag = Tag::kOptimizer;
+    rest.first = 1;
+    rest.last = false;
+    rank.fill(Tag::kOptimizer, 0x44);
+    CHECK_FALSE(rank.ask(rest, {rank.owned(Tag::kOptimizer).export_fd(1)}));
+    CHECK_FALSE(rank.let_go_first());
+    rank.seal = rank.hear(FromEngine::kSeal);
+    rank.say(FromRank::kSealed);
+    rank.die();
+  });
+  const AttachedEngine engine(job.path(), AWEX_TRAINER);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  CHECK_FALSE(engine.is_mapped(AWEX_OPTIMIZER));
+  rank.join();
+  REQUIRE(awex_restore(engine.get(), nullptr) == AWEX_OK);
+  CHECK(rank.is_half_back(engine));
+}
+
+TEST_CASE("memory that comes back before all of it has left is the rank's in every chunk") {
+  const TemporaryDirectory job;
+  LeavingRank rank(job);
+  rank.begin([&] {
+    rank.greet_and_seal();
+    rank.hear(FromEngine::kReady);
+    CHECK_FALSE(rank.release(Tag::kOptimizer));
+    CHECK_FALSE(rank.let_go_first());
+    rank.owned(Tag::kOptimizer).release(0, 1);
+    rank.owned(Tag::kOptimizer).take(0, 1);
+    rank.over(0, true, false, a_failure());
+    rank.hear(FromEngine::kReady);
+    CHECK_FALSE(rank.map(Tag::kOptimizer));
+    rank.over(0, false, true);
+  });
+  const AttachedEngine engine(job.path(), AWEX_TRAINER);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  auto* const data = engine.data(AWEX_OPTIMIZER);
+  std::memset(data, 0x44, kOptimizerBytes);
+  CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_MISMATCH);
+  CHECK_FALSE(engine.is_mapped(AWEX_OPTIMIZER));
+  REQUIRE(awex_take_back(engine.get(), 30) == AWEX_OK);
+  rank.join();
+  for (const uint64_t at : {uint64_t{0}, rank.first_bytes(), kOptimizerBytes - 1}) {
+    data[at] = std::byte{0x77};
+    CHECK(rank.read(Tag::kOptimizer, at) == std::byte{0x77});
+  }
+  CHECK(data[kOptimizerBytes - 2] == std::byte{0x44});
+}
+
 TEST_CASE("a rank that asks for what cannot be is answered with an error, and no more happens") {
   const TemporaryDirectory job;
   TrainerRank rank(job, 0, kOptimizerBytes);
@@ -677,19 +835,31 @@ TEST_CASE("a rank that asks for what cannot be is answered with an error, and no
       const auto error = rank.ask(message, fds);
       answers.emplace_back(error ? error->what() : "nothing");
     };
+    const auto let_go = [&](uint64_t first, size_t count, const std::vector<int>& fds,
+                            const ChunkDigests& holds = {}) {
+      const auto error =
+          rank.let_go(Tag::kOptimizer, first, fds, std::vector<ChunkDigests>(count, holds));
+      answers.emplace_back(error ? error->what() : "nothing");
+    };
     const auto fds = rank.owned(Tag::kOptimizer).export_fds();
     const auto other = test::file_with("short");
-    ask(Tag::kKvCache, 0, true, {fds[0]});       // no such memory
-    ask(Tag::kOptimizer, 0, true, fds);          // mapped already
-    CHECK_FALSE(rank.release(Tag::kOptimizer));  // twelve that are wrong, from here on
-    ask(Tag::kOptimizer, 1, true, {fds[1]});     // not the first
-    ask(Tag::kOptimizer, 0, true, {fds[0]});     // not the last
-    ask(Tag::kOptimizer, 0, false, fds);         // but the last
-    ask(Tag::kOptimizer, 0, true, {});           // nothing
+    const auto copy = test::file_with("a copy");
+    ask(Tag::kKvCache, 0, true, {fds[0]});  // no such memory
+    ask(Tag::kOptimizer, 0, true, fds);     // mapped already
+    let_go(0, 1, {copy.get()});             // not released
+    CHECK_FALSE(rank.release(Tag::kOptimizer));
+    let_go(0, 1, {});            // without a descriptor
+    let_go(0, 2, {copy.get()});  // with one of two
+    let_go(1, 2, {copy.get(), copy.get()});
+    let_go(UINT64_MAX, 2, {copy.get(), copy.get()});
+    let_go(0, 1, {copy.get()}, std::vector<DigestedRun>{{"m", kOptimizerBytes - 4, 4, 4, 0, 0}});
+    CHECK_FALSE(rank.let_go(Tag::kOptimizer, 0, {copy.get(), copy.get()}, {{}, {}}));
+    ask(Tag::kOptimizer, 0, true, {});  // nothing
     ask(Tag::kOptimizer, 0, true, {fds[0], fds[1], fds[1]});
     ask(Tag::kOptimizer, UINT64_MAX, true, {fds[0]});
-    ask(Tag::kOptimizer, 0, true, {fds[0], other.get()});
     ask(Tag::kOptimizer, 0, true, {other.get(), fds[1]});
+    ask(Tag::kOptimizer, 0, true, {fds[0], other.get()});
+    ask(Tag::kOptimizer, 0, true, {fds[0]});  // not the last
     CHECK_FALSE(rank.map(Tag::kOptimizer));
     rank.over(1, true, false);
   });
@@ -698,9 +868,11 @@ TEST_CASE("a rank that asks for what cannot be is answered with an error, and no
   std::memset(engine.data(AWEX_OPTIMIZER), 0x44, kOptimizerBytes);
   CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_OK);
   rank.join();
-  CHECK(answers.size() == 10);
+  CHECK(answers.size() == 14);
   for (const auto& answer : answers) CHECK(answer != "nothing");
-  CHECK(answers[8].find("the descriptor is of 5 bytes") != std::string::npos);
+  CHECK(answers[2] == "cannot let chunks of optimizer go: it is the engine's");
+  CHECK(answers[11].find("the descriptor is of 5 bytes") != std::string::npos);
+  CHECK(answers[13] == "all of optimizer is to be mapped, and chunk 2 of 2 has not come");
   CHECK(engine.is_mapped(AWEX_OPTIMIZER));
   CHECK(engine.data(AWEX_OPTIMIZER)[kOptimizerBytes - 1] == std::byte{0x44});
 }

@@ -60,7 +60,7 @@ ToEngine welcome() {
   message.bytes = {4, 5, 6};
   message.chunk_bytes = {7, 8, 9};
   message.mapped = {true, false, true};
-  message.copied = {false, true, false};
+  message.away = {false, true, false};
   message.silence_s = 0.5;
   message.takes_memory = false;
   return message;
@@ -146,7 +146,7 @@ TEST_CASE("what a rank says arrives as it was sent") {
   CHECK(got.bytes == said.bytes);
   CHECK(got.chunk_bytes == said.chunk_bytes);
   CHECK(got.mapped == said.mapped);
-  CHECK(got.copied == said.copied);
+  CHECK(got.away == said.away);
   CHECK(got.silence_s == 0.5);
   CHECK_FALSE(got.takes_memory);
 
@@ -170,16 +170,26 @@ TEST_CASE("what a rank says arrives as it was sent") {
   copied.kind = ToEngine::Kind::kCopied;
   copied.tag = Tag::kOptimizer;
   copied.first = 128;
-  copied.runs = {{"m \"of\" a", 4096, 12, 4, UINT64_MAX}, {"", 0, 0, 1, 0}};
+  copied.copied = {
+      std::nullopt,
+      std::vector<DigestedRun>{{"m \"of\" a", 4096, 12, 4, 7, UINT64_MAX}, {"", 0, 0, 1, 0, 0}},
+      std::vector<DigestedRun>()};
   CHECK(sent(copied).tag == Tag::kOptimizer);
   CHECK(sent(copied).first == 128);
-  CHECK(sent(copied).last);
-  REQUIRE(sent(copied).runs.size() == 2);
-  CHECK(sent(copied).runs[0].name == "m \"of\" a");
-  CHECK(sent(copied).runs[0].offset_bytes == 4096);
-  CHECK(sent(copied).runs[0].bytes == 12);
-  CHECK(sent(copied).runs[0].element_size == 4);
-  CHECK(sent(copied).runs[0].digest == UINT64_MAX);
+  const auto chunks = sent(copied).copied;
+  REQUIRE(chunks.size() == 3);
+  CHECK_FALSE(chunks[0]);
+  REQUIRE(chunks[1]);
+  REQUIRE(chunks[1]->size() == 2);
+  const auto& run = chunks[1]->front();
+  CHECK(run.name == "m \"of\" a");
+  CHECK(run.offset_bytes == 4096);
+  CHECK(run.bytes == 12);
+  CHECK(run.element_size == 4);
+  CHECK(run.first_index == 7);
+  CHECK(run.digest == UINT64_MAX);
+  REQUIRE(chunks[2]);
+  CHECK(chunks[2]->empty());
   ToEngine changed;
   changed.kind = ToEngine::Kind::kChanged;
   changed.version = 4;
@@ -256,8 +266,8 @@ TEST_CASE("what no engine says is refused, and why is said") {
   refuse(R"({"message":"keep","kept_bytes":16777217})", "not at most 16 MiB");
   refuse(R"({"message":"ready","wish":"rest","newer_than":0})", "\"wish\" is \"rest\"");
   refuse(R"({"message":"ready","wish":"none","newer_than":-1})", "not a count");
-  refuse(changed(said, "\"protocol\":3", "\"protocol\":4,\"news\":0"),
-         "the engine's library speaks version 4 of the protocol, this rank version 3");
+  refuse(changed(said, "\"protocol\":4", "\"protocol\":5,\"news\":0"),
+         "the engine's library speaks version 5 of the protocol, this rank version 4");
   refuse(changed(said, "\"inference\"", "\"inferrence\""), "\"role\" is \"inferrence\"");
   refuse(changed(said, "vllm 0.32.0", ""), "not a name of 1 to 31 bytes");
   refuse(changed(said, "vllm 0.32.0", std::string(32, 'x')), "not a name of 1 to 31 bytes");
@@ -315,16 +325,21 @@ TEST_CASE("blocks that cannot be are refused") {
 TEST_CASE("runs that cannot be are refused") {
   ToEngine copied;
   copied.kind = ToEngine::Kind::kCopied;
-  copied.runs = {{"", 0, 0, 1, 0}};
+  copied.copied = {std::vector<DigestedRun>{{"", 0, 0, 1, 0, 0}}};
   const auto said = encode(copied);
   const auto refuse = [&](const std::string& row, const std::string& why) {
-    check_refusal(decode_to_engine, changed(said, "[\"\",0,0,1,0]", row), why);
+    check_refusal(decode_to_engine, changed(said, "[\"\",0,0,1,0,0]", row), why);
   };
-  refuse("7", "what was copied: 7 is no [name, offset, bytes, element size, digest]");
-  refuse("[\"\",0,0,1]", "is no [name");
-  refuse("[\"\",0,0,3,0]", "is no [name");
-  refuse("[\"\",-1,0,1,0]", "is no [name");
-  refuse("[\"\",18446744073709551615,1,1,0]", "does not fit 64 bits");
+  refuse("7", "what was copied: 7 is no [name, offset, bytes, element size, first index, digest]");
+  refuse("[\"\",0,0,1,0]", "is no [name");
+  refuse("[\"\",0,0,3,0,0]", "is no [name");
+  refuse("[\"\",-1,0,1,0,0]", "is no [name");
+  refuse("[\"\",18446744073709551615,1,1,0,0]", "does not fit 64 bits");
+  const auto refuse_chunk = [&](const std::string& chunk) {
+    check_refusal(decode_to_engine, changed(said, "[[\"\",0,0,1,0,0]]", chunk), "a list of lists");
+  };
+  refuse_chunk("7");
+  refuse_chunk("{}");
 }
 
 TEST_CASE("what no rank says is refused, and why is said") {
@@ -338,8 +353,8 @@ TEST_CASE("what no rank says is refused, and why is said") {
   refuse(R"({"message":"map","tag":"moments"})", "\"tag\" is \"moments\"");
   refuse(R"({"message":"map","tag":"weights","first":0,"last":1})", "not true or false");
   refuse(R"({"message":"over","version":1,"gave":true})", "\"brought\" is missing");
-  refuse(changed(said, "\"protocol\":3", "\"protocol\":0"),
-         "the rank speaks version 0 of the protocol, this library version 3");
+  refuse(changed(said, "\"protocol\":4", "\"protocol\":0"),
+         "the rank speaks version 0 of the protocol, this library version 4");
   refuse(changed(said, "\"rank\":7", "\"rank\":2147483648"), "not a number that can be");
   refuse(changed(said, "\"role_rank\":3", "\"role_rank\":4294967296"), "not a number that can be");
   refuse(changed(said, "\"silence_s\":0.5", "\"silence_s\":-1"), "not a time");

@@ -31,7 +31,8 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # pylint: disable=wrong-import-position
-from attached_job import (DEADLINE, FAILED, LOST, OK, Answer, Job, Player, Programs, as_megatron, as_vllm, canonical)  # noqa: E402
+from attached_job import (DEADLINE, FAILED, LOST, MIB, OK, Answer, Job, Player, Programs,  # noqa: E402
+                          as_megatron, as_vllm, canonical)
 from mpi_run import processes_with, shared_files_of  # noqa: E402
 from random_runs import RandomRuns, add_options, allowance_s, carry_out  # noqa: E402
 from resident_job import Trouble, text_of, wait_until  # noqa: E402
@@ -60,8 +61,10 @@ def losses(dice, count, ranks):
 class Actor(Player):
     """A player, and what is known of it."""
 
-    def __init__(self, job, role, device, pairs):
-        super().__init__(job, role, device, name=f"{role}-{device}", backend=job.backend)
+    def __init__(self, job, role, device, pairs, optimizer_bytes):
+        super().__init__(job, role, device, name=f"{role}-{device}", backend=job.backend, optimizer=optimizer_bytes)
+        state = dict(name="state", dtype="f32", rows=1, cols=optimizer_bytes // 4, offset=0)
+        self.state = [state] if role == "trainer" else []  # All of it, so that it is proven.
         self.rank = device + (pairs if role == "inference" else 0)
         self.pending = "attach"  # The call that is under way.
         self.step = 0  # A trainer's,
@@ -95,11 +98,14 @@ class Actor(Player):
     def take_part(self):
         """From attaching to the first command; what it found."""
         place = self.end()
-        self.declare()
+        self.begin_to_take_part()
         return place
 
     def declare(self):
-        self.do("declare")
+        self.do("declare", None, self.state)
+
+    def begin_to_take_part(self):
+        self.declare()
         self.do("seal")
 
 
@@ -107,6 +113,7 @@ class Runs(RandomRuns):
     def __init__(self, arguments, scratch):
         super().__init__(arguments, scratch)
         self.pairs = arguments.ranks // 2
+        self.optimizer_bytes = arguments.optimizer_mib * MIB
         self.actors, self.rank_pids, self.serial = [], [], 0
         self.step = self.handed_over = 0  # The trainers' step, and that of the last hand-over.
         self.durations = {"hand over": 0.2, "take back": 0.2, "attach": ATTACH_S[arguments.backend]}
@@ -135,13 +142,13 @@ class Runs(RandomRuns):
         for actor in self.actors:
             actor.attach(self.job)
         if not self.actors:
-            self.actors = [Actor(self.job, role, device, self.pairs)
+            self.actors = [Actor(self.job, role, device, self.pairs, self.optimizer_bytes)
                            for role in ("trainer", "inference") for device in range(self.pairs)]
         for actor in self.actors:
             place = actor.end()
             if place["reattached"] or place["version"] or place["kept"]:
                 raise Trouble(f"a new job knows of another's engines: {actor.name}: {place}")
-            actor.do("declare")
+            actor.declare()
         for actor in self.trainers:
             actor.do("train", self.weights(actor, self.step), self.step)
             actor.step = self.step
@@ -284,7 +291,7 @@ class Runs(RandomRuns):
 
     def replace(self, actor):
         """Another process in an engine's place, which begins to attach."""
-        new = Actor(self.job, actor.role, actor.device, self.pairs)
+        new = Actor(self.job, actor.role, actor.device, self.pairs, self.optimizer_bytes)
         new.step, new.version = actor.step, actor.version
         self.actors[self.actors.index(actor)] = new
         return new
@@ -436,7 +443,7 @@ class Runs(RandomRuns):
         for actor in self.actors:
             if actor.pending == "attach":
                 place = actor.found(self.job) or actor.end()  # It was stopped for so long that its rank refused it.
-                actor.declare()
+                actor.begin_to_take_part()
                 if actor.role == "trainer":
                     actor.step = int(place["kept"])
                 else:
@@ -497,7 +504,8 @@ class Runs(RandomRuns):
         for actor in self.actors:
             if actor in waits:
                 continue
-            if actor.role == "trainer" and actor.step >= 0 and self.restores(actor):
+            if actor.role == "trainer" and actor.step >= 0:
+                self.restore(actor)
                 self.check(actor, actor.step)
             self.judge_mappings(actor)
         actors = self.actors
@@ -509,24 +517,20 @@ class Runs(RandomRuns):
         self.step = max(self.step, *(actor.step for actor in self.trainers))
         self.start(actors)
 
-    def restores(self, actor):
-        """Whether a trainer has all its memory without its rank: what was away comes back, unless it was on its way."""
-        try:
-            actor.do("restore")
-        except Answer as error:
-            if error.status != FAILED or "on its way" not in error.text:
-                raise
-            return False
+    @staticmethod
+    def restore(actor):
+        """A trainer has all its memory without its rank, proven: what was away, or on its way, comes back."""
+        if not actor.do("restore"):
+            raise Trouble(f"{actor.name} has restored its memory, and not all of it is proven")
         if not actor.do("all_mapped"):
             raise Trouble(f"{actor.name} has restored its memory, and not all of it is there")
-        return True
 
     def has_attached(self, actor):
         """Whether one that was about to attach had reached its rank."""
         if not actor.answers_within(2.0 + allowance_s()) or not actor.found(self.job):
             return False
         try:
-            actor.declare()
+            actor.begin_to_take_part()
         except Answer as error:
             if error.status != LOST:
                 raise
@@ -613,6 +617,7 @@ def main():
     parser.add_argument("binary", help="awex-colocate")
     parser.add_argument("library", help="libawex_colocate.so")
     parser.add_argument("--backend", choices=["host", "cuda"], default="host")
+    parser.add_argument("--optimizer-mib", type=int, default=1, help="a trainer's optimizer state, 1 for one chunk")
     add_options(parser, runs=len(KINDS), ranks=2)
     arguments = parser.parse_args()
     Programs.mpiexec, Programs.binary, Programs.library = arguments.mpiexec, arguments.binary, arguments.library

@@ -427,11 +427,11 @@ class Engine:
         self._consent("awex_ready", timeout)
 
     def restore(self) -> bool:
-        """A trainer whose rank, or job, is lost (EngineLost): brings back, to the same addresses, what was handed
-        over at that time, from the host memory that the rank had shared. All is then as it was handed over: save
-        it, `close()`, and attach to another job. Returns whether all of it was proven by the digests that were
-        taken on its way out. Raises Failed where some of it was on its way out at that moment, Mismatch where bytes
-        differ (start from a checkpoint), WrongRequest while the rank is there."""
+        """A trainer whose rank, or job, is lost (EngineLost): brings back, to the same addresses, what was away at
+        that time, or on its way, from the host memory that the rank had shared. All is then as it was handed over:
+        save it, `close()`, and attach to another job. Returns whether all that came back was proven by the digests
+        that were taken on its way out. Raises Mismatch where bytes differ (start from a checkpoint), WrongRequest
+        while the rank is there."""
         proven = ctypes.c_int32()
         self._consent("awex_restore", ctypes.byref(proven))
         return bool(proven.value)

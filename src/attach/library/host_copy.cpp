@@ -1,12 +1,11 @@
 #include "attach/library/host_copy.hpp"
 
 #include <algorithm>
-#include <iterator>
-#include <optional>
+#include <span>
 #include <thread>
 #include <utility>
 
-#include "base/checked.hpp"
+#include "attach/message.hpp"
 #include "base/error.hpp"
 #include "base/thread_pool.hpp"
 #include "model/digest.hpp"
@@ -18,79 +17,112 @@ constexpr unsigned kMostThreads = 16;
 
 }  // namespace
 
-void HostCopy::add(uint64_t first, std::vector<UniqueFd> fds, uint64_t count) {
-  if (first == 0) {  // maybe again, after an answer that the rank has not waited for
-    fds_.clear();
-    forget();
+HostCopy::HostCopy(Chunking chunking)
+    : chunking_(std::move(chunking)), chunks_(chunking_.count()) {}
+
+void HostCopy::add(uint64_t first, std::vector<UniqueFd> fds, std::vector<ChunkDigests> hold) {
+  const uint64_t count = hold.size();
+  const bool fits = first <= chunks_.size() && count <= chunks_.size() - first &&
+                    (fds.empty() || fds.size() == count);
+  if (!fits) {
+    throw runtime_error(fmt::format("{} copies of {} chunks from chunk {} of \"{}\" on are not of "
+                                    "its {}",
+                                    fds.size(), count, first, chunking_.name, chunks_.size()),
+                        kOtherBuild);
   }
-  if (first != fds_.size() || fds.size() > count - std::min<uint64_t>(count, fds_.size())) {
-    throw runtime_error(fmt::format("{} copies from chunk {} on do not follow {} of {}", fds.size(),
-                                    first, fds_.size(), count));
+  for (size_t i = 0; i < count; ++i) {
+    expect_in(first + i, hold[i]);
+    auto& chunk = chunks_[first + i];
+    if (!fds.empty()) chunk.fd = std::move(fds[i]);
+    if (!chunk.fd.valid()) {
+      throw runtime_error(fmt::format("the copy of {} comes without a descriptor",
+                                      chunking_.describe(first + i, 1)),
+                          kOtherBuild);
+    }
+    chunk.holds = std::move(hold[i]);
+    chunk.is_there = true;
   }
-  std::move(fds.begin(), fds.end(), std::back_inserter(fds_));
 }
 
-void HostCopy::complete(std::vector<DigestedRun> runs) {
-  runs_ = std::move(runs);
-  is_whole_ = true;
+void HostCopy::expect_in(uint64_t chunk, const ChunkDigests& holds) const {
+  const uint64_t begin = chunking_.begin(chunk);
+  const uint64_t end = begin + chunking_.used_bytes(chunk);
+  if (!holds) return;
+  for (const auto& run : *holds) {
+    if (run.offset_bytes >= begin && run.offset_bytes + run.bytes <= end) continue;
+    throw runtime_error(fmt::format("what is said of {} does not lie in {}", run.name,
+                                    chunking_.describe(chunk, 1)),
+                        kOtherBuild);
+  }
+}
+
+void HostCopy::forget() {
+  for (auto& chunk : chunks_) chunk.is_there = false;
 }
 
 bool HostCopy::bring_back(MappingDevice& device, OwnedChunks& owner, MappedChunks& mapped) const {
-  const Chunking& chunking = owner.chunking();
-  const auto copies = map(chunking);
-  check(chunking, copies);
-  const uint64_t count = chunking.count();
-  owner.take(0, count);
+  std::vector<uint64_t> missing;
+  for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
+    if (!mapped.is_mapped(chunk)) missing.push_back(chunk);
+  }
+  const bool is_proven = check(missing);
+  uint64_t taken = 0;
   try {
-    mapped.map(owner, 0, count);
-    for (uint64_t chunk = 0; chunk < count; ++chunk) {
-      const auto& copy = copies[chunk];
-      device.copy_in(mapped.data() + chunking.begin(chunk), {copy.data(), copy.bytes()});
+    for (const uint64_t chunk : missing) {
+      const auto copy = map(chunk);
+      owner.take(chunk, 1);
+      ++taken;
+      mapped.map(owner, chunk, 1);
+      device.copy_in(mapped.data() + chunking_.begin(chunk), {copy.data(), copy.bytes()});
     }
   } catch (...) {
-    mapped.unmap();
-    owner.release(0, count);
+    for (const uint64_t chunk : std::span(missing).first(taken)) {
+      if (mapped.is_mapped(chunk)) mapped.unmap(chunk, 1);
+      owner.release(chunk, 1);
+    }
     throw;
   }
-  return !runs_.empty();
+  return is_proven;
 }
 
-std::vector<HostMapping> HostCopy::map(const Chunking& chunking) const {
-  if (fds_.size() != chunking.count()) {
-    throw runtime_error(fmt::format("the host memory of \"{}\" has {} of {} chunks", chunking.name,
-                                    fds_.size(), chunking.count()));
-  }
-  std::vector<HostMapping> copies;
-  for (uint64_t chunk = 0; chunk < chunking.count(); ++chunk) {
-    copies.push_back(map_file("the host memory of " + chunking.describe(chunk, 1), fds_[chunk],
-                              chunking.used_bytes(chunk)));
-  }
-  return copies;
+HostMapping HostCopy::map(uint64_t chunk) const {
+  return map_file("the host memory of " + chunking_.describe(chunk, 1), chunks_[chunk].fd,
+                  chunking_.used_bytes(chunk));
 }
 
-void HostCopy::check(const Chunking& chunking, const std::vector<HostMapping>& copies) const {
-  const auto part = [&](uint64_t chunk) -> std::span<const std::byte> {
-    return {copies.at(chunk).data(), copies.at(chunk).bytes()};
+bool HostCopy::check(const std::vector<uint64_t>& chunks) const {
+  struct Piece {
+    std::span<const std::byte> bytes;
+    const DigestedRun* run = nullptr;
+    uint64_t digest = 0;
   };
-  std::vector<uint64_t> digests(runs_.size());
-  ThreadPool threads(std::min(std::max(std::thread::hardware_concurrency(), 1U), kMostThreads));
-  threads.for_each(runs_.size(), [&](size_t i) {
-    const auto& run = runs_[i];
-    if (run.offset_bytes + run.bytes > chunking.bytes) {
-      throw runtime_error(fmt::format("{} reaches out of \"{}\"", run.name, chunking.name));
+  std::vector<HostMapping> copies;
+  std::vector<Piece> pieces;
+  bool is_known = true;
+  for (const uint64_t chunk : chunks) {
+    const auto& holds = chunks_[chunk].holds;
+    is_known = is_known && holds;
+    if (!holds) continue;
+    const std::byte* copy = copies.emplace_back(map(chunk)).data();
+    for (const auto& run : *holds) {
+      pieces.push_back({{copy + (run.offset_bytes - chunking_.begin(chunk)), run.bytes}, &run});
     }
-    digests[i] = digest_in_parts(tensor_key(run.name), run.element_size, run.offset_bytes,
-                                 run.bytes, chunking.chunk_bytes, part);
+  }
+  ThreadPool threads(std::min(std::max(std::thread::hardware_concurrency(), 1U), kMostThreads));
+  threads.for_each(pieces.size(), [&](size_t i) {
+    auto& [bytes, run, digest] = pieces[i];
+    digest = digest_elements(tensor_key(run->name), run->element_size, run->first_index, bytes);
   });
-  for (size_t i = 0; i < runs_.size(); ++i) {
-    if (digests[i] == runs_[i].digest) continue;
+  for (const auto& [bytes, run, digest] : pieces) {
+    if (digest == run->digest) continue;
     throw Error(ExitCode::kMismatch,
                 fmt::format("{} of \"{}\" is not in host memory what it was before it left: its "
                             "digest is {:#018x}, and was {:#018x}",
-                            runs_[i].name, chunking.name, digests[i], runs_[i].digest),
+                            run->name, chunking_.name, digest, run->digest),
                 "start from a checkpoint")
-        .about_tensor(runs_[i].name);
+        .about_tensor(run->name);
   }
+  return is_known;
 }
 
 }  // namespace awex::attach

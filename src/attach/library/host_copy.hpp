@@ -13,31 +13,39 @@
 
 namespace awex::attach {
 
-/// The host memory that a tag's bytes have gone to: the rank's, which outlives it as long as its
-/// descriptors are here. Not thread safe.
+/// The host memory that a tag's bytes go to, chunk by chunk: the rank's, which outlives it as long
+/// as its descriptors are here. Not thread safe.
 class HostCopy {
  public:
-  /// Descriptors of chunks from `first` on, anew from 0 on; a run-time error where they are not the
-  /// next ones of `count` in all.
-  void add(uint64_t first, std::vector<UniqueFd> fds, uint64_t count);
-  /// All of the bytes are there now.
-  void complete(std::vector<DigestedRun> runs);
-  /// It is about to be written.
-  void forget() { is_whole_ = false; }
-  [[nodiscard]] bool is_whole() const { return is_whole_; }
+  explicit HostCopy(Chunking chunking);
 
-  /// Compares the bytes with what left the device, and puts them into chunks of `owner`, which are
-  /// taken and mapped for that: all or none. Throws Error(kMismatch) that names the first wrong
-  /// tensor. Returns whether they were compared.
+  /// Chunks from `first` on are there now, and hold what `hold` says of each: in the memory of
+  /// `fds`; where that is empty, in that of the ones that came before. A run-time error for others
+  /// than the tag has, for runs that lie elsewhere, or without a descriptor.
+  void add(uint64_t first, std::vector<UniqueFd> fds, std::vector<ChunkDigests> hold);
+  /// It is about to be written.
+  void forget();
+  [[nodiscard]] bool has(uint64_t chunk) const { return chunks_.at(chunk).is_there; }
+
+  /// Puts those chunks that are not mapped into memory of `owner`, which is taken and mapped for
+  /// that, once they are compared with what left the device, where it is known what that was: all
+  /// or none. Throws Error(kMismatch) that names the first wrong tensor. Returns whether all were
+  /// compared.
   bool bring_back(MappingDevice& device, OwnedChunks& owner, MappedChunks& mapped) const;
 
  private:
-  [[nodiscard]] std::vector<HostMapping> map(const Chunking& chunking) const;
-  void check(const Chunking& chunking, const std::vector<HostMapping>& copies) const;
+  struct Chunk {
+    UniqueFd fd;
+    bool is_there = false;
+    ChunkDigests holds;
+  };
 
-  std::vector<UniqueFd> fds_;
-  std::vector<DigestedRun> runs_;
-  bool is_whole_ = false;
+  void expect_in(uint64_t chunk, const ChunkDigests& holds) const;
+  [[nodiscard]] HostMapping map(uint64_t chunk) const;
+  [[nodiscard]] bool check(const std::vector<uint64_t>& chunks) const;
+
+  Chunking chunking_;
+  std::vector<Chunk> chunks_;
 };
 
 }  // namespace awex::attach

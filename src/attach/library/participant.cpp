@@ -175,7 +175,7 @@ void Participant::reserve_memory() {
     if (const auto bytes = welcome_.bytes.at(at); bytes > 0) {
       memory_.at(at) =
           std::make_unique<TagMemory>(*device_, tag, bytes, welcome_.chunk_bytes.at(at));
-    } else if (welcome_.mapped.at(at) || welcome_.copied.at(at)) {
+    } else if (welcome_.mapped.at(at) || welcome_.away.at(at)) {
       throw runtime_error(fmt::format("the rank would map {} of no bytes", tag_name(tag)),
                           kOtherBuild);
     }
@@ -186,7 +186,7 @@ bool Participant::is_complete() const {
   return std::all_of(kAllTags.begin(), kAllTags.end(), [&](Tag tag) {
     const auto at = static_cast<size_t>(tag);
     return (!welcome_.mapped.at(at) || memory(tag)->is_mapped()) &&
-           (!welcome_.copied.at(at) || memory(tag)->copy().is_whole());
+           (!welcome_.away.at(at) || memory(tag)->is_safe());
   });
 }
 
@@ -598,16 +598,19 @@ void Participant::release(Tag tag) {
   if (are_own(tag)) own_is_away_ = true;
   // The callback may have taken its time: nobody would take what is given up then.
   if (link_->has_ended()) link_->lose({ExitCode::kPeerLost, "the other end has gone"});
-  if (auto* of_tag = memory(tag)) {
-    of_tag->copy().forget();
+  auto* of_tag = memory(tag);
+  if (of_tag == nullptr) return;
+  // The rank copies a trainer's first: until then the bytes are here as well.
+  if (role_ == Role::kTrainer) {
+    of_tag->leave();
+  } else {
     of_tag->unmap();
   }
 }
 
 void Participant::note_copied(const ToEngine& message, std::vector<UniqueFd> fds) {
   auto& of_tag = memory_told_of(message.tag);
-  if (!fds.empty()) of_tag.copy().add(message.first, std::move(fds), of_tag.chunks());
-  if (message.last) of_tag.copy().complete(message.runs);
+  of_tag.let_go(message.first, std::move(fds), message.copied);
 }
 
 void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) const {

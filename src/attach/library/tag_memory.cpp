@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 #include <vector>
@@ -23,6 +24,12 @@ void expect_possible(const std::string& name, uint64_t bytes, uint64_t chunk_byt
       kOtherBuild);
 }
 
+std::unique_ptr<MappedChunks> reserve(MappingDevice& device, const std::string& name,
+                                      uint64_t bytes, uint64_t chunk_bytes) {
+  expect_possible(name, bytes, chunk_bytes);
+  return device.reserve(name, bytes, chunk_bytes);
+}
+
 UniqueFd duplicate(int fd) {
   UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
   if (!copy.valid()) throw errno_error("duplicate the descriptor of a chunk", "fcntl", errno);
@@ -32,31 +39,34 @@ UniqueFd duplicate(int fd) {
 }  // namespace
 
 TagMemory::TagMemory(MappingDevice& device, Tag tag, uint64_t bytes, uint64_t chunk_bytes)
-    : device_(device), name_(tag_name(tag)) {
-  expect_possible(name_, bytes, chunk_bytes);
-  chunks_ = device_.reserve(name_, bytes, chunk_bytes);
-  arena_ = std::make_shared<Arena>(name_, chunks_->data(), bytes);
-}
+    : device_(device),
+      name_(tag_name(tag)),
+      chunks_(reserve(device, name_, bytes, chunk_bytes)),
+      arena_(std::make_shared<Arena>(name_, chunks_->data(), bytes)),
+      copy_(chunks_->chunking()) {}
 
 void TagMemory::map(uint64_t first, std::vector<UniqueFd> fds, bool last, bool has_content) {
-  const uint64_t all = chunks_->chunking().count();
   const uint64_t count = fds.size();
-  const bool in_order = !is_mapped_ && first == come_ && count > 0 && count <= all - come_ &&
-                        last == (come_ + count == all);
-  if (!in_order) {
-    throw runtime_error(fmt::format("cannot map {} chunks of {} from chunk {} of {} on: {} are "
-                                    "mapped",
-                                    count, name_, first, all, come_),
+  const bool fits = !is_mapped_ && count > 0 && first < chunks() && count <= chunks() - first;
+  if (!fits) {
+    throw runtime_error(fmt::format("cannot map {} chunks of {} from chunk {} of {} on{}", count,
+                                    name_, first, chunks(), is_mapped_ ? ": all are mapped" : ""),
                         kOtherBuild);
   }
-  try {
-    chunks_->map(come_, std::move(fds));
-  } catch (...) {
-    unmap();
-    throw;
+  for (uint64_t begin = 0; begin < count;) {
+    std::vector<UniqueFd> missing;
+    uint64_t end = begin;
+    while (end < count && !chunks_->is_mapped(first + end))
+      missing.push_back(std::move(fds[end++]));
+    if (!missing.empty()) chunks_->map(first + begin, std::move(missing));
+    begin = std::max(end, begin + 1);
   }
-  come_ += count;
   if (!last) return;
+  if (const auto missing = find_unmapped()) {
+    throw runtime_error(fmt::format("all of {} is to be mapped, and chunk {} of {} has not come",
+                                    name_, *missing + 1, chunks()),
+                        kOtherBuild);
+  }
   is_mapped_ = true;
   has_content_ = has_content;
   arena_->set_mapped(true);
@@ -92,18 +102,48 @@ void TagMemory::unmap() {
   chunks_->unmap();
   restored_.reset();
   is_mapped_ = has_placeholder_ = false;
-  come_ = 0;
+}
+
+std::optional<uint64_t> TagMemory::find_unmapped() const {
+  for (uint64_t chunk = 0; chunk < chunks(); ++chunk) {
+    if (!chunks_->is_mapped(chunk)) return chunk;
+  }
+  return std::nullopt;
+}
+
+void TagMemory::leave() {
+  if (!is_mapped_) return;
+  copy_.forget();
+  is_mapped_ = false;
+  arena_->set_mapped(false);
+}
+
+void TagMemory::let_go(uint64_t first, std::vector<UniqueFd> fds, std::vector<ChunkDigests> hold) {
+  if (is_mapped_) {
+    throw runtime_error(fmt::format("cannot let chunks of {} go: it is the engine's", name_),
+                        kOtherBuild);
+  }
+  const uint64_t count = hold.size();
+  copy_.add(first, std::move(fds), std::move(hold));
+  for (uint64_t chunk = first; chunk < first + count; ++chunk) {
+    if (chunks_->is_mapped(chunk)) chunks_->unmap(chunk, 1);
+  }
+}
+
+bool TagMemory::is_safe() const {
+  for (uint64_t chunk = 0; chunk < chunks(); ++chunk) {
+    if (!chunks_->is_mapped(chunk) && !copy_.has(chunk)) return false;
+  }
+  return true;
 }
 
 void TagMemory::restore() {
   if (is_mapped_) return;
-  if (!copy_.is_whole()) {
-    throw runtime_error(fmt::format("{} cannot be brought back: it was on its way to host memory "
-                                    "when the rank was lost",
-                                    name_),
-                        "start from a checkpoint");
+  if (!is_safe()) {
+    throw runtime_error(
+        fmt::format("{} cannot be brought back: a part of it was never here", name_),
+        "start from a checkpoint");
   }
-  unmap();  // what had come of it
   restored_ = device_.make_chunks(name_, bytes());
   is_proven_ = copy_.bring_back(device_, *restored_, *chunks_);
   is_mapped_ = has_content_ = true;

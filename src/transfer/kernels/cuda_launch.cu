@@ -56,6 +56,12 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   add_block_sum(sum, sums + descriptor.sum);
 }
 
+__global__ void __launch_bounds__(kTileThreads)
+    store_kernel(const uint64_t* from, uint64_t* to, uint32_t count) {
+  const uint32_t i = blockIdx.x * kTileThreads + threadIdx.x;
+  if (i < count) to[i] = from[i];
+}
+
 }  // namespace
 
 cudaError_t launch_copy(const CopyDescriptor* descriptors, const uint32_t* owners, uint32_t tiles,
@@ -72,6 +78,11 @@ cudaError_t launch_digest(const DigestDescriptor* descriptors, const uint32_t* o
                           uint32_t tiles, uint64_t* sums, cudaStream_t stream) {
   return launch_tiles(digest_kernel, tiles, stream, descriptors, owners,
                       reinterpret_cast<Atomic*>(sums));
+}
+
+cudaError_t launch_store(const uint64_t* from, uint64_t* to, uint32_t count, cudaStream_t stream) {
+  return launch_tiles(store_kernel, (count + kTileThreads - 1) / kTileThreads, stream, from, to,
+                      count);
 }
 
 }  // namespace awex::cuda

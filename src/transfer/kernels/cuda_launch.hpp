@@ -52,4 +52,8 @@ cudaError_t launch_compare(const CopyDescriptor* descriptors, const uint32_t* ow
 cudaError_t launch_digest(const DigestDescriptor* descriptors, const uint32_t* owners,
                           uint32_t tiles, uint64_t* sums, cudaStream_t stream);
 
+/// Stores numbers in pinned host memory. The engines that copy have no part in it: a large copy
+/// that runs there does not hold it up.
+cudaError_t launch_store(const uint64_t* from, uint64_t* to, uint32_t count, cudaStream_t stream);
+
 }  // namespace awex::cuda

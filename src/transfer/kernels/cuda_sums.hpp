@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "memory/cuda_owners.hpp"
+#include "transfer/kernels/cuda_launch.hpp"
 
 namespace awex::cuda {
 
@@ -24,11 +25,10 @@ class DeviceSums {
     AWEX_CHECK(cudaMemsetAsync(sums_.data(), 0, sums_.bytes(), stream_), "reset {} digests",
                sums_.size());
   }
-  /// Queues their copy to `fetched`.
+  /// Queues their way to `fetched`.
   void fetch() {
-    if (sums_.size() == 0) return;
-    AWEX_CHECK(cudaMemcpyAsync(fetched_.values().data(), sums_.data(), sums_.bytes(),
-                               cudaMemcpyDeviceToHost, stream_),
+    AWEX_CHECK(launch_store(sums_.data(), fetched_.values().data(),
+                            static_cast<uint32_t>(sums_.size()), stream_),
                "fetch {} digests", sums_.size());
   }
   /// After `fetch` and the stream's work.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "model/digest.hpp"
 #include "support/offloaded_bytes.hpp"
 
 using namespace awex;
@@ -19,6 +20,7 @@ constexpr uint64_t kMiB = 1ULL << 20;
 /// A resident region of three chunks, with runs of which one lies in all chunks.
 struct Fixture {
   static constexpr uint64_t kBytes = 130 * kMiB + 12;
+  static constexpr uint64_t kChunks = 3;
 
   std::unique_ptr<Device> device = make_host_device(0, 2);
   std::unique_ptr<Kernels> kernels = make_kernels(*device, 2);
@@ -41,6 +43,16 @@ struct Fixture {
   }
   RegionChange offload() { return proof.offload(*queue, deadline, monitor); }
   RegionChange resume() { return proof.resume(*queue, deadline, monitor); }
+  /// Of all chunks that have them.
+  [[nodiscard]] std::vector<uint64_t> records() const {
+    std::vector<uint64_t> all;
+    for (uint64_t chunk = 0; chunk < kChunks; ++chunk) {
+      if (!proof.has_record(chunk)) continue;
+      const auto recorded = proof.recorded(chunk);
+      all.insert(all.end(), recorded.begin(), recorded.end());
+    }
+    return all;
+  }
   [[nodiscard]] bool is_whole() const {
     const auto* words = reinterpret_cast<const uint32_t*>(region.data());
     for (uint32_t i = 0; i < kBytes / 4; ++i) {
@@ -71,7 +83,7 @@ class ThrowingMonitor final : public WaitMonitor {
 
 TEST_CASE("what went and came back is what it was, as often as it goes") {
   Fixture f;
-  REQUIRE(f.region.range().chunks() == 3);
+  REQUIRE(f.region.range().chunks() == Fixture::kChunks);
   for (int cycle = 0; cycle < 2; ++cycle) {
     f.offload();
     ThreadPool threads(2);
@@ -117,11 +129,12 @@ TEST_CASE("what goes in parts is proven as what goes at once") {
     f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
     CHECK(f.region.state() == RegionState::kOffloading);
     CHECK(f.region.held_bytes() == whole.region.lacking_bytes() - f.region.lacking_bytes());
-    CHECK(f.proof.recorded().empty());
+    CHECK(f.proof.has_record(0));
+    CHECK_FALSE(f.proof.has_record(1));
     CHECK_THROWS_AS(f.proof.check_backup(threads), Error);
     f.offload();
     CHECK(f.region.state() == RegionState::kOffloaded);
-    CHECK(std::ranges::equal(f.proof.recorded(), whole.proof.recorded()));
+    CHECK(f.records() == whole.records());
     f.proof.check_backup(threads);
     f.resume();
     CHECK(f.is_whole());
@@ -135,11 +148,50 @@ TEST_CASE("a part that comes back is proven, and is no copy of the whole") {
   f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
   f.resume();
   CHECK(f.is_whole());
-  CHECK(f.proof.recorded().empty());
   CHECK_FALSE(f.region.has_copy());
   f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
   f.damage(3);
   CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("first has the digest"), Error);
+}
+
+TEST_CASE("a chunk is recorded piece by piece when its copy is told of, and no other is") {
+  Fixture f;
+  uint64_t told = 0;
+  f.proof.offload(*f.queue, f.deadline, f.monitor, kEverything, [&](uint64_t chunk) {
+    CHECK(chunk == told++);
+    CHECK(f.region.range().is_taken(chunk));
+    REQUIRE(f.proof.has_record(chunk));
+    const auto pieces = f.proof.pieces(chunk);
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      const auto& [run, offset, bytes, first_index] = pieces[i];
+      const auto& proven = f.proof.runs()[run];
+      CHECK(f.proof.recorded(chunk)[i] == digest_elements(tensor_key(proven.name),
+                                                          proven.element_size, first_index,
+                                                          {f.region.data() + offset, bytes}));
+      CHECK(first_index * proven.element_size == offset - proven.offset_bytes);
+    }
+  });
+  CHECK(told == Fixture::kChunks);
+  CHECK(f.proof.pieces(0).size() == 2);
+  CHECK(f.proof.pieces(1).size() == 1);
+  CHECK(f.proof.pieces(2).size() == 2);
+}
+
+TEST_CASE("a chunk whose copy nobody takes note of stays, and leaves later") {
+  Fixture f;
+  const auto refuses = [](uint64_t chunk) {
+    if (chunk == 1) throw Error(ExitCode::kDeadline, "nobody answers");
+  };
+  CHECK_THROWS_AS(f.proof.offload(*f.queue, f.deadline, f.monitor, kEverything, refuses), Error);
+  CHECK_FALSE(f.region.range().is_taken(0));
+  CHECK(f.region.range().is_taken(1));
+  CHECK_FALSE(f.region.is_in_host(1));
+  std::vector<uint64_t> told;
+  f.proof.offload(*f.queue, f.deadline, f.monitor, kEverything,
+                  [&](uint64_t chunk) { told.push_back(chunk); });
+  CHECK(told == std::vector<uint64_t>{1, 2});
+  f.resume();
+  CHECK(f.is_whole());
 }
 
 TEST_CASE("what belongs to no run proves nothing") {
@@ -163,8 +215,8 @@ TEST_CASE("what is so already leaves the record as it is") {
   CHECK(f.region.state() == RegionState::kResident);
 }
 
-/// For copies, for digests, for the sums.
-constexpr int kWaitsOfOffload = 3 + 3 + 1;
+/// For copies and for digests.
+constexpr int kWaitsOfOffload = Fixture::kChunks + Fixture::kChunks;
 
 TEST_CASE("an offload that failed goes on, as proven as one that did not") {
   Fixture whole;
@@ -185,7 +237,7 @@ TEST_CASE("an offload that failed goes on, as proven as one that did not") {
     }
     CHECK(f.proof.can_go_on());
     f.offload();
-    CHECK(std::ranges::equal(f.proof.recorded(), whole.proof.recorded()));
+    CHECK(f.records() == whole.records());
     f.proof.check_backup(threads);
     f.resume();
     CHECK(f.is_whole());
@@ -219,7 +271,7 @@ TEST_CASE("what has left before an offload failed is proven when it comes back")
 TEST_CASE("what has begun to leave without a proof is not taken for proven") {
   Fixture f;
   f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
-  f.proof.forget();
+  f.proof.leave_unproven();
   f.region.offload(*f.queue, f.deadline, f.monitor, {}, 1);
   CHECK_FALSE(f.proof.can_go_on());
   try {
@@ -294,7 +346,7 @@ TEST_CASE("an unproven offload is not compared with an older record") {
   f.offload();
   f.resume();
   f.region.data()[5] ^= std::byte{1};
-  f.proof.forget();
+  f.proof.leave_unproven();
   f.region.offload(*f.queue, f.deadline, f.monitor);
   CHECK_NOTHROW(f.resume());
 }
