@@ -200,10 +200,11 @@ awex_status awex_ready(awex_engine* engine, double timeout_s);
  * was handed over. What comes back is compared with the digests that were taken on its way out;
  * `*proven` (may be NULL) is 0 where some were not taken (`--verify off`). The engine can save it,
  * detach, and attach to another job. AWEX_MISMATCH where bytes differ: start from a checkpoint;
- * AWEX_WRONG_REQUEST while the rank's process is there. What comes back needs as much room on the
- * GPU as it has bytes; the host memory is kept until awex_detach. The callback after_resume is
- * called for each tag that has come back, and for weights of the engine's own that it has moved
- * away. */
+ * AWEX_WRONG_REQUEST while the rank's process is there, or where another engine has had its place
+ * since. What comes back needs as much room on the GPU as it has bytes (AWEX_FAILED where that is
+ * not there: try again when it is); the host memory is kept until awex_detach. The callback
+ * after_resume is called for each tag that has come back, and for weights of the engine's own that
+ * it has moved away. */
 awex_status awex_restore(awex_engine* engine, int32_t* proven);
 
 /* Whether the rank is there: AWEX_LOST where it has gone, with the cause. Does not wait, and does

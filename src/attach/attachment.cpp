@@ -20,7 +20,7 @@ Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
       own_bytes_(own_bytes) {
   for (const Tag tag : kAllTags) {
     if (region(tag) != nullptr)
-      copied_.at(static_cast<size_t>(tag)).resize(region(tag)->range().chunks());
+      holds_.at(static_cast<size_t>(tag)).resize(region(tag)->range().chunks());
   }
   if (parts.needs.lends_weights) {
     own_weights_ = parts.needs.moves_weights ? OwnWeights::kMoves : OwnWeights::kStays;
@@ -96,7 +96,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
                          WaitMonitor& monitor) {
   mapped_ = {};
   for (const Tag tag : kAllTags) {
-    has_copies_.at(static_cast<size_t>(tag))
+    has_descriptor_.at(static_cast<size_t>(tag))
         .assign(region(tag) == nullptr ? 0 : region(tag)->range().chunks(), false);
   }
   engine_pid_ = door_.pid();
@@ -242,10 +242,17 @@ void Attachment::release(Tag tag, const Deadline& deadline, WaitMonitor& monitor
   mapped(tag) = keeps_chunks ? Mapped::kLeaving : Mapped::kNo;
 }
 
-void Attachment::let_go(Tag tag, uint64_t chunk, const ChunkDigests& runs, const Deadline& deadline,
+void Attachment::let_go(Tag tag, uint64_t chunk, ChunkDigests digests, const Deadline& deadline,
                         WaitMonitor& monitor) {
-  copied_.at(static_cast<size_t>(tag)).at(chunk) = runs;
-  if (mapped(tag) == Mapped::kLeaving) send_copied(tag, chunk, 1, deadline, monitor);
+  holds_.at(static_cast<size_t>(tag)).at(chunk) = std::move(digests);
+  if (mapped(tag) == Mapped::kNo) return;
+  if (mapped(tag) != Mapped::kLeaving) {
+    throw runtime_error(fmt::format("{} of {} leaves, and {} has not been asked for it",
+                                    region(tag)->range().chunking().describe(chunk, 1),
+                                    tag_name(tag), door_.describe()),
+                        "this is a fault of awex-colocate: please report it");
+  }
+  send_copied(tag, chunk, 1, deadline, monitor);
 }
 
 bool Attachment::release_of_ended(Tag tag, WaitMonitor& monitor) {
@@ -255,7 +262,7 @@ bool Attachment::release_of_ended(Tag tag, WaitMonitor& monitor) {
 }
 
 bool Attachment::has_ended(WaitMonitor& monitor) const {
-  constexpr Seconds kDying{2};
+  constexpr Seconds kDying{10};  // The driver takes the memory of a GPU's context apart.
   const auto state = door_.state();
   const bool is_gone = state == Door::State::kLost || state == Door::State::kGreeted;
   // A process of another namespace has no pid here, and /proc may not be there to look at.
@@ -348,16 +355,16 @@ void Attachment::send_copied(Tag tag, uint64_t first, uint64_t count, const Dead
   message.kind = ToEngine::Kind::kCopied;
   message.tag = tag;
   message.first = first;
-  const auto& copied = copied_.at(static_cast<size_t>(tag));
-  message.copied.assign(copied.begin() + static_cast<ptrdiff_t>(first),
-                        copied.begin() + static_cast<ptrdiff_t>(first + count));
-  auto& has_copies = has_copies_.at(static_cast<size_t>(tag));
+  const auto& holds = holds_.at(static_cast<size_t>(tag));
+  message.holds.assign(holds.begin() + static_cast<ptrdiff_t>(first),
+                       holds.begin() + static_cast<ptrdiff_t>(first + count));
+  auto& has_descriptor = has_descriptor_.at(static_cast<size_t>(tag));
   std::vector<int> fds;
-  for (uint64_t chunk = first; chunk < first + count && !has_copies[chunk]; ++chunk) {
+  for (uint64_t chunk = first; chunk < first + count && !has_descriptor[chunk]; ++chunk) {
     fds.push_back(region(tag)->backup_fd(chunk));
   }
   door_.ask(message, fds, deadline, monitor);
-  std::fill_n(has_copies.begin() + static_cast<ptrdiff_t>(first), count, true);
+  std::fill_n(has_descriptor.begin() + static_cast<ptrdiff_t>(first), count, true);
 }
 
 void Attachment::tell_changed(uint64_t version, const Deadline& deadline, WaitMonitor& monitor) {

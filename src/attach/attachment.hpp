@@ -65,7 +65,7 @@ class Attachment {
   /// A chunk of a trainer's tag that is released is in host memory, and what it holds, if that is
   /// known: the engine unmaps it, where it has it. It may bring it back without the rank, should
   /// that be lost. Told to those that attach later, too, as long as it is so.
-  void let_go(Tag tag, uint64_t chunk, const ChunkDigests& runs, const Deadline& deadline,
+  void let_go(Tag tag, uint64_t chunk, ChunkDigests digests, const Deadline& deadline,
               WaitMonitor& monitor);
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.
   void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
@@ -152,9 +152,9 @@ class Attachment {
   std::array<Mapped, 3> mapped_{};
   std::array<bool, 3> has_content_{};
   /// What host memory holds of a tag's chunks, where that is known.
-  std::array<std::vector<ChunkDigests>, 3> copied_;
-  std::array<std::vector<bool>, 3> has_copies_;  ///< The engine has a chunk's descriptor.
-  int engine_pid_ = 0;                           ///< Of the one that all this is about.
+  std::array<std::vector<ChunkDigests>, 3> holds_;
+  std::array<std::vector<bool>, 3> has_descriptor_;  ///< The engine has a chunk's copy's.
+  int engine_pid_ = 0;                               ///< Of the one that all this is about.
   std::array<std::vector<Parameter>, 3> declared_;
   std::vector<Parameter> places_;
   bool has_sealed_ = false;

@@ -198,6 +198,7 @@ void Door::welcome(ToEngine message, std::string_view kept, const Deadline& dead
     // First: what it says next may be there before the send returns.
     const std::lock_guard guard(shared_->mutex);
     if (shared_->state == State::kGreeted) shared_->state = State::kAttached;
+    page().engine = shared_->engine_number;
   }
   shared_->send(message, fds, deadline, monitor);
 }

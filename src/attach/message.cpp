@@ -258,9 +258,9 @@ Json runs_json(const std::vector<DigestedRun>& runs) {
 }
 
 /// Of each chunk; null where that is not known.
-Json copied_json(const std::vector<ChunkDigests>& copied) {
+Json holds_json(const std::vector<ChunkDigests>& holds) {
   Json chunks = Json::array();
-  for (const auto& runs : copied) {
+  for (const auto& runs : holds) {
     chunks.push_back(runs ? runs_json(*runs) : Json());
   }
   return chunks;
@@ -272,7 +272,8 @@ DigestedRun read_run(const json& row) {
   const bool is_run = row.is_array() && row.size() == kColumns && row[0].is_string() &&
                       std::all_of(row.begin() + 1, row.end(), is_number);
   const uint64_t element = is_run ? row[3].get<uint64_t>() : 0;
-  if (element != 1 && element != 2 && element != 4) {
+  const bool is_size = element == 1 || element == 2 || element == 4;
+  if (!is_size || row[2].get<uint64_t>() % element != 0) {
     throw request_error(fmt::format(
         "what was copied: {} is no [name, offset, bytes, element size, first index, digest]",
         shown(row)));
@@ -286,12 +287,12 @@ DigestedRun read_run(const json& row) {
 void read_copied(JsonFields& fields, ToEngine& copied) {
   copied.tag = fields.choice("tag", kNamedTags);
   copied.first = fields.count("first");
-  const auto& chunks = fields.get("copied");
-  if (!chunks.is_array()) throw fields.is_not("copied", chunks, "a list");
+  const auto& chunks = fields.get("holds");
+  if (!chunks.is_array()) throw fields.is_not("holds", chunks, "a list");
   for (const auto& rows : chunks) {
-    auto& runs = copied.copied.emplace_back();
+    auto& runs = copied.holds.emplace_back();
     if (rows.is_null()) continue;
-    if (!rows.is_array()) throw fields.is_not("copied", rows, "a list of lists");
+    if (!rows.is_array()) throw fields.is_not("holds", rows, "a list of lists");
     runs.emplace();
     for (const auto& row : rows) runs->push_back(read_run(row));
   }
@@ -443,7 +444,7 @@ std::string encode(const ToEngine& message) {
     case Kind::kCopied:
       json["tag"] = name_of(kNamedTags, message.tag);
       json["first"] = message.first;
-      json["copied"] = copied_json(message.copied);
+      json["holds"] = holds_json(message.holds);
       break;
     case Kind::kOver:
       json["version"] = message.version;

@@ -87,7 +87,7 @@ struct ToEngine {
     kWelcome,    ///< With the descriptor of the control page, and of what was kept, if anything.
     kRefused,    ///< `error`; after kHello the rank hangs up.
     kSealed,     ///< What was declared fits.
-    kMap,        ///< Chunks of a tag, a descriptor each: map them. `last` comes with the last ones.
+    kMap,        ///< Chunks of a tag, a descriptor each: map them.
     kRelease,    ///< A tag's memory is about to go: call before_release. Inference unmaps it; a
                  ///< trainer keeps each chunk mapped until that one's kCopied.
     kChanged,    ///< Inference's weights are those of `version`.
@@ -123,11 +123,11 @@ struct ToEngine {
 
   Tag tag = Tag::kWeights;  ///< kMap, kRelease, kChanged, kCopied.
   uint64_t first = 0;       ///< kMap, kCopied: first chunk.
-  bool last = true;         ///< kMap: with these all have come.
+  bool last = true;         ///< kMap: with these all of the tag is here, to be used.
   bool has_content = true;  ///< kMap: false where the content is undefined.
 
   /// kCopied: what each chunk holds, unless that is not proven.
-  std::vector<ChunkDigests> copied;
+  std::vector<ChunkDigests> holds;
 
   bool gave = false;  ///< kOver: the command was one that takes this engine's memory (an update for
                       ///< trainers, a take-back for inference).

@@ -17,12 +17,12 @@ ExitCode tell_what_is_left(const ClientTask& task, const JobRecord& record) {
                     "the memory of ranks goes with them; engines that had attached keep what they "
                     "had mapped, until they leave",
                     task.directory, describe(record)),
-        "a trainer that had attached brings back what it had handed over by awex_restore "
+        "a trainer that had attached brings back what was away, or on its way, by awex_restore "
         "(engine.restore()); built-in roles begin anew with what --model holds");
   }
   write_all(STDOUT_FILENO,
             fmt::format("nothing to restore: it was {}; a trainer that had attached brings back "
-                        "what it had handed over by awex_restore (engine.restore())\n",
+                        "what was away by awex_restore (engine.restore())\n",
                         describe(record)),
             "stdout");
   return ExitCode::kOk;

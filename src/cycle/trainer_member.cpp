@@ -114,13 +114,14 @@ bool TrainerMember::can_offload(Tag tag, bool proven) {
 
 ChunkDigests TrainerMember::digested_runs(Tag tag, uint64_t chunk) const {
   const auto& proof = proofs_.at(tag);
-  if (!proof.has_record(chunk) || proof.runs().empty()) return std::nullopt;
+  const auto& digests = proof.recorded(chunk);
+  if (!digests || proof.runs().empty()) return std::nullopt;
   std::vector<DigestedRun> digested;
-  const auto pieces = proof.pieces(chunk);
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    const auto& run = proof.runs()[pieces[i].run];
-    digested.push_back({run.name, pieces[i].offset_bytes, pieces[i].bytes, run.element_size,
-                        pieces[i].first_index, proof.recorded(chunk)[i]});
+  const auto parts = proof.parts(chunk);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto& run = proof.runs()[parts[i].run];
+    digested.push_back({run.name, parts[i].offset_bytes, parts[i].bytes, run.element_size,
+                        parts[i].first_index, (*digests)[i]});
   }
   return digested;
 }

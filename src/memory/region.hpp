@@ -71,7 +71,7 @@ struct RegionChange {
 using ChunkLeaving = std::function<void(uint64_t chunk)>;
 /// Called in an offload for each chunk when its bytes are in host memory, before its device memory
 /// is given back: others that have that mapped let it go. After a throw the chunk stays where it
-/// was.
+/// was; a later call tells of it again, also where giving it back had failed.
 using ChunkCopied = std::function<void(uint64_t chunk)>;
 /// Of device memory: all that there is.
 inline constexpr uint64_t kEverything = UINT64_MAX;

@@ -896,6 +896,9 @@ class Restored(Attached):
         self.lose(job)
         self.fails(LOST, trainer.end)
         self.restores(trainer, 1, state)
+        events = [tuple(event[:2]) for event in trainer.do("heard")]
+        for tag in ("weights", "optimizer"):
+            self.assertEqual([what for what, of in events if of == tag][-2:], ["before_release", "after_resume"], events)
 
     #: The same, in several chunks, and a job that has no room for inference's weights before some have left.
     LARGE_STATE = dict(name="large state", dtype="f32", rows=1, cols=LARGE // 4, offset=0)

@@ -190,7 +190,7 @@ class FakeRank {
     message.kind = attach::ToEngine::Kind::kCopied;
     message.tag = tag;
     message.first = first;
-    message.copied = std::move(hold);
+    message.holds = std::move(hold);
     return ask(message, fds);
   }
   std::optional<Error> ask(const attach::ToEngine& message, const std::vector<int>& fds = {}) {

@@ -755,7 +755,7 @@ TEST_CASE("a part that has left is compared with what it was, and is not proven 
     rank.join();
     int32_t proven = 1;
     CHECK(awex_restore(engine.get(), &proven) == (spoilt ? AWEX_MISMATCH : AWEX_OK));
-    if (spoilt) says("m of a of \"optimizer\" is not in host memory what it was before it left");
+    if (spoilt) says("what of m of a lies in chunk 1 of 2");
     CHECK(rank.is_half_back(engine) == !spoilt);
     CHECK(proven == (spoilt ? 1 : 0));
   }
@@ -787,6 +787,26 @@ TEST_CASE(
   rank.join();
   REQUIRE(awex_restore(engine.get(), nullptr) == AWEX_OK);
   CHECK(rank.is_half_back(engine));
+}
+
+TEST_CASE("what another engine has had since is not restored") {
+  const TemporaryDirectory job;
+  LeavingRank rank(job);
+  rank.page->engine = 1;
+  rank.begin([&] {
+    rank.greet_and_seal();
+    rank.hear(FromEngine::kReady);
+    CHECK_FALSE(rank.release(Tag::kOptimizer));
+    rank.page->engine = 2;
+    rank.die();
+  });
+  const AttachedEngine engine(job.path(), AWEX_TRAINER);
+  REQUIRE(awex_seal(engine.get(), 30) == AWEX_OK);
+  CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_LOST);
+  rank.join();
+  CHECK(awex_restore(engine.get(), nullptr) == AWEX_WRONG_REQUEST);
+  says("another engine has attached to rank 3");
+  CHECK_FALSE(engine.is_mapped(AWEX_OPTIMIZER));
 }
 
 TEST_CASE("memory that comes back before all of it has left is the rank's in every chunk") {
@@ -843,13 +863,14 @@ TEST_CASE("a rank that asks for what cannot be is answered with an error, and no
     };
     const auto fds = rank.owned(Tag::kOptimizer).export_fds();
     const auto other = test::file_with("short");
-    const auto copy = test::file_with("a copy");
+    const auto copy = test::file_with(std::string(kOptimizerBytes, 'c'));
     ask(Tag::kKvCache, 0, true, {fds[0]});  // no such memory
     ask(Tag::kOptimizer, 0, true, fds);     // mapped already
     let_go(0, 1, {copy.get()});             // not released
     CHECK_FALSE(rank.release(Tag::kOptimizer));
     let_go(0, 1, {});            // without a descriptor
     let_go(0, 2, {copy.get()});  // with one of two
+    let_go(0, 2, {copy.get(), other.get()});
     let_go(1, 2, {copy.get(), copy.get()});
     let_go(UINT64_MAX, 2, {copy.get(), copy.get()});
     let_go(0, 1, {copy.get()}, std::vector<DigestedRun>{{"m", kOptimizerBytes - 4, 4, 4, 0, 0}});
@@ -868,11 +889,11 @@ TEST_CASE("a rank that asks for what cannot be is answered with an error, and no
   std::memset(engine.data(AWEX_OPTIMIZER), 0x44, kOptimizerBytes);
   CHECK(awex_hand_over(engine.get(), 30, nullptr) == AWEX_OK);
   rank.join();
-  CHECK(answers.size() == 14);
+  CHECK(answers.size() == 15);
   for (const auto& answer : answers) CHECK(answer != "nothing");
   CHECK(answers[2] == "cannot let chunks of optimizer go: it is the engine's");
-  CHECK(answers[11].find("the descriptor is of 5 bytes") != std::string::npos);
-  CHECK(answers[13] == "all of optimizer is to be mapped, and chunk 2 of 2 has not come");
+  CHECK(answers[12].find("the descriptor is of 5 bytes") != std::string::npos);
+  CHECK(answers[14] == "all of optimizer is to be mapped, and chunk 2 of 2 has not come");
   CHECK(engine.is_mapped(AWEX_OPTIMIZER));
   CHECK(engine.data(AWEX_OPTIMIZER)[kOptimizerBytes - 1] == std::byte{0x44});
 }
@@ -930,7 +951,7 @@ TEST_CASE("a welcome that cannot be is no attachment") {
   says("is lost: it went wrong");
   CHECK(welcomed([](FakeRank& rank) { rank.welcome.kept_bytes = 1; }) == AWEX_FAILED);
   CHECK(welcomed([](FakeRank& rank) { rank.page_file = test::file_with(""); }) == AWEX_FAILED);
-  says("control page ends at byte 16, behind its file");
+  says("control page ends at byte 24, behind its file");
   CHECK(welcomed([](FakeRank& rank) { rank.page_file = test::file_with("page"); }) == AWEX_FAILED);
   says("is none");
   CHECK(welcomed([](FakeRank& rank) { rank.page->magic = 7; }) == AWEX_FAILED);

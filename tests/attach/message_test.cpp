@@ -170,13 +170,13 @@ TEST_CASE("what a rank says arrives as it was sent") {
   copied.kind = ToEngine::Kind::kCopied;
   copied.tag = Tag::kOptimizer;
   copied.first = 128;
-  copied.copied = {
+  copied.holds = {
       std::nullopt,
       std::vector<DigestedRun>{{"m \"of\" a", 4096, 12, 4, 7, UINT64_MAX}, {"", 0, 0, 1, 0, 0}},
       std::vector<DigestedRun>()};
   CHECK(sent(copied).tag == Tag::kOptimizer);
   CHECK(sent(copied).first == 128);
-  const auto chunks = sent(copied).copied;
+  const auto chunks = sent(copied).holds;
   REQUIRE(chunks.size() == 3);
   CHECK_FALSE(chunks[0]);
   REQUIRE(chunks[1]);
@@ -325,7 +325,7 @@ TEST_CASE("blocks that cannot be are refused") {
 TEST_CASE("runs that cannot be are refused") {
   ToEngine copied;
   copied.kind = ToEngine::Kind::kCopied;
-  copied.copied = {std::vector<DigestedRun>{{"", 0, 0, 1, 0, 0}}};
+  copied.holds = {std::vector<DigestedRun>{{"", 0, 0, 1, 0, 0}}};
   const auto said = encode(copied);
   const auto refuse = [&](const std::string& row, const std::string& why) {
     check_refusal(decode_to_engine, changed(said, "[\"\",0,0,1,0,0]", row), why);
@@ -334,6 +334,7 @@ TEST_CASE("runs that cannot be are refused") {
   refuse("[\"\",0,0,1,0]", "is no [name");
   refuse("[\"\",0,0,3,0,0]", "is no [name");
   refuse("[\"\",-1,0,1,0,0]", "is no [name");
+  refuse("[\"\",0,6,4,0,0]", "is no [name");
   refuse("[\"\",18446744073709551615,1,1,0,0]", "does not fit 64 bits");
   const auto refuse_chunk = [&](const std::string& chunk) {
     check_refusal(decode_to_engine, changed(said, "[[\"\",0,0,1,0,0]]", chunk), "a list of lists");

@@ -212,29 +212,6 @@ TEST_CASE("digests of views of any shape are the sums of the formula") {
   }
 }
 
-TEST_CASE("parts add up to what the whole has, in any order, as often as they are begun") {
-  GpuBench bench;
-  std::mt19937 random(12);
-  const auto memory = named_bytes(4 << 20);
-  const GpuBuffer buffer(*bench.device, memory);
-  constexpr uint32_t kSums = 5;
-  std::vector<std::vector<DigestView>> parts(4);  // the last one stays empty
-  std::vector<uint64_t> expected(kSums, 0);
-  for (int i = 0; i < 60; ++i) {
-    const auto view = random_view(random, buffer.data(), kSums);
-    parts[random() % 3].push_back(view);
-    expected[view.sum] += digest_by_rows(view, buffer.data(), memory);
-  }
-  const auto batch = bench.kernels->prepare_digest_parts(parts, kSums);
-  for (const auto& order : {std::vector<size_t>{0, 1, 2, 3}, {3, 1, 0, 2}}) {
-    batch->begin();
-    for (const size_t part : order) batch->add(part);
-    batch->finish();
-    bench.wait();
-    CHECK(std::vector<uint64_t>(batch->sums().begin(), batch->sums().end()) == expected);
-  }
-}
-
 TEST_CASE("a digest over many tiles, and the extremes of element values") {
   GpuBench bench;
   auto memory = named_bytes(3'000'000);

@@ -430,8 +430,9 @@ class Engine:
         """A trainer whose rank, or job, is lost (EngineLost): brings back, to the same addresses, what was away at
         that time, or on its way, from the host memory that the rank had shared. All is then as it was handed over:
         save it, `close()`, and attach to another job. Returns whether all that came back was proven by the digests
-        that were taken on its way out. Raises Mismatch where bytes differ (start from a checkpoint), WrongRequest
-        while the rank is there."""
+        that were taken on its way out. Raises Mismatch where bytes differ (start from a checkpoint), Failed where
+        the GPU has no room (it may be called again), WrongRequest while the rank is there, or where another engine
+        has had this one's place since."""
         proven = ctypes.c_int32()
         self._consent("awex_restore", ctypes.byref(proven))
         return bool(proven.value)

@@ -32,13 +32,11 @@ void HostCopy::add(uint64_t first, std::vector<UniqueFd> fds, std::vector<ChunkD
   }
   for (size_t i = 0; i < count; ++i) {
     expect_in(first + i, hold[i]);
+    static_cast<void>(map(first + i, fds.empty() ? chunks_[first + i].fd : fds[i]));
+  }
+  for (size_t i = 0; i < count; ++i) {
     auto& chunk = chunks_[first + i];
     if (!fds.empty()) chunk.fd = std::move(fds[i]);
-    if (!chunk.fd.valid()) {
-      throw runtime_error(fmt::format("the copy of {} comes without a descriptor",
-                                      chunking_.describe(first + i, 1)),
-                          kOtherBuild);
-    }
     chunk.holds = std::move(hold[i]);
     chunk.is_there = true;
   }
@@ -56,27 +54,35 @@ void HostCopy::expect_in(uint64_t chunk, const ChunkDigests& holds) const {
   }
 }
 
+/// Throws where the file is not as large as it must be.
+HostMapping HostCopy::map(uint64_t chunk, const UniqueFd& fd) const {
+  const auto what = "the host memory of " + chunking_.describe(chunk, 1);
+  if (!fd.valid()) throw runtime_error(what + " comes without a descriptor", kOtherBuild);
+  return map_file(what, fd, chunking_.used_bytes(chunk));
+}
+
 void HostCopy::forget() {
   for (auto& chunk : chunks_) chunk.is_there = false;
 }
 
 bool HostCopy::bring_back(MappingDevice& device, OwnedChunks& owner, MappedChunks& mapped) const {
-  std::vector<uint64_t> missing;
+  std::vector<Missing> missing;
   for (uint64_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-    if (!mapped.is_mapped(chunk)) missing.push_back(chunk);
+    if (mapped.is_mapped(chunk)) continue;
+    missing.push_back({chunk, map(chunk, chunks_[chunk].fd)});
   }
   const bool is_proven = check(missing);
   uint64_t taken = 0;
   try {
-    for (const uint64_t chunk : missing) {
-      const auto copy = map(chunk);
+    for (const auto& [chunk, copy] : missing) {
       owner.take(chunk, 1);
       ++taken;
       mapped.map(owner, chunk, 1);
       device.copy_in(mapped.data() + chunking_.begin(chunk), {copy.data(), copy.bytes()});
     }
   } catch (...) {
-    for (const uint64_t chunk : std::span(missing).first(taken)) {
+    for (uint64_t i = 0; i < taken; ++i) {
+      const uint64_t chunk = missing[i].chunk;
       if (mapped.is_mapped(chunk)) mapped.unmap(chunk, 1);
       owner.release(chunk, 1);
     }
@@ -85,41 +91,37 @@ bool HostCopy::bring_back(MappingDevice& device, OwnedChunks& owner, MappedChunk
   return is_proven;
 }
 
-HostMapping HostCopy::map(uint64_t chunk) const {
-  return map_file("the host memory of " + chunking_.describe(chunk, 1), chunks_[chunk].fd,
-                  chunking_.used_bytes(chunk));
-}
-
-bool HostCopy::check(const std::vector<uint64_t>& chunks) const {
-  struct Piece {
+bool HostCopy::check(std::span<const Missing> missing) const {
+  struct Part {
+    uint64_t chunk = 0;
     std::span<const std::byte> bytes;
     const DigestedRun* run = nullptr;
     uint64_t digest = 0;
   };
-  std::vector<HostMapping> copies;
-  std::vector<Piece> pieces;
+  std::vector<Part> parts;
   bool is_known = true;
-  for (const uint64_t chunk : chunks) {
+  for (const auto& [chunk, copy] : missing) {
     const auto& holds = chunks_[chunk].holds;
     is_known = is_known && holds;
     if (!holds) continue;
-    const std::byte* copy = copies.emplace_back(map(chunk)).data();
     for (const auto& run : *holds) {
-      pieces.push_back({{copy + (run.offset_bytes - chunking_.begin(chunk)), run.bytes}, &run});
+      const std::byte* begin = copy.data() + (run.offset_bytes - chunking_.begin(chunk));
+      parts.push_back({chunk, {begin, run.bytes}, &run});
     }
   }
   ThreadPool threads(std::min(std::max(std::thread::hardware_concurrency(), 1U), kMostThreads));
-  threads.for_each(pieces.size(), [&](size_t i) {
-    auto& [bytes, run, digest] = pieces[i];
+  threads.for_each(parts.size(), [&](size_t i) {
+    auto& [chunk, bytes, run, digest] = parts[i];
     digest = digest_elements(tensor_key(run->name), run->element_size, run->first_index, bytes);
   });
-  for (const auto& [bytes, run, digest] : pieces) {
+  for (const auto& [chunk, bytes, run, digest] : parts) {
     if (digest == run->digest) continue;
-    throw Error(ExitCode::kMismatch,
-                fmt::format("{} of \"{}\" is not in host memory what it was before it left: its "
-                            "digest is {:#018x}, and was {:#018x}",
-                            run->name, chunking_.name, digest, run->digest),
-                "start from a checkpoint")
+    throw Error(
+        ExitCode::kMismatch,
+        fmt::format("what of {} lies in {} is not in host memory what it was before it left: "
+                    "its digest is {:#018x}, and was {:#018x}",
+                    run->name, chunking_.describe(chunk, 1), digest, run->digest),
+        "start from a checkpoint")
         .about_tensor(run->name);
   }
   return is_known;

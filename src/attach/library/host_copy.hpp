@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
+#include <span>
 #include <vector>
 
 #include "base/unique_fd.hpp"
@@ -20,8 +20,9 @@ class HostCopy {
   explicit HostCopy(Chunking chunking);
 
   /// Chunks from `first` on are there now, and hold what `hold` says of each: in the memory of
-  /// `fds`; where that is empty, in that of the ones that came before. A run-time error for others
-  /// than the tag has, for runs that lie elsewhere, or without a descriptor.
+  /// `fds`; where that is empty, in that of the ones that came before. All or none; throws run-time
+  /// errors for others than the tag has, for runs that lie elsewhere, and for files that are not as
+  /// large as the chunks.
   void add(uint64_t first, std::vector<UniqueFd> fds, std::vector<ChunkDigests> hold);
   /// It is about to be written.
   void forget();
@@ -40,9 +41,14 @@ class HostCopy {
     ChunkDigests holds;
   };
 
+  struct Missing {
+    uint64_t chunk = 0;
+    HostMapping copy;
+  };
+
   void expect_in(uint64_t chunk, const ChunkDigests& holds) const;
-  [[nodiscard]] HostMapping map(uint64_t chunk) const;
-  [[nodiscard]] bool check(const std::vector<uint64_t>& chunks) const;
+  [[nodiscard]] HostMapping map(uint64_t chunk, const UniqueFd& fd) const;
+  [[nodiscard]] bool check(std::span<const Missing> missing) const;
 
   Chunking chunking_;
   std::vector<Chunk> chunks_;

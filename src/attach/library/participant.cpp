@@ -163,6 +163,7 @@ void Participant::take_welcome(Frame frame) {
   welcome_ = message;
   version_ = message.version;
   page_.emplace(frame.fds[0]);
+  number_ = (**page_).engine.load();
   if (fds > 1) kept_ = read_kept(frame.fds[1], message.kept_bytes);
   reserve_memory();
 }
@@ -596,21 +597,22 @@ void Participant::release(Tag tag) {
   served_ = 0;
   if (is_mapped(tag)) call_back(callbacks_.before_release, "before_release", tag);
   if (are_own(tag)) own_is_away_ = true;
-  // The callback may have taken its time: nobody would take what is given up then.
-  if (link_->has_ended()) link_->lose({ExitCode::kPeerLost, "the other end has gone"});
   auto* of_tag = memory(tag);
-  if (of_tag == nullptr) return;
   // The rank copies a trainer's first: until then the bytes are here as well.
-  if (role_ == Role::kTrainer) {
-    of_tag->leave();
-  } else {
-    of_tag->unmap();
-  }
+  if (of_tag != nullptr && role_ == Role::kTrainer) of_tag->leave();
+  expect_rank();  // The callback may have taken its time.
+  if (of_tag != nullptr && role_ == Role::kInference) of_tag->unmap();
+}
+
+/// Nobody takes what is given up for a rank that has gone, and it may not be had again.
+void Participant::expect_rank() {
+  if (link_->has_ended()) link_->lose({ExitCode::kPeerLost, "the other end has gone"});
 }
 
 void Participant::note_copied(const ToEngine& message, std::vector<UniqueFd> fds) {
   auto& of_tag = memory_told_of(message.tag);
-  of_tag.let_go(message.first, std::move(fds), message.copied);
+  expect_rank();
+  of_tag.let_go(message.first, std::move(fds), message.holds);
 }
 
 void Participant::call_back(const EngineCallback& callback, const char* what, Tag tag) const {
@@ -652,10 +654,21 @@ bool Participant::restore() {
                         "awex_take_back brings the memory back");
   }
   link_->expect_gone();
+  expect_no_other();
   for (const auto tag : kAllTags) restore(tag);
   if (own_is_away_) call_own_back();
   return std::all_of(memory_.begin(), memory_.end(),
                      [](const auto& of_tag) { return !of_tag || of_tag->is_proven(); });
+}
+
+/// What is mapped here may have become another's, with newer bytes.
+void Participant::expect_no_other() const {
+  if ((**page_).engine.load() == number_) return;
+  throw request_error(
+      fmt::format("another engine has attached to rank {} in this one's place since "
+                  "it was lost: the memory was that one's",
+                  welcome_.rank),
+      "restore that one, and detach this one");
 }
 
 void Participant::restore(Tag tag) {

@@ -131,6 +131,7 @@ class Participant {
   [[nodiscard]] std::optional<ToEngine> hear_of_withdrawal();
   void note_loss();
   void restore(Tag tag);
+  void expect_no_other() const;
 
   /// The next message that is no request, until then; requests are done on the way.
   [[nodiscard]] std::optional<ToEngine> hear(Clock::time_point until);
@@ -142,6 +143,7 @@ class Participant {
   [[nodiscard]] bool serve(const ToEngine& message, std::vector<UniqueFd>& fds);
   void map(const ToEngine& message, std::vector<UniqueFd> fds);
   void release(Tag tag);
+  void expect_rank();
   void note_copied(const ToEngine& message, std::vector<UniqueFd> fds);
   void call_back(const EngineCallback& callback, const char* what, Tag tag) const;
 
@@ -151,6 +153,7 @@ class Participant {
   GpuUuid uuid_{};
   ToEngine welcome_;
   std::optional<MappedPage> page_;
+  uint64_t number_ = 0;  ///< Of this engine, among the rank's.
   std::unique_ptr<MappingDevice> device_;
   std::array<std::unique_ptr<TagMemory>, 3> memory_;
   std::array<bool, 3> untold_{};  ///< By tag: it is restored, and the engine has not been told.

@@ -31,7 +31,6 @@ class TagMemory {
 
   [[nodiscard]] std::byte* data() const { return chunks_->data(); }
   [[nodiscard]] uint64_t bytes() const { return chunks_->chunking().bytes; }
-  [[nodiscard]] uint64_t chunks() const { return chunks_->chunking().count(); }
   /// May outlive this.
   [[nodiscard]] const std::shared_ptr<Arena>& arena() const { return arena_; }
   /// All of it, for the engine to use.
@@ -67,6 +66,7 @@ class TagMemory {
   [[nodiscard]] bool is_proven() const { return is_proven_; }
 
  private:
+  [[nodiscard]] uint64_t chunks() const { return chunks_->chunking().count(); }
   /// The first chunk that is not mapped.
   [[nodiscard]] std::optional<uint64_t> find_unmapped() const;
 

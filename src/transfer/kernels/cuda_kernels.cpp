@@ -116,25 +116,6 @@ class CudaDigestBatch final : public DigestBatch {
   cuda::DeviceSums sums_;
 };
 
-class CudaDigestParts final : public DigestParts {
- public:
-  CudaDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t sum_count,
-                  cudaStream_t stream)
-      : sums_(sum_count, stream) {
-    for (const auto& part : parts) parts_.emplace_back(part, sum_count, stream);
-  }
-
-  void begin() override { sums_.reset(); }
-  void add(size_t part) override { parts_.at(part).add_to(sums_); }
-  void finish() override { sums_.fetch(); }
-
-  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_.fetched(); }
-
- private:
-  std::deque<CudaViews> parts_;
-  cuda::DeviceSums sums_;
-};
-
 cuda::ScaleDescriptor describe_scales(const AmaxView& view) {
   check_scales_source(view.dtype, view.grid, view.rows, view.cols);
   cuda::ScaleDescriptor descriptor;
@@ -193,11 +174,6 @@ class CudaKernels final : public Kernels {
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t sum_count) override {
     return std::make_unique<CudaDigestBatch>(views, sum_count, on(Stream::kMain));
-  }
-
-  [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) override {
-    return std::make_unique<CudaDigestParts>(parts, sum_count, on(Stream::kMain));
   }
 
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(

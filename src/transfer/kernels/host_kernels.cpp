@@ -254,25 +254,6 @@ class HostDigestBatch final : public DigestBatch {
   std::vector<uint64_t> sums_;
 };
 
-class HostDigestParts final : public DigestParts {
- public:
-  HostDigestParts(std::span<const std::vector<DigestView>> parts, uint32_t sum_count,
-                  ThreadPool& pool)
-      : sums_(sum_count) {
-    for (const auto& part : parts) parts_.emplace_back(part, sum_count, pool);
-  }
-
-  void begin() override { std::fill(sums_.begin(), sums_.end(), 0); }
-  void add(size_t part) override { parts_.at(part).add_to(sums_); }
-  void finish() override {}
-
-  [[nodiscard]] std::span<const uint64_t> sums() const override { return sums_; }
-
- private:
-  std::deque<HostViews> parts_;
-  std::vector<uint64_t> sums_;
-};
-
 /// One after the other: the copies pass by the caches, so there is nothing to gain by digesting
 /// behind them.
 class HostProvenCopies final : public DigestBatch {
@@ -362,10 +343,6 @@ class HostKernels final : public Kernels {
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_digests(std::span<const DigestView> views,
                                                              uint32_t sum_count) override {
     return std::make_unique<HostDigestBatch>(views, sum_count, pool_);
-  }
-  [[nodiscard]] std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) override {
-    return std::make_unique<HostDigestParts>(parts, sum_count, pool_);
   }
   [[nodiscard]] std::unique_ptr<DigestBatch> prepare_proven_copies(
       std::span<const StridedCopy> copies, std::span<const DigestView> views,

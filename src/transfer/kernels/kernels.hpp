@@ -98,27 +98,6 @@ class DigestBatch {
   [[nodiscard]] virtual std::span<const uint64_t> sums() const = 0;
 };
 
-/// Digest views in parts that are summed one by one, each when its bytes are there; a sum may be of
-/// views of several parts.
-class DigestParts {
- public:
-  DigestParts() = default;
-  DigestParts(const DigestParts&) = delete;
-  DigestParts& operator=(const DigestParts&) = delete;
-  DigestParts(DigestParts&&) = delete;
-  DigestParts& operator=(DigestParts&&) = delete;
-  virtual ~DigestParts() = default;
-
-  /// Queues that all sums are zero.
-  virtual void begin() = 0;
-  /// Queues the adding of a part's views to the sums.
-  virtual void add(size_t part) = 0;
-  /// Queues the way of the sums to the host.
-  virtual void finish() = 0;
-  /// After `finish` and Kernels::wait: all sums, by number.
-  [[nodiscard]] virtual std::span<const uint64_t> sums() const = 0;
-};
-
 /// A batch of views whose blocks get scales, in two steps: a block that several ranks hold parts of
 /// needs the largest of their values in between. Those are fp32 >= 0 or NaN, to be compared as
 /// unsigned integers, so that a NaN stays.
@@ -162,8 +141,6 @@ class Kernels {
   }
   [[nodiscard]] virtual std::unique_ptr<DigestBatch> prepare_digests(
       std::span<const DigestView> views, uint32_t sum_count) = 0;
-  [[nodiscard]] virtual std::unique_ptr<DigestParts> prepare_digest_parts(
-      std::span<const std::vector<DigestView>> parts, uint32_t sum_count) = 0;
   /// A batch whose `run` first makes all copies, then sums all views, as their bytes are then: read
   /// back from memory, wherever a view lies. Where it can, a device does both at once, and digests
   /// what was just written while that is still in its cache. Copies as in CopyBatch.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,8 +24,8 @@ struct ProvenRun {
   uint32_t element_size = 4;  ///< 1, 2 or 4; offset and bytes are multiples of it.
 };
 
-/// The part of a run that lies in one chunk.
-struct ProvenPiece {
+/// What of a run lies in one chunk.
+struct ProvenPart {
   size_t run = 0;
   uint64_t offset_bytes = 0;  ///< In the region.
   uint64_t bytes = 0;
@@ -46,8 +47,9 @@ class RegionProof {
   RegionChange offload(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor,
                        uint64_t enough_bytes = kEverything, const ChunkCopied& copied = {});
   /// Resumes the region and compares what came back with what was recorded. Throws Error(kMismatch)
-  /// that names the first wrong one. Where some has left without a proof a warning says so.
-  /// Compares nothing where nothing comes back, as when the region is resident already.
+  /// that names the first wrong one. Where some has left without a proof a warning says so. What
+  /// came back in a call that failed before it was compared, or was wrong, the next one compares,
+  /// and so does the next `offload`.
   RegionChange resume(CopyQueue& queue, const Deadline& deadline, WaitMonitor& monitor);
   /// Brings a resident region back to what it was when it was offloaded last (Region::bring_back),
   /// and compares it with what was recorded, as `resume`.
@@ -59,37 +61,41 @@ class RegionProof {
   /// Whether `offload` can prove all that then has left.
   [[nodiscard]] bool can_go_on() const;
   [[nodiscard]] std::span<const ProvenRun> runs() const { return runs_; }
-  [[nodiscard]] std::span<const ProvenPiece> pieces(uint64_t chunk) const;
-  /// Whether the digests are known of what a chunk was when it left, or was copied, last,
-  [[nodiscard]] bool has_record(uint64_t chunk) const { return has_record_.at(chunk); }
-  /// and these, by piece.
-  [[nodiscard]] std::span<const uint64_t> recorded(uint64_t chunk) const;
+  [[nodiscard]] std::span<const ProvenPart> parts(uint64_t chunk) const {
+    return chunks_.at(chunk).parts;
+  }
+  /// The digests of a chunk's parts when it left, or was copied, last; nothing where that is not
+  /// known.
+  [[nodiscard]] const std::optional<std::vector<uint64_t>>& recorded(uint64_t chunk) const {
+    return chunks_.at(chunk).record;
+  }
   /// Compares the offloaded bytes in host memory with what was recorded; throws as `resume`, and
   /// where there is no record of all. Returns the bytes read.
   uint64_t check_backup(ThreadPool& threads) const;
 
  private:
+  struct Chunk {
+    std::vector<ProvenPart> parts;
+    std::unique_ptr<DigestBatch> digests;  ///< A sum for each part.
+    std::optional<std::vector<uint64_t>> record;
+    bool is_doubtful = false;  ///< It is back, and was not compared, or was wrong.
+  };
   using Move = std::function<RegionChange(const ChunkArrived&)>;
 
-  [[nodiscard]] uint64_t chunks() const { return has_record_.size(); }
-  void cut(uint64_t chunk);
-  [[nodiscard]] std::vector<DigestView> views_of_last_chunk() const;
+  [[nodiscard]] std::vector<ProvenPart> cut(uint64_t chunk) const;
+  [[nodiscard]] std::vector<DigestView> views_of(std::span<const ProvenPart> parts) const;
   void forget();
   void record(uint64_t chunk, const Deadline& deadline, WaitMonitor& monitor);
   RegionChange compare_what_comes(const Move& move, const Deadline& deadline, WaitMonitor& monitor,
                                   const char* where);
-  void finish(const Deadline& deadline, WaitMonitor& monitor);
-  void compare(size_t piece, uint64_t digest, const char* where) const;
+  void wait(const Deadline& deadline, WaitMonitor& monitor);
+  void compare(uint64_t chunk, std::span<const uint64_t> digests, const char* where) const;
 
   Region& region_;
   std::vector<ProvenRun> runs_;
   std::vector<uint64_t> keys_;
-  std::vector<ProvenPiece> pieces_;  ///< By chunk.
-  std::vector<size_t> first_piece_;  ///< Of each chunk, and behind the last one.
   Kernels& kernels_;
-  std::unique_ptr<DigestParts> digests_;  ///< A part for each chunk, a sum for each piece.
-  std::vector<bool> has_record_;          ///< By chunk.
-  std::vector<uint64_t> record_;          ///< By piece.
+  std::vector<Chunk> chunks_;
 };
 
 }  // namespace awex

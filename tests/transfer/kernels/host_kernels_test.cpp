@@ -355,31 +355,6 @@ TEST_CASE("digests of random views equal the plain sum of their terms, sum by su
   }
 }
 
-TEST_CASE("parts add up in any order, as often as they are begun, and alone what they hold") {
-  Bench bench(2);
-  const auto memory = named_bytes(4096);
-  const auto view = [&](uint64_t first, uint64_t count, uint32_t sum) {
-    return DigestView{memory.data() + first, 1, count, count, first, count, 7, 1, sum};
-  };
-  const std::vector<std::vector<DigestView>> parts{
-      {view(0, 100, 0), view(200, 31, 1)}, {}, {view(100, 50, 0)}};
-  const auto batch = bench.kernels->prepare_digest_parts(parts, 2);
-  for (const auto& order : {std::vector<size_t>{0, 1, 2}, {2, 0, 1}}) {
-    batch->begin();
-    for (const size_t part : order) batch->add(part);
-    batch->finish();
-    bench.wait();
-    CHECK(batch->sums()[0] == naive_sum(view(0, 150, 0)));
-    CHECK(batch->sums()[1] == naive_sum(view(200, 31, 1)));
-  }
-  batch->begin();
-  batch->add(2);
-  batch->finish();
-  bench.wait();
-  CHECK(batch->sums()[0] == naive_sum(view(100, 50, 0)));
-  CHECK(batch->sums()[1] == 0);
-}
-
 TEST_CASE("a tensor's digest does not depend on how it is cut into boxes") {
   constexpr uint64_t kRows = 37;
   constexpr uint64_t kCols = 53;

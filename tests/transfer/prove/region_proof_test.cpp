@@ -47,9 +47,9 @@ struct Fixture {
   [[nodiscard]] std::vector<uint64_t> records() const {
     std::vector<uint64_t> all;
     for (uint64_t chunk = 0; chunk < kChunks; ++chunk) {
-      if (!proof.has_record(chunk)) continue;
-      const auto recorded = proof.recorded(chunk);
-      all.insert(all.end(), recorded.begin(), recorded.end());
+      if (const auto& digests = proof.recorded(chunk)) {
+        all.insert(all.end(), digests->begin(), digests->end());
+      }
     }
     return all;
   }
@@ -117,6 +117,40 @@ TEST_CASE("a flipped bit is found in whichever chunk it is, and its run named") 
       CHECK(error.context().tensor == one.run);
       CHECK(error.context().tag == "optimizer");
     }
+    f.region.data()[one.at] ^= std::byte{0x10};
+  }
+}
+
+TEST_CASE("what came back wrong stays so until it is right: nothing takes it for what was") {
+  Fixture f;
+  f.offload();
+  f.damage(60 * kMiB);
+  for (int times = 0; times < 2; ++times) {
+    CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("what of long lies in chunk 2 of 3"), Error);
+    CHECK_THROWS_WITH_AS(f.offload(), doctest::Contains("what of long"), Error);
+  }
+  CHECK(f.region.state() == RegionState::kResident);
+  f.region.data()[60 * kMiB] ^= std::byte{0x10};
+  CHECK_FALSE(f.resume().changed);
+  f.offload();
+  f.resume();
+  CHECK(f.is_whole());
+}
+
+TEST_CASE("what came back and was not compared is compared later") {
+  Fixture f;
+  constexpr int kWaits = Fixture::kChunks + Fixture::kChunks;  // for memory, for copies
+  for (const bool is_damaged : {true, false}) {
+    f.offload();
+    if (is_damaged) f.damage(3);
+    ThrowingMonitor monitor(kWaits);
+    CHECK_THROWS_WITH_AS(f.proof.resume(*f.queue, f.deadline, monitor), "rank 3 is gone", Error);
+    CHECK(f.region.state() == RegionState::kResident);
+    if (is_damaged) {
+      CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("what of first"), Error);
+      f.region.data()[3] ^= std::byte{0x10};
+    }
+    CHECK_FALSE(f.resume().changed);
   }
 }
 
@@ -129,8 +163,8 @@ TEST_CASE("what goes in parts is proven as what goes at once") {
     f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
     CHECK(f.region.state() == RegionState::kOffloading);
     CHECK(f.region.held_bytes() == whole.region.lacking_bytes() - f.region.lacking_bytes());
-    CHECK(f.proof.has_record(0));
-    CHECK_FALSE(f.proof.has_record(1));
+    CHECK(f.proof.recorded(0));
+    CHECK_FALSE(f.proof.recorded(1));
     CHECK_THROWS_AS(f.proof.check_backup(threads), Error);
     f.offload();
     CHECK(f.region.state() == RegionState::kOffloaded);
@@ -151,30 +185,30 @@ TEST_CASE("a part that comes back is proven, and is no copy of the whole") {
   CHECK_FALSE(f.region.has_copy());
   f.proof.offload(*f.queue, f.deadline, f.monitor, 1);
   f.damage(3);
-  CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("first has the digest"), Error);
+  CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("what of first lies in chunk 1 of 3"), Error);
 }
 
-TEST_CASE("a chunk is recorded piece by piece when its copy is told of, and no other is") {
+TEST_CASE("a chunk is recorded when its copy is told of, each run's part alone") {
   Fixture f;
   uint64_t told = 0;
   f.proof.offload(*f.queue, f.deadline, f.monitor, kEverything, [&](uint64_t chunk) {
     CHECK(chunk == told++);
     CHECK(f.region.range().is_taken(chunk));
-    REQUIRE(f.proof.has_record(chunk));
-    const auto pieces = f.proof.pieces(chunk);
-    for (size_t i = 0; i < pieces.size(); ++i) {
-      const auto& [run, offset, bytes, first_index] = pieces[i];
+    REQUIRE(f.proof.recorded(chunk));
+    const auto parts = f.proof.parts(chunk);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const auto& [run, offset, bytes, first_index] = parts[i];
       const auto& proven = f.proof.runs()[run];
-      CHECK(f.proof.recorded(chunk)[i] == digest_elements(tensor_key(proven.name),
-                                                          proven.element_size, first_index,
-                                                          {f.region.data() + offset, bytes}));
+      CHECK((*f.proof.recorded(chunk))[i] == digest_elements(tensor_key(proven.name),
+                                                             proven.element_size, first_index,
+                                                             {f.region.data() + offset, bytes}));
       CHECK(first_index * proven.element_size == offset - proven.offset_bytes);
     }
   });
   CHECK(told == Fixture::kChunks);
-  CHECK(f.proof.pieces(0).size() == 2);
-  CHECK(f.proof.pieces(1).size() == 1);
-  CHECK(f.proof.pieces(2).size() == 2);
+  CHECK(f.proof.parts(0).size() == 2);
+  CHECK(f.proof.parts(1).size() == 1);
+  CHECK(f.proof.parts(2).size() == 2);
 }
 
 TEST_CASE("a chunk whose copy nobody takes note of stays, and leaves later") {
@@ -258,7 +292,8 @@ TEST_CASE("what has left before an offload failed is proven when it comes back")
     const bool has_left = !f.region.range().is_taken(0);
     if (has_left) {
       f.damage(3);
-      CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("first has the digest"), Error);
+      CHECK_THROWS_WITH_AS(f.resume(), doctest::Contains("what of first lies in chunk 1 of 3"),
+                           Error);
       f.region.data()[3] ^= std::byte{0x10};
     } else {
       f.resume();
