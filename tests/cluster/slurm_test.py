@@ -326,9 +326,9 @@ class ExitCodes(SlurmTest):
                 self.assertEqual(job.await_end(), ("FAILED" if code else "COMPLETED", f"{code}:0"), job.text())
 
     def test_those_of_ranks_that_hang_or_die(self):
-        for number, codes in (("STOP", ("4:0",)), ("KILL", ("137:0", "5:0"))):
+        for number, timeout, codes in (("STOP", "4s", ("4:0",)), ("KILL", "30s", ("137:0", "5:0"))):
             with self.subTest(number):
-                words = [BINARY, "update", *JOB[:-1], "2s", "--versions", "100000"]
+                words = [BINARY, "update", *JOB[:-1], timeout, "--versions", "100000"]
                 job = BatchJob(self, f"exec {quoted([*srun(), *words])} --json $PWD/report.json", "-n4")
                 job.await_text(COMMITTED)
                 pids = ranks_of(job.directory)
