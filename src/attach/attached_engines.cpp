@@ -138,10 +138,10 @@ class AttachedTrainer final : public TrainerEngine {
     if (region(tag) == nullptr) return;  // what is its own, it copies itself
     copies_.at(static_cast<size_t>(tag)) = Copy{steps(), attachment_->door().kept()};
   }
-  void chunk_copied(Tag tag, uint64_t chunk, ChunkDigests digests, const Deadline& deadline,
+  void chunk_copied(Tag tag, uint64_t chunk, const ChunkDigests& digests, const Deadline& deadline,
                     WaitMonitor& monitor) override {
     unless_ended(tag, monitor,
-                 [&] { attachment_->let_go(tag, chunk, std::move(digests), deadline, monitor); });
+                 [&] { attachment_->let_go(tag, chunk, digests, deadline, monitor); });
   }
   void after_change(Tag tag, const Change& /*change*/, const Deadline& deadline,
                     WaitMonitor& monitor) override {

@@ -242,9 +242,9 @@ void Attachment::release(Tag tag, const Deadline& deadline, WaitMonitor& monitor
   mapped(tag) = keeps_chunks ? Mapped::kLeaving : Mapped::kNo;
 }
 
-void Attachment::let_go(Tag tag, uint64_t chunk, ChunkDigests digests, const Deadline& deadline,
-                        WaitMonitor& monitor) {
-  holds_.at(static_cast<size_t>(tag)).at(chunk) = std::move(digests);
+void Attachment::let_go(Tag tag, uint64_t chunk, const ChunkDigests& digests,
+                        const Deadline& deadline, WaitMonitor& monitor) {
+  holds_.at(static_cast<size_t>(tag)).at(chunk) = digests;
   if (mapped(tag) == Mapped::kNo) return;
   if (mapped(tag) != Mapped::kLeaving) {
     throw runtime_error(fmt::format("{} of {} leaves, and {} has not been asked for it",

@@ -65,7 +65,7 @@ class Attachment {
   /// A chunk of a trainer's tag that is released is in host memory, and what it holds, if that is
   /// known: the engine unmaps it, where it has it. It may bring it back without the rank, should
   /// that be lost. Told to those that attach later, too, as long as it is so.
-  void let_go(Tag tag, uint64_t chunk, ChunkDigests digests, const Deadline& deadline,
+  void let_go(Tag tag, uint64_t chunk, const ChunkDigests& digests, const Deadline& deadline,
               WaitMonitor& monitor);
   /// Gives it a tag's memory, all of which is taken; nothing where it has it.
   void map(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);

@@ -175,7 +175,7 @@ class TrainerEngine : public Engine {
   /// A chunk of its memory of a tag is in host memory, and is given back next: whoever else has it
   /// mapped lets it go. With the digests of what it holds, unless it leaves without a proof. After
   /// a throw it stays.
-  virtual void chunk_copied(Tag /*tag*/, uint64_t /*chunk*/, ChunkDigests /*digests*/,
+  virtual void chunk_copied(Tag /*tag*/, uint64_t /*chunk*/, const ChunkDigests& /*digests*/,
                             const Deadline& /*deadline*/, WaitMonitor& /*monitor*/) {}
   /// What it lends of its own memory, where it keeps its weights in place of a region; null for one
   /// that does not, or has moved them away. `before_release` and `after_change` of weights are
