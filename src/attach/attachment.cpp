@@ -18,10 +18,7 @@ Attachment::Attachment(Door& door, Settings settings, const EngineParts& parts,
       parts_(parts),
       regions_(regions),
       own_bytes_(own_bytes) {
-  for (const Tag tag : kAllTags) {
-    if (region(tag) != nullptr)
-      holds_.at(static_cast<size_t>(tag)).resize(region(tag)->range().chunks());
-  }
+  for (const Tag tag : kAllTags) holds_.at(static_cast<size_t>(tag)).resize(chunks_of(tag));
   if (parts.needs.lends_weights) {
     own_weights_ = parts.needs.moves_weights ? OwnWeights::kMoves : OwnWeights::kStays;
   }
@@ -96,8 +93,7 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
                          WaitMonitor& monitor) {
   mapped_ = {};
   for (const Tag tag : kAllTags) {
-    has_descriptor_.at(static_cast<size_t>(tag))
-        .assign(region(tag) == nullptr ? 0 : region(tag)->range().chunks(), false);
+    has_descriptor_.at(static_cast<size_t>(tag)).assign(chunks_of(tag), false);
   }
   engine_pid_ = door_.pid();
   if (lends(Tag::kWeights)) mapped(Tag::kWeights) = Mapped::kYes;
@@ -133,7 +129,9 @@ void Attachment::welcome(const Inheritance& inheritance, const Deadline& deadlin
     map(tag, inheritance.is_left && has_content_.at(static_cast<size_t>(tag)), deadline, monitor);
   }
   for (const Tag tag : kAllTags) {
-    if (is_away(tag)) send_what_is_away(tag, deadline, monitor);
+    if (!is_away(tag)) continue;
+    mapped(tag) = Mapped::kLeaving;
+    send_chunks(tag, /*has_content=*/true, deadline, monitor);
   }
 }
 
@@ -247,10 +245,10 @@ void Attachment::let_go(Tag tag, uint64_t chunk, const ChunkDigests& digests,
   holds_.at(static_cast<size_t>(tag)).at(chunk) = digests;
   if (mapped(tag) == Mapped::kNo) return;
   if (mapped(tag) != Mapped::kLeaving) {
-    throw runtime_error(fmt::format("{} of {} leaves, and {} has not been asked for it",
-                                    region(tag)->range().chunking().describe(chunk, 1),
-                                    tag_name(tag), door_.describe()),
-                        "this is a fault of awex-colocate: please report it");
+    throw runtime_error(
+        fmt::format("{} leaves, and {} has not been asked for it",
+                    region(tag)->range().chunking().describe(chunk, 1), door_.describe()),
+        "this is a fault of awex-colocate: please report it");
   }
   send_copied(tag, chunk, 1, deadline, monitor);
 }
@@ -301,51 +299,40 @@ void Attachment::ask_for_own(const Deadline& deadline, WaitMonitor& monitor) {
   borrow(door_.take_loan());
 }
 
+/// Where each chunk of the tag is: on the device, or in host memory.
 void Attachment::send_chunks(Tag tag, bool has_content, const Deadline& deadline,
                              WaitMonitor& monitor) {
-  const uint64_t chunks = region(tag)->range().chunks();
-  for (uint64_t first = 0; first < chunks; first += kMostFds) {
-    const uint64_t count = std::min<uint64_t>(kMostFds, chunks - first);
-    send_chunks(tag, first, count, has_content, deadline, monitor);
+  const auto& held = *region(tag);
+  const uint64_t chunks = chunks_of(tag);
+  for (uint64_t first = 0; first < chunks;) {
+    const bool in_host = held.is_in_host(first);
+    const uint64_t most = std::min<uint64_t>(chunks, first + kMostFds);
+    uint64_t end = first + 1;
+    while (end < most && held.is_in_host(end) == in_host) ++end;
+    if (in_host) {
+      send_copied(tag, first, end - first, deadline, monitor);
+    } else {
+      send_mapped(tag, first, end - first, has_content, deadline, monitor);
+    }
+    first = end;
   }
 }
 
 /// The last one of the tag completes it, where all of it is on the device.
-void Attachment::send_chunks(Tag tag, uint64_t first, uint64_t count, bool has_content,
+void Attachment::send_mapped(Tag tag, uint64_t first, uint64_t count, bool has_content,
                              const Deadline& deadline, WaitMonitor& monitor) {
-  auto& range = region(tag)->range();
   std::vector<int> fds;
   for (uint64_t chunk = first; chunk < first + count; ++chunk) {
-    fds.push_back(range.export_fd(chunk));
+    fds.push_back(region(tag)->range().owned().export_fd(chunk));
   }
   ToEngine message;
   message.kind = ToEngine::Kind::kMap;
   message.tag = tag;
   message.version = version_;
   message.first = first;
-  message.last = !is_away(tag) && first + count == range.chunks();
+  message.last = !is_away(tag) && first + count == chunks_of(tag);
   message.has_content = has_content;
   door_.ask(message, fds, deadline, monitor);
-}
-
-/// To an engine that comes: where each chunk of the tag is.
-void Attachment::send_what_is_away(Tag tag, const Deadline& deadline, WaitMonitor& monitor) {
-  const auto& held = *region(tag);
-  const uint64_t chunks = region(tag)->range().chunks();
-  for (uint64_t first = 0; first < chunks;) {
-    const bool in_host = held.is_in_host(first);
-    uint64_t end = first + 1;
-    while (end < std::min<uint64_t>(chunks, first + kMostFds) && held.is_in_host(end) == in_host) {
-      ++end;
-    }
-    if (in_host) {
-      send_copied(tag, first, end - first, deadline, monitor);
-    } else {
-      mapped(tag) = Mapped::kLeaving;
-      send_chunks(tag, first, end - first, /*has_content=*/true, deadline, monitor);
-    }
-    first = end;
-  }
 }
 
 /// The descriptors are of memory that is kept for life, so an engine gets them once.

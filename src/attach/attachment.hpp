@@ -131,12 +131,15 @@ class Attachment {
   [[nodiscard]] Mapped& mapped(Tag tag) { return mapped_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] Region* region(Tag tag) const { return regions_.at(static_cast<size_t>(tag)); }
   [[nodiscard]] bool is_away(Tag tag) const;
-  void send_what_is_away(Tag tag, const Deadline& deadline, WaitMonitor& monitor);
+  /// 0 for memory that is not the rank's.
+  [[nodiscard]] uint64_t chunks_of(Tag tag) const {
+    return region(tag) == nullptr ? 0 : region(tag)->range().chunks();
+  }
   void send_copied(Tag tag, uint64_t first, uint64_t count, const Deadline& deadline,
                    WaitMonitor& monitor);
   void ask_for_own(const Deadline& deadline, WaitMonitor& monitor);
   void send_chunks(Tag tag, bool has_content, const Deadline& deadline, WaitMonitor& monitor);
-  void send_chunks(Tag tag, uint64_t first, uint64_t count, bool has_content,
+  void send_mapped(Tag tag, uint64_t first, uint64_t count, bool has_content,
                    const Deadline& deadline, WaitMonitor& monitor);
 
   Door& door_;

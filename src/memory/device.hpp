@@ -65,7 +65,6 @@ class DeviceRange {
   [[nodiscard]] uint64_t held_bytes() const { return owned_->held_bytes(); }
   /// See OwnedChunks.
   [[nodiscard]] std::vector<int> export_fds() { return owned_->export_fds(); }
-  [[nodiscard]] int export_fd(uint64_t chunk) { return owned_->export_fd(chunk); }
 
  private:
   std::unique_ptr<OwnedChunks> owned_;  ///< Outlives the mapping.

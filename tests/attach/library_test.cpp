@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <random>
 #include <span>
@@ -692,6 +693,15 @@ struct LeavingRank : TrainerRank {
   [[nodiscard]] uint64_t first_bytes() const {
     return welcome.chunk_bytes[static_cast<size_t>(Tag::kOptimizer)];
   }
+  /// Is asked to hand over, releases the optimizer state, and goes on with `rest`.
+  void begin_to_release(const std::function<void()>& rest) {
+    begin([this, rest] {
+      greet_and_seal();
+      hear(FromEngine::kReady);
+      CHECK_FALSE(release(Tag::kOptimizer));
+      rest();
+    });
+  }
   /// The first chunk, with what it holds; but for a digest that is wrong where it is `spoilt`.
   std::optional<Error> let_go_first(bool spoilt = false) {
     const std::string sixes(first_bytes() - 64, '\x66');
@@ -714,10 +724,7 @@ struct LeavingRank : TrainerRank {
 TEST_CASE("a rank that is lost while a trainer's memory leaves takes nothing of it along") {
   const TemporaryDirectory job;
   LeavingRank rank(job);
-  rank.begin([&] {
-    rank.greet_and_seal();
-    rank.hear(FromEngine::kReady);
-    CHECK_FALSE(rank.release(Tag::kOptimizer));
+  rank.begin_to_release([&] {
     CHECK_FALSE(rank.let_go_first());
     rank.die();
   });
@@ -738,10 +745,7 @@ TEST_CASE("a part that has left is compared with what it was, and is not proven 
   for (const bool spoilt : {true, false}) {
     const TemporaryDirectory job;
     LeavingRank rank(job);
-    rank.begin([&] {
-      rank.greet_and_seal();
-      rank.hear(FromEngine::kReady);
-      CHECK_FALSE(rank.release(Tag::kOptimizer));
+    rank.begin_to_release([&] {
       if (spoilt) CHECK_FALSE(rank.let_go_first(spoilt));
       if (!spoilt) {
         CHECK_FALSE(rank.let_go(Tag::kOptimizer, 0, {rank.copy.get()}, {std::nullopt}));
@@ -793,10 +797,7 @@ TEST_CASE("what another engine has had since is not restored") {
   const TemporaryDirectory job;
   LeavingRank rank(job);
   rank.page->engine = 1;
-  rank.begin([&] {
-    rank.greet_and_seal();
-    rank.hear(FromEngine::kReady);
-    CHECK_FALSE(rank.release(Tag::kOptimizer));
+  rank.begin_to_release([&] {
     rank.page->engine = 2;
     rank.die();
   });
@@ -812,10 +813,7 @@ TEST_CASE("what another engine has had since is not restored") {
 TEST_CASE("memory that comes back before all of it has left is the rank's in every chunk") {
   const TemporaryDirectory job;
   LeavingRank rank(job);
-  rank.begin([&] {
-    rank.greet_and_seal();
-    rank.hear(FromEngine::kReady);
-    CHECK_FALSE(rank.release(Tag::kOptimizer));
+  rank.begin_to_release([&] {
     CHECK_FALSE(rank.let_go_first());
     rank.owned(Tag::kOptimizer).release(0, 1);
     rank.owned(Tag::kOptimizer).take(0, 1);
