@@ -19,6 +19,7 @@ import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 # pylint: disable=wrong-import-position
+from mpi_run import hears_signal  # noqa: E402
 from resident_job import wait_until  # noqa: E402
 from stand_in_job import StandInJob, done, error, phase  # noqa: E402
 
@@ -31,12 +32,6 @@ STATUS = {"schema_version": 1, "activity": "idle", "since_s": 1.0, "commands": 3
 
 def status_text(**changes):
     return json.dumps({**STATUS, **changes}) + "\n"
-
-
-def handles(process, number):
-    """Whether a process has a handler for a signal."""
-    status = pathlib.Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1
 
 
 class ClientTest(unittest.TestCase):
@@ -323,7 +318,7 @@ class Leaving(ClientTest):
 
     def test_who_leaves_before_the_job_has_answered_is_not_told_that_it_has(self):
         process = self.start("update", "--wait", "60s")
-        wait_until(lambda: handles(process, signal.SIGINT), 60, "it hears of signals")
+        wait_until(lambda: hears_signal(process.pid, signal.SIGINT), 60, "it hears of signals")
         process.send_signal(signal.SIGINT)
         _, err = self.ended(process, 130)
         self.assertIn("the job has not answered; if it has the update, it finishes it", err)

@@ -17,7 +17,7 @@ import uuid
 from hosts import DISK, JOB, START_LIMIT_S, Ended, lines_of, main_side_by_side, must_be_gone, new_directory, on
 from hosts import text_of, whole_report
 # pylint: disable=wrong-import-order
-from mpi_run import runs_program
+from mpi_run import hears_signal, runs_program
 from resident_job import Trouble, wait_until
 from storage import build_storage, variables_of
 
@@ -114,11 +114,6 @@ def ranks_of(name, command="update"):
     found = subprocess.run(["pgrep", "--full", f"{BINARY} {command}.*{name}"], capture_output=True, text=True,
                            check=False).stdout.split()
     return [int(pid) for pid in found if runs_program(pid, BINARY)]
-
-
-def hears_sigterm(pid):
-    caught = lines_of("SigCgt:\\s*(\\w+)", text_of(f"/proc/{pid}/status"))
-    return bool(int(caught[0], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 class SlurmTest(unittest.TestCase):
@@ -246,7 +241,7 @@ class Ends(SlurmTest):
         job = BatchJob(self, f"exec {quoted([*srun(), late, *update('--json', report)])}", "-n4")
 
         def in_start():
-            return any(hears_sigterm(pid) for pid in ranks_of(report))
+            return any(hears_signal(pid, signal.SIGTERM) for pid in ranks_of(report))
 
         job.wait_until(in_start, "a rank is in MPI's start")
         time.sleep(0.5)

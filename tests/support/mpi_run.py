@@ -54,6 +54,13 @@ def runs_program(pid, program):
         return False
 
 
+def hears_signal(pid, number):
+    """Whether a process has a handler for a signal."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+        caught = re.search(r"SigCgt:\s*(\w+)", status.read())
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 def shared_files_of(pids):
     """Files in /dev/shm that the processes map."""
     files = set()
