@@ -163,11 +163,14 @@ class Meter:
 
         pynvml.nvmlInit()
         self.gpu, self.nvml = pynvml.nvmlDeviceGetHandleByIndex(torch.device(DEVICE).index), pynvml
+        # Megatron's parameters are this rank's shards, FSDP2's the whole.
+        shards = int(KIND.partition(":")[2] or 1)
         weights = sum(p.numel() * 2 for p in model.parameters())
         # Of a vLLM in fp8; its scales are few.
         halved = sum(p.numel() for n, p in model.named_parameters() if n.endswith("_proj.weight"))
         served = weights - (halved if os.environ.get("ENGINES_FP8") else 0)
-        served //= int(os.environ.get("ENGINES_INFERENCE_TP") or 1)  # Norms, which all have, are small.
+        # Norms, which all have, are small.
+        served = served * shards // int(os.environ.get("ENGINES_INFERENCE_TP") or 1)
         mine = sum(engine.memory(tag).bytes for tag in ("weights", "optimizer"))  # None for weights of its own.
         if memories.OWN == "moves":
             mine += weights

@@ -152,8 +152,8 @@ class Run:
                    "--attach", attach, "--timeout", "60m", "--attach-timeout", "60m", *options, **root)  # fmt: skip
         commands = self.inference_commands() if "inference" in attach else []
         self.rollouts = {f"inference-{number}": command for number, command in enumerate(commands)}
-        for name, command in self.rollouts.items():
-            self.start(name, sys.executable, *command)
+        for number, (name, command) in enumerate(self.rollouts.items()):
+            self.start(name, sys.executable, *command, **self.gpus_of(number))
         # The Transformers process serves all GPUs, and says so for each.
         readers = self.ranks if commands and o.inference == "hf" else len(commands)
         place = {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -173,6 +173,13 @@ class Run:
         tp = int(o.inference[-1])
         count = self.ranks // tp
         return [[str(HERE / "vllm_inference.py"), *same, str(tp), str(n), str(count)] for n in range(count)]
+
+    def gpus_of(self, number):
+        """By environment: those of one vLLM of several."""
+        if self.o.device != "cuda" or not self.o.inference.startswith("vllm"):
+            return {}
+        tp = int(self.o.inference[-1])
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in range(tp * number, tp * (number + 1)))}
 
     def start(self, name, *command, **environment):
         with open(self.work / f"{name}.log", "wb") as log:
@@ -203,7 +210,7 @@ class Run:
                 time.sleep(0.02)
             os.killpg(self.processes[name].pid, signal.SIGKILL)
             self.processes[name].wait()
-            self.start(name, sys.executable, *command, ENGINES_KILLED="")
+            self.start(name, sys.executable, *command, ENGINES_KILLED="", **self.gpus_of(number))
 
     def finish(self):
         """Waits until all engines are done, and ends the job. Returns each rank's losses."""
