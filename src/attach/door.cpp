@@ -27,22 +27,39 @@ const char* deed_of(const ToEngine& request) {
   }
 }
 
-/// Tells others, from time to time, that a wait which has no end of its own goes on.
+/// A wait which has no end of its own: the rank's record says what for, and others are told, from
+/// time to time, that it goes on.
 class Patience {
  public:
-  Patience(std::string what, WaitMonitor& monitor) : what_(std::move(what)), monitor_(monitor) {}
+  Patience(std::string what, const std::string& job_directory, EngineRecord record,
+           WaitMonitor& monitor)
+      : what_(std::move(what)),
+        job_directory_(job_directory),
+        record_(std::move(record)),
+        monitor_(monitor) {}
 
-  void tell() {
+  /// `awaits`: as in the record.
+  void tell(const std::string& awaits) {
+    say(awaits);
     if (!told_ || next_.expired()) monitor_.progressed({what_, "", 0, 0, false});
     if (!told_ || next_.expired()) next_ = Deadline(kTellInterval);
     told_ = true;
   }
   void end() {
+    say("");
     if (told_) monitor_.progressed({what_, "", 0, 0, true});
   }
 
  private:
+  void say(const std::string& awaits) {
+    if (record_.awaits == awaits) return;
+    record_.awaits = awaits;
+    write_engine_record(job_directory_, record_);
+  }
+
   std::string what_;
+  const std::string& job_directory_;
+  EngineRecord record_;
   WaitMonitor& monitor_;
   Deadline next_{kTellInterval};
   bool told_ = false;
@@ -163,7 +180,8 @@ std::string Door::kept() const {
 void Door::await_hello(Seconds patience, WaitMonitor& monitor) {
   const Deadline deadline(patience);
   const auto& record = shared_->record;
-  Patience going_on(fmt::format("waiting for an engine ({})", role_name(record.role)), monitor);
+  Patience going_on(fmt::format("waiting for an engine ({})", role_name(record.role)),
+                    shared_->job_directory, record, monitor);
   for (uint64_t spins = 0;; ++spins) {
     {
       const std::lock_guard guard(shared_->mutex);
@@ -178,7 +196,7 @@ void Door::await_hello(Seconds patience, WaitMonitor& monitor) {
                   fmt::format("start one that attaches to {}; --attach-timeout gives it longer",
                               shared_->job_directory));
     }
-    going_on.tell();
+    going_on.tell("an engine to attach");
     pause_in_wait(spins);
   }
   going_on.end();
@@ -236,7 +254,9 @@ uint64_t Door::booked_bytes() const {
 
 ToRank Door::await_seal(Seconds patience, WaitMonitor& monitor) {
   const Deadline deadline(patience);
-  Patience going_on(fmt::format("an engine loads ({})", role_name(shared_->record.role)), monitor);
+  Patience going_on(fmt::format("an engine loads ({})", role_name(shared_->record.role)),
+                    shared_->job_directory, shared_->record, monitor);
+  std::string awaits;
   for (uint64_t spins = 0;; ++spins) {
     if (auto seal = next_seal()) {
       going_on.end();
@@ -245,6 +265,7 @@ ToRank Door::await_seal(Seconds patience, WaitMonitor& monitor) {
     {
       const std::lock_guard guard(shared_->mutex);
       if (!shared_->is_here() || shared_->state == State::kGreeted) throw shared_->lost_error();
+      awaits = fmt::format("{} to declare its tensors", shared_->describe());
     }
     monitor.poll();
     if (deadline.expired()) {
@@ -254,7 +275,7 @@ ToRank Door::await_seal(Seconds patience, WaitMonitor& monitor) {
                               format_seconds(patience.count())),
                   "--attach-timeout gives it longer");
     }
-    going_on.tell();
+    going_on.tell(awaits);
     pause_in_wait(spins);
   }
 }

@@ -64,6 +64,7 @@ int read_number(JsonFields& fields, const char* key) {
 
 std::string encode_record(const EngineRecord& record) {
   const Json json = {{"schema_version", 1},
+                     {"job", record.job},
                      {"host", record.host},
                      {"boot_id", text_or_null(record.boot_id)},
                      {"pid_namespace", record.pid_namespace},
@@ -73,7 +74,8 @@ std::string encode_record(const EngineRecord& record) {
                      {"device", record.device},
                      {"uuid", hex_of(record.uuid)},
                      {"backend", record.backend},
-                     {"socket", record.socket}};
+                     {"socket", record.socket},
+                     {"awaits", text_or_null(record.awaits)}};
   return indented_text(json);
 }
 
@@ -84,6 +86,7 @@ EngineRecord decode_record(const std::string& text, const std::string& where) {
     throw fields.is_not("schema_version", parsed.at("schema_version"), "1");
   }
   EngineRecord record;
+  record.job = fields.text("job");
   record.host = fields.text("host");
   record.boot_id = fields.text("boot_id");
   record.pid_namespace = fields.count("pid_namespace");
@@ -95,6 +98,7 @@ EngineRecord decode_record(const std::string& text, const std::string& where) {
   record.uuid = read_uuid(fields);
   record.backend = fields.text("backend");
   record.socket = fields.text("socket");
+  record.awaits = fields.text("awaits");
   return record;
 }
 

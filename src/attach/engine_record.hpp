@@ -11,8 +11,10 @@
 namespace awex::attach {
 
 /// Where a rank of a job waits for its engine: a file `engines/<host>-<role>-<device>.json` in the
-/// job's directory, which hosts may share, replaced as a whole.
+/// job's directory, which hosts may share, replaced as a whole. Those of a job's lost ranks on
+/// other hosts may lie beside its successor's.
 struct EngineRecord {
+  std::string job;  ///< Of its ranks alone: rank 0's private directory.
   std::string host;
   std::string boot_id;         ///< Of that host's kernel.
   uint64_t pid_namespace = 0;  ///< Inode.
@@ -23,6 +25,9 @@ struct EngineRecord {
   std::array<uint8_t, 16> uuid{};  ///< Of the device.
   std::string backend;
   std::string socket;  ///< Path on that host.
+  /// While the job starts: "an engine to attach", "vllm 0.32.0 (pid 4711) to declare its tensors";
+  /// empty for nothing.
+  std::string awaits;
 };
 
 /// Makes the folder, too. Throws request errors.

@@ -166,6 +166,26 @@ std::string leak_line(const Json& status, const TextStyle& style) {
          (bytes > 0 ? fmt::format(", within {} of the driver's own", format_bytes(bytes)) : "");
 }
 
+/// Of a job that starts: whom its ranks wait for.
+std::string wait_lines(const Json& status, const TextStyle& style) {
+  constexpr size_t kMostLines = 8;
+  const auto& waits = list_of(status, "waits");
+  const char* key = "waits";
+  std::string out;
+  for (size_t i = 0; i < std::min(waits.size(), kMostLines); ++i) {
+    out +=
+        line(std::exchange(key, ""),
+             fmt::format("rank {} ({}, host {}): for {}", count_text(waits[i], "rank"),
+                         text(waits[i], "role"), text(waits[i], "host"), text(waits[i], "awaits")),
+             style);
+  }
+  if (waits.size() <= kMostLines) return out;
+  return out + line("",
+                    fmt::format("and {} (--json names all)",
+                                counted(waits.size() - kMostLines, "more rank", "more ranks")),
+                    style);
+}
+
 std::string gpus_line(const Json& status) {
   std::set<std::string> names;
   for (const auto& rank : list_of(status, "ranks")) {
@@ -295,6 +315,7 @@ std::string job_lines(const Json& status, const TextStyle& style) {
     out += line(key, words, style);
   };
   add("job", activity_line(status));
+  out += wait_lines(status, style);
   add("commands", commands_line(status));
   add("started", start_line(status));
   add("model", model.empty() || backend.empty() ? model : fmt::format("{}, on {}", model, backend));

@@ -85,6 +85,17 @@ Json ranks_json(const JobStatus& status) {
   return ranks;
 }
 
+Json waits_json(const std::vector<RankWait>& waits) {
+  Json json = Json::array();
+  for (const auto& wait : waits) {
+    json.push_back({{"rank", wait.rank},
+                    {"role", text_or_null(wait.role)},
+                    {"host", text_or_null(wait.host)},
+                    {"awaits", text_or_null(wait.awaits)}});
+  }
+  return json;
+}
+
 }  // namespace
 
 const char* activity_name(JobStatus::Activity activity) {
@@ -123,6 +134,7 @@ std::string render_status_json(const JobStatus& status) {
                      {"committed_version", value_or_null(status.committed_version)},
                      {"memory", memory_with_verdict(status.memory)},
                      {"ranks", ranks_json(status)},
+                     {"waits", waits_json(status.waits)},
                      {"last_error", status.last_error ? error_json(*status.last_error) : Json()},
                      {"last_error_at", text_or_null(status.last_error_at)}};
   return indented_text(json);

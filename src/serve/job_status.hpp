@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
@@ -14,6 +16,14 @@
 #include "cycle/report.hpp"
 
 namespace awex {
+
+/// What a rank waits for while its job starts.
+struct RankWait {
+  int rank = 0;
+  std::string role;
+  std::string host;
+  std::string awaits;  ///< As attach::EngineRecord's.
+};
 
 /// What rank 0 knows of its job at any time, also while others hang.
 struct JobStatus {
@@ -38,6 +48,7 @@ struct JobStatus {
   MemoryReport memory;            ///< Against the books, after the last command.
   std::vector<RankStatus> ranks;  ///< After the last command; by rank; empty while starting.
   std::vector<RankInfo> rank_infos;
+  std::vector<RankWait> waits;  ///< While starting; by rank.
   std::optional<Error> last_error;
   std::string last_error_at;  ///< ISO 8601, UTC; empty without one.
 };
@@ -59,6 +70,8 @@ struct JobStatus {
 ///     "busy", "lost since …", "detached …") and engine_own_bytes (of the GPU: weights that it
 ///     lends, while they are there, and what it has told of by awex_book); tags is a list of those
 ///     that the rank holds: tag, state, bytes, device_bytes, host_bytes,
+///   waits: a list of ranks that wait for their engines while the job starts: rank, role, host,
+///     awaits (words),
 ///   last_error (as in a report), last_error_at.
 [[nodiscard]] std::string render_status_json(const JobStatus& status);
 
@@ -73,17 +86,30 @@ class StatusBoard {
     change(status_);
     if (before != std::tie(status_.activity, status_.command, status_.phase)) since_ = {};
   }
-  [[nodiscard]] JobStatus read() const {
+  /// What the board is not told of: `look` adds it, on the thread of each `read`, and must not
+  /// throw.
+  void look_with(std::function<void(JobStatus&)> look) {
     const std::lock_guard lock(mutex_);
-    auto status = status_;
-    status.since_s = since_.seconds();
+    look_ = std::move(look);
+  }
+  [[nodiscard]] JobStatus read() const {
+    auto [status, look] = copy();
+    if (look) look(status);
     return status;
   }
 
  private:
+  [[nodiscard]] std::pair<JobStatus, std::function<void(JobStatus&)>> copy() const {
+    const std::lock_guard lock(mutex_);
+    auto status = status_;
+    status.since_s = since_.seconds();
+    return {std::move(status), look_};
+  }
+
   mutable std::mutex mutex_;
   JobStatus status_;
   Stopwatch since_;
+  std::function<void(JobStatus&)> look_;
 };
 
 }  // namespace awex

@@ -55,6 +55,21 @@ std::optional<TakenBack> wanted_by_others(const std::vector<RankStatus>& ranks) 
   return std::nullopt;
 }
 
+/// Whom the ranks of a job that starts wait for: each says so in its record.
+void add_waits(JobStatus& status, const std::string& directory, const std::string& job) {
+  if (status.activity != JobStatus::Activity::kStarting) return;
+  try {
+    for (const auto& record : attach::read_engine_records(directory)) {
+      if (record.job != job || record.awaits.empty()) continue;
+      status.waits.push_back({record.rank, role_name(record.role), record.host, record.awaits});
+    }
+  } catch (const Error& error) {
+    log::warning(fmt::format("whom the ranks wait for is not known: {}", error.what()));
+  }
+  std::sort(status.waits.begin(), status.waits.end(),
+            [](const RankWait& a, const RankWait& b) { return a.rank < b.rank; });
+}
+
 /// How a job has ended that was told to while a command failed. What the launcher sends goes to its
 /// engines, too: so it may be one of them that fails it.
 Error end_amid(const Error& failure) {
@@ -216,12 +231,17 @@ void Resident::open_to_engines() {
   settings.admits_by_digest = wanted.admits_by_digest;
   settings.patience = wanted.patience;
   settings.takes_memory = options_.job.offload;
+  settings.here.job = private_directory_;
   settings.here.host = job_.node().name();
   settings.here.boot_id = text_of(job_.node().boot);
   settings.here.pid_namespace = own_pid_namespace();
   settings.here.rank = job_.rank();
   settings.here.pid = ::getpid();
-  if (door_) settings.wake = [doorman = &door_->doorman] { doorman->wake(); };
+  if (door_) {
+    settings.wake = [doorman = &door_->doorman] { doorman->wake(); };
+    door_->board.look_with([directory = options_.directory, job = private_directory_](
+                               JobStatus& status) { add_waits(status, directory, job); });
+  }
   attached_ = std::make_unique<attach::AttachedEngines>(std::move(settings));
 }
 

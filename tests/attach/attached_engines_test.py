@@ -407,6 +407,33 @@ class OneOfEach(Attached):
         self.fails(LOST, inference.do, "wait", 2)
         self.holds(inference, 2)  # what is mapped stays
 
+    def test_status_names_whom_a_job_waits_for_that_starts(self):
+        job = self.job(2, "--admission", "off")
+
+        def awaits(*expected):
+            def found():
+                waits = job.status()["waits"] if job.client("status").returncode == OK else []
+                self.assertEqual([wait["role"] for wait in waits], [["trainer", "inference"][w["rank"]] for w in waits])
+                return [(wait["rank"], wait["awaits"]) for wait in waits]
+            wait_until(lambda: found() == list(expected), 30, f"{expected} is told")
+
+        awaits((0, "an engine to attach"), (1, "an engine to attach"))
+        trainer = self.player(job, "trainer")
+        awaits((1, "an engine to attach"))
+        inference = self.player(job, "inference")
+        trainer.end(), inference.end()
+        to_declare = [f"{player.name} (pid {player.process.pid}) to declare its tensors" for player in (trainer, inference)]
+        awaits(*enumerate(to_declare))
+        trainer.do("declare", None, [])
+        trainer.do("step", 1)
+        trainer.begin("seal")
+        awaits((1, to_declare[1]))
+        inference.do("declare")
+        inference.do("seal")
+        trainer.end()
+        job.serves()
+        self.assertEqual(job.status()["waits"], [])
+
     def test_a_shell_drives(self):
         job, trainer, inference = self.pair()
         trainer.begin("ready")

@@ -129,6 +129,38 @@ ToEngine message(ToEngine::Kind kind) {
 
 }  // namespace
 
+/// Looks at a rank's record whenever the rank does not go on, and lets it go on once it has looked.
+class Onlooker final : public WaitMonitor {
+ public:
+  Onlooker(const Rank& rank, std::function<void()> then) : rank_(rank), then_(std::move(then)) {}
+  void poll() override {
+    seen = read_engine_records(rank_.job).at(0).awaits;
+    if (!seen.empty() && then_) std::exchange(then_, nullptr)();
+  }
+
+  std::string seen;
+
+ private:
+  const Rank& rank_;
+  std::function<void()> then_;
+};
+
+TEST_CASE("a rank's record says what it waits for, as long as it does") {
+  Rank rank;
+  const auto awaits = [&] { return read_engine_records(rank.job).at(0).awaits; };
+  CHECK(awaits().empty());
+  std::optional<FakeEngine> engine;
+  Onlooker hello(rank, [&] { engine.emplace(rank.socket()).hello(); });
+  rank.door.await_hello(kPatience, hello);
+  CHECK(hello.seen == "an engine to attach");
+  CHECK(awaits().empty());
+  rank.door.welcome({}, "", rank.later(), rank.nobody);
+  Onlooker seal(rank, [&] { engine->say(ToRank::Kind::kSeal); });
+  static_cast<void>(rank.door.await_seal(kPatience, seal));
+  CHECK(seal.seen == fmt::format("fake 1.0 (pid {}) to declare its tensors", ::getpid()));
+  CHECK(awaits().empty());
+}
+
 TEST_CASE("an engine goes through its life") {
   Rank rank;
   CHECK(rank.door.state() == Door::State::kAbsent);

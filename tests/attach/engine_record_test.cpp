@@ -23,6 +23,7 @@ namespace fs = std::filesystem;
 
 EngineRecord some_record() {
   EngineRecord record;
+  record.job = "/run/user/7/awex-colocate-job";
   record.host = "node7";
   record.boot_id = "d3b0";
   record.pid_namespace = 4026531836;
@@ -55,10 +56,12 @@ TEST_CASE("a record is read as it was written, until it is removed") {
   other.socket = "/tmp/other";
   write_engine_record(path, other);
   record.pid = 4712;
+  record.awaits = "an engine to attach";
   write_engine_record(path, record);
   const auto records = read_engine_records(path);
   REQUIRE(records.size() == 2);
   const auto& got = records[0];
+  CHECK(got.job == "/run/user/7/awex-colocate-job");
   CHECK(got.host == "node7");
   CHECK(got.boot_id == "d3b0");
   CHECK(got.pid_namespace == 4026531836);
@@ -69,6 +72,8 @@ TEST_CASE("a record is read as it was written, until it is removed") {
   CHECK(got.uuid == record.uuid);
   CHECK(got.backend == "cuda");
   CHECK(got.socket == record.socket);
+  CHECK(got.awaits == "an engine to attach");
+  CHECK(records[1].awaits.empty());
   CHECK(records[1].role == Role::kTrainer);
 
   auto former = record;

@@ -135,6 +135,24 @@ rank  host   gpu  engine
 )") != std::string::npos);
 }
 
+TEST_CASE("of a job that waits for engines it is said which ranks do") {
+  JobStatus status;
+  status.waits = {{0, "trainer", "alpha", "an engine to attach"},
+                  {1, "inference", "alpha", "vllm 0.32.0 (pid 4711) to declare its tensors"}};
+  CHECK(shown(status).find(R"(
+waits      rank 0 (trainer, host alpha): for an engine to attach
+           rank 1 (inference, host alpha): for vllm 0.32.0 (pid 4711) to declare
+           its tensors
+commands )") != std::string::npos);
+  for (int rank = 2; rank < 9; ++rank) {
+    status.waits.push_back({rank, "trainer", "beta", "an engine to attach"});
+  }
+  CHECK(shown(status).find(R"(
+           rank 7 (trainer, host beta): for an engine to attach
+           and 1 more rank (--json names all)
+commands )") != std::string::npos);
+}
+
 TEST_CASE("content that may not be served is called so, with what was good last") {
   auto status = sample_status();
   status.content = ContentState::kPoisoned;

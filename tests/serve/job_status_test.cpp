@@ -25,6 +25,7 @@ TEST_CASE("of a job that begins nothing is known but that") {
   CHECK(json["activity"] == "starting");
   CHECK(json["content"] == "empty");
   CHECK(json["ranks"] == Json::array());
+  CHECK(json["waits"] == Json::array());
   CHECK(json["queued"] == 0);
   for (const char* key : {"command", "phase", "started_at", "build", "backend", "model", "trainer",
                           "inference", "committed_version", "last_error", "last_error_at"}) {
@@ -144,6 +145,25 @@ TEST_CASE("all that is known of a job and its ranks is told") {
     CAPTURE(key);
     CHECK(json["ranks"][1].at(key).is_null());
   }
+}
+
+TEST_CASE("whom the ranks of a job that starts wait for is told") {
+  JobStatus status;
+  status.waits = {{3, "inference", "b", "an engine to attach"}};
+  CHECK(
+      rendered(status)["waits"] ==
+      Json{{{"rank", 3}, {"role", "inference"}, {"host", "b"}, {"awaits", "an engine to attach"}}});
+}
+
+TEST_CASE("a look adds what the board is not told of, anew for each read") {
+  StatusBoard board;
+  CHECK(board.read().waits.empty());
+  int looks = 0;
+  board.look_with([&](JobStatus& status) { status.waits.push_back({++looks, "", "", ""}); });
+  CHECK(board.read().waits.at(0).rank == 1);
+  const auto again = board.read();
+  REQUIRE(again.waits.size() == 1);
+  CHECK(again.waits[0].rank == 2);
 }
 
 TEST_CASE("each activity has a name of its own") {

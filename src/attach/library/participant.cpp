@@ -123,8 +123,9 @@ std::optional<Frame> Participant::meet_rank(const ParticipantOptions& options,
       if (auto answer = link_->receive(std::min(until, after(kQuiet)))) return answer;
       log::note(
           fmt::format("rank {} of the job at \"{}\" has not let this engine in yet: it waits for "
-                      "engines of other ranks (the job's log names these), or a command runs",
-                      found.record.rank, options.rank.job));
+                      "engines of other ranks, or a command runs; awex-colocate status --job {} "
+                      "tells which",
+                      found.record.rank, options.rank.job, options.rank.job));
       return link_->receive(until);
     } catch (const Error&) {
       if (!link_->has_hung_up() || deadline.expired()) throw;
