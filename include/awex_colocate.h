@@ -244,7 +244,8 @@ void awex_free(void* memory, ssize_t bytes, int device, void* stream);
 awex_status awex_book(awex_engine* engine, const char* what, uint64_t bytes);
 
 /* Up to 16 MiB of the trainer's own (step, random state, place in the data) that the rank keeps
- * with the next version that is handed over, and gives to the next engine in its place. */
+ * from now on with what the memory holds, and gives to the next engine in its place; one that
+ * returns to the last hand-over gets what was kept by then. */
 #define AWEX_MOST_KEPT_BYTES (16u << 20)
 awex_status awex_keep(awex_engine* engine, const void* bytes, size_t count);
 /* What was kept with the state that the memory holds. `*bytes` is valid until the next awex_keep or

@@ -158,7 +158,10 @@ ExitCode run_serve(const ServeArguments& arguments, const MakeObserver& observe,
   speak_as_rank(job, arguments.job.talk, options.job.timeout);
   const auto observer = observe(job);
   Metrics metrics(arguments.job.metrics_path, job.rank() == 0);
-  job.do_and_agree([&] { metrics.open(begin_report(arguments.job.request, job)); });
+  job.do_and_agree([&] {
+    metrics.open(begin_report(arguments.job.request, job));
+    if (job.size() < 2) throw too_few_ranks("serve");
+  });
   return serve(options, job, *observer, metrics);
 }
 

@@ -82,20 +82,29 @@ void GpuNeeds::add(const DeviceNeeds& needs, bool offload) {
   peak = checked_add(peak, pair.bytes, "the memory of a GPU");
   moment = pair.moment;
   pinned += host_bytes_of_cycle(needs, offload);
+  of.trainer_weights += needs.trainer_weights;
+  of.optimizer += needs.optimizer;
+  of.inference_weights += needs.inference_weights;
+  of.kv_cache += needs.kv_cache;
+  of.staging += needs.staging;
 }
 
 std::optional<Error> lack_of_memory(const GpuNeeds& gpu, const BudgetRequest& request,
                                     const std::string& who) {
   const uint64_t budget = request.gpu_memory.value_or(gpu.free);
   if (gpu.peak <= std::min(budget, gpu.free)) return std::nullopt;
-  return request_error(fmt::format("the GPU of {} needs {} in {}, and has {}", who,
-                                   format_bytes(gpu.peak), gpu.moment,
-                                   budget < gpu.free ? format_bytes(budget) + " by --gpu-memory"
-                                                     : format_bytes(gpu.free) + " free"),
-                       request.offload
-                           ? "spread the model over more GPUs, keep fewer --layers, or shrink "
-                             "--kv-cache"
-                           : "leave out --no-offload");
+  return request_error(
+      fmt::format("the GPU of {} needs {} in {}, and has {}: the trainer's weights are {}, its "
+                  "optimizer state {}, inference's weights {}, its KV cache {}",
+                  who, format_bytes(gpu.peak), gpu.moment,
+                  budget < gpu.free ? format_bytes(budget) + " by --gpu-memory"
+                                    : format_bytes(gpu.free) + " free",
+                  format_bytes(gpu.of.trainer_weights), format_bytes(gpu.of.optimizer),
+                  format_bytes(gpu.of.inference_weights), format_bytes(gpu.of.kv_cache)),
+      request.offload
+          ? "spread the model over more GPUs, keep fewer --layers, or shrink --kv-cache; an "
+            "attached engine asks for its optimizer state and KV cache itself (memory=)"
+          : "leave out --no-offload");
 }
 
 uint64_t gpu_budget(const GpuNeeds& gpu, const BudgetRequest& request, BackendKind backend,

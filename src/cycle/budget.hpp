@@ -57,6 +57,7 @@ struct DevicePeak {
 struct GpuNeeds {
   uint64_t peak = 0;
   std::string moment;   ///< Of the fullest pair.
+  DeviceNeeds of;       ///< What they hold in all, at whatever times.
   uint64_t pinned = 0;  ///< Host memory for what they offload.
   uint64_t free = std::numeric_limits<uint64_t>::max();
 

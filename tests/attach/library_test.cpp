@@ -542,6 +542,8 @@ TEST_CASE("a seal that is not answered in time is waited for again") {
   });
   AttachedEngine engine(job.path(), AWEX_TRAINER);
   CHECK(awex_seal(engine.get(), 0.02) == AWEX_DEADLINE);
+  says("it may wait for engines of other ranks to declare theirs");
+  says("awex-colocate status --job " + job.path().string() + " tells which");
   const auto a = tensor("a", AWEX_WEIGHTS);
   CHECK(awex_declare(engine.get(), &a) == AWEX_WRONG_REQUEST);
   CHECK(awex_seal(engine.get(), 30) == AWEX_OK);
@@ -978,6 +980,7 @@ TEST_CASE("an engine that is not taken in does not wait for ever") {
             },
             0.1) == AWEX_DEADLINE);
   says("has not taken it in after");
+  says("awex-colocate status --job ");
 }
 
 TEST_CASE("an engine that asks for more than the rank gives is not attached") {

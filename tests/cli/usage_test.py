@@ -254,10 +254,11 @@ class Usage(unittest.TestCase):
         self.assertEqual(result.stderr.count('unknown option "--modle"'), 1)
 
     def test_one_rank_is_no_job(self):
-        for command in JOB_COMMANDS:
-            with self.subTest(command):
+        for command in [*JOB_COMMANDS, "serve"]:
+            with self.subTest(command), tempfile.TemporaryDirectory() as directory:
                 self.refused(
                     command,
+                    *(("--job", directory) if command == "serve" else ()),
                     *("--model", "preset:tiny-dense", "--backend", "host"),
                     says="needs a trainer and an inference rank",
                     hint="mpirun -np 2",

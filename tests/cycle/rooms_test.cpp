@@ -111,6 +111,10 @@ TEST_CASE("a GPU needs what its pairs need together, and is refused by whose GPU
   CHECK(lack->code() == ExitCode::kRequest);
   CHECK(contains(lack->what(), "the GPU of rank 3 needs 58.7 MB in the train step"));
   CHECK(contains(lack->what(), "by --gpu-memory"));
+  CHECK(contains(lack->what(),
+                 "the trainer's weights are 8.39 MB, its optimizer state 50.3 MB, "
+                 "inference's weights 8.39 MB, its KV cache 0 B"));
+  CHECK(contains(lack->hint(), "memory="));
   gpu.free = 56 * kMiB - 1;
   const auto used = lack_of_memory(gpu, {std::nullopt, false}, "rank 3");
   REQUIRE(used);

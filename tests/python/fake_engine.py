@@ -50,6 +50,9 @@ class FakeLibrary:
         self.lent[t.name.decode()] = (t.dtype.decode(), t.rows, t.cols, address)
         return 0
 
+    def awex_seal(self, _, timeout):
+        return 0
+
     def awex_error(self):
         return b""
 
@@ -67,6 +70,7 @@ def make(layout, reattached=False, own=None, **sizes):
     engine._handle = 1
     engine.role, engine.name, engine.device_index, engine.own_weights = "trainer", "fake", 0, own
     engine._served, engine._hooks, engine._c_callbacks, engine._hook_error = 0, {}, {}, None
+    engine._used = set()
     engine._checks, engine._support, engine._placed_ahead, engine._when_closed = [], {}, {}, []
     engine._place = Place(0, 0, "here", "model", "hf", "host", reattached, 0)
     engine._layout = tuple(tensors)

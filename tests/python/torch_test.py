@@ -9,6 +9,7 @@ import sys
 import tempfile
 import types
 import unittest
+import warnings
 from pathlib import Path
 from typing import Generic, TypeVar
 from unittest import mock
@@ -147,10 +148,29 @@ class Adopt(unittest.TestCase):
         self.refused(
             engine,
             Small(),
-            "embed.weight is f32 [11, 6] here, bf16 [11, 6] in the layout",
+            "embed.weight is f32 here, bf16 in the layout",
             "norm.weight is f32 [6] here, f32 [7, 1]",
             "other is missing",
             "head.weight [11, 6] is not in the layout",
+        )
+
+    def test_a_model_of_another_dtype_is_refused_with_what_to_load(self):
+        layout = [(name, "bf16", rows, cols) for name, _, rows, cols in LAYOUT]
+        engine = fake_engine.make(layout)
+        self.refused(engine, Small(), "norm.weight is f32 here, bf16 in the layout", "hint: load the model in the dtype")
+        engine.role = "inference"
+        self.refused(engine, Small(), "dtype of the job's --model, or name its own in --inference (dtype=")
+
+    def test_a_part_of_the_model_is_refused_with_what_its_names_lack(self):
+        whole = nn.Module()
+        whole.model = nn.ModuleList([Small() for _ in range(5)])
+        layout = [(name, "f32", *(*p.shape, 1)[:2]) for name, p in whole.named_parameters()]
+        self.refused(
+            fake_engine.make(layout),
+            whole.model,
+            "model.0.embed.weight is missing; 0.embed.weight [11, 6] is not in the layout; ",
+            "and 22 more",
+            "adopt the whole model: the names of this part of it lack 'model.'",
         )
 
     def test_a_transposed_matrix_is_refused(self):
@@ -169,6 +189,9 @@ class Adopt(unittest.TestCase):
         model = Small()
         support.adopt(engine, model, skip=["head.weight"])
         self.assertFalse(inside(engine, model.head.weight))
+
+    def test_parameters_of_the_layout_cannot_be_skipped(self):
+        self.refused(fake_engine.make(LAYOUT), Small(), "skip names head.weight, which", skip=["head.weight"])
 
     def test_empty_parameters_are_refused(self):
         model = Small()
@@ -394,6 +417,38 @@ class AdoptOptimizer(unittest.TestCase):
     def test_too_little_memory_is_refused_with_what_to_ask_for(self):
         with self.assertRaisesRegex(WrongRequest, "attach.*memory="):
             self.pair(lambda m: torch.optim.AdamW(m.parameters()), optimizer=1024)
+
+    def test_an_optimizer_before_its_model_is_refused_and_changes_nothing(self):
+        model = Small()
+        optimizer = torch.optim.AdamW(model.parameters())
+        engine = fake_engine.make(LAYOUT, optimizer=support.optimizer_bytes(optimizer, model))
+        with self.assertRaisesRegex(WrongRequest, "3 of its 3 parameters are not adopted.*\n.*adopt the model"):
+            support.adopt_optimizer(engine, optimizer)
+        self.assertFalse(optimizer.state)
+        support.adopt(engine, model)
+        of_another = torch.optim.AdamW(Small().parameters())
+        with self.assertRaisesRegex(WrongRequest, "3 of its 3 parameters are not adopted.*\n.*adopt the model"):
+            support.adopt_optimizer(engine, of_another)
+        support.adopt_optimizer(engine, optimizer)
+        engine._check()
+
+    def test_memory_for_an_optimizer_that_nobody_moves_is_told_of(self):
+        engine = fake_engine.make(LAYOUT, optimizer=4096)
+        support.adopt(engine, Small())
+        with self.assertWarnsRegex(RuntimeWarning, "4096 bytes of optimizer memory.*adopt_optimizer"):
+            engine.seal()
+        for use in (
+            lambda of: of.memory("optimizer").alloc(8),
+            lambda of: of.memory("optimizer").view(),
+            lambda of: of.declare("mine", "f32", 2, 2, 0, "optimizer"),
+            lambda of: of.empty("optimizer", (2, 2), torch.float32),
+        ):
+            engine = fake_engine.make(LAYOUT, optimizer=4096)
+            use(engine)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                engine.seal()
+                fake_engine.make(LAYOUT).seal()
 
     def test_optimizers_that_are_not_known_need_a_first_step(self):
         make = lambda m: torch.optim.RMSprop(m.parameters())  # noqa: E731

@@ -27,10 +27,14 @@ def shape_fits(shape: Sequence[int], place: Tensor) -> bool:
 def difference(tensor: torch.Tensor, place: Tensor) -> str | None:
     """In what a tensor differs from its place in the layout."""
     dtype = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
-    if dtype == place.dtype.lower() and shape_fits(tensor.shape, place):
-        return None
+    if shape_fits(tensor.shape, place):
+        return None if is_of_dtype(tensor, place) else f"is {dtype} here, {place.dtype} in the layout"
     shape = list(tensor.shape)
     return f"is {dtype} {shape} here, {place.dtype} [{place.rows}, {place.cols}] in the layout"
+
+
+def is_of_dtype(tensor: torch.Tensor, place: Tensor) -> bool:
+    return DTYPE_NAMES.get(tensor.dtype) == place.dtype.lower()
 
 
 def refuse(engine: Engine, wrong: list[str], hint: str) -> None:

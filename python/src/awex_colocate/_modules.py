@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 import torch
 
-from ._matching import Found, difference, names_of, refuse
+from ._matching import Found, difference, is_of_dtype, names_of, refuse
 from ._tensors import round_up, tensor_at
 from ._watched import watch
 from .errors import WrongRequest
@@ -96,7 +97,12 @@ def _match(engine: Engine, held: list[_Held], skip: set[str]) -> dict[str, list[
     _refuse_lora(held)
     by_name = {one.name: one for one in held}
     places = {place.name: place for place in engine.layout()}
-    wrong = _wrong_shapes(by_name, places)
+    if of_layout := sorted(skip & places.keys()):
+        raise WrongRequest(
+            f"skip names {', '.join(of_layout)}, which the layout {engine.place.layout} holds",
+            "skip is for parameters that the layout does not have",
+        )
+    wrong, unknown = _wrong_shapes(by_name, places), []
     found = {name: [by_name[name]] for name in places if name in by_name}
     at: dict[tuple[int, int], str] = {}
     for name, (one,) in found.items():
@@ -110,9 +116,10 @@ def _match(engine: Engine, held: list[_Held], skip: set[str]) -> dict[str, list[
         if (tied_to := at.get(_identity(one))) and one.tensor.numel():
             found[tied_to].append(one)
         elif one.is_parameter and one.tensor.numel() > 1 and one.name not in skip:
-            wrong.append(f"{one.name} {list(one.tensor.shape)} is not in the layout")
-    wrong += _overlaps(held, found)
-    refuse(engine, wrong, _hint_for(by_name, places))
+            unknown.append(f"{one.name} {list(one.tensor.shape)} is not in the layout")
+    # In turns, so that some of both are seen where there are many.
+    both = [what for what in chain.from_iterable(zip_longest(wrong, unknown)) if what]
+    refuse(engine, both + _overlaps(held, found), _hint_for(engine, by_name, places))
     return found
 
 
@@ -121,6 +128,15 @@ def _identity(held: _Held) -> tuple[int, int]:
     if held.tensor.is_meta:
         return id(held.tensor), -1
     return held.span()
+
+
+def _lacking_prefix(by_name: dict[str, _Held], places: dict[str, Tensor]) -> str:
+    """Of all names of a part of the model; empty where they are not."""
+    first = next((name for name, held in by_name.items() if held.is_parameter), "")
+    longer = [name for name in places if first and name.endswith(f".{first}")]
+    prefix = longer[0].removesuffix(first) if len(longer) == 1 else ""
+    is_part = all(prefix + name in places for name, held in by_name.items() if held.is_parameter)
+    return prefix if is_part else ""
 
 
 def _refuse_lora(held: list[_Held]) -> None:
@@ -165,9 +181,15 @@ def _overlaps(held: list[_Held], found: dict[str, list[_Held]]) -> list[str]:
     return wrong
 
 
-def _hint_for(by_name: dict[str, _Held], places: dict[str, Tensor]) -> str:
+def _hint_for(engine: Engine, by_name: dict[str, _Held], places: dict[str, Tensor]) -> str:
     if any(f"module.{name}" in by_name for name in places):
         return "adopt what the wrapper wraps (model.module), before it is wrapped"
-    if any(by_name[name].tensor.numel() == 0 for name in places if name in by_name):
+    if prefix := _lacking_prefix(by_name, places):
+        return f"adopt the whole model: the names of this part of it lack {prefix!r}"
+    both = [(by_name[name].tensor, place) for name, place in places.items() if name in by_name]
+    if any(tensor.numel() == 0 for tensor, _ in both):
         return "turn the engine's packing of weights off before it loads them (docs/engines.md)"
+    if len(both) == len(places) and not any(is_of_dtype(tensor, place) for tensor, place in both):
+        mine = "" if engine.role == "trainer" else ", or name its own in --inference (dtype=…)"
+        return f"load the model in the dtype of the job's --model{mine}"
     return "compare --trainer and --inference of the job with how this engine was started: model, tp, ep, dtype"

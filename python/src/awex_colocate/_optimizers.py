@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +21,18 @@ def optimizer_bytes(
 ) -> int:
     """Bytes to ask for (`attach(memory={"optimizer": …})`) so that adopt_optimizer finds room. With the
     module, parameters of the optimizer that are not the module's (fp32 masters) count, too."""
-    own = {id(p) for p in module.parameters()} if module is not None else None
+    if module is None:
+        return _bytes_of(optimizer, None)
+    return _bytes_of(optimizer, {id(p) for p in module.parameters()})
+
+
+def _bytes_of(optimizer: torch.optim.Optimizer, weights: Collection[int] | None) -> int:
+    """Of all its state and, beside `weights` (ids), of its own parameters."""
     total = steps = 0
     for _, group, parameter in parameters_of(optimizer):
         steps += 1
         local = local_of(parameter)
-        if own is not None and id(parameter) not in own:
+        if weights is not None and id(parameter) not in weights:
             total += round_up(local.numel() * local.element_size())
         state = optimizer.state.get(parameter)
         if state:
@@ -79,9 +85,10 @@ def adopt_optimizer(engine: Engine, optimizer: torch.optim.Optimizer) -> None:
     memory holds what a former engine left, the optimizer has that state then, step counts as well. Call
     it after `adopt`, with the same parameters in the same order whoever attaches.
 
-    Raises WrongRequest where the memory does not suffice (optimizer_bytes says what does), and for other
-    optimizers that have taken no step."""
+    Raises WrongRequest, before anything is changed, where the memory does not suffice (optimizer_bytes says
+    what does), and for other optimizers that have taken no step."""
     names = names_of(engine)
+    _refuse_without_room(engine, optimizer, names)
     count = engine._support["optimizers"] = engine._support.get("optimizers", 0) + 1
     prefix = "" if count == 1 else f"optimizer{count}."
     counted = []
@@ -100,6 +107,27 @@ def adopt_optimizer(engine: Engine, optimizer: torch.optim.Optimizer) -> None:
             if "step" in state:
                 counted.append(parameter)
         _adopt_steps(engine, optimizer, counted, f"{prefix}steps")
+
+
+def _refuse_without_room(
+    engine: Engine, optimizer: torch.optim.Optimizer, names: Collection[int]
+) -> None:
+    asked = engine.memory("optimizer").bytes
+    used = engine._support.get("optimizer_bytes", 0)
+    needed = _bytes_of(optimizer, names)
+    if needed <= asked - used:
+        engine._support["optimizer_bytes"] = used + needed
+        return
+    parameters = [parameter for _, _, parameter in parameters_of(optimizer)]
+    strange = sum(id(parameter) not in names for parameter in parameters)
+    hint = "ask for more: attach(…, memory={'optimizer': optimizer_bytes(optimizer, model)})"
+    if strange == len(parameters):
+        hint = f"adopt the model that these parameters are of first; are they masters of their own, {hint}"
+    raise WrongRequest(
+        f"the optimizer needs {needed} bytes of memory, and {asked - used} of the {asked} that were asked for are "
+        f"left; {strange} of its {len(parameters)} parameters are not adopted as weights, and counted in",
+        hint,
+    )
 
 
 def _set_data(tensor: torch.Tensor, new: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -139,6 +140,7 @@ class Memory:
     @property
     def address(self) -> int:
         """Fixed while the engine is attached; 0 where it has no such memory."""
+        self._engine._used.add(self.tag)
         return self._engine._memory_info(self.tag).address or 0
 
     @property
@@ -162,6 +164,7 @@ class Memory:
         """All of it as bytes, on `host` alone, not copied. Touch it while it is mapped."""
         if self._engine.place.backend != "host":
             raise WrongRequest("GPU memory has no view on the host", "use awex_colocate.torch")
+        self._engine._used.add(self.tag)
         info = self._engine._memory_info(self.tag)
         if not info.bytes:
             return memoryview(b"")
@@ -172,6 +175,7 @@ class Memory:
         in `Engine.declare`, nor, in one tag, what was allocated before it was first mapped (a KV cache)
         with PyTorch's pools. Raises WrongRequest when its bytes are used up."""
         engine = self._engine
+        engine._used.add(self.tag)
         if self.tag in engine._placed_ahead or not self.is_mapped:
             return self._alloc_ahead(count)
         engine._call("awex_use", TAGS.index(self.tag))
@@ -191,8 +195,9 @@ class Memory:
     def _used_up(self, count: int, text: str) -> AwexError:
         if text:
             return error_of(Status.WRONG_REQUEST, text)
+        has = f"{self.bytes} bytes of it were asked for, which do not suffice" if self.bytes else "none was asked for"
         return WrongRequest(
-            f"no {count} bytes are left of the {self.bytes} of {self.tag}",
+            f"no room for {count} bytes in the {self.tag} memory: {has}",
             f"ask for more: attach(…, memory={{'{self.tag}': bytes}})",
         )
 
@@ -204,6 +209,7 @@ class Memory:
     def __enter__(self) -> Memory:
         from . import torch as support
 
+        self._engine._used.add(self.tag)
         pool = support.memory_pool(self._engine, self.tag)
         pool.__enter__()
         self._pools.append(pool)
@@ -283,6 +289,7 @@ class Engine:
         self._checks: list[Callable[[], None]] = []
         #: Run when it has left: what would touch its memory later.
         self._when_closed: list[Callable[[], None]] = []
+        self._used: set[str] = set()  # Tags whose memory somebody has asked for.
         self._placed_ahead: dict[str, int] = {}  # Bytes used of tags that were not mapped then.
         self._support: dict[str, Any] = {}  # What awex_colocate.torch keeps for this engine.
         self._place = self._ask_place()
@@ -326,6 +333,7 @@ class Engine:
         tensor = _library.CTensor(
             name.encode(), dtype.encode(), rows, cols, offset, TAGS.index(tag)
         )
+        self._used.add(tag)
         self._call("awex_declare", ctypes.byref(tensor))
 
     def declare_own(self, name: str, dtype: str, rows: int, cols: int, address: int) -> None:
@@ -346,8 +354,20 @@ class Engine:
         and the likely cause; declare it again and seal again then. Inference that is admitted by digest has
         its loaded weights in place by now."""
         self._check()
+        self._tell_of_unused()
         self._synchronize()
         self._call("awex_seal", timeout)
+
+    def _tell_of_unused(self) -> None:
+        if self.role != "trainer" or "optimizer" in self._used:
+            return
+        if count := self.memory("optimizer").bytes:
+            warnings.warn(
+                f"{count} bytes of optimizer memory are there, and nothing was put into them: an optimizer whose state "
+                "was not moved (engine.adopt_optimizer) stays on the GPU, and is lost with this process",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def adopt(
         self, module: torch.nn.Module, *, copy: bool | None = None, skip: Sequence[str] = ()
@@ -459,8 +479,9 @@ class Engine:
         self._call("awex_consistent")
 
     def keep(self, blob: bytes) -> None:
-        """A trainer: up to 16 MiB of its own (random state, place in the data) that the rank keeps with the
-        next version that is handed over."""
+        """A trainer: up to 16 MiB of its own (random state, place in the data) that the rank keeps from now on with
+        what the memory holds, for the next engine in its place; one that returns to the last hand-over gets what
+        was kept by then."""
         if not isinstance(blob, bytes):
             raise TypeError(f"keep takes bytes, not {type(blob).__name__}")
         if len(blob) > MOST_KEPT_BYTES:

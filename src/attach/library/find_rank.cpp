@@ -30,7 +30,8 @@ constexpr auto kPause = std::chrono::milliseconds(20);
 constexpr Seconds kFirstWord{3};
 constexpr Seconds kNextWord{60};
 constexpr const char* kNoRankHint =
-    "start the job first: mpirun … awex-colocate serve --job DIR --attach trainer,inference";
+    "start the job first: mpirun … awex-colocate serve --job DIR --attach trainer,inference; one "
+    "without --attach has no rank that waits";
 constexpr const char* kOtherRankHint =
     "attach to a rank that waits, by its role and device (LOCAL_RANK), on its host; serve --attach "
     "says whose engines a job takes; where the rank has ended, start the job again";

@@ -143,11 +143,12 @@ void Participant::attach(std::optional<Frame> frame, Clock::time_point until, Se
   bool in_time = frame.has_value();
   while (in_time && !is_complete()) in_time = hear_request(until);
   if (!in_time) {
-    throw Error(ExitCode::kDeadline,
-                fmt::format("the rank of this engine has not taken it in after {}: the job may "
-                            "wait for engines of other ranks",
-                            format_seconds(timeout.count())),
-                "the job's log tells which ranks wait for theirs");
+    throw Error(
+        ExitCode::kDeadline,
+        fmt::format("rank {} of the job at \"{}\" has not taken it in after {}: it may wait "
+                    "for engines of other ranks",
+                    link_->rank(), link_->job(), format_seconds(timeout.count())),
+        fmt::format("awex-colocate status --job {} tells which", link_->job()));
   }
   const auto* weights = memory(Tag::kWeights);
   if (weights != nullptr && weights->has_content()) note_served();
@@ -340,7 +341,10 @@ void Participant::bring_back_own() {
 
 void Participant::seal(Seconds timeout) {
   const Call call(*this);
-  if (seal_ == Seal::kSealed) throw request_error("what this engine holds is sealed already");
+  if (seal_ == Seal::kSealed) {
+    throw request_error("what this engine holds is sealed already",
+                        "declare everything first, and seal once");
+  }
   if (own_weights_ == OwnWeights::kMoves &&
       !(callbacks_.before_release && callbacks_.after_resume)) {
     throw request_error(
@@ -358,6 +362,26 @@ void Participant::seal(Seconds timeout) {
     seal_ = Seal::kPending;
   }
   const auto until = after(timeout);
+  if (hear_of_seal(std::min(until, after(kQuiet)))) return;
+  if (Clock::now() < until) {
+    log::note(
+        fmt::format("rank {} of the job at \"{}\" has not answered what was declared yet: it waits "
+                    "for engines of other ranks to declare theirs; awex-colocate status --job {} "
+                    "tells which",
+                    welcome_.rank, link_->job(), link_->job()));
+    if (hear_of_seal(until)) return;
+  }
+  throw Error(ExitCode::kDeadline,
+              fmt::format("rank {} has not answered what was declared after {}: it may wait for "
+                          "engines of other ranks to declare theirs",
+                          welcome_.rank, format_seconds(timeout.count())),
+              fmt::format("call awex_seal again to wait on; awex-colocate status --job {} tells "
+                          "which",
+                          link_->job()));
+}
+
+/// Whether the rank has taken what was declared. Throws what it says against it.
+bool Participant::hear_of_seal(Clock::time_point until) {
   while (const auto answer = hear(until)) {  // maybe an end of a command that came before
     if (answer->kind == ToEngine::Kind::kRefused) {
       seal_ = Seal::kOpen;
@@ -366,12 +390,9 @@ void Participant::seal(Seconds timeout) {
     }
     if (answer->kind != ToEngine::Kind::kSealed) continue;
     seal_ = Seal::kSealed;
-    return;
+    return true;
   }
-  throw Error(ExitCode::kDeadline,
-              fmt::format("rank {} has not answered what was declared after {}", welcome_.rank,
-                          format_seconds(timeout.count())),
-              "call awex_seal again to wait on; awex-colocate status --job DIR tells what it does");
+  return false;
 }
 
 // ---- Taking part in commands
@@ -379,7 +400,9 @@ void Participant::seal(Seconds timeout) {
 void Participant::expect_role(Role role, const char* call) const {
   if (role_ == role) return;
   throw request_error(fmt::format("{} is a call of {} engines, and this one is {}", call,
-                                  role_name(role), role_name(role_)));
+                                  role_name(role), role_name(role_)),
+                      role == Role::kTrainer ? "inference calls awex_wait and awex_release"
+                                             : "a trainer calls awex_hand_over and awex_take_back");
 }
 
 void Participant::expect_sealed(const char* call) const {

@@ -98,6 +98,7 @@ class Participant {
                                                Clock::time_point until);
   void attach(std::optional<Frame> frame, Clock::time_point until, Seconds timeout);
   void take_welcome(Frame frame);
+  [[nodiscard]] bool hear_of_seal(Clock::time_point until);
   void reserve_memory();
   /// What the welcome has told of has come.
   [[nodiscard]] bool is_complete() const;

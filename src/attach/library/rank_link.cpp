@@ -76,7 +76,8 @@ void RankLink::lose_silent(const Error& error) {
 
 void RankLink::lose(const Error& error) {
   const std::string stays =
-      "what is mapped here stays; start the job again, detach and attach to it";
+      "what is mapped here stays, and a trainer's memory that is not comes back by awex_restore; "
+      "then start the job again, detach and attach to it";
   lost_.emplace(ExitCode::kPeerLost,
                 fmt::format("rank {} of the job at \"{}\" is lost: {}", rank_, job_, error.what()),
                 error.hint().empty() ? stays : fmt::format("{}; {}", error.hint(), stays));

@@ -33,6 +33,10 @@ class RankLink {
   /// Takes a connected socket. `job` is the job's directory, for messages.
   RankLink(UniqueFd socket, const EngineRecord& rank, std::string job);
 
+  [[nodiscard]] int rank() const { return rank_; }
+  /// The job's directory.
+  [[nodiscard]] const std::string& job() const { return job_; }
+
   [[nodiscard]] bool is_lost() const { return lost_.has_value(); }
   /// The rank is lost as its end of the connection is gone, without a word.
   [[nodiscard]] bool has_hung_up() const { return has_hung_up_; }
