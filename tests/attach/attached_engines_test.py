@@ -185,7 +185,7 @@ class TwoOfEach(Pairs):
         self.assertEqual([player.do("memory")["address"] for player in trainers + servers], places)
         # A client that has asked for the status may still be there for a moment.
         wait_until(lambda: not self.grown(before, self.held_by_ranks(job)), 10, "nothing has grown")
-        status = job.status()
+        status = job.status_at_rest()
         self.assertEqual((status["committed_version"], status["memory"]["leaked_bytes"]), (20, 0))
         self.assertEqual({rank["steps"] for rank in status["ranks"] if rank["role"] == "trainer"}, {20})
 
@@ -373,7 +373,7 @@ class Quantised(Pairs):
             take_back(trainers, servers, call)
             self.check_trainers(trainers, version)
             take_back(trainers, servers)
-        self.assertEqual(job.status()["memory"]["leaked_bytes"], 0)
+        self.assertEqual(job.status_at_rest()["memory"]["leaked_bytes"], 0)
 
 
 class OneOfEach(Attached):
@@ -397,7 +397,7 @@ class OneOfEach(Attached):
         self.assertEqual(trainer.do("hand_over"), 2)
         self.assertEqual(inference.end(), 2)
         self.holds(inference, 2)
-        status = job.status()
+        status = job.status_at_rest()
         states = {rank["role"]: (rank["engine"], rank["engine_pid"]) for rank in status["ranks"]}
         self.assertEqual(states, {"trainer": ("a trainer", trainer.process.pid),
                                   "inference": ("a inference", inference.process.pid)})
@@ -515,8 +515,7 @@ class OneOfEach(Attached):
         self.hand_over(trainer, inference, 0)
         self.take_back(trainer, inference, "take_back_weights")
         self.trainer_holds(trainer, 1)
-        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
-        self.assertEqual([(rank["role"], memory["tag"]) for rank in job.status()["ranks"] for memory in rank["tags"]
+        self.assertEqual([(rank["role"], memory["tag"]) for rank in job.status_at_rest()["ranks"] for memory in rank["tags"]
                           if memory["device_bytes"]], [("trainer", "weights")])
         self.assertIn("awex_take_back", self.fails(WRONG, trainer.do, "step", 2))
         trainer.do("take_back_weights", 0)  # at once
@@ -568,7 +567,7 @@ class OneOfEach(Attached):
         inference.begin("ready")
         self.assertIn("after_resume", self.fails(FAILED, trainer.do, "hand_over"))
         self.fails(FAILED, inference.end)
-        self.assertEqual(job.status()["committed_version"], 1)
+        self.assertEqual(job.status_at_rest()["committed_version"], 1)
         self.assertFalse(trainer.do("memory", "optimizer")["is_mapped"])
         inference.do("fail", [])
         self.assertEqual(self.hand_over(trainer, inference, 0), 1)
@@ -1158,7 +1157,7 @@ class Lost(Attached):
     def goes_on_behind_the_hand_over(self, job, inference, **named):
         """What inference serves is what the next trainer gets back."""
         self.holds(inference, 1)
-        wait_until(lambda: job.status()["activity"] == "idle", 20, "the job rests")
+        job.status_at_rest()
         other, place = self.again(job, "trainer", **named)
         self.assertEqual((place["reattached"], place["version"]), (1, 1))
         self.assertFalse(other.do("memory")["is_mapped"])

@@ -132,6 +132,12 @@ class Job:
     def status(self):
         return json.loads(self.client("status", "--json", "-").stdout)
 
+    def status_at_rest(self):
+        """Engines hear of a command's end before it tells of it."""
+        told = []
+        wait_until(lambda: told.append(self.status()) or told[-1]["activity"] == "idle", 20, "the job rests")
+        return told[-1]
+
     def rank_pids(self):
         return [rank["pid"] for rank in self.status()["ranks"]]
 

@@ -50,7 +50,7 @@ class Own(Attached):
         return job, trainer, inference
 
     def own_bytes(self, job):
-        return next(rank["engine_own_bytes"] for rank in job.status()["ranks"] if rank["role"] == "trainer")
+        return next(rank["engine_own_bytes"] for rank in job.status_at_rest()["ranks"] if rank["role"] == "trainer")
 
     def test_memory_that_stays(self):
         job, trainer, inference = self.begin("stays")
@@ -69,7 +69,7 @@ class Own(Attached):
         self.assertGreaterEqual(self.own_bytes(job), weights)
         trainer.do("book", "CUDA graphs", 7 * MIB)
         wait_until(lambda: self.own_bytes(job) >= weights + 7 * MIB, 10, "the books know of it")
-        status = job.status()
+        status = job.status_at_rest()
         self.assertEqual((status["committed_version"], status["memory"]["leaked_bytes"]), (6, 0))
         tags = {rank["role"]: {tag["tag"] for tag in rank["tags"]} for rank in status["ranks"]}
         self.assertEqual(tags, {"trainer": {"optimizer"}, "inference": {"weights", "kv_cache"}})
@@ -125,7 +125,7 @@ class Own(Attached):
             self.assertEqual(self.hand_over(trainer, inference, version - 1), version)
             self.holds(inference, version)
             self.assertFalse(trainer.do("memory")["is_mapped"])
-            for rank in job.status()["ranks"]:  # nobody keeps it
+            for rank in job.status_at_rest()["ranks"]:  # nobody keeps it
                 self.assertEqual(mappings_of(rank["pid"]), [], rank["role"])
             self.take_back(trainer, inference)
             self.assertTrue(trainer.do("memory")["is_mapped"])
@@ -153,7 +153,7 @@ class Own(Attached):
         trainer.do("step", 2)
         self.assertEqual(self.hand_over(trainer, inference, 1), 2)
         self.holds(inference, 2)
-        self.assertEqual(job.status()["committed_version"], 2)
+        self.assertEqual(job.status_at_rest()["committed_version"], 2)
 
     def test_what_cannot_be_lent(self):
         job = self.job(2, "--admission", "off", attach="trainer")
@@ -310,7 +310,7 @@ class TwoOfEach(Attached):
                     for name, bits in as_vllm(model, rank, 2).items():
                         self.assertTrue(np.array_equal(arrays[name].reshape(bits.shape), bits), name)
             take_back(trainers, servers)
-        self.assertEqual(job.status()["committed_version"], 5)
+        self.assertEqual(job.status_at_rest()["committed_version"], 5)
 
 
 if __name__ == "__main__":
