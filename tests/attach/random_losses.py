@@ -254,7 +254,7 @@ class Runs(RandomRuns):
         self.timed("take back", self.begin_take_back, self.end_take_back)
         for actor in self.trainers:
             self.check(actor, self.step)
-        status = self.job.status()
+        status = self.job.status_at_rest()
         if status["content"] == "poisoned" or status["memory"]["leaked_bytes"] > status["memory"]["leak_tolerance_bytes"]:
             raise Trouble(f"after a take-back: content {status['content']}, memory {status['memory']}")
 

@@ -18,6 +18,8 @@ import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 # pylint: disable=wrong-import-position
+from mpi_run import hears_signal  # noqa: E402
+from resident_job import wait_until  # noqa: E402
 from storage import build_storage, through_storage  # noqa: E402
 
 BINARY = ""
@@ -308,8 +310,9 @@ class Usage(unittest.TestCase):
         environment = dict(os.environ, PMI_RANK="1", PMI_SIZE="2")
         job = [BINARY, "update", "--model", "preset:tiny-dense"]
         with subprocess.Popen(job, env=environment, stderr=subprocess.PIPE) as process:
+            wait_until(lambda: hears_signal(process.pid, signal.SIGTERM), 60, "it hears of signals")
             with self.assertRaises(subprocess.TimeoutExpired):
-                process.wait(1)
+                process.wait(0.5)
             process.terminate()
             self.assertEqual((process.wait(60), process.stderr.read()), (2, b""))
 
