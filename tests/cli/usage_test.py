@@ -312,7 +312,7 @@ class Usage(unittest.TestCase):
         with subprocess.Popen(job, env=environment, stderr=subprocess.PIPE) as process:
             wait_until(lambda: hears_signal(process.pid, signal.SIGTERM), 60, "it hears of signals")
             with self.assertRaises(subprocess.TimeoutExpired):
-                process.wait(0.5)
+                process.wait(1)
             process.terminate()
             self.assertEqual((process.wait(60), process.stderr.read()), (2, b""))
 
