@@ -31,33 +31,35 @@ const char* deed_of(const ToEngine& request) {
 /// time to time, that it goes on.
 class Patience {
  public:
-  Patience(std::string what, const std::string& job_directory, EngineRecord record,
-           WaitMonitor& monitor)
+  /// `awaits`: as in the record.
+  Patience(std::string what, std::string awaits, const std::string& job_directory,
+           EngineRecord record, WaitMonitor& monitor)
       : what_(std::move(what)),
+        awaits_(std::move(awaits)),
         job_directory_(job_directory),
         record_(std::move(record)),
         monitor_(monitor) {}
 
-  /// `awaits`: as in the record.
-  void tell(const std::string& awaits) {
-    say(awaits);
+  void tell() {
+    if (!told_) say(awaits_);
     if (!told_ || next_.expired()) monitor_.progressed({what_, "", 0, 0, false});
     if (!told_ || next_.expired()) next_ = Deadline(kTellInterval);
     told_ = true;
   }
   void end() {
+    if (!told_) return;
     say("");
-    if (told_) monitor_.progressed({what_, "", 0, 0, true});
+    monitor_.progressed({what_, "", 0, 0, true});
   }
 
  private:
   void say(const std::string& awaits) {
-    if (record_.awaits == awaits) return;
     record_.awaits = awaits;
     write_engine_record(job_directory_, record_);
   }
 
   std::string what_;
+  std::string awaits_;
   const std::string& job_directory_;
   EngineRecord record_;
   WaitMonitor& monitor_;
@@ -181,7 +183,7 @@ void Door::await_hello(Seconds patience, WaitMonitor& monitor) {
   const Deadline deadline(patience);
   const auto& record = shared_->record;
   Patience going_on(fmt::format("waiting for an engine ({})", role_name(record.role)),
-                    shared_->job_directory, record, monitor);
+                    "an engine to attach", shared_->job_directory, record, monitor);
   for (uint64_t spins = 0;; ++spins) {
     {
       const std::lock_guard guard(shared_->mutex);
@@ -196,7 +198,7 @@ void Door::await_hello(Seconds patience, WaitMonitor& monitor) {
                   fmt::format("start one that attaches to {}; --attach-timeout gives it longer",
                               shared_->job_directory));
     }
-    going_on.tell("an engine to attach");
+    going_on.tell();
     pause_in_wait(spins);
   }
   going_on.end();
@@ -255,8 +257,8 @@ uint64_t Door::booked_bytes() const {
 ToRank Door::await_seal(Seconds patience, WaitMonitor& monitor) {
   const Deadline deadline(patience);
   Patience going_on(fmt::format("an engine loads ({})", role_name(shared_->record.role)),
-                    shared_->job_directory, shared_->record, monitor);
-  std::string awaits;
+                    fmt::format("{} to declare its tensors", describe()), shared_->job_directory,
+                    shared_->record, monitor);
   for (uint64_t spins = 0;; ++spins) {
     if (auto seal = next_seal()) {
       going_on.end();
@@ -265,7 +267,6 @@ ToRank Door::await_seal(Seconds patience, WaitMonitor& monitor) {
     {
       const std::lock_guard guard(shared_->mutex);
       if (!shared_->is_here() || shared_->state == State::kGreeted) throw shared_->lost_error();
-      awaits = fmt::format("{} to declare its tensors", shared_->describe());
     }
     monitor.poll();
     if (deadline.expired()) {
@@ -275,7 +276,7 @@ ToRank Door::await_seal(Seconds patience, WaitMonitor& monitor) {
                               format_seconds(patience.count())),
                   "--attach-timeout gives it longer");
     }
-    going_on.tell(awaits);
+    going_on.tell();
     pause_in_wait(spins);
   }
 }

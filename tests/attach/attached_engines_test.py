@@ -412,7 +412,8 @@ class OneOfEach(Attached):
 
         def awaits(*expected):
             def found():
-                waits = job.status()["waits"] if job.client("status").returncode == OK else []
+                status = job.client("status", "--json", "-")
+                waits = json.loads(status.stdout)["waits"] if status.returncode == OK else []
                 self.assertEqual([wait["role"] for wait in waits], [["trainer", "inference"][w["rank"]] for w in waits])
                 return [(wait["rank"], wait["awaits"]) for wait in waits]
             wait_until(lambda: found() == list(expected), 30, f"{expected} is told")

@@ -12,7 +12,6 @@ import gc
 import json
 import multiprocessing
 import os
-import queue
 import sys
 from pathlib import Path
 
@@ -151,22 +150,25 @@ def serve():
     return served
 
 
-def say_fresh(version, answers):
-    """Puts into `answers` what a fresh engine says on that version's checkpoint."""
+def say_fresh(version):
+    """What a fresh engine says on that version's checkpoint."""
     fresh = start(checkpoint(WORK / "checkpoints" / str(version)))
-    answers.put(tokens(fresh))
+    said = tokens(fresh)
     end(fresh)
+    return said
+
+
+def put_fresh(version, answers):
+    answers.put(say_fresh(version))
 
 
 def fresh_tokens(version):
     """On several GPUs of a process of its own: a process's second engine there had said nothing after 70 s."""
     if not (ON_GPU and TP > 1):
-        answers = queue.SimpleQueue()
-        say_fresh(version, answers)
-        return answers.get()
+        return say_fresh(version)
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.SimpleQueue()
-    process = spawn.Process(target=say_fresh, args=(version, answers))
+    process = spawn.Process(target=put_fresh, args=(version, answers))
     process.start()
     process.join()
     assert process.exitcode == 0, f"a fresh engine of version {version} ended with {process.exitcode}"

@@ -21,9 +21,8 @@ def optimizer_bytes(
 ) -> int:
     """Bytes to ask for (`attach(memory={"optimizer": …})`) so that adopt_optimizer finds room. With the
     module, parameters of the optimizer that are not the module's (fp32 masters) count, too."""
-    if module is None:
-        return _bytes_of(optimizer, None)
-    return _bytes_of(optimizer, {id(p) for p in module.parameters()})
+    weights = None if module is None else {id(p) for p in module.parameters()}
+    return _bytes_of(optimizer, weights)
 
 
 def _bytes_of(optimizer: torch.optim.Optimizer, weights: Collection[int] | None) -> int:
